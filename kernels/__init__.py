@@ -1,0 +1,37 @@
+"""Jitted kernels: arrays in, arrays out. Nothing here imports the Python side of fastae.
+
+A map, from the call down:
+
+    step.py         a shard of rows, tile after tile, through all layers; the team of threads' one jitted call
+    layer.py        one layer's forward step and backward step on a tile of rows, in place
+    gemm.py         the register tile, in its three forms
+    activations.py  sigmoid with derivative, tanh, relu, identity
+    optimizer.py    fused parameter updates
+    rows.py         rows of any dtype and stride into a tile, and back out
+    layout.py       the one data layout: column blocks of one cache line
+    target.py       which CPU Numba compiles for, and the tile sizes that follow
+    simd.py         the vector words; the only file that writes LLVM IR
+    compiler.py     the one decorator, ``kernel``, and its cache on disk
+"""
+
+if __name__ != "fastae.kernels":
+    raise ImportError("import fastae.kernels: another package owns the top-level name 'kernels'")
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "sigmoid_with_derivative": "activations",
+    "exp": "activations",
+    "layer_forward": "layer",
+    "layer_backward": "layer",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fastae.kernels' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"fastae.kernels.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,64 @@
+"""The one decorator of every jitted function, and its cache on disk.
+
+Numba's cache stamps only the file that defines a function: a changed callee in another file would run stale, after an
+edit and after an upgrade alike. Here the index key also holds a hash of all kernel sources. This leans on a private
+class of Numba, so it is kept to this file, behind ``tests/test_compiler.py``; where that class has changed, or no
+cache directory can be written, functions are compiled afresh in each process.
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+
+
+@cache
+def source_hash() -> str:
+    """SHA-256 over every source file beside this one, by name and content."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _cache_class() -> type | None:
+    try:
+        from numba.core.caching import FunctionCache
+    except ImportError:
+        return None
+
+    class SourceStampedCache(FunctionCache):  # type: ignore[misc]
+        def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+            return (*super()._index_key(sig, codegen), source_hash())
+
+        def save_overload(self, sig: Any, data: Any) -> None:
+            try:
+                super().save_overload(sig, data)
+            except OSError:  # a full or read-only disk costs a compilation, never a result
+                self.disable()
+
+        def load_overload(self, sig: Any, target_context: Any) -> Any:
+            try:
+                return super().load_overload(sig, target_context)
+            except OSError:
+                self.disable()
+                return None
+
+    return SourceStampedCache
+
+
+_CACHE = _cache_class()
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile `function` on first use: without the GIL, dividing as IEEE does, cached on disk."""
+    dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
+    if _CACHE is not None:
+        try:
+            dispatcher._cache = _CACHE(function)
+        except (RuntimeError, OSError, TypeError):  # no cache directory can be written
+            pass
+    return dispatcher

@@ -1,0 +1,452 @@
+"""The vector words: load, store, fma, broadcast, exp, ... The only file that writes LLVM IR.
+
+A *word* is a method of ``Words``; it emits instructions on one **line** (a vector of one cache line: 16 float32 or 8
+float64 lanes). LLVM splits a line into 2 ymm or 4 xmm where the CPU has no zmm. ``@vector_kernel`` turns a function
+that speaks in words into something a jitted function can call as ``f(like, (integers...))``: `like` is an array
+whose dtype picks the lanes, the integers are addresses and sizes in bytes or elements.
+
+exp and sigmoid: exp(-z) = 2^n p(r), |r| <= ln2/2, by Cody and Waite's two-part ln2 (Software Manual for the Elementary
+Functions, 1980) and a Chebyshev polynomial, relative error 1.0e-8 (float32, degree 6) and 1.7e-17 (float64, degree 11).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from fastae.kernels.target import LINE, TARGET
+
+I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+F32, F64 = ir.FloatType(), ir.DoubleType()
+Value = Any
+
+# Tails (exp(r) - 1 - r) / r^2 on |r| <= ln2/2, lowest power first.
+_EXP_TAIL_F32 = (0.5, 0.16666576666119928, 0.04166655421298415, 0.008363232883682618, 0.0013926250831497611)
+_EXP_TAIL_F64 = (
+    0.5,
+    0.16666666666666669,
+    0.041666666666623824,
+    0.008333333333330039,
+    0.0013888888917367081,
+    0.00019841269863171557,
+    2.4801521057868204e-05,
+    2.7557268276905696e-06,
+    2.7620201591031547e-07,
+    2.5100472505694996e-08,
+)
+# tanh(z) = z + z s P(s), s = z^2, |z| < 0.625 (Cephes, tanhf.c and tanh.c; P is a quotient in float64).
+_TANH_F32 = (-3.33332819422e-1, 1.33314422036e-1, -5.37397155531e-2, 2.06390887954e-2, -5.70498872745e-3)
+_TANH_F64_P = (-1.61468768441708447952e3, -9.92877231001918586564e1, -9.64399179425052238628e-1)
+_TANH_F64_Q = (4.84406305325125486048e3, 2.23548839060100448583e3, 1.12811678491632931402e2, 1.0)
+
+
+class Words:
+    """The vector words of one dtype, each emitting at the builder's place."""
+
+    def __init__(self, builder: ir.IRBuilder, scalar: ir.Type):
+        self.builder = builder
+        self.scalar = scalar
+        self.double = scalar == F64
+        self.itemsize = 8 if self.double else 4
+        self.lanes = LINE // self.itemsize
+        self.line = ir.VectorType(scalar, self.lanes)
+        self.int_line = ir.VectorType(I64 if self.double else I32, self.lanes)
+        self.bits = 52 if self.double else 23
+        self.bias = 1023 if self.double else 127
+
+    # -- integers and control ---------------------------------------------------------------------------------
+
+    def int(self, value: int) -> Value:
+        return I64(value)
+
+    def offset(self, address: Value, *terms: Value | tuple[Value, int]) -> Value:
+        """address + sum of terms; a pair is a run-time value times a constant."""
+        b = self.builder
+        for term in terms:
+            if isinstance(term, tuple):
+                value, times = term
+                if times == 0:
+                    continue
+                term = value if times == 1 else b.mul(value, I64(times))
+            elif isinstance(term, int):
+                if term == 0:
+                    continue
+                term = I64(term)
+            address = b.add(address, term)
+        return address
+
+    def loop(self, count: Value, carried: list[Value], body: Callable[..., list[Value]]) -> list[Value]:
+        """`count` (>= 0) times body(*carried) -> the next carried; returns the last."""
+        b = self.builder
+        before = b.block
+        head, inside, after = (b.append_basic_block(f"loop.{part}") for part in ("head", "body", "after"))
+        b.branch(head)
+        b.position_at_end(head)
+        left = b.phi(I64)
+        phis = [b.phi(value.type) for value in carried]
+        b.cbranch(b.icmp_signed(">", left, I64(0)), inside, after)
+        b.position_at_end(inside)
+        new = body(*phis)
+        one_less = b.sub(left, I64(1))
+        end = b.block
+        b.branch(head)
+        left.add_incoming(count, before)
+        left.add_incoming(one_less, end)
+        for phi, first, last in zip(phis, carried, new, strict=True):
+            phi.add_incoming(first, before)
+            phi.add_incoming(last, end)
+        b.position_at_end(after)
+        return list(phis)
+
+    @contextmanager
+    def when(self, value: Value, comparison: str, constant: int) -> Iterator[None]:
+        """Emit what is inside for the case that the integer `value` compares so."""
+        with self.builder.if_then(self.builder.icmp_signed(comparison, value, I64(constant))):
+            yield
+
+    # -- memory -----------------------------------------------------------------------------------------------
+
+    def pointer(self, address: Value, kind: ir.Type) -> Value:
+        return self.builder.inttoptr(address, kind.as_pointer())
+
+    def load(self, address: Value, aligned: bool = True) -> Value:
+        value = self.builder.load(self.pointer(address, self.line))
+        value.align = LINE if aligned else self.itemsize
+        return value
+
+    def store(self, value: Value, address: Value, aligned: bool = True) -> None:
+        made = self.builder.store(value, self.pointer(address, self.line))
+        made.align = LINE if aligned else self.itemsize
+
+    def first_lanes(self, count: Value) -> Value:
+        """The mask of the lanes below `count`."""
+        b = self.builder
+        ramp = ir.Constant(ir.VectorType(I32, self.lanes), list(range(self.lanes)))
+        return b.icmp_signed("<", ramp, self._splat(b.trunc(count, I32)))
+
+    def load_first(self, address: Value, mask: Value, element: ir.Type | None = None, size: int = 0) -> Value:
+        """Lanes of `mask` from memory, which alone is touched; zero in the others."""
+        vector = ir.VectorType(element or self.scalar, self.lanes)
+        zero = ir.Constant(vector, None)
+        name = f"llvm.masked.load.v{self.lanes}{_suffix(vector.element)}.p0"
+        pointer = self.pointer(address, vector)
+        kinds = [pointer.type, I32, mask.type, vector]
+        return self._call(name, vector, [pointer, I32(size or self.itemsize), mask, zero], kinds)
+
+    def store_first(self, value: Value, address: Value, mask: Value) -> None:
+        name = f"llvm.masked.store.v{self.lanes}{_suffix(self.scalar)}.p0"
+        pointer = self.pointer(address, self.line)
+        kinds = [self.line, pointer.type, I32, mask.type]
+        self._call(name, ir.VoidType(), [value, pointer, I32(self.itemsize), mask], kinds)
+
+    def broadcast(self, address: Value) -> Value:
+        """One element, in every lane."""
+        value = self.builder.load(self.pointer(address, self.scalar))
+        value.align = self.itemsize
+        return self._splat(value)
+
+    def prefetch(self, address: Value) -> None:
+        pointer = self.pointer(address, I8)
+        kinds = [pointer.type, I32, I32, I32]
+        self._call("llvm.prefetch.p0", ir.VoidType(), [pointer, I32(0), I32(3), I32(1)], kinds)
+
+    # -- arithmetic -------------------------------------------------------------------------------------------
+
+    def constant(self, x: float) -> Value:
+        return ir.Constant(self.line, [x] * self.lanes)
+
+    def fma(self, x: Value, y: Value, z: Value) -> Value:
+        """x y + z, rounded once where the CPU can (a library call where it cannot would be ruinous)."""
+        if TARGET.fma:
+            return self._same("fma", x, y, z)
+        return self.builder.fadd(self.builder.fmul(x, y), z)
+
+    def add(self, x: Value, y: Value) -> Value:
+        return self.builder.fadd(x, y)
+
+    def sub(self, x: Value, y: Value) -> Value:
+        return self.builder.fsub(x, y)
+
+    def mul(self, x: Value, y: Value) -> Value:
+        return self.builder.fmul(x, y)
+
+    def negative(self, x: Value) -> Value:
+        return self.builder.fneg(x)
+
+    def at_least(self, x: Value, bound: float) -> Value:
+        """max(x, bound); NaN stays NaN."""
+        low = self.constant(bound)
+        return self.builder.select(self.builder.fcmp_ordered(">", low, x), low, x)
+
+    def at_most(self, x: Value, bound: float) -> Value:
+        """min(x, bound); NaN stays NaN."""
+        high = self.constant(bound)
+        return self.builder.select(self.builder.fcmp_ordered("<", high, x), high, x)
+
+    def reciprocal(self, x: Value) -> Value:
+        """1 / x for normal positive x, within 1 ulp: AVX-512's 14-bit estimate and Newton's step, else a division."""
+        if TARGET.isa != "avx512":
+            return self.builder.fdiv(self.constant(1.0), x)
+        name = f"llvm.x86.avx512.rcp14.{'pd' if self.double else 'ps'}.512"
+        bits = ir.IntType(self.lanes)
+        estimate = self._call(
+            name,
+            self.line,
+            [x, ir.Constant(self.line, None), bits(-1)],
+            [self.line, self.line, bits],
+        )
+        for _ in range(2 if self.double else 1):
+            error = self.fma(self.negative(x), estimate, self.constant(1.0))
+            estimate = self.fma(estimate, error, estimate)
+        return estimate
+
+    def polynomial(self, x: Value, coefficients: tuple[float, ...]) -> Value:
+        """sum of coefficients[i] x^i, by Horner."""
+        result = self.constant(coefficients[-1])
+        for coefficient in reversed(coefficients[:-1]):
+            result = self.fma(result, x, self.constant(coefficient))
+        return result
+
+    def exp_parts(self, x: Value, sign: int) -> tuple[Value, Value]:
+        """exp(sign x) = p 2^n as (p, bits), n in the low bits of the integer line `bits`; x finite and clamped."""
+        tail = _EXP_TAIL_F64 if self.double else _EXP_TAIL_F32
+        high, low = (6.93145751953125e-1, 1.42860682030941723212e-6) if self.double else (0.693359375, -2.12194440e-4)
+        magic = self.constant(1.5 * 2.0**self.bits)  # adding it rounds to an integer, left in the low bits
+        shifted = self.fma(x, self.constant(sign * math.log2(math.e)), magic)
+        n = self.sub(shifted, magic)
+        # s = sign r, so that no negation is needed
+        s = self.fma(n, self.constant(-sign * high), x)
+        s = self.fma(n, self.constant(-sign * low), s)
+        signed = (1.0, float(sign), *(c * sign**i for i, c in enumerate(tail, start=2)))
+        return self.polynomial(s, signed), self.builder.bitcast(shifted, self.int_line)
+
+    def power_of_two(self, bits: Value, plus: int) -> Value:
+        """2^(n + plus), n in the low bits of `bits`; n + plus within the normal exponents."""
+        b = self.builder
+        exponent = b.shl(bits, self._int_line(self.bits))
+        return b.bitcast(b.add(exponent, self._int_line((self.bias + plus) << self.bits)), self.line)
+
+    def exp(self, x: Value) -> Value:
+        """exp(x), within 1 ulp, subnormal results included; inf, 0 and NaN as they should be."""
+        half = 512 if self.double else 64
+        low, high = (-746.0, 710.0) if self.double else (-104.0, 89.0)
+        p, bits = self.exp_parts(self.at_most(self.at_least(x, low), high), 1)
+        b = self.builder
+        # 2^n as two factors: neither over- nor underflows before the product does
+        signed = b.sub(bits, b.bitcast(self.constant(1.5 * 2.0**self.bits), self.int_line))
+        first = b.ashr(signed, self._int_line(1))
+        del half
+        return self.mul(self.mul(p, self.power_of_two(first, 0)), self.power_of_two(b.sub(signed, first), 0))
+
+    def sigmoid(self, z: Value, one: Value | None = None) -> Value:
+        """`one` / (1 + exp(-z)) with `one` 1, or 0 in padding lanes; subnormal results keep their relative accuracy.
+
+        1 + exp(-z) is held as d = 2^-shift + 2^-shift exp(-z), so that exp(-z) never overflows; then 2^-shift / d.
+        """
+        shift = 512 if self.double else 64
+        low, high = (-746.0, 40.0) if self.double else (-104.0, 40.0)
+        p, bits = self.exp_parts(self.at_most(self.at_least(z, low), high), -1)
+        scale = self.constant(2.0**-shift)
+        d = self.fma(p, self.power_of_two(bits, -shift), scale)
+        return self.mul(self.reciprocal(d), scale if one is None else self.mul(one, scale))
+
+    def tanh(self, z: Value) -> Value:
+        """tanh(z): a polynomial below 0.625, else sign(z) (1 - 2 / (exp(2|z|) + 1))."""
+        b = self.builder
+        size = self._same("fabs", z)
+        s = self.mul(z, z)
+        if self.double:
+            series = b.fdiv(self.polynomial(s, _TANH_F64_P), self.polynomial(s, _TANH_F64_Q))
+        else:
+            series = self.polynomial(s, _TANH_F32)
+        small = self.fma(self.mul(z, s), series, z)
+        p, bits = self.exp_parts(self.at_most(self.add(size, size), 44.0), 1)
+        d = self.fma(p, self.power_of_two(bits, 0), self.constant(1.0))
+        large = self.fma(self.constant(-2.0), self.reciprocal(d), self.constant(1.0))
+        return b.select(b.fcmp_unordered("<", size, self.constant(0.625)), small, self._same("copysign", large, z))
+
+    def relu(self, z: Value) -> Value:
+        return self.at_least(z, 0.0)
+
+    def positive(self, h: Value) -> Value:
+        """1 where h > 0, else 0; NaN stays NaN."""
+        b = self.builder
+        return b.select(b.fcmp_ordered("<=", h, self.constant(0.0)), self.constant(0.0), self.constant(1.0))
+
+    # -- conversion -------------------------------------------------------------------------------------------
+
+    def convert(self, value: Value, signed: bool, to: ir.Type | None = None) -> Value:
+        """A vector of any element type as this dtype (or `to`), rounded once."""
+        b, to = self.builder, to or self.scalar
+        source, vector = value.type.element, ir.VectorType(to, self.lanes)
+        if isinstance(source, ir.IntType):
+            return (b.sitofp if signed else b.uitofp)(value, vector)
+        if source == to:
+            return value
+        return (b.fptrunc if source == F64 else b.fpext)(value, vector)
+
+    def half_to_single(self, bits: Value) -> Value:
+        """IEEE half in 16-bit integers as float32, by integer steps (no CPU or runtime library needs to know halves)."""
+        b = self.builder
+        ints, floats = ir.VectorType(I32, self.lanes), ir.VectorType(F32, self.lanes)
+        wide = b.zext(bits, ints)
+
+        def splat(x: int) -> Value:
+            return ir.Constant(ints, [x] * self.lanes)
+
+        magnitude = b.shl(b.and_(wide, splat(0x7FFF)), splat(13))
+        value = b.fmul(b.bitcast(magnitude, floats), ir.Constant(floats, [2.0**112] * self.lanes))
+        special = b.icmp_unsigned(">=", b.and_(wide, splat(0x7FFF)), splat(0x7C00))
+        result = b.select(special, b.or_(magnitude, splat(0x7F800000)), b.bitcast(value, ints))
+        sign = b.shl(b.and_(wide, splat(0x8000)), splat(16))
+        return b.bitcast(b.or_(result, sign), floats)
+
+    # -- within -----------------------------------------------------------------------------------------------
+
+    def _splat(self, value: Value) -> Value:
+        b = self.builder
+        undefined = ir.Constant(ir.VectorType(value.type, self.lanes), ir.Undefined)
+        return b.shuffle_vector(
+            b.insert_element(undefined, value, I32(0)),
+            undefined,
+            ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes),
+        )
+
+    def _int_line(self, value: int) -> Value:
+        return ir.Constant(self.int_line, [value] * self.lanes)
+
+    def _same(self, name: str, *operands: Value) -> Value:
+        return self._call(f"llvm.{name}.v{self.lanes}{_suffix(self.scalar)}", self.line, list(operands))
+
+    def _call(self, name: str, result: ir.Type, operands: list[Value], kinds: list[ir.Type] | None = None) -> Value:
+        kind = ir.FunctionType(result, kinds or [operand.type for operand in operands])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), operands)
+
+
+def _suffix(element: ir.Type) -> str:
+    """How an intrinsic's name says the element type."""
+    if isinstance(element, ir.IntType):
+        return f"i{element.width}"
+    return "f64" if element == F64 else "f32"
+
+
+def vector_kernel(write: Callable[..., None]) -> Any:
+    """write(words, *integers) as ``f(like, (integers...))`` for jitted code; `like` is a float32 or float64 array."""
+
+    @intrinsic
+    def call(typingctx, like, integers):  # type: ignore[no-untyped-def]
+        dtype = like.dtype
+        signature = types.void(like, integers)
+
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            words = Words(builder, F64 if dtype == types.float64 else F32)
+            write(words, *cgutils.unpack_tuple(builder, arguments[1]))
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return call
+
+
+# -- words on integers and on the processor's state: one instruction each, for jitted code ---------------------------
+
+
+@intrinsic
+def fetch_add(typingctx, address, value):  # type: ignore[no-untyped-def]
+    """Atomically add to the int64 at `address`; the value before (x86: lock xadd)."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        pointer = builder.inttoptr(arguments[0], I64.as_pointer())
+        return builder.atomic_rmw("add", pointer, arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def compare_and_swap(typingctx, address, expected, new):  # type: ignore[no-untyped-def]
+    """Atomically set the int64 at `address` to `new` if it is `expected`; whether it was (x86: lock cmpxchg)."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        pointer = builder.inttoptr(arguments[0], I64.as_pointer())
+        pair = builder.cmpxchg(pointer, arguments[1], arguments[2], "seq_cst", "seq_cst")
+        return builder.extract_value(pair, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def load_acquire(typingctx, address):  # type: ignore[no-untyped-def]
+    """The int64 at `address`, with all that was written before it was stored."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.load_atomic(builder.inttoptr(arguments[0], I64.as_pointer()), "acquire", 8)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def store_release(typingctx, address, value):  # type: ignore[no-untyped-def]
+    """Store an int64, after all that was written before."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        builder.store_atomic(arguments[1], builder.inttoptr(arguments[0], I64.as_pointer()), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def pause(typingctx):  # type: ignore[no-untyped-def]
+    """Tell the core that this is a spin loop (x86: pause)."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        if TARGET.x86:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+_FLUSH = 0x8040  # MXCSR: flush-to-zero and denormals-are-zero
+
+
+@intrinsic
+def flush_subnormals(typingctx):  # type: ignore[no-untyped-def]
+    """Set flush-to-zero on this thread (x86: ldmxcsr); returns the state to hand to ``restore_float_state``."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        if not TARGET.x86:
+            return I64(0)
+        slot = cgutils.alloca_once(builder, I32)
+        _mxcsr(builder, "stmxcsr", slot)
+        before = builder.load(slot)
+        builder.store(builder.or_(before, I32(_FLUSH)), slot)
+        _mxcsr(builder, "ldmxcsr", slot)
+        return builder.zext(before, I64)
+
+    return types.int64(), generate
+
+
+@intrinsic
+def restore_float_state(typingctx, state):  # type: ignore[no-untyped-def]
+    """Undo ``flush_subnormals``: the whole control and status word, as it was."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        if TARGET.x86:
+            slot = cgutils.alloca_once(builder, I32)
+            builder.store(builder.trunc(arguments[0], I32), slot)
+            _mxcsr(builder, "ldmxcsr", slot)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+def _mxcsr(builder: ir.IRBuilder, name: str, slot: Value) -> None:
+    pointer = builder.bitcast(slot, I8.as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer()])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.sse.{name}"), [pointer])

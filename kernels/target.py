@@ -1,0 +1,73 @@
+"""Which CPU Numba compiles for, and the register tiles that follow from it. No kernel lives here.
+
+The features are those Numba will compile for (``NUMBA_CPU_NAME``, ``NUMBA_CPU_FEATURES``, else this host's), never
+those of the host as such: an instruction the code generator was not told of aborts the process.
+
+A register tile of ``rows x blocks`` cache lines holds its accumulators, one row of B and one broadcast of A in
+vector registers at once. A cache line of 64 bytes is 1 zmm, 2 ymm or 4 xmm/NEON registers:
+
+    AVX-512  32 registers   8 x 3 lines = 24, 8 x 2 = 16, 16 x 1 = 16
+    AVX2     16 registers   6 x 1 line  = 12
+    NEON     32 registers   6 x 1 line  = 24
+    SSE2     16 registers   2 x 1 line  = 8
+"""
+
+import platform
+from dataclasses import dataclass
+
+from llvmlite import binding
+from numba.core import config
+
+LINE = 64  # bytes in a cache line: one block of columns
+
+
+@dataclass(frozen=True)
+class Target:
+    """The CPU compiled for: its name, the instruction sets that matter here, and the register tiles."""
+
+    cpu: str
+    isa: str  # "avx512", "avx2", "neon" or "generic"
+    fma: bool
+    x86: bool
+    tiles: dict[int, int]  # blocks -> rows
+
+    @property
+    def widest(self) -> int:
+        """The most blocks a register tile is wide."""
+        return max(self.tiles)
+
+
+_AVX2 = {"avx", "avx2", "fma"}
+_AVX512 = _AVX2 | {"avx512f", "avx512vl", "avx512bw", "avx512dq"}
+# Numba keeps the host's features where only a name is set; a name asks for no more than that CPU has.
+_NAMED = {
+    "generic": set[str](),
+    **dict.fromkeys(("x86-64", "x86-64-v2", "nehalem", "sandybridge", "ivybridge"), set[str]()),
+    **dict.fromkeys(("haswell", "broadwell", "skylake", "znver1", "znver2", "znver3", "x86-64-v3"), _AVX2),
+}
+
+
+def _features() -> tuple[str, set[str]]:
+    """CPU name and enabled features, by Numba's own rule (``JITCPUCodegen._get_host_cpu_features``)."""
+    name = config.CPU_NAME or binding.get_host_cpu_name()
+    flags = config.CPU_FEATURES
+    if flags is None:
+        flags = binding.get_host_cpu_features().flatten()
+    has = {flag[1:] for flag in flags.split(",") if flag.startswith("+")}
+    if config.CPU_NAME in _NAMED:
+        has &= _NAMED[config.CPU_NAME]
+    return name, has
+
+
+def _target() -> Target:
+    name, has = _features()
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return Target(name, "neon", True, False, {1: 6})
+    if has >= _AVX512:
+        return Target(name, "avx512", True, True, {1: 16, 2: 8, 3: 8})
+    if has >= _AVX2:
+        return Target(name, "avx2", True, True, {1: 6})
+    return Target(name, "generic", "fma" in has, True, {1: 2})
+
+
+TARGET = _target()

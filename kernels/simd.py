@@ -232,14 +232,12 @@ class Words:
 
     def exp(self, x: Value) -> Value:
         """exp(x), within 1 ulp, subnormal results included; inf, 0 and NaN as they should be."""
-        half = 512 if self.double else 64
         low, high = (-746.0, 710.0) if self.double else (-104.0, 89.0)
         p, bits = self.exp_parts(self.at_most(self.at_least(x, low), high), 1)
         b = self.builder
         # 2^n as two factors: neither over- nor underflows before the product does
         signed = b.sub(bits, b.bitcast(self.constant(1.5 * 2.0**self.bits), self.int_line))
         first = b.ashr(signed, self._int_line(1))
-        del half
         return self.mul(self.mul(p, self.power_of_two(first, 0)), self.power_of_two(b.sub(signed, first), 0))
 
     def sigmoid(self, z: Value, one: Value | None = None) -> Value:

@@ -40,7 +40,7 @@ def sigmoid(z: Array) -> Array:
         In [0, 1]: exactly 0, 0.5 and 1 at -inf, 0 and inf; NaN stays NaN.
     """
     e = np.exp(-np.abs(z))  # at most 1, where exp(-z) overflows for z << 0
-    return np.where(z < 0, e, np.ones_like(e)) / (1 + e)
+    return np.where(z < 0, e, 1) / (1 + e)
 
 
 ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
@@ -76,6 +76,8 @@ def forward(
     ------
     ValueError
         If names or shapes do not fit together; the message names the array.
+    TypeError
+        If an array does not hold real numbers.
     """
     x, params, activations = _check(x, params, activations)
     t: dict[str, Array] = {}
@@ -87,7 +89,9 @@ def forward(
     return t
 
 
-def cost(x: npt.ArrayLike, xhat: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> np.floating[Any]:
+def cost(
+    x: npt.ArrayLike, xhat: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None
+) -> np.floating[Any]:
     """S, the mean over rows of half the squared error: 1/(2m) * sum((xhat - x)^2).
 
     Parameters
@@ -104,7 +108,9 @@ def cost(x: npt.ArrayLike, xhat: npt.ArrayLike, sample_weight: npt.ArrayLike | N
     Raises
     ------
     ValueError
-        If the shapes differ, or the weights are negative, not finite or all zero.
+        If the shapes differ, or a weight is negative or not finite, or all are zero.
+    TypeError
+        If an array does not hold real numbers.
     """
     x, xhat = _floats({"x": x, "xhat": xhat}).values()
     _check_rows(x)
@@ -139,13 +145,97 @@ def backward(
 
     Raises
     ------
-    ValueError
+    ValueError, TypeError
         As `forward` and `cost` do.
     """
     x, params, activations = _check(x, params, activations)
     last = len(activations)
-    h = {0: x}  # h[l] is the input of layer l + 1
-    for layer, activation in enumerate(activations, start=1):
-        g, _ = ACTIVATIONS[activation]
-        h[layer] = g(h[layer - 1] @ params[f"W{layer}"] + params[f"b{layer}"])
-    return {}
+    t = forward(x, params, activations)
+    xhat = t["xhat"]
+    if xhat.shape != x.shape:
+        raise ValueError(f"W{last} gives {xhat.shape[1]} features, but x has {x.shape[1]}")
+    h = [x, *(t[f"h{layer}"] for layer in range(1, last)), xhat]  # h[l - 1] goes into layer l, h[l] comes out
+
+    w, total = _weights(sample_weight, x)
+    d = {"dxhat": w * (xhat - x) / total}
+    dh = d["dxhat"]
+    for layer in range(last, 0, -1):
+        _, derivative = ACTIVATIONS[activations[layer - 1]]
+        # g acts on each entry alone, so its Jacobian is diagonal and the chain rule an elementwise product.
+        dz = d[f"dz{layer}"] = dh * derivative(h[layer])
+        d[f"dW{layer}"] = h[layer - 1].T @ dz
+        # Every row adds the same b, so every row counts in full: a sum. The 1/m is in dxhat already.
+        d[f"db{layer}"] = dz.sum(axis=0)
+        if layer > 1:
+            dh = d[f"dh{layer - 1}"] = dz @ params[f"W{layer}"].T
+    return d
+
+
+def _check(
+    x: npt.ArrayLike, params: Mapping[str, Any], activations: Sequence[str] | None
+) -> tuple[Array, dict[str, Array], tuple[str, ...]]:
+    """x and params as arrays of one dtype, and one activation per layer, where all of it fits together."""
+    last = sum(name.startswith("W") for name in params)
+    names = [f"{kind}{layer}" for layer in range(1, last + 1) for kind in "Wb"]
+    if missing := set(names or ["W1", "b1"]) - set(params):
+        raise ValueError(f"params lacks {', '.join(sorted(missing))}")
+    if unknown := set(params) - set(names):
+        raise ValueError(
+            f"params has {', '.join(sorted(unknown))}, but {last} layers have W1, b1, ..., b{last}"
+        )
+
+    arrays = _floats({"x": x, **{name: params[name] for name in names}})
+    x = arrays.pop("x")
+    _check_rows(x)
+    width, source = x.shape[1], "x has"
+    for layer in range(1, last + 1):
+        W, b = arrays[f"W{layer}"], arrays[f"b{layer}"]
+        if W.ndim != 2:
+            raise ValueError(f"W{layer} has {W.ndim} dimensions, but 2 are wanted")
+        if W.shape[0] != width:
+            raise ValueError(f"{source} {width} features, but W{layer} takes {W.shape[0]}")
+        if b.shape != W.shape[1:]:
+            raise ValueError(f"b{layer} has shape {b.shape}, but W{layer} wants {W.shape[1:]}")
+        width, source = W.shape[1], f"W{layer} gives"
+
+    if activations is None:
+        default = ("sigmoid",) * (last - 1) + ("identity",)
+        activations = getattr(getattr(params, "network", None), "activations", default)
+    if len(activations) != last:
+        raise ValueError(f"activations has {len(activations)} names, but params has {last} layers")
+    for name in activations:
+        if name not in ACTIVATIONS:
+            raise ValueError(f"activations has {name!r}, but {', '.join(ACTIVATIONS)} are known")
+    return x, arrays, tuple(activations)
+
+
+def _check_rows(x: Array) -> None:
+    if x.ndim != 2:
+        raise ValueError(f"x has {x.ndim} dimensions, but 2 are wanted: rows and features")
+    if x.shape[0] == 0:
+        raise ValueError("x has 0 rows, but at least 1 is wanted")
+
+
+def _floats(arrays: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
+    """The same arrays in the one dtype, float32 or wider, that NumPy promotes them to."""
+    found = {name: np.asarray(array) for name, array in arrays.items()}
+    for name, array in found.items():
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"{name} has dtype {array.dtype}, but real numbers are wanted")
+    dtype = np.result_type(np.float32, *(array.dtype for array in found.values()))
+    return {name: array.astype(dtype, copy=False) for name, array in found.items()}
+
+
+def _weights(sample_weight: npt.ArrayLike | None, x: Array) -> tuple[Any, Any]:
+    """The rows' weights as a column, and their sum: 1 and m where `sample_weight` is None."""
+    m = x.shape[0]
+    if sample_weight is None:
+        return 1, m
+    w = np.asarray(sample_weight, dtype=x.dtype)
+    if w.shape != (m,):
+        raise ValueError(f"sample_weight has shape {w.shape}, but x has {m} rows")
+    if not (np.all(np.isfinite(w)) and np.all(w >= 0) and np.any(w > 0)):
+        raise ValueError(
+            "sample_weight has a negative or not finite entry or is all zero, but w >= 0 is wanted"
+        )
+    return w[:, np.newaxis], w.sum()

@@ -122,13 +122,15 @@ def backward_tile(rows: int, blocks: int):  # type: ignore[no-untyped-def]
     return vector_kernel(write)
 
 
-def gradient_tile(rows: int, blocks: int):  # type: ignore[no-untyped-def]
-    """C (+)= A' B on `rows` columns of A x `blocks` of B, over `depth` rows of both; added up apart, then added to C.
+def gradient_tile(blocks: int):  # type: ignore[no-untyped-def]
+    """C (+)= A' B on gradient_rows(blocks) columns of A, over `depth` rows of both; added up apart, then added to C.
 
     Summing a tile of rows by itself keeps the rounding error at that of a tile and of a sum of tiles.
     """
 
     def write(words, c, c_block, a, b, b_block, depth, accumulate):  # type: ignore[no-untyped-def]
+        rows = gradient_rows(blocks, words.lanes)
+
         def step(a: Value, b: Value, *flat: Value) -> list[Value]:
             tile = _unflatten(flat, blocks)
             lines = [words.load(words.offset(b, (b_block, j))) for j in range(blocks)]

@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from fastae.kernels.target import LINE, TARGET
 
-I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()
 Value = Any
 
@@ -351,6 +351,26 @@ def vector_kernel(write: Callable[..., None]) -> Any:
 
 
 # -- words on integers and on the processor's state: one instruction each, for jitted code ---------------------------
+
+
+@intrinsic
+def load_int64(typingctx, address):  # type: ignore[no-untyped-def]
+    """The int64 at `address`."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.load(builder.inttoptr(arguments[0], I64.as_pointer()))
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def load_float64(typingctx, address):  # type: ignore[no-untyped-def]
+    """The float64 at `address`."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.load(builder.inttoptr(arguments[0], F64.as_pointer()))
+
+    return types.float64(types.int64), generate
 
 
 @intrinsic

@@ -1,0 +1,160 @@
+"""Is a gradient right? Against central differences of the cost, which know nothing of the chain rule.
+
+The differences are those of `fastae.reference`'s cost in float64, whatever the dtype of the gradient under test. This
+is a check for small networks and few rows: every entry probed costs four forward passes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fastae import reference
+
+__all__ = ["check_gradients"]
+
+Array = npt.NDArray[np.float64]
+_Probe = tuple[float, list[npt.NDArray[np.bool_]]]  # the cost, and which units of each relu layer are on
+
+
+class _Engine(Protocol):
+    def loss_and_gradient(
+        self, params: Any, X: Any, /, *, sample_weight: Any
+    ) -> tuple[Any, Mapping[str, npt.ArrayLike]]: ...
+
+
+def check_gradients(
+    params: Mapping[str, npt.ArrayLike],
+    X: npt.ArrayLike,
+    *,
+    engine: _Engine | None = None,
+    activations: tuple[str, ...] | None = None,
+    sample_weight: npt.ArrayLike | None = None,
+    step: float = 1e-3,
+    n_samples: int | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Compare a gradient with central differences of the cost, parameter by parameter.
+
+    Parameters
+    ----------
+    params : mapping
+        Dense arrays "W1", "b1", "W2", ...: a `fastae.Parameters` or a dict, float32 or float64. Never written.
+    X : array-like of shape (m, n)
+        Rows to take the cost over, in the scale the network will see.
+    engine : Engine, optional
+        Whose ``loss_and_gradient(params, X, sample_weight=...)`` is tested. Default: `fastae.reference.backward`.
+    activations : tuple of names, one per layer, optional
+        As for `fastae.reference.forward`.
+    sample_weight : array-like of shape (m,), optional
+        As for `fastae.reference.cost`.
+    step : float, default 1e-3
+        How far a probe moves the pre-activations of its own layer, at most. The default lets float64 reach about
+        1e-10. Where that would cross the kink of a relu, the step is divided by 10, three times at most.
+    n_samples : int, optional
+        How many entries of each parameter are probed, drawn without replacement. Default: all.
+    seed : int, default 0
+        For the draw.
+
+    Returns
+    -------
+    dict of str to float
+        By parameter name, max|g - d| / max(max|g|, max|d|) over the entries probed, where g is the gradient under
+        test and d the differences; 0 where both are zero throughout. For a right gradient expect less than 1e-7 in
+        float64 and about 1e-5 in float32.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `fastae.reference.forward` and `fastae.reference.cost` do, or if `step` or `n_samples` is not positive.
+
+    Notes
+    -----
+    The difference is the fourth-order one, (8 (S(s) - S(-s)) - (S(2s) - S(-2s))) / (12 s): with a truncation error of
+    s^4/30 times the fifth derivative, s may be so large that the rounding error, eps |S| / s, does not matter [1]_.
+
+    References
+    ----------
+    .. [1] W. H. Press, S. A. Teukolsky, W. T. Vetterling and B. P. Flannery, "Numerical Recipes", 3rd edition,
+       section 5.7, Cambridge University Press, 2007; B. Fornberg, "Generation of finite difference formulas on
+       arbitrarily spaced grids", Mathematics of Computation 51 (1988) 699-706, table 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastae
+    >>> rng = np.random.default_rng(0)
+    >>> params = {"W1": rng.normal(size=(3, 2)), "b1": np.zeros(2), "W2": rng.normal(size=(2, 3)), "b2": np.zeros(3)}
+    >>> errors = fastae.check_gradients(params, rng.normal(size=(5, 3)))
+    >>> sorted(errors)
+    ['W1', 'W2', 'b1', 'b2']
+    >>> max(errors.values()) < 1e-7
+    True
+    """
+    if not step > 0:
+        raise ValueError(f"step is {step}, but a positive number is wanted")
+    if n_samples is not None and n_samples < 1:
+        raise ValueError(f"n_samples is {n_samples}, but a positive number is wanted")
+    if activations is None:
+        activations = getattr(getattr(params, "network", None), "activations", None)
+
+    x = np.asarray(X, dtype=np.float64)
+    theta = {name: np.array(params[name], dtype=np.float64) for name in params}
+    inputs = _largest_inputs(x, reference.forward(x, theta, activations))
+    relu = [f"z{layer}" for layer, name in enumerate(activations or (), start=1) if name == "relu"]
+
+    if engine is None:
+        d = reference.backward(X, params, activations, sample_weight)
+        gradient: Mapping[str, Any] = {name: d[f"d{name}"] for name in theta}
+    else:
+        _, gradient = engine.loss_and_gradient(params, X, sample_weight=sample_weight)
+
+    rng = np.random.default_rng(seed)
+    errors = {}
+    for name, array in theta.items():
+        g = np.array(gradient[name], dtype=np.float64)
+        if g.shape != array.shape:
+            raise ValueError(
+                f"the gradient of {name} has shape {g.shape}, but {name} has shape {array.shape}"
+            )
+
+        entries = np.arange(array.size)
+        if n_samples is not None and n_samples < array.size:
+            entries = rng.choice(array.size, n_samples, replace=False)
+
+        difference = np.empty(entries.size)
+        for i, entry in enumerate(entries):
+            index = np.unravel_index(entry, array.shape)
+
+            def probe(offset: float, array: Array = array, index: Any = index) -> _Probe:
+                centre = array[index]
+                array[index] = centre + offset
+                t = reference.forward(x, theta, activations)
+                array[index] = centre
+                return float(reference.cost(x, t["xhat"], sample_weight)), [t[z] > 0 for z in relu]
+
+            reach = inputs[name][index[0]] if name[0] == "W" else 1.0
+            difference[i] = _derivative(probe, step / (reach or 1.0))
+        errors[name] = _relative_error(g.ravel()[entries], difference)
+    return errors
+
+
+def _largest_inputs(x: Array, t: Mapping[str, npt.NDArray[Any]]) -> dict[str, Array]:
+    """For each W, the largest absolute value of each of its layer's inputs."""
+    h = [x, *(t[name] for name in t if name.startswith("h"))]
+    return {f"W{layer}": np.abs(h_in).max(axis=0) for layer, h_in in enumerate(h, start=1)}
+
+
+def _derivative(probe: Callable[[float], _Probe], step: float) -> float:
+    """The derivative at 0 of the cost that `probe` returns, between the kinks of the relus that it returns as well."""
+    for s in (step, step / 10, step / 100, step / 1000):
+        (far_left, off), (left, _), (right, _), (far_right, on) = (probe(c * s) for c in (-2, -1, 1, 2))
+        if all(np.array_equal(a, b) for a, b in zip(off, on, strict=True)):
+            break
+    return (8 * (right - left) - (far_right - far_left)) / (12 * s)
+
+
+def _relative_error(g: Array, d: Array) -> float:
+    scale = np.maximum(np.abs(g).max(), np.abs(d).max())  # np.maximum lets a NaN through
+    return 0.0 if scale == 0 else float(np.abs(g - d).max() / scale)

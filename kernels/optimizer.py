@@ -1,0 +1,76 @@
+"""Shards' gradients added up, and the parameter update fused onto the sum, on one stretch of the flat buffers.
+
+    sgd      v = momentum v - rate g                 p += v     (Nesterov: p += momentum v - rate g)
+    adam     u = b1 u + (1 - b1) g    s = b2 s + (1 - b2) g^2
+             p -= rate (u / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + epsilon)
+    adamw    p -= rate decay p first  (decoupled: Loshchilov and Hutter, 2019)
+
+Padding stays zero: its gradient is zero, and every update of zero by zero is zero.
+"""
+
+import numpy as np
+
+from fastae.kernels.compiler import kernel
+
+NONE, SGD, ADAM = range(3)
+# The columns of `settings`, a float64 vector
+MOMENTUM, NESTEROV, BETA_1, BETA_2, EPSILON, DECAY, STEPS_BEFORE, SETTINGS = range(8)
+
+
+@kernel
+def add_up(total, parts, count, first, last, factor):  # type: ignore[no-untyped-def]
+    """total[first:last] = factor * (parts[0] + parts[1] + ...), in that order; parts is (shards, size)."""
+    out = total[first:last]
+    part = parts[0, first:last]
+    for i in range(out.size):
+        out[i] = part[i]
+    for shard in range(1, count):
+        part = parts[shard, first:last]
+        for i in range(out.size):
+            out[i] += part[i]
+    scale = out.dtype.type(factor)
+    for i in range(out.size):
+        out[i] *= scale
+
+
+@kernel
+def update(kind, parameters, gradient, moment_1, moment_2, first, last, rate, step, settings):  # type: ignore[no-untyped-def]
+    """One step of optimizer `kind` on [first, last), in place; `step` counts from 0 since `settings[STEPS_BEFORE]`."""
+    real = parameters.dtype.type
+    p, g, u, s = parameters[first:last], gradient[first:last], moment_1[first:last], moment_2[first:last]
+    one = real(1)
+    if kind == SGD:
+        momentum, learning = real(settings[MOMENTUM]), real(rate)
+        keep = one - real(rate * settings[DECAY])
+        if settings[NESTEROV] != 0:
+            for i in range(p.size):
+                u[i] = momentum * u[i] - learning * g[i]
+                p[i] = keep * p[i] + (momentum * u[i] - learning * g[i])
+        else:
+            for i in range(p.size):
+                u[i] = momentum * u[i] - learning * g[i]
+                p[i] = keep * p[i] + u[i]
+    elif kind == ADAM:
+        t = settings[STEPS_BEFORE] + step + 1
+        beta_1, beta_2, epsilon = real(settings[BETA_1]), real(settings[BETA_2]), real(settings[EPSILON])
+        learning = real(rate / (1 - settings[BETA_1] ** t))
+        correction = real(1 / (1 - settings[BETA_2] ** t))
+        keep = one - real(rate * settings[DECAY])
+        for i in range(p.size):
+            u[i] = beta_1 * u[i] + (one - beta_1) * g[i]
+            s[i] = beta_2 * s[i] + (one - beta_2) * (g[i] * g[i])
+            p[i] = keep * p[i] - learning * u[i] / (np.sqrt(s[i] * correction) + epsilon)
+
+
+@kernel
+def transpose_block(source, target, fan_in, fan_out, block):  # type: ignore[no-untyped-def]
+    """Block `block` of W' (its columns are W's rows) from W: flat views, sizes padded to whole blocks."""
+    lanes = 64 // source.itemsize
+    out = target[block * fan_out * lanes : (block + 1) * fan_out * lanes]
+    for j in range(fan_out // lanes):
+        start = (j * fan_in + block * lanes) * lanes
+        square = source[start : start + lanes * lanes]
+        place = out[j * lanes * lanes : (j + 1) * lanes * lanes]
+        for column in range(lanes):
+            for row in range(lanes):
+                place[column * lanes + row] = square[row * lanes + column]

@@ -1,0 +1,124 @@
+"""Rows of a caller's matrix into a tile, and a tile's rows back out. The matrix is read once and never written.
+
+A source is any float or integer array: an address, a row and a column stride in bytes, and a KIND. Each row of a
+tile becomes lines of the engine's dtype: converted, shifted and scaled in float64, rounded once; padding zeroed.
+"""
+
+import numpy as np
+from llvmlite import ir
+
+from fastae.kernels.compiler import kernel
+from fastae.kernels.simd import F32, F64, I16, Value, Words, load_int64, vector_kernel
+from fastae.kernels.target import LINE
+
+# dtype -> kind, the number a kernel knows it by
+KINDS = {
+    np.dtype(name): kind
+    for kind, name in enumerate(
+        ("f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"),
+    )
+}
+KINDS[np.dtype(bool)] = KINDS[np.dtype("u1")]
+ITEM_SIZES = tuple(dtype.itemsize for dtype in list(KINDS)[:11])
+
+
+def _source_line(words: Words, kind: np.dtype, source: Value, mask: Value, to: ir.Type) -> Value:
+    """One line of elements of `kind` in memory, as `to`."""
+    bits = kind.itemsize * 8
+    if kind.kind == "f" and bits == 16:
+        return words.convert(words.half_to_single(words.load_first(source, mask, I16, 1)), True, to)
+    element = ir.IntType(bits) if kind.kind in "iu" else (F64 if bits == 64 else F32)
+    return words.convert(words.load_first(source, mask, element, 1), kind.kind == "i", to)
+
+
+def _write_load(words: Words, target, source, count, kind, shift, scale):  # type: ignore[no-untyped-def]
+    """One line of a tile from `count` contiguous elements; `shift` 0: as they are, else (x - shift) scale."""
+    mask = words.first_lanes(count)
+    for number, dtype in enumerate(list(KINDS)[:11]):
+        with words.when(kind, "==", number):
+            with words.when(shift, "==", 0):
+                words.store(_source_line(words, dtype, source, mask, words.scalar), target)
+            with words.when(shift, "!=", 0):
+                wide = _source_line(words, dtype, source, mask, F64)
+                moved = words.builder.fsub(wide, words.load_first(shift, mask, F64, 8))
+                scaled = words.builder.fmul(moved, words.load_first(scale, mask, F64, 8))
+                words.store(words.convert(scaled, True), target)
+
+
+_load_line = vector_kernel(_write_load)
+
+
+def _write_store(words: Words, target, line, count):  # type: ignore[no-untyped-def]
+    words.store_first(words.load(line), target, words.first_lanes(count))
+
+
+_store_line = vector_kernel(_write_store)
+
+
+def _write_zero(words: Words, target, lines):  # type: ignore[no-untyped-def]
+    def one(target):  # type: ignore[no-untyped-def]
+        words.store(words.constant(0.0), target)
+        return [words.offset(target, LINE)]
+
+    words.loop(lines, [target], one)
+
+
+zero_lines = vector_kernel(_write_zero)
+
+
+def _write_copy(words: Words, target, source, count, stride, size):  # type: ignore[no-untyped-def]
+    """`count` elements of `size` bytes, `stride` bytes apart, side by side at `target`."""
+    for bytes_ in (1, 2, 4, 8):
+        with words.when(size, "==", bytes_):
+            element = ir.IntType(bytes_ * 8)
+
+            def one(target, source, element=element, bytes_=bytes_):  # type: ignore[no-untyped-def]
+                value = words.builder.load(words.pointer(source, element))
+                value.align = 1
+                words.builder.store(value, words.pointer(target, element)).align = bytes_
+                return [words.offset(target, bytes_), words.offset(source, stride)]
+
+            words.loop(count, [target, source], one)
+
+
+_copy_elements = vector_kernel(_write_copy)
+
+
+@kernel
+def load_rows(like, tile, height, x, row_stride, column_stride, kind, columns, index, first, rows, shift, scale, spare):  # type: ignore[no-untyped-def]
+    """Rows first .. first + rows of x (through `index`, an int64 address, unless 0) into a tile (blocks, height, lanes).
+
+    `spare` is the address of 16 elements of 8 bytes, where columns that do not lie side by side are gathered.
+    """
+    size = ITEM_SIZES[kind]
+    lanes = LINE // like.itemsize
+    blocks = (columns + lanes - 1) // lanes
+    for i in range(rows):
+        row = first + i
+        if index != 0:
+            row = load_int64(index + row * 8)
+        source = x + row * row_stride
+        for j in range(blocks):
+            count = min(lanes, columns - j * lanes)
+            target = tile + (j * height + i) * LINE
+            part = source + j * lanes * column_stride
+            if column_stride != size:
+                _copy_elements(like, (spare, part, count, column_stride, size))
+                part = spare
+            if shift != 0:
+                k = j * lanes * 8
+                _load_line(like, (target, part, count, kind, shift + k, scale + k))
+            else:
+                _load_line(like, (target, part, count, kind, 0, 0))
+
+
+@kernel
+def store_rows(like, out, row_stride, tile, height, columns, rows):  # type: ignore[no-untyped-def]
+    """A tile's rows into a dense row-major matrix of the engine's dtype."""
+    lanes = LINE // like.itemsize
+    blocks = (columns + lanes - 1) // lanes
+    for i in range(rows):
+        for j in range(blocks):
+            count = min(lanes, columns - j * lanes)
+            _store_line(like, (out + i * row_stride + j * LINE, tile + (j * height + i) * LINE, count))
+

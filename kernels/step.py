@@ -1,0 +1,456 @@
+"""Gradient steps by a team of threads: a tile through all layers, a shard tile after tile, shards into a step.
+
+Each thread of a team makes one call, ``run``, on the same job. A step has three phases, each a number of items that
+threads claim one by one:
+
+    TRANSPOSE   one column block of one layer's W'
+    SHARD       one shard of the rows: its own gradient, its own loss
+    UPDATE      one stretch of the flat buffers: shards added in a fixed order, then the optimizer
+
+What an item computes depends on the job alone, never on who claims it, so the bits are the same for any number of
+threads, and a thread that comes late, or never, costs nothing but its help. Whoever finishes a phase's last item opens
+the next phase. A call returns before it is done when its quota of work is used up (so that Python can handle a signal)
+or when it has waited long (so that Python can yield the core); it is then made again.
+"""
+
+import numpy as np
+
+from fastae.kernels import layer
+from fastae.kernels.compiler import kernel
+from fastae.kernels.layout import (
+    ACTIVATION,
+    BIAS,
+    COLUMN_SUMS,
+    FAN_IN,
+    FAN_OUT,
+    IDENTITY,
+    OUTPUT,
+    TRANSPOSED,
+    WEIGHT,
+)
+from fastae.kernels.optimizer import NONE, add_up, transpose_block, update
+from fastae.kernels.rows import load_rows, store_rows, zero_lines
+from fastae.kernels.simd import (
+    compare_and_swap,
+    fetch_add,
+    flush_subnormals,
+    load_acquire,
+    load_float64,
+    load_int64,
+    pause,
+    restore_float_state,
+    store_release,
+)
+from fastae.kernels.target import LINE
+
+# A job: an int64 vector
+(
+    X,  # address of the matrix, its strides in bytes and its kind (rows.KINDS)
+    ROW_STRIDE,
+    COLUMN_STRIDE,
+    KIND,
+    INDEX,  # address of int64 row numbers, or 0
+    SAMPLE_WEIGHT,  # address of float64 weights by row, or 0
+    SHIFT,  # addresses of float64 columns, or 0
+    SCALE,
+    ROWS,  # rows that the steps walk through
+    BATCH,  # rows a step takes
+    STEPS,
+    HEIGHT,  # rows of a tile
+    OPTIMIZER,
+    OUT,  # infer: address and row stride of the result, layers [FIRST_LAYER, LAST_LAYER)
+    OUT_STRIDE,
+    FIRST_LAYER,
+    LAST_LAYER,
+    JOB,
+) = range(18)
+
+# The control block: int64s a cache line apart
+CLAIM, DONE, CANCEL, OUTCOME, STEPS_DONE = 0, 8, 16, 24, 32
+CONTROL = 40
+FINISHED_CLAIM = -1
+
+# How a run ended, or did not yet
+COMPLETE, CANCELLED, DIVERGED = 1, 2, 3
+BUSY, WAITING, OVER = 0, 1, 2
+
+TRANSPOSE, SHARD, UPDATE, PHASES = range(4)
+STRETCH = 8192  # elements that an UPDATE item covers
+SHARDS_MOST, SHARD_ROWS_LEAST = 32, 512
+SPINS = 2000
+
+# Places in a thread's scratch, in lines after the tiles
+LOSS, SPARE, SCRATCH = 0, 1, 3
+
+
+@kernel
+def shard_rows(rows, height):  # type: ignore[no-untyped-def]
+    """Rows in each shard of a batch but the last: set by the row count and the tile's height alone."""
+    shards = min(max(rows // SHARD_ROWS_LEAST, 1), SHARDS_MOST)
+    each = (rows + shards - 1) // shards
+    return (each + height - 1) // height * height
+
+
+@kernel
+def _rows_in_step(job, step):  # type: ignore[no-untyped-def]
+    """First row and row count of a step; steps walk through the rows batch by batch, and start over."""
+    per_epoch = (job[ROWS] + job[BATCH] - 1) // job[BATCH]
+    first = step % per_epoch * job[BATCH]
+    return first, min(job[BATCH], job[ROWS] - first)
+
+
+@kernel
+def _items(job, plan, step, phase, size, lanes):  # type: ignore[no-untyped-def]
+    if phase == TRANSPOSE:
+        total = 0
+        for i in range(1, plan.shape[0]):
+            total += (plan[i, FAN_IN] + lanes - 1) // lanes
+        return total
+    if phase == SHARD:
+        _, rows = _rows_in_step(job, step)
+        each = shard_rows(rows, job[HEIGHT])
+        return (rows + each - 1) // each
+    return (size + STRETCH - 1) // STRETCH
+
+
+@kernel
+def _forward_layers(like, plan, parameters, ones, tiles, rows, height, first, last):  # type: ignore[no-untyped-def]
+    """Layers first .. last - 1 on a tile; the input of layer i lies where layer i - 1's output goes."""
+    size = like.itemsize
+    lanes = LINE // size
+    for i in range(first, last):
+        source = tiles + (plan[i - 1, OUTPUT] * height * size if i > 0 else 0)
+        layer.forward(
+            like,
+            tiles + plan[i, OUTPUT] * height * size,
+            source,
+            parameters + plan[i, WEIGHT] * size,
+            parameters + plan[i, BIAS] * size,
+            ones + plan[i, COLUMN_SUMS] * size,
+            plan[i, ACTIVATION],
+            rows,
+            height,
+            plan[i, FAN_IN],
+            (plan[i, FAN_OUT] + lanes - 1) // lanes,
+            (plan[i, FAN_IN] + lanes - 1) // lanes * lanes,
+        )
+
+
+@kernel
+def _tile_gradient(like, plan, parameters, transposed, ones, tiles, sums, weight, loss, gradient, add, rows, height):  # type: ignore[no-untyped-def]
+    """Loss and gradient of the `rows` rows in a tile, into (`add`: onto) a shard's gradient; deltas overwrite h."""
+    size = like.itemsize
+    lanes = LINE // size
+    last = plan.shape[0] - 1
+    wide = plan[last, OUTPUT] * height * size
+    fan_in = (plan[last, FAN_IN] + lanes - 1) // lanes * lanes
+    blocks = (plan[last, FAN_OUT] + lanes - 1) // lanes
+    top_sums = sums + plan[last, COLUMN_SUMS] * size
+    if plan[last, ACTIVATION] == IDENTITY:
+        _forward_layers(like, plan, parameters, ones, tiles, rows, height, 0, last)
+        source = tiles + (plan[last - 1, OUTPUT] * height * size if last > 0 else 0)
+        w, b = parameters + plan[last, WEIGHT] * size, parameters + plan[last, BIAS] * size
+        depth = plan[last, FAN_IN]
+        layer.residual(
+            like, tiles + wide, source, w, b, tiles, weight, top_sums, loss, rows, height, depth, blocks, fan_in
+        )
+    else:
+        _forward_layers(like, plan, parameters, ones, tiles, rows, height, 0, last + 1)
+        layer.output_delta(
+            like, tiles + wide, tiles, weight, top_sums, loss, plan[last, ACTIVATION], rows, height, blocks
+        )
+    for i in range(last, -1, -1):
+        blocks = (plan[i, FAN_OUT] + lanes - 1) // lanes
+        fan_in = (plan[i, FAN_IN] + lanes - 1) // lanes * lanes
+        below = tiles + (plan[i - 1, OUTPUT] * height * size if i > 0 else 0)
+        delta = tiles + plan[i, OUTPUT] * height * size
+        dw = gradient + plan[i, WEIGHT] * size
+        layer.gradient(like, dw, below, delta, add, rows, height, plan[i, FAN_IN], blocks, fan_in)
+        if i > 0:
+            layer.backward(
+                like,
+                below,
+                delta,
+                transposed + plan[i, TRANSPOSED] * size,
+                sums + plan[i - 1, COLUMN_SUMS] * size,
+                plan[i - 1, ACTIVATION],
+                (rows + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE,
+                height,
+                plan[i, FAN_OUT],
+                fan_in // lanes,
+                blocks * lanes,
+            )
+
+
+@kernel
+def _load_tile(like, job, plan, tiles, spare, first, rows):  # type: ignore[no-untyped-def]
+    """Rows into the tile's input, and zeros below them down to a whole register tile; the rows to compute."""
+    height, columns = job[HEIGHT], plan[0, FAN_IN]
+    lanes = LINE // like.itemsize
+    load_rows(
+        like,
+        tiles,
+        height,
+        job[X],
+        job[ROW_STRIDE],
+        job[COLUMN_STRIDE],
+        job[KIND],
+        columns,
+        job[INDEX],
+        first,
+        rows,
+        job[SHIFT],
+        job[SCALE],
+        spare,
+    )
+    whole = (rows + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
+    if whole > rows:
+        for j in range((columns + lanes - 1) // lanes):
+            zero_lines(like, (tiles + (j * height + rows) * LINE, whole - rows))
+    return whole
+
+
+@kernel
+def _shard_item(job, plan, work, parameters, transposed, ones, gradients, totals, step, item, me, quota):  # type: ignore[no-untyped-def]
+    """Tiles of shard `item` from row me[1] of it on, while the quota lasts; whether the shard is done."""
+    like, size = work, work.itemsize
+    lanes, height = LINE // size, job[HEIGHT]
+    last = plan.shape[0] - 1
+    features = plan[0, FAN_IN]
+    outputs = (plan[last, FAN_OUT] + lanes - 1) // lanes * lanes
+    base = np.int64(work.ctypes.data)
+    tile_elements = (plan[last, OUTPUT] + outputs) * height
+    width = plan[last, COLUMN_SUMS] + outputs  # of all column sums
+    sums_at, weight_at = tile_elements, tile_elements + width
+    loss_at = weight_at + height + LOSS * lanes
+    spare = base + (weight_at + height + SPARE * lanes) * size
+    parameters_at, transposed_at = np.int64(parameters.ctypes.data), np.int64(transposed.ctypes.data)
+    ones_at = np.int64(ones.ctypes.data)
+    gradient = gradients[item]
+    first, rows = _rows_in_step(job, step)
+    each = shard_rows(rows, height)
+    end = min(each * (item + 1), rows)
+    while quota[0] > 0:
+        start = each * item + me[1]
+        if start >= end:
+            return True
+        count = min(height, end - start)
+        if me[1] == 0:
+            totals[item, 0] = 0.0
+            totals[item, 1] = 0.0
+        whole = _load_tile(like, job, plan, base, spare, first + start, count)
+        weights = 0.0
+        for i in range(whole):
+            w = 1.0 if i < count else 0.0
+            if i < count and job[SAMPLE_WEIGHT] != 0:
+                row = first + start + i
+                if job[INDEX] != 0:
+                    row = load_int64(job[INDEX] + row * 8)
+                w = load_float64(job[SAMPLE_WEIGHT] + row * 8)
+            work[weight_at + i] = w
+            weights += w
+        zero_lines(like, (base + sums_at * size, width // lanes))
+        zero_lines(like, (base + loss_at * size, 1))
+        _tile_gradient(
+            like,
+            plan,
+            parameters_at,
+            transposed_at,
+            ones_at,
+            base,
+            base + sums_at * size,
+            base + weight_at * size,
+            base + loss_at * size,
+            np.int64(gradient.ctypes.data),
+            1 if me[1] > 0 else 0,
+            count,
+            height,
+        )
+        for i in range(plan.shape[0]):
+            bias, place = plan[i, BIAS], sums_at + plan[i, COLUMN_SUMS]
+            padded = (plan[i, FAN_OUT] + lanes - 1) // lanes * lanes
+            for c in range(padded):
+                value = work[place + c]
+                gradient[bias + c] = gradient[bias + c] + value if me[1] > 0 else value
+        loss = 0.0
+        for c in range(lanes):
+            loss += work[loss_at + c]
+        totals[item, 0] += loss
+        totals[item, 1] += weights
+        me[1] += count
+        quota[0] -= count * features
+    return each * item + me[1] >= end
+
+
+@kernel
+def _transpose_item(plan, parameters, transposed, item):  # type: ignore[no-untyped-def]
+    lanes = LINE // parameters.itemsize
+    for i in range(1, plan.shape[0]):
+        fan_in = (plan[i, FAN_IN] + lanes - 1) // lanes
+        if item < fan_in:
+            source = parameters[plan[i, WEIGHT] : plan[i, BIAS]]
+            fan_out = (plan[i, FAN_OUT] + lanes - 1) // lanes * lanes
+            target = transposed[plan[i, TRANSPOSED] : plan[i, TRANSPOSED] + source.size]
+            transpose_block(source, target, fan_in * lanes, fan_out, item)
+            return
+        item -= fan_in
+
+
+@kernel
+def _close_shards(job, totals, losses, step, shards):  # type: ignore[no-untyped-def]
+    """The step's loss, and what its gradient is to be multiplied by."""
+    loss = weight = 0.0
+    for shard in range(shards):
+        loss += totals[shard, 0]
+        weight += totals[shard, 1]
+    losses[step, 0] = loss / (2.0 * weight)
+    losses[step, 1] = 1.0 / weight
+
+
+@kernel
+def run(job, plan, control, me, quota, work, parameters, transposed, ones, gradients, totals, gradient, moments, rates, settings, losses):  # type: ignore[no-untyped-def]
+    """Work on the job until it is over, the quota is used up or a wait takes long: OVER, BUSY or WAITING.
+
+    job, plan             int64 vectors and table, as above and in layout.py
+    control               int64 (CONTROL,), shared by the team: zero at the start
+    me                    int64 (2,), this thread's: the claim it holds + 1, or 0; rows done of its shard
+    quota                 int64 (1,): rows x features this call may go through, at least one tile
+    work                  this thread's tiles and scratch
+    parameters, transposed, gradient (flat), gradients (shards, flat), moments (2, flat), totals (shards, 2)
+    rates                 float64 (steps,), learning rates
+    losses                float64 (steps, 2): written with the loss and 1 / sum of weights of each step
+    """
+    state = flush_subnormals()
+    outcome = _run(
+        job, plan, control, me, quota, work, parameters, transposed, ones, gradients, totals, gradient, moments, rates, settings, losses
+    )
+    restore_float_state(state)
+    return outcome
+
+
+@kernel
+def _run(job, plan, control, me, quota, work, parameters, transposed, ones, gradients, totals, gradient, moments, rates, settings, losses):  # type: ignore[no-untyped-def]
+    shared = np.int64(control.ctypes.data)
+    claim_at, done_at = shared + CLAIM * 8, shared + DONE * 8
+    lanes = LINE // parameters.itemsize
+    spins = 0
+    while True:
+        if me[0] == 0:
+            claim = load_acquire(claim_at)
+            if claim == FINISHED_CLAIM:
+                return OVER
+            number, item = claim >> 32, claim & 0xFFFFFFFF
+            step, phase = number // PHASES, number % PHASES
+            if phase != UPDATE and load_acquire(shared + CANCEL * 8) != 0:
+                control[OUTCOME] = CANCELLED
+                store_release(claim_at, FINISHED_CLAIM)
+                return OVER
+            if item >= _items(job, plan, step, phase, gradient.size, lanes):
+                spins += 1
+                if spins > SPINS:
+                    return WAITING
+                pause()
+                continue
+            if not compare_and_swap(claim_at, claim, claim + 1):
+                continue
+            me[0], me[1] = claim + 1, 0
+        spins = 0
+        claim = me[0] - 1
+        number, item = claim >> 32, claim & 0xFFFFFFFF
+        step, phase = number // PHASES, number % PHASES
+        items = _items(job, plan, step, phase, gradient.size, lanes)
+        if phase == TRANSPOSE:
+            _transpose_item(plan, parameters, transposed, item)
+        elif phase == SHARD:
+            if load_acquire(shared + CANCEL * 8) != 0:
+                me[0] = 0
+                continue
+            if not _shard_item(job, plan, work, parameters, transposed, ones, gradients, totals, step, item, me, quota):
+                return BUSY
+        else:
+            first = item * STRETCH
+            last = min(first + STRETCH, gradient.size)
+            _, rows = _rows_in_step(job, step)
+            each = shard_rows(rows, job[HEIGHT])
+            add_up(gradient, gradients, (rows + each - 1) // each, first, last, losses[step, 1])
+            if job[OPTIMIZER] != NONE:
+                update(
+                    job[OPTIMIZER], parameters, gradient, moments[0], moments[1], first, last, rates[step], step, settings
+                )
+        me[0] = 0
+        if fetch_add(done_at, 1) + 1 == items:
+            store_release(done_at, 0)
+            if phase == SHARD:
+                _close_shards(job, totals, losses, step, items)
+                if job[OPTIMIZER] != NONE and not np.isfinite(losses[step, 0]):
+                    control[OUTCOME] = DIVERGED
+                    store_release(claim_at, FINISHED_CLAIM)
+                    return OVER
+            if phase == UPDATE:
+                control[STEPS_DONE] = step + 1
+                if step + 1 == job[STEPS]:
+                    control[OUTCOME] = COMPLETE
+                    store_release(claim_at, FINISHED_CLAIM)
+                    return OVER
+            following = number + 1
+            if _items(job, plan, following // PHASES, following % PHASES, gradient.size, lanes) == 0:
+                following += 1  # a single layer has nothing to transpose
+            store_release(claim_at, following << 32)
+
+
+@kernel
+def infer(job, plan, control, quota, work, parameters, ones):  # type: ignore[no-untyped-def]
+    """Layers FIRST_LAYER .. LAST_LAYER - 1 on all rows into OUT, tile by tile, each claimed: OVER or BUSY."""
+    state = flush_subnormals()
+    outcome = _infer(job, plan, control, quota, work, parameters, ones)
+    restore_float_state(state)
+    return outcome
+
+
+@kernel
+def _infer(job, plan, control, quota, work, parameters, ones):  # type: ignore[no-untyped-def]
+    like, size, height = work, work.itemsize, job[HEIGHT]
+    lanes = LINE // size
+    shared, base = np.int64(control.ctypes.data), np.int64(work.ctypes.data)
+    layers, last = plan.shape[0], job[LAST_LAYER] - 1
+    width = plan[layers - 1, COLUMN_SUMS] + (plan[layers - 1, FAN_OUT] + lanes - 1) // lanes * lanes
+    outputs = plan[layers - 1, OUTPUT] + (plan[layers - 1, FAN_OUT] + lanes - 1) // lanes * lanes
+    spare = base + (outputs * height + width + height + SPARE * lanes) * size
+    while quota[0] > 0:
+        if load_acquire(shared + CANCEL * 8) != 0:
+            return OVER
+        first = fetch_add(shared + CLAIM * 8, 1) * height
+        if first >= job[ROWS]:
+            return OVER
+        rows = min(height, job[ROWS] - first)
+        whole = (rows + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
+        start = job[FIRST_LAYER]
+        source = base + (plan[start - 1, OUTPUT] * height * size if start > 0 else 0)
+        columns = plan[start, FAN_IN]
+        load_rows(
+            like,
+            source,
+            height,
+            job[X],
+            job[ROW_STRIDE],
+            job[COLUMN_STRIDE],
+            job[KIND],
+            columns,
+            job[INDEX],
+            first,
+            rows,
+            job[SHIFT],
+            job[SCALE],
+            spare,
+        )
+        for j in range((columns + lanes - 1) // lanes):
+            zero_lines(like, (source + (j * height + rows) * LINE, whole - rows))
+        _forward_layers(
+            like, plan, np.int64(parameters.ctypes.data), np.int64(ones.ctypes.data), base, rows, height, start, last + 1
+        )
+        place = base + plan[last, OUTPUT] * height * size
+        store_rows(
+            like, job[OUT] + first * job[OUT_STRIDE], job[OUT_STRIDE], place, height, plan[last, FAN_OUT], rows
+        )
+        quota[0] -= rows * columns
+    return BUSY

@@ -137,8 +137,11 @@ def _forward_layers(like, plan, parameters, ones, tiles, rows, height, first, la
 
 
 @kernel
-def _tile_gradient(like, plan, parameters, transposed, ones, tiles, sums, weight, loss, gradient, add, rows, height):  # type: ignore[no-untyped-def]
-    """Loss and gradient of the `rows` rows in a tile, into (`add`: onto) a shard's gradient; deltas overwrite h."""
+def _tile_gradient(like, plan, parameters, transposed, ones, tiles, sums, weight, loss, gradient, add, rows, whole, height):  # type: ignore[no-untyped-def]
+    """Loss and gradient of a tile of `rows` rows, computed as `whole`, into (`add`: onto) a shard's gradient.
+
+    Deltas overwrite the activations they belong to.
+    """
     size = like.itemsize
     lanes = LINE // size
     last = plan.shape[0] - 1
@@ -147,17 +150,17 @@ def _tile_gradient(like, plan, parameters, transposed, ones, tiles, sums, weight
     blocks = (plan[last, FAN_OUT] + lanes - 1) // lanes
     top_sums = sums + plan[last, COLUMN_SUMS] * size
     if plan[last, ACTIVATION] == IDENTITY:
-        _forward_layers(like, plan, parameters, ones, tiles, rows, height, 0, last)
+        _forward_layers(like, plan, parameters, ones, tiles, whole, height, 0, last)
         source = tiles + (plan[last - 1, OUTPUT] * height * size if last > 0 else 0)
         w, b = parameters + plan[last, WEIGHT] * size, parameters + plan[last, BIAS] * size
         depth = plan[last, FAN_IN]
         layer.residual(
-            like, tiles + wide, source, w, b, tiles, weight, top_sums, loss, rows, height, depth, blocks, fan_in
+            like, tiles + wide, source, w, b, tiles, weight, top_sums, loss, whole, height, depth, blocks, fan_in
         )
     else:
-        _forward_layers(like, plan, parameters, ones, tiles, rows, height, 0, last + 1)
+        _forward_layers(like, plan, parameters, ones, tiles, whole, height, 0, last + 1)
         layer.output_delta(
-            like, tiles + wide, tiles, weight, top_sums, loss, plan[last, ACTIVATION], rows, height, blocks
+            like, tiles + wide, tiles, weight, top_sums, loss, plan[last, ACTIVATION], whole, height, blocks
         )
     for i in range(last, -1, -1):
         blocks = (plan[i, FAN_OUT] + lanes - 1) // lanes
@@ -174,7 +177,7 @@ def _tile_gradient(like, plan, parameters, transposed, ones, tiles, sums, weight
                 transposed + plan[i, TRANSPOSED] * size,
                 sums + plan[i - 1, COLUMN_SUMS] * size,
                 plan[i - 1, ACTIVATION],
-                (rows + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE,
+                whole,
                 height,
                 plan[i, FAN_OUT],
                 fan_in // lanes,
@@ -264,6 +267,7 @@ def _shard_item(job, plan, work, parameters, transposed, ones, gradients, totals
             np.int64(gradient.ctypes.data),
             1 if me[1] > 0 else 0,
             count,
+            whole,
             height,
         )
         for i in range(plan.shape[0]):
@@ -342,8 +346,9 @@ def _run(job, plan, control, me, quota, work, parameters, transposed, ones, grad
             number, item = claim >> 32, claim & 0xFFFFFFFF
             step, phase = number // PHASES, number % PHASES
             if phase != UPDATE and load_acquire(shared + CANCEL * 8) != 0:
+                if not compare_and_swap(claim_at, claim, FINISHED_CLAIM):
+                    continue
                 control[OUTCOME] = CANCELLED
-                store_release(claim_at, FINISHED_CLAIM)
                 return OVER
             if item >= _items(job, plan, step, phase, gradient.size, lanes):
                 spins += 1
@@ -446,7 +451,7 @@ def _infer(job, plan, control, quota, work, parameters, ones):  # type: ignore[n
         for j in range((columns + lanes - 1) // lanes):
             zero_lines(like, (source + (j * height + rows) * LINE, whole - rows))
         _forward_layers(
-            like, plan, np.int64(parameters.ctypes.data), np.int64(ones.ctypes.data), base, rows, height, start, last + 1
+            like, plan, np.int64(parameters.ctypes.data), np.int64(ones.ctypes.data), base, whole, height, start, last + 1
         )
         place = base + plan[last, OUTPUT] * height * size
         store_rows(

@@ -1,0 +1,345 @@
+"""Engine: the loss and gradient of a batch, reconstructions and codes, on all cores, in memory allocated once.
+
+What it hands to the kernels is a job (``kernels/step.py``): addresses, strides and sizes. Checks of what callers pass
+stand here; arithmetic does not.
+"""
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastae import team
+from fastae.kernels import layout
+from fastae.network import Network, Parameters, check_dtype
+
+SMALL_STEP = 30e6  # FLOPs below which a step stays on the calling thread: about what waking a thread costs, in time
+PATIENCE = 0.05  # seconds a jitted call should last, so that signals are handled in time
+WORKSPACE = 1 << 18  # bytes of tiles a thread should keep to
+
+
+class Engine:
+    """Computes with one network; holds all memory that takes, whatever the size of the data.
+
+    Parameters
+    ----------
+    network : Network
+    n_threads : int, optional
+        Threads to use; by default the CPUs this process may use (affinity and cgroup quota). The results have the
+        same bits for any number.
+    dtype : "float32" or "float64"
+        Of parameters, arithmetic and results. Losses are added up in float64.
+
+    Notes
+    -----
+    An engine may be used from several Python threads, one call at a time: further calls wait. Two engines work side
+    by side. An engine also works in a forked child.
+    """
+
+    def __init__(self, network: Network, n_threads: int | None = None, dtype: npt.DTypeLike = "float32") -> None:
+        if not isinstance(network, Network):
+            raise TypeError(f"network must be a Network, got {type(network).__name__}")
+        if n_threads is None:
+            n_threads = team.available_cpus()
+        if isinstance(n_threads, bool) or not isinstance(n_threads, (int, np.integer)):
+            raise TypeError(f"n_threads must be an integer or None, got {n_threads!r}")
+        if n_threads < 1:
+            raise ValueError(f"n_threads must be at least 1, got {n_threads}")
+        self.network, self.n_threads, self.dtype = network, int(n_threads), check_dtype(dtype)
+
+        from fastae.kernels import layer, step  # here, not above: importing them loads the compiler
+
+        self._step = step
+        self.plan, size, transposed = layout.plan(network.widths, network.activations, self.dtype)
+        lanes = layout.lanes(self.dtype)
+        last = self.plan[-1]
+        outputs = layout.blocks(last[layout.FAN_OUT], self.dtype) * lanes
+        width = int(last[layout.OUTPUT] + outputs)  # elements that a row takes in a tile
+        rows = WORKSPACE // (width * self.dtype.itemsize)
+        unit = int(np.lcm(layer.ROW_MULTIPLE, 16))
+        self.tile_rows = int(np.clip(rows // unit * unit, 4 * unit, 16 * unit))
+        sums = int(last[layout.COLUMN_SUMS] + outputs)
+        scratch = width * self.tile_rows + sums + self.tile_rows + step.SCRATCH * lanes
+        self._work = [layout.aligned_zeros(scratch, self.dtype) for _ in range(self.n_threads)]
+        self._transposed = layout.aligned_zeros(transposed, self.dtype)
+        self._ones = layout.aligned_zeros(sums, self.dtype)
+        for row in self.plan:
+            start = row[layout.COLUMN_SUMS]
+            self._ones[start : start + row[layout.FAN_OUT]] = 1
+        self._size = size
+        self._gradients = layout.aligned_zeros(0, self.dtype).reshape(0, size)
+        self._totals = np.zeros((step.SHARDS_MOST, 2))
+        self._control = layout.aligned_zeros(step.CONTROL, np.int64)
+        self._members = np.zeros((self.n_threads, 8), np.int64)
+        self._no_moments = np.zeros((2, 0), self.dtype)
+        self._lock = threading.Lock()
+
+    # -- public -----------------------------------------------------------------------------------------------
+
+    def loss_and_gradient(
+        self,
+        params: Parameters,
+        X: npt.ArrayLike,
+        *,
+        index: npt.ArrayLike | None = None,
+        shift: npt.ArrayLike | None = None,
+        scale: npt.ArrayLike | None = None,
+        sample_weight: npt.ArrayLike | None = None,
+    ) -> tuple[float, Parameters]:
+        """S = 1/(2m) sum((xhat - x)^2) over the rows of `X`, and its gradient by every parameter.
+
+        Parameters
+        ----------
+        params : Parameters
+            Of this engine's network and dtype.
+        X : array of shape (m, n), any float or integer dtype, any strides
+            Read tile by tile: never copied whole, never written.
+        index : array of int, optional
+            Rows of `X` to use, in this order; all rows by default.
+        shift, scale : arrays of shape (n,), optional
+            The network sees (X - shift) * scale, computed in float64 and rounded once.
+        sample_weight : array of shape (m,), optional
+            Not negative. S becomes 1/(2 sum w) sum_i w_i ||xhat_i - x_i||^2.
+
+        Returns
+        -------
+        loss : float
+        gradient : Parameters
+            ``gradient["W1"]`` ... ``gradient["b3"]``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument of the wrong type, dtype, shape or size, named.
+        """
+        gradient = Parameters(self.network, self.dtype)
+        losses = self.run_steps(
+            params, X, gradient=gradient, index=index, shift=shift, scale=scale, sample_weight=sample_weight
+        )
+        return float(losses[0]), gradient
+
+    def reconstruct(self, params: Parameters, X: npt.ArrayLike, **options: Any) -> np.ndarray:
+        """xhat, the output of the last layer, for each row of `X`: a new (m, n) array of the engine's dtype.
+
+        Takes `index`, `shift` and `scale` as ``loss_and_gradient`` does; the result is what the network puts out, with
+        shift and scale not undone.
+        """
+        return self._infer(params, X, 0, self.network.n_layers, **options)
+
+    def encode(self, params: Parameters, X: npt.ArrayLike, **options: Any) -> np.ndarray:
+        """The code, the output of the network's narrowest layer: (m, k). Options as for ``reconstruct``."""
+        return self._infer(params, X, 0, self.network.code_layer, **options)
+
+    def decode(self, params: Parameters, code: npt.ArrayLike) -> np.ndarray:
+        """xhat from a code of shape (m, k): the layers above the narrowest one."""
+        if self.network.code_layer == self.network.n_layers:
+            raise ValueError("network has no layer above its code: there is nothing to decode with")
+        return self._infer(params, code, self.network.code_layer, self.network.n_layers, name="code")
+
+    # -- for the training loop ----------------------------------------------------------------------------------
+
+    def run_steps(
+        self,
+        params: Parameters,
+        X: npt.ArrayLike,
+        *,
+        gradient: Parameters,
+        index: npt.ArrayLike | None = None,
+        shift: npt.ArrayLike | None = None,
+        scale: npt.ArrayLike | None = None,
+        sample_weight: npt.ArrayLike | None = None,
+        batch_size: int | None = None,
+        optimizer: int = 0,
+        moments: np.ndarray | None = None,
+        rates: npt.ArrayLike = (0.0,),
+        settings: npt.ArrayLike = (0.0,) * 7,
+    ) -> np.ndarray:
+        """Steps over successive batches of the rows, in as few jitted calls as can be; the loss of each step done.
+
+        `rates` holds a learning rate a step; `optimizer` and `settings` are those of ``kernels/optimizer.py``. Fewer
+        losses than rates come back where a loss was not finite: it is the last, and that step was not taken.
+        """
+        step = self._step
+        self._check_params(params)
+        X = self._check_matrix(X, self.network.widths[0], "X")
+        job, alive = self._job(X, index, shift, scale, self.network.widths[0])
+        if sample_weight is not None:
+            weights = _check_vector(sample_weight, X.shape[0], "sample_weight")
+            if not (weights >= 0).all() or not np.isfinite(weights).all():
+                raise ValueError("sample_weight must be finite and not negative")
+            used = weights if index is None else weights[alive[0]]
+            if not used.sum() > 0:
+                raise ValueError("sample_weight is zero in every row")
+            alive.append(weights)
+            job[step.SAMPLE_WEIGHT] = weights.ctypes.data
+        rates = np.ascontiguousarray(rates, np.float64)
+        settings = np.ascontiguousarray(settings, np.float64)
+        job[step.BATCH] = min(batch_size or job[step.ROWS], job[step.ROWS])
+        job[step.STEPS], job[step.OPTIMIZER] = rates.size, optimizer
+        losses = np.zeros((rates.size, 2))
+        batch = int(job[step.BATCH])
+        flops = 6.0 * batch * params.flat.size
+        with self._lock:
+            self._begin()
+            shards = -(-batch // int(step.shard_rows(batch, self.tile_rows)))
+            if self._gradients.shape[0] < shards:
+                self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
+            if self.network.n_layers == 1:
+                self._control[step.CLAIM] = step.SHARD << 32
+            moments = self._no_moments if moments is None else moments
+
+            def one_call(member: int, quota: np.ndarray) -> int:
+                return int(
+                    step.run(
+                        job,
+                        self.plan,
+                        self._control,
+                        self._members[member],
+                        quota,
+                        self._work[member],
+                        params.flat,
+                        self._transposed,
+                        self._ones,
+                        self._gradients,
+                        self._totals,
+                        gradient.flat,
+                        moments,
+                        rates,
+                        settings,
+                        losses,
+                    )
+                )
+
+            self._run(one_call, flops)
+            done = int(self._control[step.STEPS_DONE])
+            diverged = self._control[step.OUTCOME] == step.DIVERGED
+        return losses[: done + diverged, 0]
+
+    # -- within -------------------------------------------------------------------------------------------------
+
+    def _infer(
+        self,
+        params: Parameters,
+        X: npt.ArrayLike,
+        first: int,
+        last: int,
+        *,
+        name: str = "X",
+        index: npt.ArrayLike | None = None,
+        shift: npt.ArrayLike | None = None,
+        scale: npt.ArrayLike | None = None,
+    ) -> np.ndarray:
+        step = self._step
+        self._check_params(params)
+        columns = self.network.widths[first]
+        X = self._check_matrix(X, columns, name)
+        job, alive = self._job(X, index, shift, scale, columns)
+        out = np.empty((int(job[step.ROWS]), self.network.widths[last]), self.dtype)
+        job[step.OUT], job[step.OUT_STRIDE] = out.ctypes.data, out.strides[0]
+        job[step.FIRST_LAYER], job[step.LAST_LAYER] = first, last
+        with self._lock:
+            self._begin()
+
+            def one_call(member: int, quota: np.ndarray) -> int:
+                return int(
+                    step.infer(job, self.plan, self._control, quota, self._work[member], params.flat, self._ones)
+                )
+
+            self._run(one_call, 2.0 * out.shape[0] * params.flat.size)
+        del alive
+        return out
+
+    def _begin(self) -> None:
+        self._control[:] = 0
+        self._members[:] = 0
+
+    def _run(self, one_call: Any, flops: float) -> None:
+        """The job to its end, in calls that each last about PATIENCE, on one thread or the team."""
+        step = self._step
+        start = max(1, int(2e7 * self.network.widths[0] // max(self._size, 1)))
+        quotas = np.full((self.n_threads, 8), start, np.int64)
+        grown = [start] * self.n_threads
+
+        def work(member: int) -> bool:
+            quota = quotas[member]
+            quota[0] = grown[member]
+            began = time.perf_counter()
+            status = one_call(member, quota)
+            if status == step.WAITING:
+                time.sleep(0)
+            elif status == step.BUSY:
+                took = time.perf_counter() - began
+                grown[member] = max(1, int(grown[member] * min(4.0, PATIENCE / max(took, 1e-6))))
+            return status != step.OVER
+
+        def cancel() -> None:
+            self._control[step.CANCEL] = 1
+
+        team.run(work, self.n_threads if flops > SMALL_STEP else 1, cancel)
+
+    def _job(self, X: np.ndarray, index: Any, shift: Any, scale: Any, columns: int) -> tuple[np.ndarray, list[Any]]:
+        """The job's common part, and the arrays it points at, to be kept alive; the first is the row index, if any."""
+        from fastae.kernels.rows import KINDS
+
+        step = self._step
+        job = np.zeros(step.JOB, np.int64)
+        job[step.X], job[step.ROW_STRIDE], job[step.COLUMN_STRIDE] = X.ctypes.data, *X.strides
+        if X.shape[1] == 1:
+            job[step.COLUMN_STRIDE] = X.itemsize
+        job[step.KIND], job[step.ROWS], job[step.HEIGHT] = KINDS[X.dtype], X.shape[0], self.tile_rows
+        alive: list[Any] = []
+        if index is not None:
+            rows = np.asarray(index)
+            if rows.ndim != 1 or rows.dtype.kind not in "iu":
+                raise TypeError(f"index must be a one-dimensional array of integers, got {rows.ndim}-d {rows.dtype}")
+            if rows.size == 0:
+                raise ValueError("index is empty")
+            rows = np.ascontiguousarray(rows, np.int64)
+            if rows.min() < 0 or rows.max() >= X.shape[0]:
+                raise ValueError(f"index must lie within 0 .. {X.shape[0] - 1}, got {rows.min()} .. {rows.max()}")
+            alive.append(rows)
+            job[step.INDEX], job[step.ROWS] = rows.ctypes.data, rows.size
+        if shift is not None or scale is not None:
+            lanes = layout.lanes(self.dtype)
+            for place, name, value, default in ((step.SHIFT, "shift", shift, 0.0), (step.SCALE, "scale", scale, 1.0)):
+                padded = np.zeros(-(-columns // lanes) * lanes)
+                padded[:columns] = default if value is None else _check_vector(value, columns, name)
+                alive.append(padded)
+                job[place] = padded.ctypes.data
+        alive.append(X)
+        return job, alive
+
+    def _check_params(self, params: Parameters) -> None:
+        if not isinstance(params, Parameters):
+            raise TypeError(f"params must be Parameters, got {type(params).__name__}")
+        if params.network != self.network:
+            raise ValueError(f"params are of {params.network}, but the engine is for {self.network}")
+        if params.dtype != self.dtype:
+            raise ValueError(f"params are {params.dtype}, but the engine computes in {self.dtype}")
+
+    @staticmethod
+    def _check_matrix(X: npt.ArrayLike, columns: int, name: str) -> np.ndarray:
+        from fastae.kernels.rows import KINDS
+
+        array = np.asarray(X)
+        if array.ndim != 2:
+            raise ValueError(f"{name} must be two-dimensional (rows, features), got {array.ndim} dimensions")
+        if array.dtype not in KINDS:
+            raise TypeError(f"{name} has dtype {array.dtype}, but floats or integers of native byte order are needed")
+        if array.shape[0] == 0:
+            raise ValueError(f"{name} has no rows")
+        if array.shape[1] != columns:
+            what = "the network" if name == "X" else "the decoder"
+            raise ValueError(f"{name} has {array.shape[1]} features, but {what} takes {columns}")
+        return array
+
+
+def _check_vector(value: npt.ArrayLike, size: int, name: str) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} has dtype {array.dtype}, but real numbers are needed")
+    if array.shape != (size,):
+        raise ValueError(f"{name} has shape {array.shape}, but ({size},) is needed")
+    return np.ascontiguousarray(array, np.float64)

@@ -1,0 +1,178 @@
+"""Network, the shape of a stack of dense layers, and Parameters, its weights in one flat buffer.
+
+Parameters live in the kernels' blocked layout (``kernels/layout.py``); what goes in and comes out by name is dense.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fastae.kernels import layout
+
+
+@dataclass(frozen=True)
+class Network:
+    """A stack of dense layers: ``h_i = g_i(h_{i-1} W_i + b_i)``, h_0 = x.
+
+    Parameters
+    ----------
+    widths : tuple of int
+        Features of the input, then units of each layer; at least one layer.
+    activations : tuple of str
+        One of "sigmoid", "tanh", "relu", "identity" for each layer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Widths that are not positive integers, an unknown activation, or not one activation a layer.
+    """
+
+    widths: tuple[int, ...]
+    activations: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for width in self.widths:
+            if isinstance(width, bool) or not isinstance(width, (int, np.integer)):
+                raise TypeError(f"widths must be integers, got {width!r}")
+            if width < 1:
+                raise ValueError(f"widths must be at least 1, got {width}")
+        if len(self.widths) < 2:
+            raise ValueError(f"widths must name the input and at least one layer, got {tuple(self.widths)}")
+        object.__setattr__(self, "widths", tuple(int(width) for width in self.widths))
+        object.__setattr__(self, "activations", tuple(self.activations))
+        for name in self.activations:
+            if name not in layout.ACTIVATIONS:
+                raise ValueError(f"activations must be among {', '.join(layout.ACTIVATIONS)}, got {name!r}")
+        if len(self.activations) != len(self.widths) - 1:
+            raise ValueError(
+                f"activations has {len(self.activations)} names, but widths make {len(self.widths) - 1} layers"
+            )
+
+    @classmethod
+    def autoencoder(cls, n: int, k: int) -> "Network":
+        """The default machine: n -> k -> n -> n, two sigmoid layers and a linear one."""
+        return cls((n, k, n, n), ("sigmoid", "sigmoid", "identity"))
+
+    @property
+    def n_layers(self) -> int:
+        """Layers, the input not counted."""
+        return len(self.activations)
+
+    @property
+    def code_layer(self) -> int:
+        """The layer whose output is the code: the first of the narrowest layers, counted from 1."""
+        return 1 + int(np.argmin(self.widths[1:]))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter by name, W1, b1, W2, b2, ..."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer, (fan_in, fan_out) in enumerate(zip(self.widths, self.widths[1:], strict=False), start=1):
+            shapes[f"W{layer}"] = (fan_in, fan_out)
+            shapes[f"b{layer}"] = (fan_out,)
+        return shapes
+
+
+class Parameters(Mapping[str, np.ndarray]):
+    """The weights and biases of a network, or their gradient: one flat 64-byte aligned buffer.
+
+    ``p["W1"]`` is a new dense array; ``p["W1"] = array`` writes one. Names are W1, b1, W2, b2, ...
+
+    Parameters
+    ----------
+    network : Network
+    dtype : "float32" or "float64"
+
+    Attributes
+    ----------
+    flat : ndarray of `dtype`, one-dimensional
+        The buffer itself in the kernels' blocked layout; padding is zero and must stay so.
+    """
+
+    def __init__(self, network: Network, dtype: npt.DTypeLike = "float32") -> None:
+        self.network = network
+        self.dtype = check_dtype(dtype)
+        self.plan, size, _ = layout.plan(network.widths, network.activations, self.dtype)
+        self.flat = layout.aligned_zeros(size, self.dtype)
+        self._shapes = network.shapes()
+
+    @classmethod
+    def random(cls, network: Network, seed: int | np.random.Generator = 0, dtype: npt.DTypeLike = "float32") -> "Parameters":
+        """Glorot-uniform weights of both signs and zero biases (Glorot and Bengio, AISTATS 2010).
+
+        Weights are drawn from U(-a, a), a = sqrt(6 / (fan_in + fan_out)); the same `seed` gives the same weights, in
+        either dtype up to rounding.
+        """
+        made = cls(network, dtype)
+        generator = np.random.default_rng(seed)
+        for name, shape in network.shapes().items():
+            if name.startswith("W"):
+                bound = np.sqrt(6.0 / sum(shape))
+                made[name] = generator.uniform(-bound, bound, shape)
+        return made
+
+    @classmethod
+    def from_arrays(cls, network: Network, arrays: Mapping[str, npt.ArrayLike], dtype: npt.DTypeLike = "float32") -> "Parameters":
+        """Parameters with the dense arrays of `arrays`, which must name every one."""
+        missing = [name for name in network.shapes() if name not in arrays]
+        if missing:
+            raise ValueError(f"arrays lacks {', '.join(missing)}")
+        made = cls(network, dtype)
+        for name in network.shapes():
+            made[name] = arrays[name]
+        return made
+
+    def copy(self) -> "Parameters":
+        """The same parameters in a buffer of their own."""
+        made = Parameters(self.network, self.dtype)
+        made.flat[:] = self.flat
+        return made
+
+    def _blocked(self, name: str) -> np.ndarray:
+        """The (blocks, rows, lanes) view of a weight matrix, or the flat view of a bias, padding included."""
+        if name not in self._shapes:
+            raise KeyError(f"{name!r} is no parameter of this network; they are {', '.join(self._shapes)}")
+        row = self.plan[int(name[1:]) - 1]
+        lanes = layout.lanes(self.dtype)
+        blocks = layout.blocks(row[layout.FAN_OUT], self.dtype)
+        if name.startswith("b"):
+            return self.flat[row[layout.BIAS] : row[layout.BIAS] + blocks * lanes]
+        return self.flat[row[layout.WEIGHT] : row[layout.BIAS]].reshape(blocks, -1, lanes)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        blocked = self._blocked(name)
+        shape = self._shapes[name]
+        return blocked[: shape[0]].copy() if len(shape) == 1 else layout.unpack(blocked, (shape[0], shape[1]))
+
+    def __setitem__(self, name: str, value: npt.ArrayLike) -> None:
+        blocked = self._blocked(name)
+        dense = np.asarray(value)
+        if dense.shape != self._shapes[name]:
+            raise ValueError(f"{name} has shape {dense.shape}, but the network needs {self._shapes[name]}")
+        if dense.dtype.kind not in "fiub":
+            raise TypeError(f"{name} has dtype {dense.dtype}, but real numbers are needed")
+        if dense.ndim == 1:
+            blocked[: dense.size] = dense
+        else:
+            layout.pack(dense, blocked)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __repr__(self) -> str:
+        return f"Parameters({self.network!r}, dtype={self.dtype.name!r})"
+
+
+def check_dtype(dtype: npt.DTypeLike) -> "np.dtype[np.floating]":
+    """float32 or float64 as a dtype; anything else is an error that names it."""
+    try:
+        made = np.dtype(dtype)
+    except TypeError:
+        made = None
+    if made not in (np.dtype(np.float32), np.dtype(np.float64)) or not made.isnative:
+        raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
+    return made

@@ -17,7 +17,7 @@ from fastae.network import Network, Parameters, check_dtype
 
 SMALL_STEP = 30e6  # FLOPs below which a step stays on the calling thread: about what waking a thread costs, in time
 PATIENCE = 0.05  # seconds a jitted call should last, so that signals are handled in time
-WORKSPACE = 1 << 18  # bytes of tiles a thread should keep to
+WORKSPACE = 1 << 20  # bytes of tiles a thread should keep to: less than L2
 
 
 class Engine:
@@ -49,7 +49,7 @@ class Engine:
             raise ValueError(f"n_threads must be at least 1, got {n_threads}")
         self.network, self.n_threads, self.dtype = network, int(n_threads), check_dtype(dtype)
 
-        from fastae.kernels import layer, step  # here, not above: importing them loads the compiler
+        from fastae.kernels import step  # here, not above: importing them loads the compiler
 
         self._step = step
         self.plan, size, transposed = layout.plan(network.widths, network.activations, self.dtype)
@@ -57,9 +57,8 @@ class Engine:
         last = self.plan[-1]
         outputs = layout.blocks(last[layout.FAN_OUT], self.dtype) * lanes
         width = int(last[layout.OUTPUT] + outputs)  # elements that a row takes in a tile
-        rows = WORKSPACE // (width * self.dtype.itemsize)
-        unit = int(np.lcm(layer.ROW_MULTIPLE, 16))
-        self.tile_rows = int(np.clip(rows // unit * unit, 4 * unit, 16 * unit))
+        # Measured: flat from 144 to 256 rows at every width; less for a very wide network, to stay within L2.
+        self.tile_rows = 192 if width * self.dtype.itemsize * 192 <= WORKSPACE else 144
         sums = int(last[layout.COLUMN_SUMS] + outputs)
         scratch = width * self.tile_rows + sums + self.tile_rows + step.SCRATCH * lanes
         self._work = [layout.aligned_zeros(scratch, self.dtype) for _ in range(self.n_threads)]

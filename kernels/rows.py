@@ -66,6 +66,22 @@ def _write_zero(words: Words, target, lines):  # type: ignore[no-untyped-def]
 zero_lines = vector_kernel(_write_zero)
 
 
+def _write_add(words: Words, target, source, lines, accumulate):  # type: ignore[no-untyped-def]
+    """target = source, or target += source where `accumulate` is not 0."""
+    for add in (0, 1):
+        with words.when(accumulate, "==", add):
+
+            def one(target, source, add=add):  # type: ignore[no-untyped-def]
+                line = words.load(source)
+                words.store(words.add(words.load(target), line) if add else line, target)
+                return [words.offset(target, LINE), words.offset(source, LINE)]
+
+            words.loop(lines, [target, source], one)
+
+
+add_lines = vector_kernel(_write_add)
+
+
 def _write_copy(words: Words, target, source, count, stride, size):  # type: ignore[no-untyped-def]
     """`count` elements of `size` bytes, `stride` bytes apart, side by side at `target`."""
     for bytes_ in (1, 2, 4, 8):

@@ -29,7 +29,7 @@ from fastae.kernels.layout import (
     WEIGHT,
 )
 from fastae.kernels.optimizer import NONE, add_up, transpose_block, update
-from fastae.kernels.rows import load_rows, store_rows, zero_lines
+from fastae.kernels.rows import add_lines, load_rows, store_rows, zero_lines
 from fastae.kernels.simd import (
     compare_and_swap,
     fetch_add,
@@ -214,6 +214,26 @@ def _load_tile(like, job, plan, tiles, spare, first, rows):  # type: ignore[no-u
 
 
 @kernel
+def _load_weights(job, work, place, first, rows, whole):  # type: ignore[no-untyped-def]
+    """The weights of a tile's rows, 1 by default, and 0 for those below them, from work[place] on; their sum."""
+    for i in range(rows, whole):
+        work[place + i] = 0
+    if job[SAMPLE_WEIGHT] == 0:
+        for i in range(rows):
+            work[place + i] = 1
+        return float(rows)
+    total = 0.0
+    for i in range(rows):
+        row = first + i
+        if job[INDEX] != 0:
+            row = load_int64(job[INDEX] + row * 8)
+        w = load_float64(job[SAMPLE_WEIGHT] + row * 8)
+        work[place + i] = w
+        total += w
+    return total
+
+
+@kernel
 def _shard_item(job, plan, work, parameters, transposed, ones, gradients, totals, step, item, me, quota):  # type: ignore[no-untyped-def]
     """Tiles of shard `item` from row me[1] of it on, while the quota lasts; whether the shard is done."""
     like, size = work, work.itemsize
@@ -229,7 +249,7 @@ def _shard_item(job, plan, work, parameters, transposed, ones, gradients, totals
     spare = base + (weight_at + height + SPARE * lanes) * size
     parameters_at, transposed_at = np.int64(parameters.ctypes.data), np.int64(transposed.ctypes.data)
     ones_at = np.int64(ones.ctypes.data)
-    gradient = gradients[item]
+    gradient_at = np.int64(gradients.ctypes.data) + item * gradients.shape[1] * size
     first, rows = _rows_in_step(job, step)
     each = shard_rows(rows, height)
     end = min(each * (item + 1), rows)
@@ -238,20 +258,12 @@ def _shard_item(job, plan, work, parameters, transposed, ones, gradients, totals
         if start >= end:
             return True
         count = min(height, end - start)
-        if me[1] == 0:
+        accumulate = 1 if me[1] > 0 else 0
+        if accumulate == 0:
             totals[item, 0] = 0.0
             totals[item, 1] = 0.0
         whole = _load_tile(like, job, plan, base, spare, first + start, count)
-        weights = 0.0
-        for i in range(whole):
-            w = 1.0 if i < count else 0.0
-            if i < count and job[SAMPLE_WEIGHT] != 0:
-                row = first + start + i
-                if job[INDEX] != 0:
-                    row = load_int64(job[INDEX] + row * 8)
-                w = load_float64(job[SAMPLE_WEIGHT] + row * 8)
-            work[weight_at + i] = w
-            weights += w
+        weights = _load_weights(job, work, weight_at, first + start, count, whole)
         zero_lines(like, (base + sums_at * size, width // lanes))
         zero_lines(like, (base + loss_at * size, 1))
         _tile_gradient(
@@ -264,18 +276,15 @@ def _shard_item(job, plan, work, parameters, transposed, ones, gradients, totals
             base + sums_at * size,
             base + weight_at * size,
             base + loss_at * size,
-            np.int64(gradient.ctypes.data),
-            1 if me[1] > 0 else 0,
+            gradient_at,
+            accumulate,
             count,
             whole,
             height,
         )
         for i in range(plan.shape[0]):
-            bias, place = plan[i, BIAS], sums_at + plan[i, COLUMN_SUMS]
-            padded = (plan[i, FAN_OUT] + lanes - 1) // lanes * lanes
-            for c in range(padded):
-                value = work[place + c]
-                gradient[bias + c] = gradient[bias + c] + value if me[1] > 0 else value
+            db, sums = gradient_at + plan[i, BIAS] * size, base + (sums_at + plan[i, COLUMN_SUMS]) * size
+            add_lines(like, (db, sums, (plan[i, FAN_OUT] + lanes - 1) // lanes, accumulate))
         loss = 0.0
         for c in range(lanes):
             loss += work[loss_at + c]

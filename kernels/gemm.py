@@ -10,8 +10,10 @@ epilogue works there, before anything is stored. Addresses and strides are in by
     a, b, c   where the tile's part of A, B, C begins      *_block   from one column block to the next
 """
 
+from functools import partial
+
 from fastae.kernels.activations import activate, times_derivative
-from fastae.kernels.layout import IDENTITY, RELU, SIGMOID, TANH
+from fastae.kernels.layout import ACTIVATIONS
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import LINE, TARGET
 
@@ -65,13 +67,14 @@ def forward_tile(rows: int, blocks: int):  # type: ignore[no-untyped-def]
     def write(words, c, c_block, a, a_block, b, b_block, depth, bias, activation, one):  # type: ignore[no-untyped-def]
         start = [words.load(words.offset(bias, j * LINE)) for j in range(blocks)]
         tile = _product(words, [start] * rows, a, a_block, b, b_block, depth)
-        for code in (SIGMOID, TANH, RELU, IDENTITY):
-            with words.when(activation, "==", code):
-                for j in range(blocks):
-                    mask = words.load(words.offset(one, j * LINE))
-                    for i in range(rows):
-                        h = activate(words, code, tile[i][j], mask)
-                        words.store(h, _place(words, c, c_block, i, j))
+
+        def finish(code: int) -> None:
+            for j in range(blocks):
+                mask = words.load(words.offset(one, j * LINE))
+                for i in range(rows):
+                    words.store(activate(words, code, tile[i][j], mask), _place(words, c, c_block, i, j))
+
+        words.cases(activation, [partial(finish, code) for code in range(len(ACTIVATIONS))])
 
     return vector_kernel(write)
 
@@ -108,16 +111,18 @@ def backward_tile(rows: int, blocks: int):  # type: ignore[no-untyped-def]
     def write(words, c, c_block, a, a_block, b, b_block, depth, activation, sums):  # type: ignore[no-untyped-def]
         zero = words.constant(0.0)
         tile = _product(words, [[zero] * blocks] * rows, a, a_block, b, b_block, depth)
-        for code in (SIGMOID, TANH, RELU, IDENTITY):
-            with words.when(activation, "==", code):
-                for j in range(blocks):
-                    column_sum = words.load(words.offset(sums, j * LINE))
-                    for i in range(rows):
-                        place = _place(words, c, c_block, i, j)
-                        delta = times_derivative(words, code, tile[i][j], words.load(place))
-                        column_sum = words.add(column_sum, delta)
-                        words.store(delta, place)
-                    words.store(column_sum, words.offset(sums, j * LINE))
+
+        def finish(code: int) -> None:
+            for j in range(blocks):
+                column_sum = words.load(words.offset(sums, j * LINE))
+                for i in range(rows):
+                    place = _place(words, c, c_block, i, j)
+                    delta = times_derivative(words, code, tile[i][j], words.load(place))
+                    column_sum = words.add(column_sum, delta)
+                    words.store(delta, place)
+                words.store(column_sum, words.offset(sums, j * LINE))
+
+        words.cases(activation, [partial(finish, code) for code in range(len(ACTIVATIONS))])
 
     return vector_kernel(write)
 

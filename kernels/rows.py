@@ -4,6 +4,8 @@ A source is any float or integer array: an address, a row and a column stride in
 tile becomes lines of the engine's dtype: converted, shifted and scaled in float64, rounded once; padding zeroed.
 """
 
+from functools import partial
+
 import numpy as np
 from llvmlite import ir
 
@@ -34,18 +36,42 @@ def _source_line(words: Words, kind: np.dtype, source: Value, mask: Value, to: i
 def _write_load(words: Words, target, source, count, kind, shift, scale):  # type: ignore[no-untyped-def]
     """One line of a tile from `count` contiguous elements; `shift` 0: as they are, else (x - shift) scale."""
     mask = words.first_lanes(count)
-    for number, dtype in enumerate(list(KINDS)[:11]):
-        with words.when(kind, "==", number):
-            with words.when(shift, "==", 0):
-                words.store(_source_line(words, dtype, source, mask, words.scalar), target)
-            with words.when(shift, "!=", 0):
-                wide = _source_line(words, dtype, source, mask, F64)
-                moved = words.builder.fsub(wide, words.load_first(shift, mask, F64, 8))
-                scaled = words.builder.fmul(moved, words.load_first(scale, mask, F64, 8))
-                words.store(words.convert(scaled, True), target)
+
+    def as_is(dtype: np.dtype) -> None:
+        words.store(_source_line(words, dtype, source, mask, words.scalar), target)
+
+    def scaled(dtype: np.dtype) -> None:
+        wide = _source_line(words, dtype, source, mask, F64)
+        moved = words.builder.fsub(wide, words.load_first(shift, mask, F64, 8))
+        words.store(words.convert(words.builder.fmul(moved, words.load_first(scale, mask, F64, 8)), True), target)
+
+    kinds = list(KINDS)[:11]
+    with words.when(shift, "==", 0):
+        words.cases(kind, [partial(as_is, dtype) for dtype in kinds])
+    with words.when(shift, "!=", 0):
+        words.cases(kind, [partial(scaled, dtype) for dtype in kinds])
 
 
 _load_line = vector_kernel(_write_load)
+
+
+def _write_copy_row(words: Words, target, height, source, columns):  # type: ignore[no-untyped-def]
+    """A row of `columns` contiguous elements of the engine's dtype into a tile `height` rows high."""
+    b = words.builder
+    lanes = words.int(words.lanes)
+    column = b.mul(height, words.int(LINE))
+
+    def block(target, source):  # type: ignore[no-untyped-def]
+        words.store(words.load(source, aligned=False), target)
+        return [words.offset(target, column), words.offset(source, LINE)]
+
+    target, source = words.loop(b.sdiv(columns, lanes), [target, source], block)
+    left = b.srem(columns, lanes)
+    with words.when(left, ">", 0):
+        words.store(words.load_first(source, words.first_lanes(left)), target)
+
+
+_copy_row = vector_kernel(_write_copy_row)
 
 
 def _write_store(words: Words, target, line, count):  # type: ignore[no-untyped-def]
@@ -109,11 +135,15 @@ def load_rows(like, tile, height, x, row_stride, column_stride, kind, columns, i
     size = ITEM_SIZES[kind]
     lanes = LINE // like.itemsize
     blocks = (columns + lanes - 1) // lanes
+    direct = kind == (0 if like.itemsize == 4 else 1) and column_stride == size and shift == 0
     for i in range(rows):
         row = first + i
         if index != 0:
             row = load_int64(index + row * 8)
         source = x + row * row_stride
+        if direct:
+            _copy_row(like, (tile + i * LINE, height, source, columns))
+            continue
         for j in range(blocks):
             count = min(lanes, columns - j * lanes)
             target = tile + (j * height + i) * LINE

@@ -102,6 +102,19 @@ class Words:
         b.position_at_end(after)
         return list(phis)
 
+    def cases(self, value: Value, bodies: list[Callable[[], None]]) -> None:
+        """bodies[value](): the one case that the integer `value` names, 0, 1, ...; none where it names no body."""
+        b = self.builder
+        after = b.append_basic_block("cases.after")
+        blocks = [b.append_basic_block(f"case.{i}") for i in range(len(bodies))]
+        switch = b.switch(value, after)
+        for i, (block, body) in enumerate(zip(blocks, bodies, strict=True)):
+            switch.add_case(I64(i), block)
+            b.position_at_end(block)
+            body()
+            b.branch(after)
+        b.position_at_end(after)
+
     @contextmanager
     def when(self, value: Value, comparison: str, constant: int) -> Iterator[None]:
         """Emit what is inside for the case that the integer `value` compares so."""

@@ -62,3 +62,12 @@ def kernel(function: Callable[..., Any]) -> Any:
         except (RuntimeError, OSError, TypeError):  # no cache directory can be written
             pass
     return dispatcher
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile `function` into each kernel that calls it, not by itself.
+
+    Numba optimises a callee again in every caller above it; for a call many levels deep that multiplies the time to
+    compile.
+    """
+    return numba.njit(inline="always", nogil=True, error_model="numpy")(function)

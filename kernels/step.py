@@ -16,7 +16,7 @@ or when it has waited long (so that Python can yield the core); it is then made 
 import numpy as np
 
 from fastae.kernels import layer
-from fastae.kernels.compiler import kernel
+from fastae.kernels.compiler import inlined, kernel
 from fastae.kernels.layout import (
     ACTIVATION,
     BIAS,
@@ -113,7 +113,7 @@ def _items(job, plan, step, phase, size, lanes):  # type: ignore[no-untyped-def]
     return (size + STRETCH - 1) // STRETCH
 
 
-@kernel
+@inlined
 def _forward_layers(like, plan, parameters, ones, tiles, rows, height, first, last):  # type: ignore[no-untyped-def]
     """Layers first .. last - 1 on a tile; the input of layer i lies where layer i - 1's output goes."""
     size = like.itemsize
@@ -136,7 +136,7 @@ def _forward_layers(like, plan, parameters, ones, tiles, rows, height, first, la
         )
 
 
-@kernel
+@inlined
 def _tile_gradient(like, plan, parameters, transposed, ones, tiles, sums, weight, loss, gradient, add, rows, whole, height):  # type: ignore[no-untyped-def]
     """Loss and gradient of a tile of `rows` rows, computed as `whole`, into (`add`: onto) a shard's gradient.
 
@@ -149,8 +149,9 @@ def _tile_gradient(like, plan, parameters, transposed, ones, tiles, sums, weight
     fan_in = (plan[last, FAN_IN] + lanes - 1) // lanes * lanes
     blocks = (plan[last, FAN_OUT] + lanes - 1) // lanes
     top_sums = sums + plan[last, COLUMN_SUMS] * size
-    if plan[last, ACTIVATION] == IDENTITY:
-        _forward_layers(like, plan, parameters, ones, tiles, whole, height, 0, last)
+    linear = plan[last, ACTIVATION] == IDENTITY
+    _forward_layers(like, plan, parameters, ones, tiles, whole, height, 0, last if linear else last + 1)
+    if linear:
         source = tiles + (plan[last - 1, OUTPUT] * height * size if last > 0 else 0)
         w, b = parameters + plan[last, WEIGHT] * size, parameters + plan[last, BIAS] * size
         depth = plan[last, FAN_IN]
@@ -158,7 +159,6 @@ def _tile_gradient(like, plan, parameters, transposed, ones, tiles, sums, weight
             like, tiles + wide, source, w, b, tiles, weight, top_sums, loss, whole, height, depth, blocks, fan_in
         )
     else:
-        _forward_layers(like, plan, parameters, ones, tiles, whole, height, 0, last + 1)
         layer.output_delta(
             like, tiles + wide, tiles, weight, top_sums, loss, plan[last, ACTIVATION], whole, height, blocks
         )
@@ -185,7 +185,7 @@ def _tile_gradient(like, plan, parameters, transposed, ones, tiles, sums, weight
             )
 
 
-@kernel
+@inlined
 def _load_tile(like, job, plan, tiles, spare, first, rows):  # type: ignore[no-untyped-def]
     """Rows into the tile's input, and zeros below them down to a whole register tile; the rows to compute."""
     height, columns = job[HEIGHT], plan[0, FAN_IN]
@@ -213,7 +213,7 @@ def _load_tile(like, job, plan, tiles, spare, first, rows):  # type: ignore[no-u
     return whole
 
 
-@kernel
+@inlined
 def _load_weights(job, work, place, first, rows, whole):  # type: ignore[no-untyped-def]
     """The weights of a tile's rows, 1 by default, and 0 for those below them, from work[place] on; their sum."""
     for i in range(rows, whole):
@@ -233,7 +233,7 @@ def _load_weights(job, work, place, first, rows, whole):  # type: ignore[no-unty
     return total
 
 
-@kernel
+@inlined
 def _shard_item(job, plan, work, parameters, transposed, ones, gradients, totals, step, item, me, quota):  # type: ignore[no-untyped-def]
     """Tiles of shard `item` from row me[1] of it on, while the quota lasts; whether the shard is done."""
     like, size = work, work.itemsize
@@ -341,7 +341,7 @@ def run(job, plan, control, me, quota, work, parameters, transposed, ones, gradi
     return outcome
 
 
-@kernel
+@inlined
 def _run(job, plan, control, me, quota, work, parameters, transposed, ones, gradients, totals, gradient, moments, rates, settings, losses):  # type: ignore[no-untyped-def]
     shared = np.int64(control.ctypes.data)
     claim_at, done_at = shared + CLAIM * 8, shared + DONE * 8
@@ -421,7 +421,7 @@ def infer(job, plan, control, quota, work, parameters, ones):  # type: ignore[no
     return outcome
 
 
-@kernel
+@inlined
 def _infer(job, plan, control, quota, work, parameters, ones):  # type: ignore[no-untyped-def]
     like, size, height = work, work.itemsize, job[HEIGHT]
     lanes = LINE // size

@@ -4,8 +4,10 @@ What it hands to the kernels is a job (``kernels/step.py``): addresses, strides 
 stand here; arithmetic does not.
 """
 
+import os
 import threading
 import time
+import weakref
 from typing import Any
 
 import numpy as np
@@ -74,6 +76,7 @@ class Engine:
         self._members = np.zeros((self.n_threads, 8), np.int64)
         self._no_moments = np.zeros((2, 0), self.dtype)
         self._lock = threading.Lock()
+        _engines.add(self)
 
     # -- public -----------------------------------------------------------------------------------------------
 
@@ -163,6 +166,8 @@ class Engine:
         step = self._step
         self._check_params(params)
         X = self._check_matrix(X, self.network.widths[0], "X")
+        if self.network.widths[-1] != self.network.widths[0]:
+            raise ValueError(f"network puts out {self.network.widths[-1]} features, but X has {X.shape[1]}")
         job, alive = self._job(X, index, shift, scale, self.network.widths[0])
         if sample_weight is not None:
             weights = _check_vector(sample_weight, X.shape[0], "sample_weight")
@@ -342,3 +347,16 @@ def _check_vector(value: npt.ArrayLike, size: int, name: str) -> np.ndarray:
     if array.shape != (size,):
         raise ValueError(f"{name} has shape {array.shape}, but ({size},) is needed")
     return np.ascontiguousarray(array, np.float64)
+
+
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+def _unlock() -> None:
+    """In a forked child, where the thread that held an engine's lock is no more."""
+    for engine in _engines:
+        engine._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)

@@ -5,6 +5,7 @@ is a check for small networks and few rows: every entry probed costs four forwar
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,7 +63,8 @@ def check_gradients(
     dict of str to float
         By parameter name, max|g - d| / max(max|g|, max|d|) over the entries probed, where g is the gradient under
         test and d the differences; 0 where both are zero throughout. For a right gradient expect less than 1e-7 in
-        float64 and about 1e-5 in float32.
+        float64 and about 1e-5 in float32; more where a gradient has all but vanished beside the cost itself, as in
+        a saturated layer, since differences then see little but rounding.
 
     Raises
     ------
@@ -110,32 +112,28 @@ def check_gradients(
     else:
         _, gradient = engine.loss_and_gradient(params, X, sample_weight=sample_weight)
 
+    def probe(array: Array, index: tuple[Any, ...], offset: float) -> _Probe:
+        centre = array[index]
+        array[index] = centre + offset
+        t = reference.forward(x, theta, activations)
+        array[index] = centre
+        return float(reference.cost(x, t["xhat"], sample_weight)), [t[z] > 0 for z in relu]
+
     rng = np.random.default_rng(seed)
     errors = {}
     for name, array in theta.items():
         g = np.array(gradient[name], dtype=np.float64)
         if g.shape != array.shape:
-            raise ValueError(
-                f"the gradient of {name} has shape {g.shape}, but {name} has shape {array.shape}"
-            )
+            raise ValueError(f"the gradient of {name} has shape {g.shape}, but {array.shape} is wanted")
 
         entries = np.arange(array.size)
         if n_samples is not None and n_samples < array.size:
             entries = rng.choice(array.size, n_samples, replace=False)
-
         difference = np.empty(entries.size)
         for i, entry in enumerate(entries):
             index = np.unravel_index(entry, array.shape)
-
-            def probe(offset: float, array: Array = array, index: Any = index) -> _Probe:
-                centre = array[index]
-                array[index] = centre + offset
-                t = reference.forward(x, theta, activations)
-                array[index] = centre
-                return float(reference.cost(x, t["xhat"], sample_weight)), [t[z] > 0 for z in relu]
-
-            reach = inputs[name][index[0]] if name[0] == "W" else 1.0
-            difference[i] = _derivative(probe, step / (reach or 1.0))
+            reach = inputs[name][index[0]] if name.startswith("W") else 1.0  # z moves by reach * offset
+            difference[i] = _derivative(partial(probe, array, index), step / (reach or 1.0))
         errors[name] = _relative_error(g.ravel()[entries], difference)
     return errors
 

@@ -170,9 +170,9 @@ class Parameters(Mapping[str, np.ndarray]):
 def check_dtype(dtype: npt.DTypeLike) -> "np.dtype[np.floating]":
     """float32 or float64 as a dtype; anything else is an error that names it."""
     try:
-        made = np.dtype(dtype)
+        made = None if dtype is None else np.dtype(dtype)  # NumPy takes None for float64
     except TypeError:
         made = None
-    if made not in (np.dtype(np.float32), np.dtype(np.float64)) or not made.isnative:
+    if made is None or made not in (np.dtype(np.float32), np.dtype(np.float64)) or not made.isnative:
         raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
     return made

@@ -40,7 +40,8 @@ def sigmoid(z: Array) -> Array:
         In [0, 1]: exactly 0, 0.5 and 1 at -inf, 0 and inf; NaN stays NaN.
     """
     e = np.exp(-np.abs(z))  # at most 1, where exp(-z) overflows for z << 0
-    return np.where(z < 0, e, 1) / (1 + e)
+    g: Array = np.where(z < 0, e, 1) / (1 + e)
+    return g
 
 
 ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
@@ -117,7 +118,8 @@ def cost(
     if x.shape != xhat.shape:
         raise ValueError(f"xhat has shape {xhat.shape}, but x has shape {x.shape}")
     w, total = _weights(sample_weight, x)
-    return np.sum(w * (xhat - x) ** 2) / (2 * total)
+    S: np.floating[Any] = np.sum(w * (xhat - x) ** 2) / (2 * total)
+    return S
 
 
 def backward(

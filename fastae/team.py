@@ -13,46 +13,52 @@ from collections.abc import Callable
 Work = Callable[[int], bool]
 
 
+class _Job:
+    """What one helper does for one call. Waiting for it may be interrupted, and taken up again."""
+
+    def __init__(self, work: Work, member: int, cancel: Callable[[], None]) -> None:
+        self._work, self._member, self._cancel = work, member, cancel
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self.started = self._over = False
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            while self._work(self._member):
+                pass
+        except BaseException as error:  # handed to the caller, who raises it
+            self.error = error
+            self._cancel()
+        self._over = True
+        self._lock.release()
+
+    def wait(self) -> None:
+        while self.started and not self._over:
+            self._lock.acquire()
+
+
 class _Helper:
-    """One thread: sleeps until it is given work, runs it to its end, sleeps again."""
+    """One thread: sleeps until it is given a job, runs it to its end, sleeps again."""
 
     def __init__(self) -> None:
-        self._wake, self._done = threading.Lock(), threading.Lock()
+        self._wake = threading.Lock()
         self._wake.acquire()
-        self._done.acquire()
-        self._work: Work | None = None
-        self._member = 0
-        self._error: BaseException | None = None
+        self._job: _Job | None = None
         threading.Thread(target=self._live, name="fastae", daemon=True).start()
 
     def _live(self) -> None:
         while True:
             self._wake.acquire()
-            work, self._work = self._work, None
-            try:
-                assert work is not None
-                while work(self._member):
-                    pass
-            except BaseException as error:  # handed to the caller, who raises it
-                self._error = error
-            del work
-            self._done.release()
+            job, self._job = self._job, None
+            assert job is not None
+            job.run()
+            del job
 
-    def start(self, work: Work, member: int) -> None:
-        self._work, self._member = work, member
+    def start(self, job: _Job) -> None:
+        self._job = job
+        job.started = True  # no signal is handled between this line and the next
         self._wake.release()
-
-    def wait(self) -> BaseException | None:
-        """Until the work is over; the error it ended with, if any. Signals wait, so that no job outlives its caller."""
-        interrupted: BaseException | None = None
-        while True:
-            try:
-                self._done.acquire()
-                break
-            except KeyboardInterrupt as error:
-                interrupted = error
-        error, self._error = self._error, None
-        return error or interrupted
 
 
 _idle: list[_Helper] = []
@@ -108,26 +114,40 @@ def _read_numbers(path: str) -> list[float]:
 def run(work: Work, members: int, cancel: Callable[[], None]) -> None:
     """Run `work` to its end with up to `members` threads, the caller's among them.
 
-    When the caller is interrupted, `cancel` is called, the work is run to its (now near) end, and the interrupt raised.
+    When the caller is interrupted, `cancel` is called, the work is run to its (now near) end, and the interrupt raised;
+    further interrupts change nothing, so that no job outlives its caller. An error in any member cancels too.
     """
     helpers: list[_Helper] = []
+    jobs: list[_Job] = []
     error: BaseException | None = None
     try:
         with _idle_lock:
             for _ in range(members - 1):
                 helpers.append(_idle.pop() if _idle else _Helper())
         for member, helper in enumerate(helpers, start=1):
-            helper.start(work, member)
+            jobs.append(_Job(work, member, cancel))
+            helper.start(jobs[-1])
         while work(0):
             pass
     except BaseException as raised:
         error = raised
-        cancel()
-        while work(0):
-            pass
-    for helper in helpers:
-        error = helper.wait() or error
+    while True:
+        try:
+            if error is not None:
+                cancel()
+            if isinstance(error, KeyboardInterrupt):
+                while work(0):
+                    pass
+            for job in jobs:
+                job.wait()
+            break
+        except KeyboardInterrupt as again:
+            error = error or again
+        except BaseException as raised:
+            error = raised
     with _idle_lock:
         _idle.extend(helpers)
+    for job in jobs:
+        error = error or job.error
     if error is not None:
         raise error

@@ -1,0 +1,114 @@
+"""The machine's FMA peak, the roof of every figure here: independent accumulators in registers, no memory at all.
+
+``python -m fastae.bench.probe`` prints it by dtype and thread count.
+"""
+
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastae import team
+from fastae.kernels.compiler import kernel
+from fastae.kernels.simd import vector_kernel
+from fastae.kernels.target import LINE, TARGET
+
+# Lines of accumulators that stay in registers with two operands: 24 zmm, 12 ymm, 24 NEON q or 12 xmm registers. Two
+# FMA pipes of latency 4 or 5 need 8 to 10.
+ACCUMULATORS = {"avx512": 24, "avx2": 6, "neon": 6, "generic": 3}[TARGET.isa]
+TURN = 3e-3  # seconds a thread spins for one reading
+
+
+def _write_spin(words, out, count):
+    """out gains `count` rounds of acc = acc x + y in every accumulator, x = 1/2 and y = 1 at run time."""
+    x, y = words.broadcast(out), words.broadcast(words.offset(out, words.itemsize))
+
+    def one(*accumulators):
+        return [words.fma(accumulator, x, y) for accumulator in accumulators]
+
+    start = [words.load(words.offset(out, (i + 1) * LINE)) for i in range(ACCUMULATORS)]
+    for i, accumulator in enumerate(words.loop(count, start, one)):
+        words.store(accumulator, words.offset(out, (i + 1) * LINE))
+
+
+_spin_words = vector_kernel(_write_spin)
+
+
+@kernel
+def _spin(out, count):
+    _spin_words(out, (out.ctypes.data, count))
+
+
+class Probe:
+    """Readings of the FMA peak of `n_threads` threads in `dtype`.
+
+    Calling it takes a reading, in GF/s; ``median`` is that of all readings so far.
+    """
+
+    def __init__(self, n_threads: int = 1, dtype: str = "float32") -> None:
+        self.n_threads, self.readings = n_threads, list[float]()
+        lanes = LINE // np.dtype(dtype).itemsize
+        self._arrays = []
+        for _ in range(n_threads):
+            array = np.zeros((ACCUMULATORS + 2) * lanes, dtype)
+            skip = -array.ctypes.data % LINE // array.itemsize
+            array = array[skip : skip + (ACCUMULATORS + 1) * lanes]
+            array[:2] = 0.5, 1.0
+            self._arrays.append(array)
+        self._flops = 2 * lanes * ACCUMULATORS
+        _spin(self._arrays[0], 100)
+        start = time.perf_counter()
+        _spin(self._arrays[0], 100_000)
+        self._count = max(1000, int(100_000 * TURN / (time.perf_counter() - start)))
+
+    def __call__(self) -> float:
+        spans: list[tuple[float, float]] = []
+        together = threading.Barrier(self.n_threads)
+
+        def work(member: int) -> bool:
+            together.wait()
+            start = time.perf_counter()
+            _spin(self._arrays[member], self._count)
+            spans.append((start, time.perf_counter()))
+            return False
+
+        team.run(work, self.n_threads, together.abort)
+        seconds = max(end for _, end in spans) - min(start for start, _ in spans)
+        self.readings.append(self.n_threads * self._count * self._flops / seconds / 1e9)
+        return self.readings[-1]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.readings)
+
+
+def against_peak(benchmark: Any, run: Callable[[], Any], flops: float, probe: Probe, rounds: int = 25) -> Any:
+    """Time `run`, a reading of the peak before each round, A B A B; GF/s and share go to the benchmark's extra_info.
+
+    Returns what `run` returned last.
+    """
+    if benchmark.enabled:
+        for _ in range(3):
+            run()
+    else:
+        rounds = 1
+    result = benchmark.pedantic(run, setup=lambda: probe() and None, rounds=rounds)
+    if benchmark.enabled:
+        median = benchmark.stats.stats.median
+        rate = flops / median / 1e9
+        benchmark.extra_info.update(
+            median_ms=median * 1e3, gflops=rate, peak_gflops=probe.median, share_of_peak=rate / probe.median
+        )
+    return result
+
+
+if __name__ == "__main__":
+    for dtype in ("float32", "float64"):
+        for n_threads in range(1, team.available_cpus() + 1):
+            probe = Probe(n_threads, dtype)
+            for _ in range(50):
+                probe()
+            print(f"{dtype}  {n_threads} threads  {probe.median:8.1f} GF/s  (best {max(probe.readings):.1f})")

@@ -1,0 +1,174 @@
+"""check_gradients finds every gradient of the reference right, and a broken one wrong by as much as it is."""
+
+import numpy as np
+import pytest
+
+from fastae import reference
+from fastae.gradient_check import check_gradients
+
+SIGMOID = ("sigmoid", "sigmoid", "identity")
+
+
+def random_problem(widths, seed=0, m=7, dtype="float64"):
+    """Parameters that saturate no unit, and rows of one scale."""
+    rng = np.random.default_rng(seed)
+    params = {}
+    for layer, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        params[f"W{layer}"] = (rng.normal(size=(fan_in, fan_out)) / np.sqrt(fan_in)).astype(dtype)
+        params[f"b{layer}"] = (0.3 * rng.normal(size=fan_out)).astype(dtype)
+    return params, rng.normal(size=(m, widths[0])).astype(dtype)
+
+
+class BrokenEngine:
+    """The reference's gradient, after `damage(params, X, t, d)` has changed the results t and d of its two passes."""
+
+    def __init__(self, damage):
+        self.damage = damage
+
+    def loss_and_gradient(self, params, X, *, sample_weight=None):
+        t = reference.forward(X, params)
+        d = reference.backward(X, params, sample_weight=sample_weight)
+        self.damage(params, X, t, d)
+        return reference.cost(X, t["xhat"], sample_weight), {name: d[f"d{name}"] for name in params}
+
+
+@pytest.mark.parametrize(
+    ("widths", "activations"),
+    [
+        ((6, 6), ("identity",)),
+        ((6, 6), ("sigmoid",)),
+        ((6, 2, 6), ("sigmoid", "identity")),
+        ((5, 3, 5, 5), SIGMOID),
+        ((5, 3, 5, 5), ("tanh", "tanh", "identity")),
+        ((5, 3, 5, 5), ("relu", "relu", "identity")),
+        ((5, 3, 5, 5), ("tanh", "relu", "sigmoid")),
+        ((5, 3, 5, 5), ("identity", "identity", "tanh")),
+        ((4, 6, 1, 3, 7, 4), ("relu", "sigmoid", "tanh", "identity", "relu")),
+        ((1, 1, 1), ("tanh", "sigmoid")),
+    ],
+    ids=lambda value: "-".join(str(part) for part in value),
+)
+@pytest.mark.parametrize("m", [1, 7])
+def test_gradient_matches_finite_differences(widths, activations, m):
+    for seed in range(3):
+        params, X = random_problem(widths, seed, m)
+        errors = check_gradients(params, X, activations=activations)
+        assert list(errors) == list(params)
+        assert max(errors.values()) < 1e-7, errors
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_scale_of_the_rows_does_not_matter(scale):
+    params, X = random_problem((5, 3, 5, 5))
+    params["W1"] /= scale
+    errors = check_gradients(params, scale * X)
+    assert max(errors.values()) < 1e-7, errors
+
+
+def test_weighted_gradient_matches_finite_differences():
+    params, X = random_problem((5, 3, 5, 5))
+    w = np.array([0, 1, 2, 0.5, 10, 0, 3])
+    errors = check_gradients(params, X, sample_weight=w)
+    assert max(errors.values()) < 1e-7, errors
+
+
+def test_float32_gradient_is_held_to_float64_differences():
+    params, X = random_problem((5, 3, 5, 5), dtype="float32")
+    errors = check_gradients(params, X)
+    assert 1e-9 < max(errors.values()) < 1e-5, errors
+
+
+def test_step_stays_between_the_kinks_of_a_relu():
+    """One unit, z = x W1 + b1 = 1e-4: a probe by the whole step would cross 0."""
+    params = {"W1": np.array([[1.0]]), "b1": np.array([1e-4]), "W2": np.array([[1.0]]), "b2": np.array([0.0])}
+    errors = check_gradients(params, np.zeros((1, 1)) + 1e-6, activations=("relu", "identity"))
+    assert max(errors.values()) < 1e-7, errors
+
+
+def test_gradient_that_is_zero_has_no_error():
+    params, X = random_problem((5, 3, 5))
+    X[:, 2] = 0
+    params["b1"][:] = -100  # every relu is off
+    errors = check_gradients(params, X, activations=("relu", "identity"))
+    assert errors["W1"] == errors["b1"] == errors["W2"] == 0
+    assert 0 < errors["b2"] < 1e-7
+
+
+def test_matrix_product_for_dz_is_caught():
+    """With m = n = k the matrix product runs where the elementwise product is meant; every shape fits."""
+
+    def damage(params, X, t, d):
+        dz2 = d["dh2"] @ (t["h2"] * (1 - t["h2"]))
+        d["dW2"], d["db2"] = t["h1"].T @ dz2, dz2.sum(axis=0)
+
+    params, X = random_problem((4, 4, 4, 4), m=4)
+    errors = check_gradients(params, X, engine=BrokenEngine(damage))
+    assert min(errors["W2"], errors["b2"]) > 0.1
+    assert max(errors["W1"], errors["b1"], errors["W3"], errors["b3"]) < 1e-7
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_mean_for_a_bias_gradient_is_caught(layer):
+    def damage(params, X, t, d):
+        d[f"db{layer}"] = d[f"dz{layer}"].mean(axis=0)
+
+    params, X = random_problem((5, 3, 5, 5), m=8)
+    errors = check_gradients(params, X, engine=BrokenEngine(damage))
+    assert errors.pop(f"b{layer}") == pytest.approx(1 - 1 / 8, rel=1e-7)
+    assert max(errors.values()) < 1e-7
+
+
+def test_nan_is_never_a_small_error():
+    def damage(params, X, t, d):
+        d["dW2"][1, 2] = np.nan
+
+    params, X = random_problem((5, 3, 5, 5))
+    assert np.isnan(check_gradients(params, X, engine=BrokenEngine(damage))["W2"])
+
+
+def test_one_wrong_entry_is_caught_by_all_probes_and_by_few_only_if_drawn():
+    def damage(params, X, t, d):
+        d["dW3"][0, 0] += 1
+
+    params, X = random_problem((5, 3, 5, 5))
+    engine = BrokenEngine(damage)
+    assert check_gradients(params, X, engine=engine)["W3"] > 0.1
+    found = [
+        check_gradients(params, X, engine=engine, n_samples=3, seed=seed)["W3"] > 0.1 for seed in range(20)
+    ]
+    assert 0 < sum(found) < 20
+    assert check_gradients(params, X, engine=engine, n_samples=10**6)["W3"] > 0.1
+
+
+def test_engine_gets_the_callers_params_rows_and_weights_and_none_is_written():
+    params, X = random_problem((5, 3, 5, 5))
+    for array in (*params.values(), X):
+        array.flags.writeable = False
+    w = np.ones(7)
+
+    class Recorder(BrokenEngine):
+        def loss_and_gradient(self, params, X, *, sample_weight=None):
+            self.got = params, X, sample_weight
+            return super().loss_and_gradient(params, X, sample_weight=sample_weight)
+
+    engine = Recorder(lambda *arrays: None)
+    check_gradients(params, X, engine=engine, sample_weight=w)
+    assert engine.got[0] is params
+    assert engine.got[1] is X
+    assert engine.got[2] is w
+
+
+def test_errors_name_the_argument():
+    params, X = random_problem((5, 3, 5, 5))
+
+    def damage(params, X, t, d):
+        d["db2"] = d["db2"][:, np.newaxis]
+
+    with pytest.raises(ValueError, match="step is 0, but a positive number is wanted"):
+        check_gradients(params, X, step=0)
+    with pytest.raises(ValueError, match="n_samples is 0, but a positive number is wanted"):
+        check_gradients(params, X, n_samples=0)
+    with pytest.raises(ValueError, match="x has 4 features, but W1 takes 5"):
+        check_gradients(params, X[:, :4])
+    with pytest.raises(ValueError, match=r"gradient of b2 has shape \(5, 1\), but \(5,\) is wanted"):
+        check_gradients(params, X, engine=BrokenEngine(damage))

@@ -1,0 +1,181 @@
+"""Network and Parameters: shapes, one aligned buffer, dense arrays in and out, random starts, errors by name."""
+
+import numpy as np
+import pytest
+
+import fastae
+from fastae.kernels import layout
+
+SHAPES = [(1, 1), (4, 2), (17, 5), (30, 8), (64, 33)]
+DTYPES = ["float32", "float64"]
+
+
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_autoencoder_has_three_layers_and_the_shapes_of_the_equations(n, k):
+    network = fastae.Network.autoencoder(n, k)
+    assert network.widths == (n, k, n, n)
+    assert network.activations == ("sigmoid", "sigmoid", "identity")
+    assert network.n_layers == 3
+    assert network.shapes() == {"W1": (n, k), "b1": (k,), "W2": (k, n), "b2": (n,), "W3": (n, n), "b3": (n,)}
+
+
+def test_code_layer_is_the_first_of_the_narrowest():
+    assert fastae.Network.autoencoder(8, 3).code_layer == 1
+    assert fastae.Network((8, 5, 2, 5, 8), ("tanh",) * 4).code_layer == 2
+    assert fastae.Network((8, 3, 3, 8), ("relu",) * 3).code_layer == 1
+
+
+def test_network_takes_lists_and_numpy_integers_and_compares_by_value():
+    network = fastae.Network([np.int64(4), 2, 4], ["tanh", "identity"])
+    assert network == fastae.Network((4, 2, 4), ("tanh", "identity"))
+    assert hash(network) == hash(fastae.Network((4, 2, 4), ("tanh", "identity")))
+    assert all(type(width) is int for width in network.widths)
+
+
+@pytest.mark.parametrize(
+    ("widths", "activations", "error", "message"),
+    [
+        ((4, 2.0, 4), ("tanh", "tanh"), TypeError, "widths must be integers, got 2.0"),
+        ((4, True, 4), ("tanh", "tanh"), TypeError, "widths must be integers, got True"),
+        ((4, 0, 4), ("tanh", "tanh"), ValueError, "widths must be at least 1, got 0"),
+        ((4,), (), ValueError, r"widths must name the input and at least one layer, got \(4,\)"),
+        ((4, 4), ("softmax",), ValueError, "activations must be among sigmoid, .*, got 'softmax'"),
+        ((4, 4), ("tanh", "tanh"), ValueError, "activations has 2 names, but widths make 1 layers"),
+    ],
+)
+def test_network_errors_name_the_argument(widths, activations, error, message):
+    with pytest.raises(error, match=message):
+        fastae.Network(widths, activations)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_dense_arrays_go_in_and_come_out_by_name(n, k, dtype):
+    network = fastae.Network.autoencoder(n, k)
+    parameters = fastae.Parameters(network, dtype)
+    rng = np.random.default_rng(0)
+    given = {name: rng.normal(size=shape).astype(dtype) for name, shape in network.shapes().items()}
+    for name, array in given.items():
+        parameters[name] = array
+    assert list(parameters) == ["W1", "b1", "W2", "b2", "W3", "b3"]
+    assert len(parameters) == 6
+    for name, array in given.items():
+        assert parameters[name].dtype == dtype
+        assert parameters[name].flags.c_contiguous
+        np.testing.assert_array_equal(parameters[name], array)
+
+
+def test_what_comes_out_is_a_copy():
+    parameters = fastae.Parameters.random(fastae.Network.autoencoder(5, 2))
+    before = parameters.flat.copy()
+    for name in parameters:
+        parameters[name][...] = 7
+    np.testing.assert_array_equal(parameters.flat, before)
+
+
+def test_any_strides_and_real_dtypes_go_in():
+    parameters = fastae.Parameters(fastae.Network((20, 3), ("identity",)))
+    wanted = np.arange(60).reshape(20, 3)
+    for given in (wanted, np.asfortranarray(wanted), wanted[::-1][::-1], wanted.astype("f8"), wanted.tolist()):
+        parameters["W1"] = 0 * wanted
+        parameters["W1"] = given
+        np.testing.assert_array_equal(parameters["W1"], wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_flat_buffer_starts_on_a_cache_line(dtype):
+    for n, k in SHAPES:
+        flat = fastae.Parameters(fastae.Network.autoencoder(n, k), dtype).flat
+        assert flat.ctypes.data % 64 == 0
+        assert flat.flags.c_contiguous
+        assert flat.ndim == 1
+        assert flat.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_padding_is_zero(dtype):
+    parameters = fastae.Parameters.random(fastae.Network.autoencoder(17, 5), dtype=dtype)
+    for name in parameters:
+        parameters[name] = np.ones_like(parameters[name])
+    assert parameters.flat.sum() == sum(np.prod(shape) for shape in parameters.network.shapes().values())
+
+
+def test_copy_has_a_buffer_of_its_own():
+    parameters = fastae.Parameters.random(fastae.Network.autoencoder(5, 2), dtype="float64")
+    copy = parameters.copy()
+    np.testing.assert_array_equal(copy.flat, parameters.flat)
+    assert (copy.dtype, copy.network) == (parameters.dtype, parameters.network)
+    assert copy.flat.ctypes.data % 64 == 0
+    copy["b1"] = np.ones(2)
+    assert not parameters["b1"].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_random_weights_fill_the_glorot_bounds_with_both_signs_and_biases_are_zero(dtype):
+    parameters = fastae.Parameters.random(fastae.Network.autoencoder(64, 32), seed=3, dtype=dtype)
+    for name, shape in parameters.network.shapes().items():
+        value = parameters[name]
+        if name.startswith("b"):
+            assert not value.any()
+            continue
+        bound = np.sqrt(6 / sum(shape))
+        assert np.abs(value).max() <= bound * (1 + 1e-6)
+        assert value.max() > 0.98 * bound
+        assert value.min() < -0.98 * bound
+        assert abs(value.mean()) < 5 * bound / np.sqrt(3 * value.size)
+        assert value.var() == pytest.approx(bound**2 / 3, rel=0.1)
+
+
+def test_seed_decides_the_weights():
+    network = fastae.Network.autoencoder(9, 4)
+
+    def flat(seed, dtype="float32"):
+        return fastae.Parameters.random(network, seed, dtype).flat
+
+    np.testing.assert_array_equal(flat(1), flat(1))
+    np.testing.assert_array_equal(flat(1), flat(np.random.default_rng(1)))
+    assert (flat(1) != flat(2)).any()
+    single, double = (fastae.Parameters.random(network, 1, dtype) for dtype in DTYPES)
+    for name in single:
+        np.testing.assert_array_equal(single[name], double[name].astype("f4"))
+
+
+def test_from_arrays_takes_every_name():
+    network = fastae.Network.autoencoder(6, 2)
+    arrays = dict(fastae.Parameters.random(network))
+    np.testing.assert_array_equal(
+        fastae.Parameters.from_arrays(network, arrays).flat, fastae.Parameters.random(network).flat
+    )
+    del arrays["b2"], arrays["W3"]
+    with pytest.raises(ValueError, match="arrays lacks b2, W3"):
+        fastae.Parameters.from_arrays(network, arrays)
+
+
+def test_parameters_errors_name_the_array():
+    parameters = fastae.Parameters(fastae.Network.autoencoder(4, 2))
+    with pytest.raises(KeyError, match="'W4' is no parameter of this network; they are W1, b1, W2, b2, W3, b3"):
+        parameters["W4"]
+    with pytest.raises(KeyError, match="'x' is no parameter"):
+        parameters["x"] = np.zeros(4)
+    with pytest.raises(ValueError, match=r"W1 has shape \(2, 4\), but the network needs \(4, 2\)"):
+        parameters["W1"] = np.zeros((2, 4))
+    with pytest.raises(ValueError, match=r"b1 has shape \(1,\), but the network needs \(2,\)"):
+        parameters["b1"] = np.zeros(1)
+    with pytest.raises(TypeError, match="W1 has dtype complex128, but real numbers are needed"):
+        parameters["W1"] = np.zeros((4, 2), complex)
+    assert not parameters.flat.any()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int32", ">f4", "complex64", "nonsense", "O", None])
+def test_dtype_is_float32_or_float64(dtype):
+    with pytest.raises(ValueError, match="dtype must be float32 or float64"):
+        fastae.Parameters(fastae.Network.autoencoder(4, 2), dtype)
+
+
+def test_pack_and_unpack_are_inverse_in_the_layout():
+    dense = np.arange(20 * 37, dtype="f4").reshape(20, 37)
+    blocked = np.zeros((layout.blocks(37, "f4"), 32, 16), "f4")
+    layout.pack(dense, blocked)
+    assert blocked[2, 19, 4] == dense[19, 36]
+    assert blocked[1, 3, 7] == dense[3, 23]
+    np.testing.assert_array_equal(layout.unpack(blocked, (20, 37)), dense)

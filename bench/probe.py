@@ -100,7 +100,11 @@ def against_peak(benchmark: Any, run: Callable[[], Any], flops: float, probe: Pr
         median = benchmark.stats.stats.median
         rate = flops / median / 1e9
         benchmark.extra_info.update(
-            median_ms=median * 1e3, gflops=rate, peak_gflops=probe.median, share_of_peak=rate / probe.median
+            threads=probe.n_threads,
+            gflops=rate,
+            peak_gflops=probe.median,
+            peak_best=max(probe.readings),
+            share_of_peak=rate / probe.median,
         )
     return result
 

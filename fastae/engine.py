@@ -17,7 +17,9 @@ from fastae import team
 from fastae.kernels import layout
 from fastae.network import Network, Parameters, check_dtype
 
-SMALL_STEP = 30e6  # FLOPs below which a step stays on the calling thread: about what waking a thread costs, in time
+SMALL_STEP = (
+    30e6  # FLOPs below which a step stays on the calling thread: about what waking a thread costs, in time
+)
 PATIENCE = 0.05  # seconds a jitted call should last, so that signals are handled in time
 WORKSPACE = 1 << 20  # bytes of tiles a thread should keep to: less than L2
 
@@ -40,7 +42,9 @@ class Engine:
     by side. An engine also works in a forked child.
     """
 
-    def __init__(self, network: Network, n_threads: int | None = None, dtype: npt.DTypeLike = "float32") -> None:
+    def __init__(
+        self, network: Network, n_threads: int | None = None, dtype: npt.DTypeLike = "float32"
+    ) -> None:
         if not isinstance(network, Network):
             raise TypeError(f"network must be a Network, got {type(network).__name__}")
         if n_threads is None:
@@ -248,7 +252,9 @@ class Engine:
 
             def one_call(member: int, quota: np.ndarray) -> int:
                 return int(
-                    step.infer(job, self.plan, self._control, quota, self._work[member], params.flat, self._ones)
+                    step.infer(
+                        job, self.plan, self._control, quota, self._work[member], params.flat, self._ones
+                    )
                 )
 
             self._run(one_call, 2.0 * out.shape[0] * params.flat.size)
@@ -283,7 +289,9 @@ class Engine:
 
         team.run(work, self.n_threads if flops > SMALL_STEP else 1, cancel)
 
-    def _job(self, X: np.ndarray, index: Any, shift: Any, scale: Any, columns: int) -> tuple[np.ndarray, list[Any]]:
+    def _job(
+        self, X: np.ndarray, index: Any, shift: Any, scale: Any, columns: int
+    ) -> tuple[np.ndarray, list[Any]]:
         """The job's common part, and the arrays it points at, to be kept alive; the first is the row index, if any."""
         from fastae.kernels.rows import KINDS
 
@@ -297,17 +305,24 @@ class Engine:
         if index is not None:
             rows = np.asarray(index)
             if rows.ndim != 1 or rows.dtype.kind not in "iu":
-                raise TypeError(f"index must be a one-dimensional array of integers, got {rows.ndim}-d {rows.dtype}")
+                raise TypeError(
+                    f"index must be a one-dimensional array of integers, got {rows.ndim}-d {rows.dtype}"
+                )
             if rows.size == 0:
                 raise ValueError("index is empty")
             rows = np.ascontiguousarray(rows, np.int64)
             if rows.min() < 0 or rows.max() >= X.shape[0]:
-                raise ValueError(f"index must lie within 0 .. {X.shape[0] - 1}, got {rows.min()} .. {rows.max()}")
+                raise ValueError(
+                    f"index must lie within 0 .. {X.shape[0] - 1}, got {rows.min()} .. {rows.max()}"
+                )
             alive.append(rows)
             job[step.INDEX], job[step.ROWS] = rows.ctypes.data, rows.size
         if shift is not None or scale is not None:
             lanes = layout.lanes(self.dtype)
-            for place, name, value, default in ((step.SHIFT, "shift", shift, 0.0), (step.SCALE, "scale", scale, 1.0)):
+            for place, name, value, default in (
+                (step.SHIFT, "shift", shift, 0.0),
+                (step.SCALE, "scale", scale, 1.0),
+            ):
                 padded = np.zeros(-(-columns // lanes) * lanes)
                 padded[:columns] = default if value is None else _check_vector(value, columns, name)
                 alive.append(padded)
@@ -331,7 +346,9 @@ class Engine:
         if array.ndim != 2:
             raise ValueError(f"{name} must be two-dimensional (rows, features), got {array.ndim} dimensions")
         if array.dtype not in KINDS:
-            raise TypeError(f"{name} has dtype {array.dtype}, but floats or integers of native byte order are needed")
+            raise TypeError(
+                f"{name} has dtype {array.dtype}, but floats or integers of native byte order are needed"
+            )
         if array.shape[0] == 0:
             raise ValueError(f"{name} has no rows")
         if array.shape[1] != columns:

@@ -98,7 +98,9 @@ class Parameters(Mapping[str, np.ndarray]):
         self._shapes = network.shapes()
 
     @classmethod
-    def random(cls, network: Network, seed: int | np.random.Generator = 0, dtype: npt.DTypeLike = "float32") -> "Parameters":
+    def random(
+        cls, network: Network, seed: int | np.random.Generator = 0, dtype: npt.DTypeLike = "float32"
+    ) -> "Parameters":
         """Glorot-uniform weights of both signs and zero biases (Glorot and Bengio, AISTATS 2010).
 
         Weights are drawn from U(-a, a), a = sqrt(6 / (fan_in + fan_out)); the same `seed` gives the same weights, in
@@ -113,7 +115,9 @@ class Parameters(Mapping[str, np.ndarray]):
         return made
 
     @classmethod
-    def from_arrays(cls, network: Network, arrays: Mapping[str, npt.ArrayLike], dtype: npt.DTypeLike = "float32") -> "Parameters":
+    def from_arrays(
+        cls, network: Network, arrays: Mapping[str, npt.ArrayLike], dtype: npt.DTypeLike = "float32"
+    ) -> "Parameters":
         """Parameters with the dense arrays of `arrays`, which must name every one."""
         missing = [name for name in network.shapes() if name not in arrays]
         if missing:

@@ -35,7 +35,7 @@ def _elementwise(write_line):  # type: ignore[no-untyped-def]
     def write(words: Words, *arguments: Value) -> None:
         *addresses, count = arguments
         b = words.builder
-        whole = b.sdiv(count, words.int(words.lanes))
+        whole = b.sdiv(count, words.count(words.lanes))
 
         def step(*places: Value) -> list[Value]:
             results = write_line(words, words.load(places[-1], aligned=False))
@@ -44,7 +44,7 @@ def _elementwise(write_line):  # type: ignore[no-untyped-def]
             return [words.offset(place, LINE) for place in places]
 
         places = words.loop(whole, addresses, step)
-        mask = words.first_lanes(b.srem(count, words.int(words.lanes)))
+        mask = words.first_lanes(b.srem(count, words.count(words.lanes)))
         results = write_line(words, words.load_first(places[-1], mask))
         for result, place in zip(results, places[:-1], strict=True):
             words.store_first(result, place, mask)

@@ -20,7 +20,9 @@ from fastae.kernels.target import LINE, TARGET
 Tile = list[list[Value]]  # [row][block]
 
 
-def _product(words: Words, start: Tile, a: Value, a_block: Value, b: Value, b_block: Value, depth: Value) -> Tile:
+def _product(
+    words: Words, start: Tile, a: Value, a_block: Value, b: Value, b_block: Value, depth: Value
+) -> Tile:
     """start + A B over `depth` columns of A: whole blocks of A unrolled, then the columns that are left."""
     rows, width = len(start), len(start[0])
     builder = words.builder
@@ -43,7 +45,7 @@ def _product(words: Words, start: Tile, a: Value, a_block: Value, b: Value, b_bl
         tile = step(_unflatten(flat, width), a, b, 0)
         return [words.offset(a, words.itemsize), words.offset(b, LINE), *_flatten(tile)]
 
-    lanes = words.int(words.lanes)
+    lanes = words.count(words.lanes)
     a, b, *flat = words.loop(builder.sdiv(depth, lanes), [a, b, *_flatten(start)], block)
     _, _, *flat = words.loop(builder.srem(depth, lanes), [a, b, *flat], single)
     return _unflatten(flat, width)

@@ -66,15 +66,24 @@ def residual(like, delta, a, w, bias, x, weight, sums, loss, rows, height, depth
         if n == 3:
             for i in range(0, rows, ROWS_3):
                 k = i * LINE
-                _residual_3(like, (c + k, tile, a + k, tile, b, column, depth, e, t + k, tile, weight + i * size, s, loss))
+                _residual_3(
+                    like,
+                    (c + k, tile, a + k, tile, b, column, depth, e, t + k, tile, weight + i * size, s, loss),
+                )
         elif n == 2:
             for i in range(0, rows, ROWS_2):
                 k = i * LINE
-                _residual_2(like, (c + k, tile, a + k, tile, b, column, depth, e, t + k, tile, weight + i * size, s, loss))
+                _residual_2(
+                    like,
+                    (c + k, tile, a + k, tile, b, column, depth, e, t + k, tile, weight + i * size, s, loss),
+                )
         else:
             for i in range(0, rows, ROWS_1):
                 k = i * LINE
-                _residual_1(like, (c + k, tile, a + k, tile, b, column, depth, e, t + k, tile, weight + i * size, s, loss))
+                _residual_1(
+                    like,
+                    (c + k, tile, a + k, tile, b, column, depth, e, t + k, tile, weight + i * size, s, loss),
+                )
         j += n
 
 
@@ -88,13 +97,19 @@ def backward(like, h, delta, wt, sums, activation, rows, height, depth, blocks, 
         b, s, c = wt + j * column, sums + j * LINE, h + j * tile
         if n == 3:
             for i in range(0, rows, ROWS_3):
-                _backward_3(like, (c + i * LINE, tile, delta + i * LINE, tile, b, column, depth, activation, s))
+                _backward_3(
+                    like, (c + i * LINE, tile, delta + i * LINE, tile, b, column, depth, activation, s)
+                )
         elif n == 2:
             for i in range(0, rows, ROWS_2):
-                _backward_2(like, (c + i * LINE, tile, delta + i * LINE, tile, b, column, depth, activation, s))
+                _backward_2(
+                    like, (c + i * LINE, tile, delta + i * LINE, tile, b, column, depth, activation, s)
+                )
         else:
             for i in range(0, rows, ROWS_1):
-                _backward_1(like, (c + i * LINE, tile, delta + i * LINE, tile, b, column, depth, activation, s))
+                _backward_1(
+                    like, (c + i * LINE, tile, delta + i * LINE, tile, b, column, depth, activation, s)
+                )
         j += n
 
 
@@ -103,7 +118,11 @@ def gradient(like, dw, a, delta, accumulate, rows, height, columns, blocks, fan_
     """dw (+)= a' delta over exactly `rows` rows: a's first `columns` columns, dw (blocks, fan_in, lanes)."""
     tile, column, size = height * LINE, fan_in * LINE, like.itemsize
     lanes = LINE // size
-    rows_1, rows_2, rows_3 = min(GRADIENT_ROWS_1, lanes), min(GRADIENT_ROWS_2, lanes), min(GRADIENT_ROWS_3, lanes)
+    rows_1, rows_2, rows_3 = (
+        min(GRADIENT_ROWS_1, lanes),
+        min(GRADIENT_ROWS_2, lanes),
+        min(GRADIENT_ROWS_3, lanes),
+    )
     j = 0
     while j < blocks:
         n = _width(blocks - j)

@@ -50,7 +50,9 @@ def unpack(blocked: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.ascontiguousarray(dense[:, :columns])
 
 
-def plan(widths: Iterable[int], activations: Iterable[str], dtype: npt.DTypeLike) -> tuple[np.ndarray, int, int]:
+def plan(
+    widths: Iterable[int], activations: Iterable[str], dtype: npt.DTypeLike
+) -> tuple[np.ndarray, int, int]:
     """The plan of a network: the table, the elements of its parameters, the elements of its transposed weights.
 
     OUTPUT and COLUMN_SUMS are per row of a tile and per tile; the tile's input comes before them, at 0.

@@ -43,7 +43,9 @@ def _write_load(words: Words, target, source, count, kind, shift, scale):  # typ
     def scaled(dtype: np.dtype) -> None:
         wide = _source_line(words, dtype, source, mask, F64)
         moved = words.builder.fsub(wide, words.load_first(shift, mask, F64, 8))
-        words.store(words.convert(words.builder.fmul(moved, words.load_first(scale, mask, F64, 8)), True), target)
+        words.store(
+            words.convert(words.builder.fmul(moved, words.load_first(scale, mask, F64, 8)), True), target
+        )
 
     kinds = list(KINDS)[:11]
     with words.when(shift, "==", 0):
@@ -58,8 +60,8 @@ _load_line = vector_kernel(_write_load)
 def _write_copy_row(words: Words, target, height, source, columns):  # type: ignore[no-untyped-def]
     """A row of `columns` contiguous elements of the engine's dtype into a tile `height` rows high."""
     b = words.builder
-    lanes = words.int(words.lanes)
-    column = b.mul(height, words.int(LINE))
+    lanes = words.count(words.lanes)
+    column = b.mul(height, words.count(LINE))
 
     def block(target, source):  # type: ignore[no-untyped-def]
         words.store(words.load(source, aligned=False), target)
@@ -127,7 +129,9 @@ _copy_elements = vector_kernel(_write_copy)
 
 
 @kernel
-def load_rows(like, tile, height, x, row_stride, column_stride, kind, columns, index, first, rows, shift, scale, spare):  # type: ignore[no-untyped-def]
+def load_rows(
+    like, tile, height, x, row_stride, column_stride, kind, columns, index, first, rows, shift, scale, spare
+):  # type: ignore[no-untyped-def]
     """Rows first .. first + rows of x (through `index`, an int64 address, unless 0) into a tile (blocks, height, lanes).
 
     `spare` is the address of 16 elements of 8 bytes, where columns that do not lie side by side are gathered.
@@ -167,4 +171,3 @@ def store_rows(like, out, row_stride, tile, height, columns, rows):  # type: ign
         for j in range(blocks):
             count = min(lanes, columns - j * lanes)
             _store_line(like, (out + i * row_stride + j * LINE, tile + (j * height + i) * LINE, count))
-

@@ -60,7 +60,7 @@ class Words:
 
     # -- integers and control ---------------------------------------------------------------------------------
 
-    def int(self, value: int) -> Value:
+    def count(self, value: int) -> Value:
         return I64(value)
 
     def offset(self, address: Value, *terms: Value | tuple[Value, int]) -> Value:
@@ -227,7 +227,9 @@ class Words:
     def exp_parts(self, x: Value, sign: int) -> tuple[Value, Value]:
         """exp(sign x) = p 2^n as (p, bits), n in the low bits of the integer line `bits`; x finite and clamped."""
         tail = _EXP_TAIL_F64 if self.double else _EXP_TAIL_F32
-        high, low = (6.93145751953125e-1, 1.42860682030941723212e-6) if self.double else (0.693359375, -2.12194440e-4)
+        high, low = (
+            (6.93145751953125e-1, 1.42860682030941723212e-6) if self.double else (0.693359375, -2.12194440e-4)
+        )
         magic = self.constant(1.5 * 2.0**self.bits)  # adding it rounds to an integer, left in the low bits
         shifted = self.fma(x, self.constant(sign * math.log2(math.e)), magic)
         n = self.sub(shifted, magic)
@@ -278,7 +280,9 @@ class Words:
         p, bits = self.exp_parts(self.at_most(self.add(size, size), 44.0), 1)
         d = self.fma(p, self.power_of_two(bits, 0), self.constant(1.0))
         large = self.fma(self.constant(-2.0), self.reciprocal(d), self.constant(1.0))
-        return b.select(b.fcmp_unordered("<", size, self.constant(0.625)), small, self._same("copysign", large, z))
+        return b.select(
+            b.fcmp_unordered("<", size, self.constant(0.625)), small, self._same("copysign", large, z)
+        )
 
     def relu(self, z: Value) -> Value:
         return self.at_least(z, 0.0)
@@ -310,9 +314,14 @@ class Words:
             return ir.Constant(ints, [x] * self.lanes)
 
         magnitude = b.shl(b.and_(wide, splat(0x7FFF)), splat(13))
-        value = b.fmul(b.bitcast(magnitude, floats), ir.Constant(floats, [2.0**112] * self.lanes))
-        special = b.icmp_unsigned(">=", b.and_(wide, splat(0x7FFF)), splat(0x7C00))
-        result = b.select(special, b.or_(magnitude, splat(0x7F800000)), b.bitcast(value, ints))
+        normal = b.add(magnitude, splat(112 << 23))
+        # a subnormal half, as 2^-14 (1 + fraction) - 2^-14: no subnormal float is met, which a step would flush
+        least = splat(113 << 23)
+        raised = b.bitcast(b.add(magnitude, least), floats)
+        small = b.bitcast(b.fsub(raised, b.bitcast(least, floats)), ints)
+        special = b.or_(magnitude, splat(0x7F800000))
+        result = b.select(b.icmp_unsigned("<", magnitude, splat(0x400 << 13)), small, normal)
+        result = b.select(b.icmp_unsigned(">=", magnitude, splat(0x7C00 << 13)), special, result)
         sign = b.shl(b.and_(wide, splat(0x8000)), splat(16))
         return b.bitcast(b.or_(result, sign), floats)
 
@@ -333,7 +342,9 @@ class Words:
     def _same(self, name: str, *operands: Value) -> Value:
         return self._call(f"llvm.{name}.v{self.lanes}{_suffix(self.scalar)}", self.line, list(operands))
 
-    def _call(self, name: str, result: ir.Type, operands: list[Value], kinds: list[ir.Type] | None = None) -> Value:
+    def _call(
+        self, name: str, result: ir.Type, operands: list[Value], kinds: list[ir.Type] | None = None
+    ) -> Value:
         kind = ir.FunctionType(result, kinds or [operand.type for operand in operands])
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), operands)
 
@@ -443,7 +454,7 @@ def pause(typingctx):  # type: ignore[no-untyped-def]
     return types.void(), generate
 
 
-_FLUSH = 0x8040  # MXCSR: flush-to-zero and denormals-are-zero
+_FLUSH = 0x8000  # MXCSR: results flush to zero; subnormal input is still read as it is
 
 
 @intrinsic

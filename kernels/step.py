@@ -137,7 +137,9 @@ def _forward_layers(like, plan, parameters, ones, tiles, rows, height, first, la
 
 
 @inlined
-def _tile_gradient(like, plan, parameters, transposed, ones, tiles, sums, weight, loss, gradient, add, rows, whole, height):  # type: ignore[no-untyped-def]
+def _tile_gradient(
+    like, plan, parameters, transposed, ones, tiles, sums, weight, loss, gradient, add, rows, whole, height
+):  # type: ignore[no-untyped-def]
     """Loss and gradient of a tile of `rows` rows, computed as `whole`, into (`add`: onto) a shard's gradient.
 
     Deltas overwrite the activations they belong to.
@@ -156,7 +158,20 @@ def _tile_gradient(like, plan, parameters, transposed, ones, tiles, sums, weight
         w, b = parameters + plan[last, WEIGHT] * size, parameters + plan[last, BIAS] * size
         depth = plan[last, FAN_IN]
         layer.residual(
-            like, tiles + wide, source, w, b, tiles, weight, top_sums, loss, whole, height, depth, blocks, fan_in
+            like,
+            tiles + wide,
+            source,
+            w,
+            b,
+            tiles,
+            weight,
+            top_sums,
+            loss,
+            whole,
+            height,
+            depth,
+            blocks,
+            fan_in,
         )
     else:
         layer.output_delta(
@@ -321,7 +336,24 @@ def _close_shards(job, totals, losses, step, shards):  # type: ignore[no-untyped
 
 
 @kernel
-def run(job, plan, control, me, quota, work, parameters, transposed, ones, gradients, totals, gradient, moments, rates, settings, losses):  # type: ignore[no-untyped-def]
+def run(
+    job,
+    plan,
+    control,
+    me,
+    quota,
+    work,
+    parameters,
+    transposed,
+    ones,
+    gradients,
+    totals,
+    gradient,
+    moments,
+    rates,
+    settings,
+    losses,
+):  # type: ignore[no-untyped-def]
     """Work on the job until it is over, the quota is used up or a wait takes long: OVER, BUSY or WAITING.
 
     job, plan             int64 vectors and table, as above and in layout.py
@@ -335,14 +367,46 @@ def run(job, plan, control, me, quota, work, parameters, transposed, ones, gradi
     """
     state = flush_subnormals()
     outcome = _run(
-        job, plan, control, me, quota, work, parameters, transposed, ones, gradients, totals, gradient, moments, rates, settings, losses
+        job,
+        plan,
+        control,
+        me,
+        quota,
+        work,
+        parameters,
+        transposed,
+        ones,
+        gradients,
+        totals,
+        gradient,
+        moments,
+        rates,
+        settings,
+        losses,
     )
     restore_float_state(state)
     return outcome
 
 
 @inlined
-def _run(job, plan, control, me, quota, work, parameters, transposed, ones, gradients, totals, gradient, moments, rates, settings, losses):  # type: ignore[no-untyped-def]
+def _run(
+    job,
+    plan,
+    control,
+    me,
+    quota,
+    work,
+    parameters,
+    transposed,
+    ones,
+    gradients,
+    totals,
+    gradient,
+    moments,
+    rates,
+    settings,
+    losses,
+):  # type: ignore[no-untyped-def]
     shared = np.int64(control.ctypes.data)
     claim_at, done_at = shared + CLAIM * 8, shared + DONE * 8
     lanes = LINE // parameters.itemsize
@@ -379,7 +443,9 @@ def _run(job, plan, control, me, quota, work, parameters, transposed, ones, grad
             if load_acquire(shared + CANCEL * 8) != 0:
                 me[0] = 0
                 continue
-            if not _shard_item(job, plan, work, parameters, transposed, ones, gradients, totals, step, item, me, quota):
+            if not _shard_item(
+                job, plan, work, parameters, transposed, ones, gradients, totals, step, item, me, quota
+            ):
                 return BUSY
         else:
             first = item * STRETCH
@@ -389,7 +455,16 @@ def _run(job, plan, control, me, quota, work, parameters, transposed, ones, grad
             add_up(gradient, gradients, (rows + each - 1) // each, first, last, losses[step, 1])
             if job[OPTIMIZER] != NONE:
                 update(
-                    job[OPTIMIZER], parameters, gradient, moments[0], moments[1], first, last, rates[step], step, settings
+                    job[OPTIMIZER],
+                    parameters,
+                    gradient,
+                    moments[0],
+                    moments[1],
+                    first,
+                    last,
+                    rates[step],
+                    step,
+                    settings,
                 )
         me[0] = 0
         if fetch_add(done_at, 1) + 1 == items:
@@ -460,11 +535,25 @@ def _infer(job, plan, control, quota, work, parameters, ones):  # type: ignore[n
         for j in range((columns + lanes - 1) // lanes):
             zero_lines(like, (source + (j * height + rows) * LINE, whole - rows))
         _forward_layers(
-            like, plan, np.int64(parameters.ctypes.data), np.int64(ones.ctypes.data), base, whole, height, start, last + 1
+            like,
+            plan,
+            np.int64(parameters.ctypes.data),
+            np.int64(ones.ctypes.data),
+            base,
+            whole,
+            height,
+            start,
+            last + 1,
         )
         place = base + plan[last, OUTPUT] * height * size
         store_rows(
-            like, job[OUT] + first * job[OUT_STRIDE], job[OUT_STRIDE], place, height, plan[last, FAN_OUT], rows
+            like,
+            job[OUT] + first * job[OUT_STRIDE],
+            job[OUT_STRIDE],
+            place,
+            height,
+            plan[last, FAN_OUT],
+            rows,
         )
         quota[0] -= rows * columns
     return BUSY

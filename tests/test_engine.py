@@ -31,7 +31,9 @@ def problem(network, m, dtype="float32", seed=0):
     for name, shape in network.shapes().items():
         if name.startswith("b"):
             parameters[name] = rng.normal(scale=0.3, size=shape)
-    return parameters, away_from_kinks(rng.normal(size=(2 * m, network.widths[0])).astype(dtype), parameters)[:m]
+    return parameters, away_from_kinks(rng.normal(size=(2 * m, network.widths[0])).astype(dtype), parameters)[
+        :m
+    ]
 
 
 def away_from_kinks(X, parameters):
@@ -147,7 +149,9 @@ def test_gradient_matches_reference_for_any_activations(first, last):
     assert_matches_reference(fastae.Engine(network, 1), *problem(network, 600))
 
 
-@pytest.mark.parametrize(("widths", "activations"), [((6, 3, 6, 6), ("sigmoid", "sigmoid", "identity")), *STACKS[1:6]])
+@pytest.mark.parametrize(
+    ("widths", "activations"), [((6, 3, 6, 6), ("sigmoid", "sigmoid", "identity")), *STACKS[1:6]]
+)
 def test_gradient_matches_finite_differences(widths, activations):
     network = fastae.Network(widths, activations)
     parameters, X = problem(network, 23, "float64")
@@ -229,9 +233,7 @@ def sources(X):
 
 
 @pytest.mark.parametrize("engine_dtype", ["float32", "float64"])
-@pytest.mark.parametrize(
-    "dtype", ["f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"]
-)
+@pytest.mark.parametrize("dtype", ["f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"])
 def test_any_dtype_order_and_strides_equal_the_converted_array(dtype, engine_dtype):
     rng = np.random.default_rng(1)
     if np.dtype(dtype).kind == "f":
@@ -612,9 +614,7 @@ LONG = """
 
 @posix
 @pytest.mark.parametrize("n_threads", [1, 2])
-@pytest.mark.parametrize(
-    "call", ["engine.loss_and_gradient(parameters, X)", "engine.encode(parameters, X)"]
-)
+@pytest.mark.parametrize("call", ["engine.loss_and_gradient(parameters, X)", "engine.encode(parameters, X)"])
 def test_ctrl_c_returns_soon_and_the_engine_stays_right(call, n_threads):
     m = 40_000_000 if "encode" in call else 10_000_000
     out = run_python(LONG.format(n=64, k=2, m=m, n_threads=n_threads, call=call, times=1))
@@ -724,7 +724,11 @@ def with_dtype(dtype):
         (lambda X: X[0], ValueError, "{name} must be two-dimensional (rows, features), got 1 dimensions"),
         (lambda X: X[None], ValueError, "{name} must be two-dimensional (rows, features), got 3 dimensions"),
         (lambda X: X[:0], ValueError, "{name} has no rows"),
-        (with_dtype("c8"), TypeError, "{name} has dtype complex64, but floats or integers of native byte order"),
+        (
+            with_dtype("c8"),
+            TypeError,
+            "{name} has dtype complex64, but floats or integers of native byte order",
+        ),
         (with_dtype("O"), TypeError, "{name} has dtype object, but floats or integers of native byte order"),
         (with_dtype("U4"), TypeError, "{name} has dtype <U4, but floats or integers of native byte order"),
         (with_dtype("S4"), TypeError, "{name} has dtype |S4, but floats or integers of native byte order"),
@@ -749,20 +753,36 @@ def test_errors_name_the_argument_what_came_and_what_was_wanted(method, change, 
     [
         ({"index": [0, 10]}, ValueError, r"index must lie within 0 \.\. 9, got 0 \.\. 10"),
         ({"index": [-1, 3]}, ValueError, r"index must lie within 0 \.\. 9, got -1 \.\. 3"),
-        ({"index": [0.0, 1.0]}, TypeError, "index must be a one-dimensional array of integers, got 1-d float64"),
-        ({"index": [[0], [1]]}, TypeError, "index must be a one-dimensional array of integers, got 2-d int64"),
+        (
+            {"index": [0.0, 1.0]},
+            TypeError,
+            "index must be a one-dimensional array of integers, got 1-d float64",
+        ),
+        (
+            {"index": [[0], [1]]},
+            TypeError,
+            "index must be a one-dimensional array of integers, got 2-d int64",
+        ),
         ({"index": np.ones(10, bool)}, TypeError, "index must be .* integers, got 1-d bool"),
         ({"index": np.array([], int)}, ValueError, "index is empty"),
         ({"shift": np.zeros(29)}, ValueError, r"shift has shape \(29,\), but \(30,\) is needed"),
         ({"scale": np.zeros((1, 30))}, ValueError, r"scale has shape \(1, 30\), but \(30,\) is needed"),
-        ({"scale": np.zeros(30, complex)}, TypeError, "scale has dtype complex128, but real numbers are needed"),
+        (
+            {"scale": np.zeros(30, complex)},
+            TypeError,
+            "scale has dtype complex128, but real numbers are needed",
+        ),
         ({"sample_weight": np.ones(9)}, ValueError, r"sample_weight has shape \(9,\), but \(10,\) is needed"),
         ({"sample_weight": -np.ones(10)}, ValueError, "sample_weight must be finite and not negative"),
         ({"sample_weight": np.full(10, np.nan)}, ValueError, "sample_weight must be finite and not negative"),
         ({"sample_weight": np.full(10, np.inf)}, ValueError, "sample_weight must be finite and not negative"),
         ({"sample_weight": np.zeros(10)}, ValueError, "sample_weight is zero in every row"),
         ({"sample_weight": np.arange(10), "index": [0, 0]}, ValueError, "sample_weight is zero in every row"),
-        ({"sample_weight": ["a"] * 10}, TypeError, "sample_weight has dtype <U1, but real numbers are needed"),
+        (
+            {"sample_weight": ["a"] * 10},
+            TypeError,
+            "sample_weight has dtype <U1, but real numbers are needed",
+        ),
     ],
 )
 def test_errors_of_options_name_the_option(options, error, message):

@@ -1,5 +1,7 @@
 """check_gradients finds every gradient of the reference right, and a broken one wrong by as much as it is."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ def random_problem(widths, seed=0, m=7, dtype="float64"):
     """Parameters that saturate no unit, and rows of one scale."""
     rng = np.random.default_rng(seed)
     params = {}
-    for layer, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+    for layer, (fan_in, fan_out) in enumerate(pairwise(widths), start=1):
         params[f"W{layer}"] = (rng.normal(size=(fan_in, fan_out)) / np.sqrt(fan_in)).astype(dtype)
         params[f"b{layer}"] = (0.3 * rng.normal(size=fan_out)).astype(dtype)
     return params, rng.normal(size=(m, widths[0])).astype(dtype)

@@ -76,7 +76,13 @@ def test_what_comes_out_is_a_copy():
 def test_any_strides_and_real_dtypes_go_in():
     parameters = fastae.Parameters(fastae.Network((20, 3), ("identity",)))
     wanted = np.arange(60).reshape(20, 3)
-    for given in (wanted, np.asfortranarray(wanted), wanted[::-1][::-1], wanted.astype("f8"), wanted.tolist()):
+    for given in (
+        wanted,
+        np.asfortranarray(wanted),
+        wanted[::-1][::-1],
+        wanted.astype("f8"),
+        wanted.tolist(),
+    ):
         parameters["W1"] = 0 * wanted
         parameters["W1"] = given
         np.testing.assert_array_equal(parameters["W1"], wanted)
@@ -153,7 +159,9 @@ def test_from_arrays_takes_every_name():
 
 def test_parameters_errors_name_the_array():
     parameters = fastae.Parameters(fastae.Network.autoencoder(4, 2))
-    with pytest.raises(KeyError, match="'W4' is no parameter of this network; they are W1, b1, W2, b2, W3, b3"):
+    with pytest.raises(
+        KeyError, match="'W4' is no parameter of this network; they are W1, b1, W2, b2, W3, b3"
+    ):
         parameters["W4"]
     with pytest.raises(KeyError, match="'x' is no parameter"):
         parameters["x"] = np.zeros(4)

@@ -56,7 +56,9 @@ def test_available_cpus_is_at_least_one_and_follows_affinity():
         code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
         code += "from fastae import team; print(team.available_cpus())"
         home = Path(fastae.__file__).parents[1]
-        out = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, check=True)
+        out = subprocess.run(
+            [sys.executable, "-c", code], cwd=home, capture_output=True, text=True, check=True
+        )
         assert out.stdout.strip() == "1"
 
 

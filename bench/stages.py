@@ -1,0 +1,279 @@
+"""Where a step's time goes: every stage of one tile timed by itself on one thread, beside the FMA peak.
+
+``python -m fastae.bench.stages`` prints a table for each of the five sizes (``cases.py``). A stage is one call of a
+layer kernel on a tile that lies in L2, as in a step; loading walks through fresh rows of X, as in a step.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+import fastae
+from fastae import reference, team
+from fastae.bench.cases import CASES, Case
+from fastae.bench.probe import Probe
+from fastae.kernels import layer, layout, optimizer, rows
+from fastae.kernels.compiler import kernel
+from fastae.kernels.layout import ACTIVATION, BIAS, COLUMN_SUMS, FAN_IN, FAN_OUT, OUTPUT, TRANSPOSED, WEIGHT
+from fastae.kernels.simd import flush_subnormals, restore_float_state
+
+# Each runs its kernel `times` times over, with subnormals flushed as in a step.
+
+
+@kernel
+def forward_times(times, like, h, a, w, bias, one, activation, m, height, depth, blocks, fan_in):
+    state = flush_subnormals()
+    for _ in range(times):
+        layer.forward(like, h, a, w, bias, one, activation, m, height, depth, blocks, fan_in)
+    restore_float_state(state)
+
+
+@kernel
+def residual_times(times, like, delta, a, w, bias, x, weight, sums, loss, m, height, depth, blocks, fan_in):
+    state = flush_subnormals()
+    for _ in range(times):
+        layer.residual(like, delta, a, w, bias, x, weight, sums, loss, m, height, depth, blocks, fan_in)
+    restore_float_state(state)
+
+
+@kernel
+def backward_times(times, like, h, delta, wt, sums, activation, m, height, depth, blocks, fan_out):
+    state = flush_subnormals()
+    for _ in range(times):
+        layer.backward(like, h, delta, wt, sums, activation, m, height, depth, blocks, fan_out)
+    restore_float_state(state)
+
+
+@kernel
+def gradient_times(times, like, dw, a, delta, accumulate, m, height, columns, blocks, fan_in):
+    state = flush_subnormals()
+    for _ in range(times):
+        layer.gradient(like, dw, a, delta, accumulate, m, height, columns, blocks, fan_in)
+    restore_float_state(state)
+
+
+@kernel
+def load_times(times, like, tile, height, x, row_stride, column_stride, kind, columns, first, last, m, spare):
+    """Loads of m rows each, from row `first` on up to `last` and over again."""
+    row = first
+    for _ in range(times):
+        rows.load_rows(
+            like, tile, height, x, row_stride, column_stride, kind, columns, 0, row, m, 0, 0, spare
+        )
+        row += m
+        if row + m > last:
+            row = first
+
+
+@kernel
+def add_up_times(times, total, parts, count):
+    for _ in range(times):
+        optimizer.add_up(total, parts, count, 0, total.size, 0.5)
+
+
+@kernel
+def transpose_times(times, source, target, fan_in, fan_out, lanes):
+    for _ in range(times):
+        for block in range(fan_in // lanes):
+            optimizer.transpose_block(source, target, fan_in, fan_out, block)
+
+
+class Stage(NamedTuple):
+    """A kernel on one tile: its name, its useful FLOPs (0: none to speak of), and run(times)."""
+
+    name: str
+    flops: float
+    run: Callable[[int], None]
+
+
+class Tile:
+    """One tile of a case and the stages on it, in the order of a step."""
+
+    def __init__(self, case: Case, height: int | None = None) -> None:
+        self.case, self.network = case, case.network
+        self.like = layout.aligned_zeros(layout.lanes(case.dtype), case.dtype)
+        self.plan, self.size, transposed = layout.plan(
+            self.network.widths, self.network.activations, case.dtype
+        )
+        self.height = height or fastae.Engine(self.network, 1, case.dtype).tile_rows
+        self.rows = min(case.m // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE, self.height)
+        last = self.plan[-1]
+        outputs = self._padded(last[FAN_OUT])
+        self.tiles = self._zeros((int(last[OUTPUT]) + outputs) * self.height)
+        self.sums, self.ones = (self._zeros(int(last[COLUMN_SUMS]) + outputs) for _ in range(2))
+        self.loss, self.spare = self._zeros(len(self.like)), layout.aligned_zeros(16, np.float64)
+        self.weight = self._zeros(self.height) + 1
+        self.gradient, self.transposed = self._zeros(self.size), self._zeros(transposed)
+        self.parameters = case.parameters.flat
+        for i, row in enumerate(self.plan):
+            self.ones[row[COLUMN_SUMS] : row[COLUMN_SUMS] + row[FAN_OUT]] = 1
+            if i:
+                fan_in, fan_out = self._padded(row[FAN_IN]), self._padded(row[FAN_OUT])
+                target = self.transposed[row[TRANSPOSED] :][: fan_in * fan_out]
+                layout.pack(case.parameters[f"W{i + 1}"].T, target.reshape(-1, fan_out, len(self.like)))
+
+    def stages(self) -> list[Stage]:
+        """load, forward 1 .. L - 1, residual, then gradient and backward from L down."""
+        last = len(self.plan) - 1
+        made = [self.load()]
+        made += [self.forward(i) for i in range(last)]
+        made.append(self.residual())
+        for i in range(last, -1, -1):
+            made.append(self.weight_gradient(i))
+            if i:
+                made.append(self.backward(i))
+        return made
+
+    def load(self) -> Stage:
+        X = self.case.X
+        kind = rows.KINDS[X.dtype]
+        arguments = (
+            *(self.like, self.tiles.ctypes.data, self.height, X.ctypes.data, *X.strides, kind, X.shape[1]),
+            *(0, X.shape[0], self.rows, self.spare.ctypes.data),
+        )
+        return Stage("load", 0, lambda times: load_times(times, *arguments))
+
+    def forward(self, i: int) -> Stage:
+        row = self.plan[i]
+        arguments = (
+            *(self.like, self._output(i), self._output(i - 1), *self._weights(i)),
+            *(self._at(self.ones, row[COLUMN_SUMS]), int(row[ACTIVATION]), *self._sizes(i)),
+        )
+        return Stage(f"forward {i + 1}", self._flops(i), lambda times: forward_times(times, *arguments))
+
+    def residual(self) -> Stage:
+        i = len(self.plan) - 1
+        arguments = (
+            *(self.like, self._output(i), self._output(i - 1), *self._weights(i), self._output(-1)),
+            *(self._at(self.weight), self._at(self.sums, self.plan[i, COLUMN_SUMS]), self._at(self.loss)),
+            *self._sizes(i),
+        )
+        return Stage(f"residual {i + 1}", self._flops(i), lambda times: residual_times(times, *arguments))
+
+    def weight_gradient(self, i: int) -> Stage:
+        row = self.plan[i]
+        blocks, fan_in = layout.blocks(row[FAN_OUT], self.case.dtype), self._padded(row[FAN_IN])
+        arguments = (
+            *(self.like, self._at(self.gradient, row[WEIGHT]), self._output(i - 1), self._output(i), 0),
+            *(self.rows, self.height, int(row[FAN_IN]), int(blocks), fan_in),
+        )
+        return Stage(f"gradient {i + 1}", self._flops(i), lambda times: gradient_times(times, *arguments))
+
+    def backward(self, i: int) -> Stage:
+        """The delta of layer i (from 0) to that of the layer below it, over h."""
+        row, below = self.plan[i], self.plan[i - 1]
+        blocks = layout.blocks(row[FAN_IN], self.case.dtype)
+        arguments = (
+            *(self.like, self._output(i - 1), self._output(i), self._at(self.transposed, row[TRANSPOSED])),
+            *(self._at(self.sums, below[COLUMN_SUMS]), int(below[ACTIVATION]), self.rows, self.height),
+            *(int(row[FAN_OUT]), int(blocks), self._padded(row[FAN_OUT])),
+        )
+        return Stage(f"backward {i + 1}", self._flops(i), lambda times: backward_times(times, *arguments))
+
+    def check(self) -> None:
+        """All stages once, in order: every weight gradient against the reference's."""
+        for array in (self.sums, self.loss, self.gradient):
+            array[:] = 0
+        for stage in self.stages():
+            stage.run(1)
+        made = fastae.Parameters(self.network, self.case.dtype)
+        made.flat[:] = self.gradient / self.rows
+        for row in self.plan:
+            count = self._padded(row[FAN_OUT])
+            made.flat[row[BIAS] :][:count] = self.sums[row[COLUMN_SUMS] :][:count] / self.rows
+        wanted = reference.backward(self.case.X[: self.rows], self.case.dense, self.network.activations)
+        for name in made:
+            error = np.abs(made[name] - wanted[f"d{name}"]).max()
+            assert error <= 2e-5 * np.abs(wanted[f"d{name}"]).max(), name
+
+    def _zeros(self, count: int) -> np.ndarray:
+        return layout.aligned_zeros(int(count), self.case.dtype)
+
+    def _padded(self, columns: int) -> int:
+        return int(layout.blocks(columns, self.case.dtype) * len(self.like))
+
+    def _at(self, array: np.ndarray, place: int = 0) -> int:
+        return int(array.ctypes.data + place * array.itemsize)
+
+    def _output(self, i: int) -> int:
+        """Where layer i's output lies; layer -1 is the input."""
+        return self._at(self.tiles, self.plan[i, OUTPUT] * self.height if i >= 0 else 0)
+
+    def _weights(self, i: int) -> tuple[int, int]:
+        return self._at(self.parameters, self.plan[i, WEIGHT]), self._at(self.parameters, self.plan[i, BIAS])
+
+    def _sizes(self, i: int) -> tuple[int, ...]:
+        row = self.plan[i]
+        blocks = int(layout.blocks(row[FAN_OUT], self.case.dtype))
+        return self.rows, self.height, int(row[FAN_IN]), blocks, self._padded(row[FAN_IN])
+
+    def _flops(self, i: int) -> float:
+        return 2.0 * self.rows * int(self.plan[i, FAN_IN]) * int(self.plan[i, FAN_OUT])
+
+
+def repeats(run: Callable[[int], None], seconds: float = 1e-3) -> int:
+    """How many times over `run` takes about `seconds`."""
+    run(1)
+    start = time.perf_counter()
+    run(3)
+    return max(1, int(3 * seconds / max(time.perf_counter() - start, 1e-7)))
+
+
+def _time(run: Callable[[int], None], probe: Probe | None = None, readings: int = 11) -> float:
+    """Median seconds of one time, a reading of the peak before each reading."""
+    times, spent = repeats(run), []
+    for _ in range(readings):
+        if probe is not None:
+            probe()
+        start = time.perf_counter()
+        run(times)
+        spent.append((time.perf_counter() - start) / times)
+    return statistics.median(spent)
+
+
+def report(case: Case) -> None:
+    """Print the table of one case."""
+    tile, probe, threads = Tile(case), Probe(1, case.dtype), team.available_cpus()
+    tile.check()
+    engine = fastae.Engine(case.network, threads, case.dtype)
+    engine.loss_and_gradient(case.parameters, case.X)
+    tiles = case.m / tile.rows
+    lines = [(s.name, s.flops * tiles, _time(s.run, probe) * tiles) for s in tile.stages()]
+    from fastae.kernels import step
+
+    shards = -(-case.m // int(step.shard_rows(case.m, tile.height)))
+    parts = layout.aligned_zeros(shards * tile.size, case.dtype).reshape(shards, -1)
+    lines.append(
+        (f"add up {shards} shards", 0, _time(lambda n: add_up_times(n, tile.gradient, parts, shards)))
+    )
+    spent, lanes = 0.0, len(tile.like)
+    for row in tile.plan[1:]:
+        fan_in, fan_out = tile._padded(row[FAN_IN]), tile._padded(row[FAN_OUT])
+        source = tile.parameters[row[WEIGHT] : row[BIAS]]
+        target = tile.transposed[row[TRANSPOSED] :][: source.size]
+        run = lambda n, a=source, b=target, i=fan_in, o=fan_out: transpose_times(n, a, b, i, o, lanes)  # noqa: E731
+        spent += _time(run)
+    lines.append(("transpose", 0, spent))
+    total = sum(seconds for *_, seconds in lines)
+    whole = _time(lambda n: [engine.loss_and_gradient(case.parameters, case.X) for _ in range(n)])
+
+    print(f"\n{case.id}: tiles of {tile.rows} rows, one thread's FMA peak {probe.median:.0f} GF/s")
+    print(f"  {'stage':<18}{'ms':>9}{'of all':>9}{'GF/s':>9}{'of peak':>9}")
+    for name, flops, seconds in lines:
+        rate = f"{flops / seconds / 1e9:9.1f}{flops / seconds / 1e9 / probe.median:9.0%}" if flops else ""
+        print(f"  {name:<18}{seconds * 1e3:9.3f}{seconds / total:9.1%}{rate}")
+    rate = case.flops / total / 1e9
+    print(f"  {'sum, one thread':<18}{total * 1e3:9.3f}{1:9.0%}{rate:9.1f}{rate / probe.median:9.0%}")
+    print(
+        f"  a step on {threads} threads: {whole * 1e3:.3f} ms; {total / threads * 1e3:.3f} ms if the sum were shared out"
+    )
+
+
+if __name__ == "__main__":
+    chosen = [case for case in CASES if not sys.argv[1:] or any(word in case.id for word in sys.argv[1:])]
+    for case in chosen:
+        report(case)

@@ -1,4 +1,4 @@
-"""Each kernel by itself on one thread: GEMM forms as a share of the FMA peak, the rest in ns an element, beside NumPy."""
+"""Each kernel by itself on one thread, beside NumPy: GEMM forms as a share of the FMA peak, others in ns an element."""
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ def test_elementwise(benchmark, name, dtype, by):
         return
     out = [np.empty_like(z) for _ in range(outputs)]
     run(1, z, *out)
-    for got, wanted in zip(out, peer(z.astype("f8"))):
+    for got, wanted in zip(out, peer(z.astype("f8")), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-6 if dtype == "f32" else 1e-13, atol=1e-7)
     measure(benchmark, lambda times: run(times, z, *out), elements=size)
 

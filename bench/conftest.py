@@ -1,4 +1,4 @@
-"""What ``pytest fastae/bench --benchmark-enable`` prints at the end: one table, each figure beside its peer and the peak."""
+"""The table that ``pytest fastae/bench --benchmark-enable`` ends with: each figure beside its peer and the peak."""
 
 import re
 
@@ -27,10 +27,13 @@ def pytest_terminal_summary(terminalreporter, config):
     if not rows:
         return
     head = ("case", "median ms", "GF/s", "FMA peak", "target", "ns/element", "vs NumPy")
-    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     terminalreporter.section("fastae: medians, share of the FMA peak of the same run, speed beside NumPy")
     for row in (head, *rows):
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
+        cells = [
+            row[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+        ]
         terminalreporter.write_line("  ".join(cells))
     probed = [bench.extra_info for bench in benches if "peak_gflops" in bench.extra_info]
     for threads in sorted({info["threads"] for info in probed}):

@@ -215,7 +215,7 @@ class Tile:
         return 2.0 * self.rows * int(self.plan[i, FAN_IN]) * int(self.plan[i, FAN_OUT])
 
 
-def repeats(run: Callable[[int], None], seconds: float = 1e-3) -> int:
+def repeats(run: Callable[[int], object], seconds: float = 1e-3) -> int:
     """How many times over `run` takes about `seconds`."""
     run(1)
     start = time.perf_counter()
@@ -223,7 +223,7 @@ def repeats(run: Callable[[int], None], seconds: float = 1e-3) -> int:
     return max(1, int(3 * seconds / max(time.perf_counter() - start, 1e-7)))
 
 
-def _time(run: Callable[[int], None], probe: Probe | None = None, readings: int = 11) -> float:
+def _time(run: Callable[[int], object], probe: Probe | None = None, readings: int = 11) -> float:
     """Median seconds of one time, a reading of the peak before each reading."""
     times, spent = repeats(run), []
     for _ in range(readings):
@@ -264,12 +264,13 @@ def report(case: Case) -> None:
     print(f"\n{case.id}: tiles of {tile.rows} rows, one thread's FMA peak {probe.median:.0f} GF/s")
     print(f"  {'stage':<18}{'ms':>9}{'of all':>9}{'GF/s':>9}{'of peak':>9}")
     for name, flops, seconds in lines:
-        rate = f"{flops / seconds / 1e9:9.1f}{flops / seconds / 1e9 / probe.median:9.0%}" if flops else ""
-        print(f"  {name:<18}{seconds * 1e3:9.3f}{seconds / total:9.1%}{rate}")
+        gflops = flops / seconds / 1e9
+        rated = f"{gflops:9.1f}{gflops / probe.median:9.0%}" if flops else ""
+        print(f"  {name:<18}{seconds * 1e3:9.3f}{seconds / total:9.1%}{rated}")
     rate = case.flops / total / 1e9
     print(f"  {'sum, one thread':<18}{total * 1e3:9.3f}{1:9.0%}{rate:9.1f}{rate / probe.median:9.0%}")
     print(
-        f"  a step on {threads} threads: {whole * 1e3:.3f} ms; {total / threads * 1e3:.3f} ms if the sum were shared out"
+        f"  a step on {threads} threads: {whole * 1e3:.3f} ms; {total / threads * 1e3:.3f} ms if shared out evenly"
     )
 
 

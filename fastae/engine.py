@@ -282,7 +282,7 @@ class Engine:
             elif status == step.BUSY:
                 took = time.perf_counter() - began
                 grown[member] = max(1, int(grown[member] * min(4.0, PATIENCE / max(took, 1e-6))))
-            return status != step.OVER
+            return bool(status != step.OVER)
 
         def cancel() -> None:
             self._control[step.CANCEL] = 1

@@ -171,12 +171,10 @@ class Parameters(Mapping[str, np.ndarray]):
         return f"Parameters({self.network!r}, dtype={self.dtype.name!r})"
 
 
-def check_dtype(dtype: npt.DTypeLike) -> "np.dtype[np.floating]":
-    """float32 or float64 as a dtype; anything else is an error that names it."""
+def check_dtype(dtype: npt.DTypeLike | None) -> "np.dtype[np.floating]":
+    """float32 or float64 as a dtype; anything else, None too, is an error that names it."""
+    known: tuple[np.dtype[np.floating], ...] = (np.dtype(np.float32), np.dtype(np.float64))
     try:
-        made = None if dtype is None else np.dtype(dtype)  # NumPy takes None for float64
-    except TypeError:
-        made = None
-    if made is None or made not in (np.dtype(np.float32), np.dtype(np.float64)) or not made.isnative:
-        raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
-    return made
+        return known[known.index(np.dtype("V" if dtype is None else dtype))]  # NumPy takes None for float64
+    except (TypeError, ValueError):
+        raise ValueError(f"dtype must be float32 or float64, got {dtype!r}") from None

@@ -132,7 +132,7 @@ _copy_elements = vector_kernel(_write_copy)
 def load_rows(
     like, tile, height, x, row_stride, column_stride, kind, columns, index, first, rows, shift, scale, spare
 ):  # type: ignore[no-untyped-def]
-    """Rows first .. first + rows of x (through `index`, an int64 address, unless 0) into a tile (blocks, height, lanes).
+    """Rows first .. first + rows of x (through the int64s at `index`, unless 0) into a tile (blocks, height, lanes).
 
     `spare` is the address of 16 elements of 8 bytes, where columns that do not lie side by side are gathered.
     """

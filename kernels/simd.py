@@ -305,7 +305,7 @@ class Words:
         return (b.fptrunc if source == F64 else b.fpext)(value, vector)
 
     def half_to_single(self, bits: Value) -> Value:
-        """IEEE half in 16-bit integers as float32, by integer steps (no CPU or runtime library needs to know halves)."""
+        """IEEE half in 16-bit integers as float32, by integer steps (neither CPU nor library need know halves)."""
         b = self.builder
         ints, floats = ir.VectorType(I32, self.lanes), ir.VectorType(F32, self.lanes)
         wide = b.zext(bits, ints)

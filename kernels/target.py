@@ -40,11 +40,8 @@ class Target:
 _AVX2 = {"avx", "avx2", "fma"}
 _AVX512 = _AVX2 | {"avx512f", "avx512vl", "avx512bw", "avx512dq"}
 # Numba keeps the host's features where only a name is set; a name asks for no more than that CPU has.
-_NAMED = {
-    "generic": set[str](),
-    **dict.fromkeys(("x86-64", "x86-64-v2", "nehalem", "sandybridge", "ivybridge"), set[str]()),
-    **dict.fromkeys(("haswell", "broadwell", "skylake", "znver1", "znver2", "znver3", "x86-64-v3"), _AVX2),
-}
+_NO_AVX2 = ("generic", "x86-64", "x86-64-v2", "nehalem", "sandybridge", "ivybridge")
+_NO_AVX512 = ("haswell", "broadwell", "skylake", "znver1", "znver2", "znver3", "x86-64-v3")
 
 
 def _features() -> tuple[str, set[str]]:
@@ -54,8 +51,10 @@ def _features() -> tuple[str, set[str]]:
     if flags is None:
         flags = binding.get_host_cpu_features().flatten()
     has = {flag[1:] for flag in flags.split(",") if flag.startswith("+")}
-    if config.CPU_NAME in _NAMED:
-        has &= _NAMED[config.CPU_NAME]
+    if config.CPU_NAME in _NO_AVX2:
+        has = set()
+    if config.CPU_NAME in _NO_AVX512:
+        has &= _AVX2
     return name, has
 
 

@@ -796,7 +796,7 @@ def test_errors_of_parameters_and_engine():
     engine, parameters, X = autoencoder(30, 8, 10)
     with pytest.raises(TypeError, match="params must be Parameters, got dict"):
         engine.loss_and_gradient(dict(parameters), X)
-    with pytest.raises(ValueError, match="params are of .*7.*, but the engine is for .*8"):
+    with pytest.raises(ValueError, match=r"params are of .*7.*, but the engine is for .*8"):
         engine.encode(fastae.Parameters(fastae.Network.autoencoder(30, 7)), X)
     with pytest.raises(ValueError, match="params are float64, but the engine computes in float32"):
         engine.encode(fastae.Parameters(engine.network, "float64"), X)

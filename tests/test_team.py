@@ -1,4 +1,4 @@
-"""The team of threads: how many CPUs there are, helpers that are used again, errors and interrupts that reach the caller."""
+"""The team of threads: CPUs counted, helpers used again, errors and interrupts that reach the caller."""
 
 import os
 import subprocess

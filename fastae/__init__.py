@@ -18,6 +18,7 @@ _HOME = {
     "Adam": "fastae.optimizers",
     "AdamW": "fastae.optimizers",
     "train": "fastae.training",
+    "DivergenceError": "fastae.training",
     "History": "fastae.training",
 }
 _MODULES = ("reference", "network", "engine", "optimizers", "training", "kernels", "bench")

@@ -124,7 +124,7 @@ class Engine:
         losses = self.run_steps(
             params, X, gradient=gradient, index=index, shift=shift, scale=scale, sample_weight=sample_weight
         )
-        return float(losses[0]), gradient
+        return float(losses[0, 0]), gradient
 
     def reconstruct(self, params: Parameters, X: npt.ArrayLike, **options: Any) -> np.ndarray:
         """xhat, the output of the last layer, for each row of `X`: a new (m, n) array of the engine's dtype.
@@ -162,10 +162,11 @@ class Engine:
         rates: npt.ArrayLike = (0.0,),
         settings: npt.ArrayLike = (0.0,) * 7,
     ) -> np.ndarray:
-        """Steps over successive batches of the rows, in as few jitted calls as can be; the loss of each step done.
+        """Steps over successive batches of the rows, in as few jitted calls as can be.
 
-        `rates` holds a learning rate a step; `optimizer` and `settings` are those of ``kernels/optimizer.py``. Fewer
-        losses than rates come back where a loss was not finite: it is the last, and that step was not taken.
+        `rates` holds a learning rate a step; `optimizer` and `settings` are those of ``kernels/optimizer.py``. Returns
+        (steps, 2): the loss of each step, before it is taken, and the sum of its rows' weights. Fewer steps than rates
+        come back where a loss was not finite: it is the last, and that step was not taken.
         """
         step = self._step
         self._check_params(params)
@@ -223,7 +224,7 @@ class Engine:
             self._run(one_call, flops)
             done = int(self._control[step.STEPS_DONE])
             diverged = self._control[step.OUTCOME] == step.DIVERGED
-        return losses[: done + diverged, 0]
+        return losses[: done + diverged]
 
     # -- within -------------------------------------------------------------------------------------------------
 

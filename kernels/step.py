@@ -326,13 +326,13 @@ def _transpose_item(plan, parameters, transposed, item):  # type: ignore[no-unty
 
 @kernel
 def _close_shards(job, totals, losses, step, shards):  # type: ignore[no-untyped-def]
-    """The step's loss, and what its gradient is to be multiplied by."""
+    """The step's loss, and the sum of its rows' weights; a batch of nothing but zero weights costs nothing."""
     loss = weight = 0.0
     for shard in range(shards):
         loss += totals[shard, 0]
         weight += totals[shard, 1]
-    losses[step, 0] = loss / (2.0 * weight)
-    losses[step, 1] = 1.0 / weight
+    losses[step, 0] = loss / (2.0 * weight) if weight > 0 else 0.0
+    losses[step, 1] = weight
 
 
 @kernel
@@ -363,7 +363,7 @@ def run(
     work                  this thread's tiles and scratch
     parameters, transposed, gradient (flat), gradients (shards, flat), moments (2, flat), totals (shards, 2)
     rates                 float64 (steps,), learning rates
-    losses                float64 (steps, 2): written with the loss and 1 / sum of weights of each step
+    losses                float64 (steps, 2): written with the loss and the sum of weights of each step
     """
     state = flush_subnormals()
     outcome = _run(
@@ -452,7 +452,9 @@ def _run(
             last = min(first + STRETCH, gradient.size)
             _, rows = _rows_in_step(job, step)
             each = shard_rows(rows, job[HEIGHT])
-            add_up(gradient, gradients, (rows + each - 1) // each, first, last, losses[step, 1])
+            weight = losses[step, 1]
+            factor = 1.0 / weight if weight > 0 else 0.0
+            add_up(gradient, gradients, (rows + each - 1) // each, first, last, factor)
             if job[OPTIMIZER] != NONE:
                 update(
                     job[OPTIMIZER],

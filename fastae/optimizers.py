@@ -1,0 +1,177 @@
+"""Optimizers: what a training run asks for, and the state it carries. Their arithmetic is in kernels/optimizer.py.
+
+A learning rate is a number, or a schedule: a function from an int64 array of step numbers, counted from 0, to the rates
+of those steps. ``cosine`` and ``inverse_scaling`` make two.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fastae.network import Parameters
+
+Schedule = Callable[[npt.NDArray[np.int64]], npt.ArrayLike]
+
+
+@dataclass
+class State:
+    """What an optimizer remembers between steps.
+
+    Attributes
+    ----------
+    steps : int
+        Steps taken so far.
+    moments : ndarray of shape (2, size of the flat parameter buffer), the parameters' dtype
+        Momentum, or Adam's first and second moment, in the layout of ``Parameters.flat``.
+    """
+
+    steps: int
+    moments: np.ndarray = field(repr=False)
+
+    @classmethod
+    def zeros(cls, params: Parameters) -> "State":
+        """The state before the first step."""
+        return cls(0, np.zeros((2, params.flat.size), params.dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """What all optimizers have: a learning rate, and decoupled weight decay.
+
+    Each step also takes rate * weight_decay * p off every parameter p (Loshchilov and Hutter, ICLR 2019).
+    """
+
+    _kernel: ClassVar[str]  # names in kernels/optimizer.py
+    _settings: ClassVar[tuple[str, ...]]
+
+    learning_rate: float | Schedule
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not callable(self.learning_rate):
+            _check("learning_rate", self.learning_rate, self.learning_rate > 0, "positive")
+        _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "not negative")
+
+    def rates(self, first: int, count: int) -> npt.NDArray[np.float64]:
+        """The learning rates of `count` steps from step `first` on.
+
+        Raises
+        ------
+        ValueError
+            The schedule gives another number of rates, or one that is negative or not finite.
+        """
+        if not callable(self.learning_rate):
+            return np.full(count, float(self.learning_rate))
+        rates = np.array(self.learning_rate(np.arange(first, first + count)), np.float64)
+        if rates.shape != (count,):
+            raise ValueError(f"learning_rate gave {rates.shape} rates for {count} steps")
+        if not (np.isfinite(rates) & (rates >= 0)).all():
+            raise ValueError(f"learning_rate gave a negative or non-finite rate: {rates.min()}")
+        return rates
+
+    @property
+    def code(self) -> int:
+        """Its number in ``kernels/optimizer.py``."""
+        from fastae.kernels import optimizer
+
+        return int(getattr(optimizer, self._kernel))
+
+    def settings(self, steps: int) -> npt.NDArray[np.float64]:
+        """The kernel's settings, after `steps` steps."""
+        from fastae.kernels import optimizer
+
+        made = np.zeros(optimizer.SETTINGS)
+        made[optimizer.DECAY], made[optimizer.STEPS_BEFORE] = self.weight_decay, steps
+        for name in self._settings:
+            made[getattr(optimizer, name.upper())] = getattr(self, name)
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(Optimizer):
+    """Gradient descent: v = momentum v - rate g, then p += v, or with `nesterov` p += momentum v - rate g.
+
+    Parameters
+    ----------
+    learning_rate : float or schedule, default 0.1
+    momentum : float in [0, 1), default 0
+    nesterov : bool, default False
+        Look ahead (Nesterov, 1983, in the form of Sutskever et al., ICML 2013).
+    weight_decay : float, default 0
+    """
+
+    _kernel: ClassVar[str] = "SGD"
+    _settings: ClassVar[tuple[str, ...]] = ("momentum", "nesterov")
+
+    learning_rate: float | Schedule = 0.1
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(Optimizer):
+    """Adam (Kingma and Ba, ICLR 2015): u, s the running means of g and g^2, p -= rate u' / (sqrt(s') + epsilon).
+
+    u' and s' are corrected for their start at zero.
+
+    Parameters
+    ----------
+    learning_rate : float or schedule, default 0.001
+    beta_1, beta_2 : float in [0, 1), defaults 0.9 and 0.999
+    epsilon : float, default 1e-8
+    weight_decay : float, default 0
+    """
+
+    _kernel: ClassVar[str] = "ADAM"
+    _settings: ClassVar[tuple[str, ...]] = ("beta_1", "beta_2", "epsilon")
+
+    learning_rate: float | Schedule = 0.001
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("beta_1", self.beta_1, 0 <= self.beta_1 < 1, "in [0, 1)")
+        _check("beta_2", self.beta_2, 0 <= self.beta_2 < 1, "in [0, 1)")
+        _check("epsilon", self.epsilon, self.epsilon > 0, "positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
+    """Adam with weight decay, 0.01 by default."""
+
+    weight_decay: float = 0.01
+
+
+def cosine(rate: float, steps: int, *, warmup: int = 0) -> Schedule:
+    """A schedule: up from 0 in a line over `warmup` steps, then down to 0 at step `steps` along half a cosine.
+
+    Source: Loshchilov and Hutter, SGDR, ICLR 2017.
+    """
+    if not 0 <= warmup < steps:
+        raise ValueError(f"warmup must be less than steps, {steps}, and not negative, got {warmup}")
+
+    def schedule(step: npt.NDArray[np.int64]) -> npt.ArrayLike:
+        up = (step + 1) / max(warmup, 1)
+        down = 0.5 + 0.5 * np.cos(np.pi * np.clip((step - warmup) / (steps - warmup), 0, 1))
+        return rate * np.where(step < warmup, up, down)
+
+    return schedule
+
+
+def inverse_scaling(rate: float, power: float = 0.5) -> Schedule:
+    """A schedule: rate / (step + 1)^power."""
+    return lambda step: rate / (step + 1.0) ** power
+
+
+def _check(name: str, value: float, good: bool, wanted: str) -> None:
+    if not good or not np.isfinite(value):
+        raise ValueError(f"{name} must be {wanted} and finite, got {value!r}")

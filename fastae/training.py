@@ -1,0 +1,281 @@
+"""Training: epochs of mini-batch or full-batch gradient descent over an engine.
+
+An epoch is one call of ``Engine.run_steps``, so that many small steps cost one jitted call; a full batch that nobody
+watches takes many epochs a call.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from fastae.engine import Engine
+from fastae.network import Parameters
+from fastae.optimizers import Adam, Optimizer, State
+
+EPOCHS_A_CALL = (
+    64  # of a full batch that nobody watches: the most that a divergence, or Ctrl-C, can take back
+)
+
+
+class DivergenceError(ArithmeticError):
+    """The loss was no longer finite. The parameters are those of the last finite loss kept."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What a callback is told after each epoch.
+
+    Attributes
+    ----------
+    number : int
+        Counted from 1.
+    epochs : int
+        How many were asked for.
+    loss : float
+        Mean over the epoch's rows of half the squared error, each batch's before its step.
+    learning_rate : float
+        Of the epoch's last step.
+    seconds : float
+        Since training began.
+    params : Parameters
+        The ones being trained, after this epoch.
+    """
+
+    number: int
+    epochs: int
+    loss: float
+    learning_rate: float
+    seconds: float
+    params: Parameters = field(repr=False)
+
+
+@dataclass
+class History:
+    """How a training run went.
+
+    Attributes
+    ----------
+    loss : list of float
+        By epoch: mean over its rows of half the squared error, each batch's before its step.
+    learning_rate : list of float
+        By epoch: that of its last step.
+    seconds : float
+        What the run took.
+    rows : int
+        Rows gone through: m times the epochs.
+    state : State
+        The optimizer's, to go on from.
+    stop_reason : str
+        "epochs" (all done) or "callback".
+    """
+
+    state: State
+    loss: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    rows: int = 0
+    stop_reason: str = "epochs"
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows gone through per second."""
+        return self.rows / self.seconds if self.seconds > 0 else 0.0
+
+
+def train(
+    params: Parameters,
+    X: npt.ArrayLike,
+    *,
+    engine: Engine | None = None,
+    optimizer: Optimizer | None = None,
+    epochs: int = 100,
+    batch_size: int | None = None,
+    shuffle: bool = True,
+    seed: int | np.random.Generator = 0,
+    shift: npt.ArrayLike | None = None,
+    scale: npt.ArrayLike | None = None,
+    sample_weight: npt.ArrayLike | None = None,
+    state: State | None = None,
+    callback: Callable[[Epoch], bool | None] | None = None,
+    progress: bool = False,
+) -> History:
+    """Train `params`, in place, to reconstruct the rows of `X`.
+
+    Parameters
+    ----------
+    params : Parameters
+        Changed in place.
+    X : array of shape (m, n), any float or integer dtype, any strides
+        Never copied whole, never written.
+    engine : Engine, optional
+        Of the parameters' network and dtype; by default one on all CPUs of this process.
+    optimizer : Optimizer, optional
+        ``SGD(...)``, ``Adam(...)`` or ``AdamW(...)``; Adam by default.
+    epochs : int, default 100
+        Times to go through all rows.
+    batch_size : int, optional
+        Rows a step; all of them by default. The last batch of an epoch holds the rows that are left.
+    shuffle : bool, default True
+        Draw the rows of the mini-batches anew, without replacement, in each epoch.
+    seed : int or numpy.random.Generator, default 0
+        For the shuffling.
+    shift, scale, sample_weight : arrays, optional
+        As for ``Engine.loss_and_gradient``.
+    state : State, optional
+        An earlier run's ``History.state``, to go on from; changed in place.
+    callback : callable, optional
+        Called with an ``Epoch`` after each epoch; training stops where it returns True.
+    progress : bool, default False
+        Show a progress bar on stderr.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    TypeError, ValueError
+        A wrong argument, named; nothing has been changed then.
+    DivergenceError
+        The loss was no longer finite: says at which epoch and learning rate, and what helps. `params` and `state` are
+        then back at the last point from which a finite loss was computed.
+    """
+    if not isinstance(params, Parameters):
+        raise TypeError(f"params must be Parameters, got {type(params).__name__}")
+    optimizer = Adam() if optimizer is None else optimizer
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be an Optimizer, such as fastae.Adam(), got {optimizer!r}")
+    _check_count("epochs", epochs)
+    X = np.asarray(X)
+    rows = X.shape[0] if X.ndim else 0
+    if batch_size is not None:
+        _check_count("batch_size", batch_size)
+    batch = min(batch_size or rows, rows)
+    engine = Engine(params.network, dtype=params.dtype) if engine is None else engine
+    state = State.zeros(params) if state is None else state
+    if state.moments.shape != (2, params.flat.size) or state.moments.dtype != params.dtype:
+        raise ValueError(f"state is of {state.moments.shape} {state.moments.dtype}, not of these params")
+    generator = np.random.default_rng(seed)
+    shuffle = shuffle and batch < rows
+    steps_per_epoch = -(-rows // max(batch, 1))
+    watched = callback is not None or progress
+    epochs_a_call = EPOCHS_A_CALL if steps_per_epoch == 1 and not watched else 1
+
+    gradient = Parameters(params.network, params.dtype)
+    kept = _Kept(params, state)
+    history = History(state)
+    began = time.perf_counter()
+    with _progress_bar(progress, epochs) as show:
+        while len(history.loss) < epochs:
+            count = min(epochs_a_call, epochs - len(history.loss))
+            rates = optimizer.rates(state.steps, count * steps_per_epoch)
+            kept.before()
+            try:
+                losses = engine.run_steps(
+                    params,
+                    X,
+                    gradient=gradient,
+                    index=generator.permutation(rows) if shuffle else None,
+                    shift=shift,
+                    scale=scale,
+                    sample_weight=sample_weight,
+                    batch_size=batch,
+                    optimizer=optimizer.code,
+                    moments=state.moments,
+                    rates=rates,
+                    settings=optimizer.settings(state.steps),
+                )
+            except (
+                BaseException
+            ):  # Ctrl-C among them: whole epochs only, and a state that belongs to the parameters
+                kept.restore(first_step=False)
+                raise
+            bad = np.flatnonzero(~np.isfinite(losses[:, 0]))
+            if bad.size:
+                kept.restore(first_step=bad[0] == 0)
+                epoch = len(history.loss) + 1 + int(bad[0]) // steps_per_epoch
+                raise DivergenceError(_what_helps(epoch, float(rates[bad[0]]), bool(bad[0] == 0), kept, X))
+            state.steps += rates.size
+            by_epoch = losses.reshape(count, steps_per_epoch, 2)
+            history.loss += np.average(by_epoch[:, :, 0], axis=1, weights=by_epoch[:, :, 1]).tolist()
+            history.learning_rate += rates[steps_per_epoch - 1 :: steps_per_epoch].tolist()
+            history.rows += count * rows
+            history.seconds = time.perf_counter() - began
+            if watched:
+                done = Epoch(
+                    len(history.loss),
+                    epochs,
+                    history.loss[-1],
+                    history.learning_rate[-1],
+                    history.seconds,
+                    params,
+                )
+                show(done)
+                if callback is not None and callback(done):
+                    history.stop_reason = "callback"
+                    break
+    return history
+
+
+class _Kept:
+    """Parameters and optimizer state to fall back on: those before this call of the engine, and before the last."""
+
+    def __init__(self, params: Parameters, state: State) -> None:
+        self.params, self.state = params, state
+        self.calls = 0
+        self._saved = [(params.flat.copy(), state.moments.copy(), state.steps) for _ in range(2)]
+
+    def before(self) -> None:
+        flat, moments, _ = self._saved[self.calls % 2]
+        flat[:], moments[:] = self.params.flat, self.state.moments
+        self._saved[self.calls % 2] = flat, moments, self.state.steps
+        self.calls += 1
+
+    def restore(self, first_step: bool) -> None:
+        """To before this call or, where that already gave no finite loss, to before the one before."""
+        flat, moments, steps = self._saved[(self.calls - 1 - (first_step and self.calls > 1)) % 2]
+        self.params.flat[:], self.state.moments[:], self.state.steps = flat, moments, steps
+
+
+def _what_helps(epoch: int, rate: float, first_step: bool, kept: _Kept, X: np.ndarray) -> str:
+    said = f"the loss was not finite in epoch {epoch}, at learning rate {rate:.3g}"
+    if epoch == 1 and first_step:
+        if not np.isfinite(kept.params.flat).all():
+            return f"{said}: params hold NaN or infinity; start from finite ones"
+        return f"{said}, before any step: X holds NaN or infinity, or values too large; clean or scale it"
+    if X.dtype.kind == "f" and not np.isfinite(X.min() + X.max()):
+        return f"{said}: X holds NaN or infinity; clean it. The parameters are back at the last finite loss"
+    return (
+        f"{said}: lower the learning rate, or scale the data. The parameters are back at the last finite loss"
+    )
+
+
+@contextmanager
+def _progress_bar(wanted: bool, epochs: int) -> Iterator[Callable[[Epoch], None]]:
+    if not wanted:
+        yield lambda epoch: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.6g}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("training", total=epochs, loss=float("nan"))
+        yield lambda epoch: bar.update(task, completed=epoch.number, loss=epoch.loss)
+
+
+def _check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")

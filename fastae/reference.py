@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ACTIVATIONS", "backward", "cost", "forward", "sigmoid"]
+__all__ = ["ACTIVATIONS", "backward", "cost", "forward", "sigmoid", "step", "train"]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -171,6 +171,84 @@ def backward(
         if layer > 1:
             dh = d[f"dh{layer - 1}"] = dz @ params[f"W{layer}"].T
     return d
+
+
+def step(
+    params: Mapping[str, Any], gradient: Mapping[str, Any], moments: dict[str, Any], t: int, optimizer: Any
+) -> dict[str, Array]:
+    """One step of an optimizer: the parameters after it.
+
+    Parameters
+    ----------
+    params, gradient : mapping
+        "W1", "b1", ...; `gradient` as "dW1", "db1", ....
+    moments : dict
+        Empty before the first step; changed in place.
+    t : int
+        Which step this is, counted from 1.
+    optimizer : fastae.SGD, fastae.Adam or fastae.AdamW
+        Its settings are read; a schedule is asked for step t - 1.
+
+    Returns
+    -------
+    dict of ndarray
+        By the names of `params`.
+    """
+    o, after = optimizer, {}
+    rate = float(o.rates(t - 1, 1)[0])
+    for name, p in params.items():
+        g = gradient[f"d{name}"]
+        if hasattr(o, "beta_1"):
+            u, s = moments.get(name, (0, 0))
+            u, s = moments[name] = (
+                o.beta_1 * u + (1 - o.beta_1) * g,
+                o.beta_2 * s + (1 - o.beta_2) * g**2,
+            )
+            corrected_u, corrected_s = u / (1 - o.beta_1**t), s / (1 - o.beta_2**t)
+            move = -rate * corrected_u / (np.sqrt(corrected_s) + o.epsilon)
+        else:
+            v = moments[name] = o.momentum * moments.get(name, 0) - rate * g
+            move = o.momentum * v - rate * g if o.nesterov else v
+        after[name] = (1 - rate * o.weight_decay) * p + move
+    return after
+
+
+def train(
+    params: Mapping[str, Any],
+    x: npt.ArrayLike,
+    *,
+    optimizer: Any,
+    epochs: int = 100,
+    batch_size: int | None = None,
+    shuffle: bool = True,
+    seed: int = 0,
+    activations: Sequence[str] | None = None,
+) -> tuple[dict[str, Array], list[float]]:
+    """The steps of `fastae.train` on the same batches, one by one: what it is checked and timed against.
+
+    Returns
+    -------
+    params : dict of ndarray
+        The trained parameters; the given ones are left alone.
+    losses : list of float
+        By epoch, as ``fastae.History.loss``.
+    """
+    x, arrays, activations = _check(x, params, activations)
+    m, generator, moments = x.shape[0], np.random.default_rng(seed), dict[str, Any]()
+    batch = min(batch_size or m, m)
+    losses, t = [], 0
+    for _ in range(epochs):
+        order = generator.permutation(m) if shuffle and batch < m else None
+        total = 0.0
+        for start in range(0, m, batch):
+            rows = x[start : start + batch] if order is None else x[order[start : start + batch]]
+            d = backward(rows, arrays, activations)
+            # dxhat is (xhat - x) / m: its squares, times m^2, are those of the cost
+            total += len(rows) ** 2 * float(np.sum(d["dxhat"] ** 2)) / 2
+            t += 1
+            arrays = step(arrays, d, moments, t, optimizer)
+        losses.append(total / m)
+    return arrays, losses
 
 
 def _check(

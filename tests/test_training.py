@@ -1,0 +1,308 @@
+"""Training: the steps of `reference.train`, callbacks, and what is left after a divergence or an interrupt."""
+
+import _thread
+import threading
+
+import numpy as np
+import pytest
+
+import fastae
+from fastae import reference
+from fastae.optimizers import State, cosine, inverse_scaling
+
+NETWORK = fastae.Network.autoencoder(12, 5)
+X = np.random.default_rng(7).random((330, 12))
+
+OPTIMIZERS = {
+    "sgd": fastae.SGD(learning_rate=0.3),
+    "momentum": fastae.SGD(learning_rate=0.05, momentum=0.9),
+    "nesterov": fastae.SGD(learning_rate=0.05, momentum=0.9, nesterov=True),
+    "decay": fastae.SGD(learning_rate=0.3, weight_decay=0.01),
+    "schedule": fastae.SGD(learning_rate=cosine(0.3, 60, warmup=7)),
+    "adam": fastae.Adam(learning_rate=0.01),
+    "adam-betas": fastae.Adam(learning_rate=0.01, beta_1=0.5, beta_2=0.9, epsilon=1e-3),
+    "adamw": fastae.AdamW(learning_rate=0.01, weight_decay=0.1),
+}
+
+
+def start(dtype="float64", seed=3):
+    return fastae.Parameters.random(NETWORK, seed=seed, dtype=dtype)
+
+
+def same(ours, theirs, tolerance):
+    for name, array in theirs.items():
+        np.testing.assert_allclose(ours[name], array, rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("batch_size", [None, 330, 100, 7, 1000])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_takes_the_steps_of_the_reference(name, batch_size):
+    params = start()
+    epochs = 20 if batch_size != 7 else 2
+    expected, losses = reference.train(
+        params, X, optimizer=OPTIMIZERS[name], epochs=epochs, batch_size=batch_size
+    )
+    history = fastae.train(params, X, optimizer=OPTIMIZERS[name], epochs=epochs, batch_size=batch_size)
+    np.testing.assert_allclose(history.loss, losses, rtol=1e-12)
+    same(params, expected, 1e-12)
+    assert history.rows == epochs * len(X)
+    assert history.state.steps == epochs * -(-len(X) // min(batch_size or len(X), len(X)))
+    assert history.stop_reason == "epochs"
+
+
+def test_a_wrong_step_would_be_seen():
+    params = start()
+    _, losses = reference.train(params, X, optimizer=fastae.Adam(beta_2=0.998), epochs=20)
+    history = fastae.train(params, X, optimizer=fastae.Adam(), epochs=20)
+    assert np.abs(np.array(history.loss) / losses - 1).max() > 1e-9
+
+
+def test_200_float32_steps_of_sgd_agree_with_a_float64_numpy_loop_to_1e_5():
+    params, optimizer = start("float32"), fastae.SGD(learning_rate=0.5)
+    exact = {name: array.astype("f8") for name, array in params.items()}
+    _, losses = reference.train(exact, X, optimizer=optimizer, epochs=200)
+    history = fastae.train(params, X, optimizer=optimizer, epochs=200)
+    np.testing.assert_allclose(history.loss, losses, rtol=1e-5)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_watching_changes_nothing():
+    alone, watched = start(), start()
+    seen = []
+    plain = fastae.train(alone, X, epochs=150)
+    history = fastae.train(watched, X, epochs=150, callback=lambda epoch: seen.append(epoch.loss))
+    assert seen == history.loss == plain.loss
+    assert np.array_equal(alone.flat, watched.flat)
+
+
+@pytest.mark.parametrize("batch_size", [None, 64])
+def test_same_bits_for_any_thread_count(batch_size):
+    big = np.random.default_rng(0).random((9000, 64), dtype="f4")
+    network = fastae.Network.autoencoder(64, 32)
+    results = []
+    for threads in (1, 2, 3):
+        params = fastae.Parameters.random(network)
+        engine = fastae.Engine(network, n_threads=threads)
+        history = fastae.train(params, big, engine=engine, epochs=3, batch_size=batch_size and 3000)
+        results.append((params.flat.copy(), history.loss))
+    for flat, loss in results[1:]:
+        assert np.array_equal(flat, results[0][0])
+        assert loss == results[0][1]
+
+
+def test_the_seed_decides_the_batches():
+    def trained(seed, shuffle=True):
+        params = start()
+        fastae.train(params, X, epochs=2, batch_size=50, seed=seed, shuffle=shuffle)
+        return params.flat
+
+    assert np.array_equal(trained(1), trained(1))
+    assert not np.array_equal(trained(1), trained(2))
+    assert np.array_equal(trained(1, shuffle=False), trained(2, shuffle=False))
+    assert np.array_equal(trained(np.random.default_rng(1)), trained(1))
+
+
+def test_going_on_from_a_state_is_going_on():
+    whole, parts = start(), start()
+    optimizer = fastae.Adam(learning_rate=inverse_scaling(0.01))
+    one = fastae.train(whole, X, optimizer=optimizer, epochs=30, batch_size=100, shuffle=False)
+    first = fastae.train(parts, X, optimizer=optimizer, epochs=10, batch_size=100, shuffle=False)
+    second = fastae.train(
+        parts, X, optimizer=optimizer, epochs=20, batch_size=100, shuffle=False, state=first.state
+    )
+    assert np.array_equal(whole.flat, parts.flat)
+    assert first.loss + second.loss == one.loss
+    assert second.state is first.state
+    assert second.state.steps == 120
+
+
+def test_sample_weight_shift_and_scale_reach_every_batch():
+    rng = np.random.default_rng(1)
+    weight, shift, scale = rng.random(len(X)), rng.random(12), rng.random(12) + 0.5
+    weight[::3] = 0
+    ours, theirs = start(), start()
+    fastae.train(
+        ours, X, epochs=4, batch_size=100, shuffle=False, sample_weight=weight, shift=shift, scale=scale
+    )
+    arrays, moments, t = dict(theirs), {}, 0
+    for _ in range(4):
+        for first in range(0, len(X), 100):
+            rows = slice(first, first + 100)
+            d = reference.backward((X[rows] - shift) * scale, arrays, sample_weight=weight[rows])
+            t += 1
+            arrays = reference.step(arrays, d, moments, t, fastae.Adam())
+    same(ours, arrays, 1e-12)
+
+
+def test_a_batch_of_zero_weights_costs_nothing():
+    weight = np.zeros(len(X))
+    weight[:100] = 1
+    params = start()
+    history = fastae.train(
+        params, X, epochs=2, batch_size=100, shuffle=False, sample_weight=weight, optimizer=fastae.SGD()
+    )
+    alone = start()
+    expected = fastae.train(alone, X[:100], epochs=2, optimizer=fastae.SGD())
+    np.testing.assert_allclose(history.loss, expected.loss, rtol=1e-12)
+    np.testing.assert_allclose(params.flat, alone.flat, atol=1e-14)
+
+
+def test_a_callback_sees_each_epoch_and_can_stop():
+    seen = []
+
+    def callback(epoch):
+        seen.append((epoch.number, epoch.epochs, epoch.loss, epoch.params))
+        return epoch.number == 4
+
+    params = start()
+    history = fastae.train(params, X, epochs=9, batch_size=50, callback=callback)
+    assert [number for number, *_ in seen] == [1, 2, 3, 4]
+    assert all(epochs == 9 and given is params for _, epochs, _, given in seen)
+    assert [loss for _, _, loss, _ in seen] == history.loss
+    assert history.stop_reason == "callback"
+    assert history.rows_per_second > 0
+
+
+def test_learning_rates_are_told_by_epoch():
+    history = fastae.train(
+        start(), X, optimizer=fastae.SGD(learning_rate=inverse_scaling(0.1)), epochs=3, batch_size=100
+    )
+    np.testing.assert_allclose(history.learning_rate, [0.1 / (4 * i) ** 0.5 for i in (1, 2, 3)])
+
+
+@pytest.mark.parametrize("batch_size", [None, 50])
+def test_a_divergence_names_epoch_rate_and_remedy_and_keeps_the_last_finite_parameters(batch_size):
+    params = start("float32")
+    optimizer = fastae.SGD(learning_rate=3e4)
+    state = State.zeros(params)
+    wanted = r"not finite in epoch \d+, at learning rate 3e\+04: lower the learning rate"
+    with pytest.raises(fastae.DivergenceError, match=wanted):
+        fastae.train(params, X, optimizer=optimizer, epochs=200, batch_size=batch_size, state=state)
+    loss, _ = fastae.Engine(NETWORK).loss_and_gradient(params, X)
+    assert np.isfinite(loss)
+    assert np.isfinite(params.flat).all()
+    assert np.isfinite(state.moments).all()
+
+
+def test_a_divergence_late_in_training_does_not_lose_what_went_before():
+    params = start()
+    optimizer = fastae.SGD(learning_rate=lambda step: np.where(step < 50, 0.3, 1e200))
+    with pytest.raises(fastae.DivergenceError, match=r"epoch 5[0-9], at learning rate 1e.200"):
+        fastae.train(params, X, optimizer=optimizer, epochs=60, callback=lambda epoch: False)
+    expected = start()
+    fastae.train(expected, X, optimizer=fastae.SGD(learning_rate=0.3), epochs=50)
+    loss, _ = fastae.Engine(NETWORK, dtype="float64").loss_and_gradient(params, X)
+    best, _ = fastae.Engine(NETWORK, dtype="float64").loss_and_gradient(expected, X)
+    assert loss == pytest.approx(best, rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_bad_data_is_blamed_and_nothing_changed(bad):
+    holed = X.copy()
+    holed[17, 3] = bad
+    params = start()
+    before = params.flat.copy()
+    with pytest.raises(fastae.DivergenceError, match="before any step: X holds NaN or infinity"):
+        fastae.train(params, holed)
+    assert np.array_equal(params.flat, before)
+    with pytest.raises(fastae.DivergenceError, match="X holds NaN or infinity"):
+        fastae.train(params, holed, batch_size=10, seed=1)
+    assert np.array_equal(params.flat, before)
+
+
+def test_bad_parameters_are_blamed():
+    params = start()
+    params["W1"] = np.full((12, 5), np.nan)
+    with pytest.raises(fastae.DivergenceError, match="params hold NaN or infinity"):
+        fastae.train(params, X)
+
+
+def test_an_interrupt_leaves_whole_epochs():
+    big = np.random.default_rng(0).random((20000, 12))
+    params, twin = start(), start()
+    state = State.zeros(params)
+    timer = threading.Timer(0.5, _thread.interrupt_main)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        fastae.train(params, big, epochs=10**6, batch_size=1000, state=state)
+    timer.join()
+    assert state.steps % 20 == 0
+    fastae.train(twin, big, epochs=state.steps // 20, batch_size=1000)
+    assert np.array_equal(params.flat, twin.flat)
+
+
+def test_an_error_in_a_callback_comes_through_after_whole_epochs():
+    params, twin = start(), start()
+
+    def callback(epoch):
+        if epoch.number == 3:
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        fastae.train(params, X, callback=callback)
+    fastae.train(twin, X, epochs=3)
+    assert np.array_equal(params.flat, twin.flat)
+
+
+def test_progress_shows_the_loss_on_stderr(capsys):
+    fastae.train(start(), X, epochs=5, progress=True)
+    shown = capsys.readouterr()
+    assert "5/5" in shown.err
+    assert "loss" in shown.err
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
+        ({"epochs": 1.5}, TypeError, "epochs must be an integer"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        ({"batch_size": True}, TypeError, "batch_size must be an integer"),
+        ({"optimizer": "adam"}, TypeError, "optimizer must be an Optimizer"),
+        ({"X": X[:, :11]}, ValueError, "X has 11 features, but the network takes 12"),
+        ({"X": X[:0]}, ValueError, "X has no rows"),
+        ({"X": X[0]}, ValueError, "X must be two-dimensional"),
+        ({"X": 3.0}, ValueError, "X must be two-dimensional"),
+        ({"X": X.astype(str)}, TypeError, "X has dtype"),
+        ({"params": {}}, TypeError, "params must be Parameters"),
+        ({"engine": fastae.Engine(NETWORK)}, ValueError, "params are float64"),
+        ({"state": State(0, np.zeros((2, 3)))}, ValueError, "state is of"),
+        ({"sample_weight": np.ones(3)}, ValueError, "sample_weight has shape"),
+        ({"optimizer": fastae.SGD(learning_rate=lambda s: -s)}, ValueError, "learning_rate gave a negative"),
+        ({"optimizer": fastae.SGD(learning_rate=lambda s: 0.1)}, ValueError, "learning_rate gave"),
+    ],
+)
+def test_wrong_arguments_are_named_and_change_nothing(arguments, error, message):
+    params = start()
+    before = params.flat.copy()
+    with pytest.raises(error, match=message):
+        fastae.train(**{"params": params, "X": X, **arguments})
+    assert np.array_equal(params.flat, before)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fastae.SGD(learning_rate=0), "learning_rate must be positive"),
+        (lambda: fastae.SGD(learning_rate=float("inf")), "learning_rate must be positive and finite"),
+        (lambda: fastae.SGD(momentum=1.0), "momentum must be in"),
+        (lambda: fastae.Adam(beta_1=-0.1), "beta_1 must be in"),
+        (lambda: fastae.Adam(beta_2=1), "beta_2 must be in"),
+        (lambda: fastae.Adam(epsilon=0), "epsilon must be positive"),
+        (lambda: fastae.AdamW(weight_decay=-1), "weight_decay must be not negative"),
+        (lambda: cosine(0.1, 10, warmup=10), "warmup must be less than steps"),
+    ],
+)
+def test_wrong_settings_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_cosine_rises_then_falls():
+    rates = np.asarray(cosine(2.0, 110, warmup=10)(np.arange(120)))
+    assert rates[9] == rates[10] == 2.0
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[60] == pytest.approx(1.0)
+    assert (rates[110:] == 0).all()
+    assert (np.diff(rates[10:111]) < 0).all()

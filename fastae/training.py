@@ -271,7 +271,17 @@ def _progress_bar(wanted: bool, epochs: int) -> Iterator[Callable[[Epoch], None]
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("training", total=epochs, loss=float("nan"))
-        yield lambda epoch: bar.update(task, completed=epoch.number, loss=epoch.loss)
+        shown = 0.0
+
+        def show(epoch: Epoch) -> None:
+            nonlocal shown
+            if (
+                epoch.seconds - shown > 0.05 or epoch.number == epochs
+            ):  # an update costs as much as a small epoch
+                shown = epoch.seconds
+                bar.update(task, completed=epoch.number, loss=epoch.loss)
+
+        yield show
 
 
 def _check_count(name: str, value: int) -> None:

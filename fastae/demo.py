@@ -1,0 +1,97 @@
+"""The demo: an autoencoder trained on scikit-learn's digits, and the same steps in NumPy beside it."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastae import reference
+from fastae.engine import Engine
+from fastae.network import Network, Parameters
+from fastae.optimizers import Adam
+from fastae.training import train
+
+BATCH_SIZE = 200
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the demo found.
+
+    Attributes
+    ----------
+    X, xhat : ndarray of shape (1797, 64), float32
+        The digits, pixels in [0, 1], and their reconstructions.
+    threads : int
+        Of the engine.
+    loss_before, loss_after : float
+        S over all rows: mean over rows of half the squared error.
+    numpy_loss_after : float
+        After the same steps in NumPy: the same up to rounding.
+    seconds, numpy_seconds : float
+        What the steps took.
+    """
+
+    X: np.ndarray
+    xhat: np.ndarray
+    threads: int
+    loss_before: float
+    loss_after: float
+    numpy_loss_after: float
+    seconds: float
+    numpy_seconds: float
+
+
+def digits() -> np.ndarray:
+    """The 1797 handwritten digits of 8 x 8 pixels that ship with scikit-learn, (1797, 64) float32 in [0, 1]."""
+    from sklearn.datasets import load_digits
+
+    return np.asarray(load_digits().data / 16, np.float32)
+
+
+def warm_up(hidden: int = 32) -> None:
+    """Compile the kernels, or load them where they have been compiled before."""
+    X = digits()[:BATCH_SIZE]
+    network = Network.autoencoder(X.shape[1], hidden)
+    params = Parameters.random(network)
+    train(params, X, epochs=1)
+    Engine(network).reconstruct(params, X)
+
+
+def run(*, hidden: int = 32, epochs: int = 300, seed: int = 0, progress: bool = False) -> Result:
+    """Train 64 -> hidden -> 64 -> 64 on the digits with Adam, then take the same steps in NumPy."""
+    warm_up(hidden)
+    X = digits()
+    network = Network.autoencoder(X.shape[1], hidden)
+    engine = Engine(network)
+    params = Parameters.random(network, seed)
+    start = params.copy()
+    loss_before, _ = engine.loss_and_gradient(params, X)
+    optimizer = Adam(learning_rate=0.003)
+    history = train(
+        params,
+        X,
+        engine=engine,
+        optimizer=optimizer,
+        epochs=epochs,
+        batch_size=BATCH_SIZE,
+        seed=seed,
+        progress=progress,
+    )
+    loss_after, _ = engine.loss_and_gradient(params, X)
+
+    began = time.perf_counter()
+    arrays, _ = reference.train(
+        start, X, optimizer=optimizer, epochs=epochs, batch_size=BATCH_SIZE, seed=seed
+    )
+    numpy_seconds = time.perf_counter() - began
+    return Result(
+        X=X,
+        xhat=engine.reconstruct(params, X),
+        threads=engine.n_threads,
+        loss_before=loss_before,
+        loss_after=loss_after,
+        numpy_loss_after=float(reference.cost(X, reference.forward(X, arrays)["xhat"])),
+        seconds=history.seconds,
+        numpy_seconds=numpy_seconds,
+    )

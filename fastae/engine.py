@@ -192,7 +192,7 @@ class Engine:
         flops = 6.0 * batch * params.flat.size
         with self._lock:
             self._begin()
-            shards = -(-batch // int(step.shard_rows(batch, self.tile_rows)))
+            shards = -(-batch // int(step.shard_rows(batch)))
             if self._gradients.shape[0] < shards:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
             if self.network.n_layers == 1:

@@ -84,11 +84,11 @@ LOSS, SPARE, SCRATCH = 0, 1, 3
 
 
 @kernel
-def shard_rows(rows, height):  # type: ignore[no-untyped-def]
-    """Rows in each shard of a batch but the last: set by the row count and the tile's height alone."""
+def shard_rows(rows):  # type: ignore[no-untyped-def]
+    """Rows in each shard of a batch but the last, whole register tiles: set by the row count alone."""
     shards = min(max(rows // SHARD_ROWS_LEAST, 1), SHARDS_MOST)
     each = (rows + shards - 1) // shards
-    return (each + height - 1) // height * height
+    return (each + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
 
 
 @kernel
@@ -108,7 +108,7 @@ def _items(job, plan, step, phase, size, lanes):  # type: ignore[no-untyped-def]
         return total
     if phase == SHARD:
         _, rows = _rows_in_step(job, step)
-        each = shard_rows(rows, job[HEIGHT])
+        each = shard_rows(rows)
         return (rows + each - 1) // each
     return (size + STRETCH - 1) // STRETCH
 
@@ -266,7 +266,7 @@ def _shard_item(job, plan, work, parameters, transposed, ones, gradients, totals
     ones_at = np.int64(ones.ctypes.data)
     gradient_at = np.int64(gradients.ctypes.data) + item * gradients.shape[1] * size
     first, rows = _rows_in_step(job, step)
-    each = shard_rows(rows, height)
+    each = shard_rows(rows)
     end = min(each * (item + 1), rows)
     while quota[0] > 0:
         start = each * item + me[1]
@@ -451,7 +451,7 @@ def _run(
             first = item * STRETCH
             last = min(first + STRETCH, gradient.size)
             _, rows = _rows_in_step(job, step)
-            each = shard_rows(rows, job[HEIGHT])
+            each = shard_rows(rows)
             weight = losses[step, 1]
             factor = 1.0 / weight if weight > 0 else 0.0
             add_up(gradient, gradients, (rows + each - 1) // each, first, last, factor)

@@ -7,6 +7,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,14 +69,16 @@ class Probe:
         spans: list[tuple[float, float]] = []
         together = threading.Barrier(self.n_threads)
 
-        def work(member: int) -> bool:
+        def work(member: int) -> None:
             together.wait()
             start = time.perf_counter()
             _spin(self._arrays[member], self._count)
             spans.append((start, time.perf_counter()))
-            return False
+            together.wait()
 
-        team.run(work, self.n_threads, together.abort)
+        for member in range(1, self.n_threads):
+            team.lend(partial(work, member))
+        work(0)
         seconds = max(end for _, end in spans) - min(start for start, _ in spans)
         self.readings.append(self.n_threads * self._count * self._flops / seconds / 1e9)
         return self.readings[-1]

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -76,9 +77,14 @@ class Engine:
         self._size = size
         self._gradients = layout.aligned_zeros(0, self.dtype).reshape(0, size)
         self._totals = np.zeros((step.SHARDS_MOST, 2))
+        self._job = np.zeros(step.JOB, np.int64)
+        self._blank = np.zeros(step.JOB, np.int64)  # what all jobs have in common
+        self._blank[step.HEIGHT], self._blank[step.SIZE] = self.tile_rows, size
+        self._blank[step.ONES], self._blank[step.TOTALS] = self._ones.ctypes.data, self._totals.ctypes.data
+        self._blank[step.WT], self._blank[step.WT_SIZE] = self._transposed.ctypes.data, transposed
         self._control = layout.aligned_zeros(step.CONTROL, np.int64)
-        self._members = np.zeros((self.n_threads, 8), np.int64)
-        self._no_moments = np.zeros((2, 0), self.dtype)
+        self._members = layout.aligned_zeros(self.n_threads * 8, np.int64).reshape(-1, 8)
+        self._members[:, step.MEMBER] = np.arange(self.n_threads)
         self._lock = threading.Lock()
         _engines.add(self)
 
@@ -173,7 +179,7 @@ class Engine:
         X = self._check_matrix(X, self.network.widths[0], "X")
         if self.network.widths[-1] != self.network.widths[0]:
             raise ValueError(f"network puts out {self.network.widths[-1]} features, but X has {X.shape[1]}")
-        job, alive = self._job(X, index, shift, scale, self.network.widths[0])
+        job, alive = self._describe(X, index, shift, scale, self.network.widths[0])
         if sample_weight is not None:
             weights = _check_vector(sample_weight, X.shape[0], "sample_weight")
             if not (weights >= 0).all() or not np.isfinite(weights).all():
@@ -185,43 +191,21 @@ class Engine:
             job[step.SAMPLE_WEIGHT] = weights.ctypes.data
         rates = np.ascontiguousarray(rates, np.float64)
         settings = np.ascontiguousarray(settings, np.float64)
-        job[step.BATCH] = min(batch_size or job[step.ROWS], job[step.ROWS])
-        job[step.STEPS], job[step.OPTIMIZER] = rates.size, optimizer
         losses = np.zeros((rates.size, 2))
-        batch = int(job[step.BATCH])
-        flops = 6.0 * batch * params.flat.size
+        batch = min(batch_size or job[step.ROWS], job[step.ROWS])
+        job[step.TASK], job[step.BATCH], job[step.STEPS] = step.STEPS_TASK, batch, rates.size
+        job[step.OPTIMIZER] = optimizer
+        job[step.PARAMETERS], job[step.GRADIENT] = params.flat.ctypes.data, gradient.flat.ctypes.data
+        job[step.MOMENTS] = 0 if moments is None else moments.ctypes.data
+        job[step.RATES], job[step.SETTINGS] = rates.ctypes.data, settings.ctypes.data
+        job[step.LOSSES] = losses.ctypes.data
         with self._lock:
-            self._begin()
             shards = -(-batch // int(step.shard_rows(batch)))
             if self._gradients.shape[0] < shards:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
-            if self.network.n_layers == 1:
-                self._control[step.CLAIM] = step.SHARD << 32
-            moments = self._no_moments if moments is None else moments
-
-            def one_call(member: int, quota: np.ndarray) -> int:
-                return int(
-                    step.run(
-                        job,
-                        self.plan,
-                        self._control,
-                        self._members[member],
-                        quota,
-                        self._work[member],
-                        params.flat,
-                        self._transposed,
-                        self._ones,
-                        self._gradients,
-                        self._totals,
-                        gradient.flat,
-                        moments,
-                        rates,
-                        settings,
-                        losses,
-                    )
-                )
-
-            self._run(one_call, flops)
+            job[step.GRADIENTS] = self._gradients.ctypes.data
+            first = step.TRANSPOSE if self.network.n_layers > 1 else step.SHARD
+            self._run(job, first << 32, 6.0 * batch * self._size)
             done = int(self._control[step.STEPS_DONE])
             diverged = self._control[step.OUTCOME] == step.DIVERGED
         return losses[: done + diverged]
@@ -244,64 +228,79 @@ class Engine:
         self._check_params(params)
         columns = self.network.widths[first]
         X = self._check_matrix(X, columns, name)
-        job, alive = self._job(X, index, shift, scale, columns)
+        job, alive = self._describe(X, index, shift, scale, columns)
         out = np.empty((int(job[step.ROWS]), self.network.widths[last]), self.dtype)
+        job[step.TASK], job[step.PARAMETERS] = step.INFER_TASK, params.flat.ctypes.data
         job[step.OUT], job[step.OUT_STRIDE] = out.ctypes.data, out.strides[0]
         job[step.FIRST_LAYER], job[step.LAST_LAYER] = first, last
         with self._lock:
-            self._begin()
-
-            def one_call(member: int, quota: np.ndarray) -> int:
-                return int(
-                    step.infer(
-                        job, self.plan, self._control, quota, self._work[member], params.flat, self._ones
-                    )
-                )
-
-            self._run(one_call, 2.0 * out.shape[0] * params.flat.size)
+            self._run(job, 0, 2.0 * out.shape[0] * self._size)
         del alive
         return out
 
-    def _begin(self) -> None:
-        self._control[:] = 0
-        self._members[:] = 0
+    def _run(self, job: np.ndarray, claim: int, flops: float) -> None:
+        """The job to its end, on this thread or the team: in calls that each last about PATIENCE.
 
-    def _run(self, one_call: Any, flops: float) -> None:
-        """The job to its end, in calls that each last about PATIENCE, on one thread or the team."""
-        step = self._step
-        start = max(1, int(2e7 * self.network.widths[0] // max(self._size, 1)))
-        quotas = np.full((self.n_threads, 8), start, np.int64)
-        grown = [start] * self.n_threads
+        Ctrl-C is raised when no thread is at work any more; it may leave steps undone, but none in part.
+        """
+        step, members, control = self._step, self._members, self._control
+        self._job[:] = job
+        quota = max(1, int(2e7 * self.network.widths[0] // max(self._size, 1)))
+        members[:, step.REFILL] = quota
+        members[0, step.HELD] = 0
+        error: BaseException | None = None
+        opened = False
+        while True:
+            try:
+                if not opened:
+                    step.open_job(control, members, claim, self.n_threads if flops > SMALL_STEP else 1)
+                    opened = True
+                    if flops > SMALL_STEP:
+                        for member in np.flatnonzero(members[:, step.WAKE]):
+                            team.lend(self._helper(int(member)))
+                if error is not None:
+                    control[step.CANCEL] = 1
+                while True:
+                    members[0, step.QUOTA] = quota
+                    began = time.perf_counter()
+                    status = step.run(self._job, self.plan, control, members[0], self._work[0])
+                    if status == step.OVER:
+                        break
+                    if status == step.WAITING:
+                        time.sleep(0)
+                    else:
+                        took = time.perf_counter() - began
+                        quota = max(1, int(quota * min(4.0, PATIENCE / max(took, 1e-6))))
+                break
+            except BaseException as raised:
+                error = error or raised
+        if error is not None:
+            raise error
 
-        def work(member: int) -> bool:
-            quota = quotas[member]
-            quota[0] = grown[member]
-            began = time.perf_counter()
-            status = one_call(member, quota)
-            if status == step.WAITING:
+    def _helper(self, member: int) -> Callable[[], None]:
+        """What a helper thread does as `member`; holds on to memory, not to the engine."""
+        step, job, plan, control = self._step, self._job, self.plan, self._control
+        me, work = self._members[member], self._work[member]
+
+        def take_part() -> None:
+            me[step.HELD], me[step.QUOTA] = 0, me[step.REFILL]
+            while step.run(job, plan, control, me, work) != step.OVER:
                 time.sleep(0)
-            elif status == step.BUSY:
-                took = time.perf_counter() - began
-                grown[member] = max(1, int(grown[member] * min(4.0, PATIENCE / max(took, 1e-6))))
-            return bool(status != step.OVER)
 
-        def cancel() -> None:
-            self._control[step.CANCEL] = 1
+        return take_part
 
-        team.run(work, self.n_threads if flops > SMALL_STEP else 1, cancel)
-
-    def _job(
+    def _describe(
         self, X: np.ndarray, index: Any, shift: Any, scale: Any, columns: int
     ) -> tuple[np.ndarray, list[Any]]:
         """The job's common part, and the arrays it points at, to be kept alive; the first is the row index, if any."""
         from fastae.kernels.rows import KINDS
 
         step = self._step
-        job = np.zeros(step.JOB, np.int64)
+        job = self._blank.copy()
         job[step.X], job[step.ROW_STRIDE], job[step.COLUMN_STRIDE] = X.ctypes.data, *X.strides
         if X.shape[1] == 1:
             job[step.COLUMN_STRIDE] = X.itemsize
-        job[step.KIND], job[step.ROWS], job[step.HEIGHT] = KINDS[X.dtype], X.shape[0], self.tile_rows
+        job[step.KIND], job[step.ROWS] = KINDS[X.dtype], X.shape[0]
         alive: list[Any] = []
         if index is not None:
             rows = np.asarray(index)
@@ -370,11 +369,13 @@ def _check_vector(value: npt.ArrayLike, size: int, name: str) -> np.ndarray:
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 
 
-def _unlock() -> None:
-    """In a forked child, where the thread that held an engine's lock is no more."""
+def _forget_threads() -> None:
+    """In a forked child, where no other thread is left: none holds a lock, is in a job or listens for one."""
     for engine in _engines:
         engine._lock = threading.Lock()
+        engine._control[:] = 0
+        engine._members[:, engine._step.PRESENT] = 0
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock)
+    os.register_at_fork(after_in_child=_forget_threads)

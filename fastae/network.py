@@ -3,8 +3,10 @@
 Parameters live in the kernels' blocked layout (``kernels/layout.py``); what goes in and comes out by name is dense.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -67,11 +69,16 @@ class Network:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter by name, W1, b1, W2, b2, ..."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer, (fan_in, fan_out) in enumerate(zip(self.widths, self.widths[1:], strict=False), start=1):
-            shapes[f"W{layer}"] = (fan_in, fan_out)
-            shapes[f"b{layer}"] = (fan_out,)
-        return shapes
+        return dict(_shapes(self.widths))
+
+
+@lru_cache(64)
+def _shapes(widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(widths), start=1):
+        shapes[f"W{layer}"] = (fan_in, fan_out)
+        shapes[f"b{layer}"] = (fan_out,)
+    return shapes
 
 
 class Parameters(Mapping[str, np.ndarray]):
@@ -95,7 +102,7 @@ class Parameters(Mapping[str, np.ndarray]):
         self.dtype = check_dtype(dtype)
         self.plan, size, _ = layout.plan(network.widths, network.activations, self.dtype)
         self.flat = layout.aligned_zeros(size, self.dtype)
-        self._shapes = network.shapes()
+        self._shapes = _shapes(network.widths)
 
     @classmethod
     def random(

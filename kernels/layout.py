@@ -5,7 +5,7 @@ in float64. Every operand of the three GEMM forms streams through it, so nothing
 its rows to whole blocks too, so that its transpose is one as well. Padding stays zero.
 """
 
-from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -50,14 +50,16 @@ def unpack(blocked: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.ascontiguousarray(dense[:, :columns])
 
 
+@lru_cache(64)
 def plan(
-    widths: Iterable[int], activations: Iterable[str], dtype: npt.DTypeLike
+    widths: tuple[int, ...], activations: tuple[str, ...], dtype: npt.DTypeLike
 ) -> tuple[np.ndarray, int, int]:
     """The plan of a network: the table, the elements of its parameters, the elements of its transposed weights.
 
-    OUTPUT and COLUMN_SUMS are per row of a tile and per tile; the tile's input comes before them, at 0.
+    OUTPUT and COLUMN_SUMS are per row of a tile and per tile; the tile's input comes before them, at 0. The table is
+    shared by all who ask for the same one: not to be written.
     """
-    widths, codes = tuple(widths), [ACTIVATIONS.index(name) for name in activations]
+    codes = [ACTIVATIONS.index(name) for name in activations]
     width = lanes(dtype)
     table = np.zeros((len(codes), PLAN), np.int64)
     parameters = transposed = sums = 0

@@ -442,6 +442,27 @@ def store_release(typingctx, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def exchange(typingctx, address, value):  # type: ignore[no-untyped-def]
+    """Store an int64 and wait until every thread can see it, before anything is loaded (x86: xchg)."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        pointer = builder.inttoptr(arguments[0], I64.as_pointer())
+        return builder.atomic_rmw("xchg", pointer, arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def pointer_to(typingctx, address):  # type: ignore[no-untyped-def]
+    """An address as what ``numba.carray`` takes."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(arguments[0], I8.as_pointer())
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic
 def pause(typingctx):  # type: ignore[no-untyped-def]
     """Tell the core that this is a spin loop (x86: pause)."""
 

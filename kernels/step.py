@@ -9,11 +9,16 @@ threads claim one by one:
 
 What an item computes depends on the job alone, never on who claims it, so the bits are the same for any number of
 threads, and a thread that comes late, or never, costs nothing but its help. Whoever finishes a phase's last item opens
-the next phase. A call returns before it is done when its quota of work is used up (so that Python can handle a signal)
-or when it has waited long (so that Python can yield the core); it is then made again.
+the next phase.
+
+The caller is member 0, the leader: ``open_job`` lets the others in, and its ``run`` is OVER when the job is done and
+they are all out again. It returns before, BUSY or WAITING, when its quota of work is used up (so that Python can handle
+a signal) or when it has waited long (so that Python can yield the core), and is then made again. A helper's ``run``
+listens for the next job for a while before it is OVER: waking a thread takes longer than many a step.
 """
 
 import numpy as np
+from numba import carray
 
 from fastae.kernels import layer
 from fastae.kernels.compiler import inlined, kernel
@@ -29,46 +34,73 @@ from fastae.kernels.layout import (
     WEIGHT,
 )
 from fastae.kernels.optimizer import NONE, add_up, transpose_block, update
+from fastae.kernels.optimizer import SETTINGS as SETTINGS_SIZE
 from fastae.kernels.rows import add_lines, load_rows, store_rows, zero_lines
 from fastae.kernels.simd import (
     compare_and_swap,
+    exchange,
     fetch_add,
     flush_subnormals,
     load_acquire,
     load_float64,
     load_int64,
     pause,
+    pointer_to,
     restore_float_state,
     store_release,
 )
 from fastae.kernels.target import LINE
 
-# A job: an int64 vector
+# A job: an int64 vector of addresses, strides in bytes and sizes in elements
 (
-    X,  # address of the matrix, its strides in bytes and its kind (rows.KINDS)
+    TASK,  # STEPS_TASK or INFER_TASK
+    X,  # the matrix: its address, strides and kind (rows.KINDS)
     ROW_STRIDE,
     COLUMN_STRIDE,
     KIND,
-    INDEX,  # address of int64 row numbers, or 0
-    SAMPLE_WEIGHT,  # address of float64 weights by row, or 0
-    SHIFT,  # addresses of float64 columns, or 0
+    INDEX,  # int64 row numbers, or 0
+    SAMPLE_WEIGHT,  # float64 weights by row, or 0
+    SHIFT,  # float64 columns, or 0
     SCALE,
     ROWS,  # rows that the steps walk through
     BATCH,  # rows a step takes
     STEPS,
     HEIGHT,  # rows of a tile
+    SIZE,  # elements of the flat buffers
+    PARAMETERS,  # flat
+    ONES,  # lines of ones, zero in padding lanes, by COLUMN_SUMS
+    WT,  # every W' but the first layer's
+    WT_SIZE,
+    GRADIENTS,  # (shards, flat)
+    TOTALS,  # float64 (shards, 2)
+    GRADIENT,  # flat
     OPTIMIZER,
-    OUT,  # infer: address and row stride of the result, layers [FIRST_LAYER, LAST_LAYER)
+    MOMENTS,  # (2, flat)
+    RATES,  # float64 (steps,)
+    SETTINGS,  # float64, of optimizer.py
+    LOSSES,  # float64 (steps, 2): the loss and the sum of weights of each step
+    OUT,  # infer: the result and its row stride, layers [FIRST_LAYER, LAST_LAYER)
     OUT_STRIDE,
     FIRST_LAYER,
     LAST_LAYER,
     JOB,
-) = range(18)
+) = range(31)
+STEPS_TASK, INFER_TASK = 0, 1
 
 # The control block: int64s a cache line apart
-CLAIM, DONE, CANCEL, OUTCOME, STEPS_DONE = 0, 8, 16, 24, 32
-CONTROL = 40
+OPEN, INSIDE, CLAIM, DONE, NEXT, CANCEL, OUTCOME, STEPS_DONE, CONTROL = range(0, 72, 8)
 FINISHED_CLAIM = -1
+
+# What a thread of the team keeps: a cache line of int64s
+(
+    MEMBER,  # 0: the leader
+    HELD,  # the claim it holds + 1, or 0
+    PROGRESS,  # rows done of its shard
+    QUOTA,  # rows x features it may still go through in this call, at least one tile
+    REFILL,  # a helper's next quota
+    PRESENT,  # a helper: 1 from when it is woken until it goes back to sleep
+    WAKE,  # set by open_job: this helper is to be woken
+) = range(7)
 
 # How a run ended, or did not yet
 COMPLETE, CANCELLED, DIVERGED = 1, 2, 3
@@ -77,7 +109,8 @@ BUSY, WAITING, OVER = 0, 1, 2
 TRANSPOSE, SHARD, UPDATE, PHASES = range(4)
 STRETCH = 8192  # elements that an UPDATE item covers
 SHARDS_MOST, SHARD_ROWS_LEAST = 32, 512
-SPINS = 2000
+SPINS = 2000  # turns to wait within a job
+LISTEN = 20000  # turns a helper waits for another job: 0.2 ms where a pause is 10 ns
 
 # Places in a thread's scratch, in lines after the tiles
 LOSS, SPARE, SCRATCH = 0, 1, 3
@@ -249,8 +282,8 @@ def _load_weights(job, work, place, first, rows, whole):  # type: ignore[no-unty
 
 
 @inlined
-def _shard_item(job, plan, work, parameters, transposed, ones, gradients, totals, step, item, me, quota):  # type: ignore[no-untyped-def]
-    """Tiles of shard `item` from row me[1] of it on, while the quota lasts; whether the shard is done."""
+def _shard_item(job, plan, work, totals, step, item, me):  # type: ignore[no-untyped-def]
+    """Tiles of shard `item` from row me[PROGRESS] of it on, while the quota lasts; whether the shard is done."""
     like, size = work, work.itemsize
     lanes, height = LINE // size, job[HEIGHT]
     last = plan.shape[0] - 1
@@ -262,18 +295,16 @@ def _shard_item(job, plan, work, parameters, transposed, ones, gradients, totals
     sums_at, weight_at = tile_elements, tile_elements + width
     loss_at = weight_at + height + LOSS * lanes
     spare = base + (weight_at + height + SPARE * lanes) * size
-    parameters_at, transposed_at = np.int64(parameters.ctypes.data), np.int64(transposed.ctypes.data)
-    ones_at = np.int64(ones.ctypes.data)
-    gradient_at = np.int64(gradients.ctypes.data) + item * gradients.shape[1] * size
+    gradient_at = job[GRADIENTS] + item * job[SIZE] * size
     first, rows = _rows_in_step(job, step)
     each = shard_rows(rows)
     end = min(each * (item + 1), rows)
-    while quota[0] > 0:
-        start = each * item + me[1]
+    while me[QUOTA] > 0:
+        start = each * item + me[PROGRESS]
         if start >= end:
             return True
         count = min(height, end - start)
-        accumulate = 1 if me[1] > 0 else 0
+        accumulate = 1 if me[PROGRESS] > 0 else 0
         if accumulate == 0:
             totals[item, 0] = 0.0
             totals[item, 1] = 0.0
@@ -284,9 +315,9 @@ def _shard_item(job, plan, work, parameters, transposed, ones, gradients, totals
         _tile_gradient(
             like,
             plan,
-            parameters_at,
-            transposed_at,
-            ones_at,
+            job[PARAMETERS],
+            job[WT],
+            job[ONES],
             base,
             base + sums_at * size,
             base + weight_at * size,
@@ -305,9 +336,9 @@ def _shard_item(job, plan, work, parameters, transposed, ones, gradients, totals
             loss += work[loss_at + c]
         totals[item, 0] += loss
         totals[item, 1] += weights
-        me[1] += count
-        quota[0] -= count * features
-    return each * item + me[1] >= end
+        me[PROGRESS] += count
+        me[QUOTA] -= count * features
+    return each * item + me[PROGRESS] >= end
 
 
 @kernel
@@ -336,83 +367,101 @@ def _close_shards(job, totals, losses, step, shards):  # type: ignore[no-untyped
 
 
 @kernel
-def run(
-    job,
-    plan,
-    control,
-    me,
-    quota,
-    work,
-    parameters,
-    transposed,
-    ones,
-    gradients,
-    totals,
-    gradient,
-    moments,
-    rates,
-    settings,
-    losses,
-):  # type: ignore[no-untyped-def]
-    """Work on the job until it is over, the quota is used up or a wait takes long: OVER, BUSY or WAITING.
+def open_job(control, members, claim, size):  # type: ignore[no-untyped-def]
+    """Let members 0 .. size - 1 in; the helpers that sleep get WAKE set, and are PRESENT from now on."""
+    shared = np.int64(control.ctypes.data)
+    for place in range(CLAIM, CONTROL):
+        control[place] = 0
+    control[CLAIM] = claim
+    exchange(shared + OPEN * 8, size)
+    for member in range(1, size):
+        present = np.int64(members[member].ctypes.data) + PRESENT * 8
+        members[member, WAKE] = compare_and_swap(present, 0, 1)
 
-    job, plan             int64 vectors and table, as above and in layout.py
-    control               int64 (CONTROL,), shared by the team: zero at the start
-    me                    int64 (2,), this thread's: the claim it holds + 1, or 0; rows done of its shard
-    quota                 int64 (1,): rows x features this call may go through, at least one tile
-    work                  this thread's tiles and scratch
-    parameters, transposed, gradient (flat), gradients (shards, flat), moments (2, flat), totals (shards, 2)
-    rates                 float64 (steps,), learning rates
-    losses                float64 (steps, 2): written with the loss and the sum of weights of each step
+
+@kernel
+def run(job, plan, control, me, work):  # type: ignore[no-untyped-def]
+    """Take part in the job: OVER, BUSY or WAITING.
+
+    job       int64 (JOB,), read only while the job is open
+    plan      int64 (layers, PLAN), of layout.py
+    control   int64 (CONTROL,), shared by the team
+    me        int64 (8,), this thread's
+    work      this thread's tiles and scratch; its dtype is that of all arithmetic
     """
     state = flush_subnormals()
-    outcome = _run(
-        job,
-        plan,
-        control,
-        me,
-        quota,
-        work,
-        parameters,
-        transposed,
-        ones,
-        gradients,
-        totals,
-        gradient,
-        moments,
-        rates,
-        settings,
-        losses,
-    )
+    outcome = _take_part(job, plan, control, me, work)
     restore_float_state(state)
     return outcome
 
 
 @inlined
-def _run(
-    job,
-    plan,
-    control,
-    me,
-    quota,
-    work,
-    parameters,
-    transposed,
-    ones,
-    gradients,
-    totals,
-    gradient,
-    moments,
-    rates,
-    settings,
-    losses,
-):  # type: ignore[no-untyped-def]
+def _take_part(job, plan, control, me, work):  # type: ignore[no-untyped-def]
+    shared, present = np.int64(control.ctypes.data), np.int64(me.ctypes.data) + PRESENT * 8
+    open_at, inside_at, member = shared + OPEN * 8, shared + INSIDE * 8, me[MEMBER]
+    inside = False  # a helper in an open job: what the job points at stays until it is out again
+    turns = 0
+    while True:
+        if member > 0 and load_acquire(open_at) <= member:
+            if inside:
+                fetch_add(inside_at, -1)
+                inside = False
+            pause()
+            turns += 1
+            if turns > LISTEN:
+                exchange(present, 0)
+                # A leader that opened a job just before may have counted on this helper.
+                if load_acquire(open_at) <= member or not compare_and_swap(present, 0, 1):
+                    return OVER
+                turns = 0
+            continue
+        if member > 0 and not inside:
+            fetch_add(inside_at, 1)
+            inside, turns = True, 0
+            continue  # to see whether the job is still open
+        if job[TASK] == STEPS_TASK:
+            outcome = _steps(job, plan, control, me, work)
+        else:
+            outcome = _infer(job, plan, control, me, work)
+        if member == 0:
+            if outcome != OVER:
+                return outcome
+            exchange(open_at, 0)
+            while load_acquire(inside_at) != 0:
+                pause()
+                turns += 1
+                if turns > SPINS:
+                    return WAITING
+            return OVER
+        if outcome == BUSY:
+            me[QUOTA] = me[REFILL]
+            continue
+        while outcome == OVER and turns < LISTEN and load_acquire(open_at) > member:
+            pause()
+            turns += 1
+        fetch_add(inside_at, -1)
+        inside = False
+        if outcome == WAITING or turns >= LISTEN:
+            return WAITING
+
+
+@inlined
+def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
     shared = np.int64(control.ctypes.data)
     claim_at, done_at = shared + CLAIM * 8, shared + DONE * 8
-    lanes = LINE // parameters.itemsize
+    like, lanes, size, steps = work, LINE // work.itemsize, job[SIZE], job[STEPS]
+    parameters = carray(pointer_to(job[PARAMETERS]), (size,), like.dtype)
+    transposed = carray(pointer_to(job[WT]), (job[WT_SIZE],), like.dtype)
+    gradients = carray(pointer_to(job[GRADIENTS]), (SHARDS_MOST, size), like.dtype)
+    gradient = carray(pointer_to(job[GRADIENT]), (size,), like.dtype)
+    moments = carray(pointer_to(job[MOMENTS]), (2, size), like.dtype)
+    totals = carray(pointer_to(job[TOTALS]), (SHARDS_MOST, 2), np.float64)
+    rates = carray(pointer_to(job[RATES]), (steps,), np.float64)
+    settings = carray(pointer_to(job[SETTINGS]), (SETTINGS_SIZE,), np.float64)
+    losses = carray(pointer_to(job[LOSSES]), (steps, 2), np.float64)
     spins = 0
     while True:
-        if me[0] == 0:
+        if me[HELD] == 0:
             claim = load_acquire(claim_at)
             if claim == FINISHED_CLAIM:
                 return OVER
@@ -423,7 +472,7 @@ def _run(
                     continue
                 control[OUTCOME] = CANCELLED
                 return OVER
-            if item >= _items(job, plan, step, phase, gradient.size, lanes):
+            if item >= _items(job, plan, step, phase, size, lanes):
                 spins += 1
                 if spins > SPINS:
                     return WAITING
@@ -431,25 +480,23 @@ def _run(
                 continue
             if not compare_and_swap(claim_at, claim, claim + 1):
                 continue
-            me[0], me[1] = claim + 1, 0
+            me[HELD], me[PROGRESS] = claim + 1, 0
         spins = 0
-        claim = me[0] - 1
+        claim = me[HELD] - 1
         number, item = claim >> 32, claim & 0xFFFFFFFF
         step, phase = number // PHASES, number % PHASES
-        items = _items(job, plan, step, phase, gradient.size, lanes)
+        items = _items(job, plan, step, phase, size, lanes)
         if phase == TRANSPOSE:
             _transpose_item(plan, parameters, transposed, item)
         elif phase == SHARD:
             if load_acquire(shared + CANCEL * 8) != 0:
-                me[0] = 0
+                me[HELD] = 0
                 continue
-            if not _shard_item(
-                job, plan, work, parameters, transposed, ones, gradients, totals, step, item, me, quota
-            ):
+            if not _shard_item(job, plan, work, totals, step, item, me):
                 return BUSY
         else:
             first = item * STRETCH
-            last = min(first + STRETCH, gradient.size)
+            last = min(first + STRETCH, size)
             _, rows = _rows_in_step(job, step)
             each = shard_rows(rows)
             weight = losses[step, 1]
@@ -468,7 +515,7 @@ def _run(
                     step,
                     settings,
                 )
-        me[0] = 0
+        me[HELD] = 0
         if fetch_add(done_at, 1) + 1 == items:
             store_release(done_at, 0)
             if phase == SHARD:
@@ -479,27 +526,19 @@ def _run(
                     return OVER
             if phase == UPDATE:
                 control[STEPS_DONE] = step + 1
-                if step + 1 == job[STEPS]:
+                if step + 1 == steps:
                     control[OUTCOME] = COMPLETE
                     store_release(claim_at, FINISHED_CLAIM)
                     return OVER
             following = number + 1
-            if _items(job, plan, following // PHASES, following % PHASES, gradient.size, lanes) == 0:
+            if _items(job, plan, following // PHASES, following % PHASES, size, lanes) == 0:
                 following += 1  # a single layer has nothing to transpose
             store_release(claim_at, following << 32)
 
 
-@kernel
-def infer(job, plan, control, quota, work, parameters, ones):  # type: ignore[no-untyped-def]
-    """Layers FIRST_LAYER .. LAST_LAYER - 1 on all rows into OUT, tile by tile, each claimed: OVER or BUSY."""
-    state = flush_subnormals()
-    outcome = _infer(job, plan, control, quota, work, parameters, ones)
-    restore_float_state(state)
-    return outcome
-
-
 @inlined
-def _infer(job, plan, control, quota, work, parameters, ones):  # type: ignore[no-untyped-def]
+def _infer(job, plan, control, me, work):  # type: ignore[no-untyped-def]
+    """Layers FIRST_LAYER .. LAST_LAYER - 1 on all rows into OUT, tile by tile, each claimed: OVER or BUSY."""
     like, size, height = work, work.itemsize, job[HEIGHT]
     lanes = LINE // size
     shared, base = np.int64(control.ctypes.data), np.int64(work.ctypes.data)
@@ -507,10 +546,10 @@ def _infer(job, plan, control, quota, work, parameters, ones):  # type: ignore[n
     width = plan[layers - 1, COLUMN_SUMS] + (plan[layers - 1, FAN_OUT] + lanes - 1) // lanes * lanes
     outputs = plan[layers - 1, OUTPUT] + (plan[layers - 1, FAN_OUT] + lanes - 1) // lanes * lanes
     spare = base + (outputs * height + width + height + SPARE * lanes) * size
-    while quota[0] > 0:
+    while me[QUOTA] > 0:
         if load_acquire(shared + CANCEL * 8) != 0:
             return OVER
-        first = fetch_add(shared + CLAIM * 8, 1) * height
+        first = fetch_add(shared + NEXT * 8, 1) * height
         if first >= job[ROWS]:
             return OVER
         rows = min(height, job[ROWS] - first)
@@ -539,8 +578,8 @@ def _infer(job, plan, control, quota, work, parameters, ones):  # type: ignore[n
         _forward_layers(
             like,
             plan,
-            np.int64(parameters.ctypes.data),
-            np.int64(ones.ctypes.data),
+            job[PARAMETERS],
+            job[ONES],
             base,
             whole,
             height,
@@ -557,5 +596,5 @@ def _infer(job, plan, control, quota, work, parameters, ones):  # type: ignore[n
             plan[last, FAN_OUT],
             rows,
         )
-        quota[0] -= rows * columns
+        me[QUOTA] -= rows * columns
     return BUSY

@@ -652,12 +652,15 @@ def test_helpers_floating_point_state_is_unchanged():
         engine.loss_and_gradient(parameters, X)
     least, seen, met = np.array([np.finfo("f4").smallest_subnormal] * 40), {}, threading.Barrier(3)
 
-    def work(member):
+    def work():
         met.wait(10)
         seen[threading.get_ident()] = bool((least * np.float32(3) > 0).all())
-        return False
+        met.wait(10)
 
-    team.run(work, 3, lambda: None)
+    time.sleep(0.1)  # for the engine's helpers to be idle again
+    team.lend(work)
+    team.lend(work)
+    work()
     assert len(seen) == 3
     assert all(seen.values())
 

@@ -1,4 +1,4 @@
-"""The team of threads: CPUs counted, helpers used again, errors and interrupts that reach the caller."""
+"""The process's helper threads, lent and used again, and how many CPUs there are."""
 
 import os
 import subprocess
@@ -13,40 +13,24 @@ import fastae
 from fastae import team
 
 
-class Items:
-    """A job of `count` items, claimed one by one; what each member did."""
+def meeting(count):
+    """The threads that `count` lent works run on, all at once; back when all are idle again."""
+    barrier, threads, left = threading.Barrier(count + 1), [], threading.Semaphore(0)
 
-    def __init__(self, count, pause=0.0):
-        self.left, self.pause, self.lock = count, pause, threading.Lock()
-        self.done: dict[int, int] = {}
-        self.threads: set[int] = set()
-        self.cancelled = False
-
-    def work(self, member):
-        with self.lock:
-            self.threads.add(threading.get_ident())
-            if self.left == 0 or self.cancelled:
-                return False
-            self.left -= 1
-            self.done[member] = self.done.get(member, 0) + 1
-        time.sleep(self.pause)
-        return True
-
-    def cancel(self):
-        self.cancelled = True
-
-
-def meeting(members):
-    """A job that ends only when all members are in it, and the threads that took part."""
-    barrier, threads = threading.Barrier(members), set()
-
-    def work(member):
+    def work():
         barrier.wait(10)
-        threads.add((member, threading.get_ident()))
-        return False
+        threads.append(threading.get_ident())
+        left.release()
 
-    team.run(work, members, barrier.abort)
-    return threads
+    for _ in range(count):
+        team.lend(work)
+    barrier.wait(10)
+    for _ in range(count):
+        assert left.acquire(timeout=10)
+    deadline = time.monotonic() + 10
+    while len(team._idle) < count and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return set(threads)
 
 
 def test_available_cpus_is_at_least_one_and_follows_affinity():
@@ -110,102 +94,53 @@ def test_cgroup_quota_is_the_least_on_the_way_up(files, quota, monkeypatch, tmp_
     assert found == quota
 
 
-@pytest.mark.parametrize("members", [1, 2, 3, 8])
-def test_every_item_is_done_once(members):
-    items = Items(100)
-    team.run(items.work, members, items.cancel)
-    assert items.left == 0
-    assert sum(items.done.values()) == 100
-    assert set(items.done) <= set(range(members))
-
-
-def test_more_members_than_cores_all_take_part():
-    members = 2 * (os.cpu_count() or 1) + 1
-    assert {member for member, _ in meeting(members)} == set(range(members))
-
-
-def test_caller_is_member_0_and_alone_starts_no_thread():
-    before = threading.active_count()
-    assert meeting(1) == {(0, threading.get_ident())}
-    assert threading.active_count() == before
-    assert (0, threading.get_ident()) in meeting(2)
+def test_works_lent_at_once_run_at_once_on_threads_of_their_own():
+    count = 2 * (os.cpu_count() or 1) + 1
+    threads = meeting(count)
+    assert len(threads) == count
+    assert threading.get_ident() not in threads
 
 
 def test_helpers_are_used_again():
-    first = {thread for _, thread in meeting(3)}
-    before = threading.active_count()
+    meeting(3)
+    before = {thread.ident for thread in threading.enumerate()}
     for _ in range(20):
-        assert {thread for _, thread in meeting(3)} == first
+        assert meeting(3) <= before
+
+
+def test_lend_returns_at_once():
+    hold, seen = threading.Event(), []
+    team.lend(lambda: seen.append(hold.wait(10)))
+    assert not seen
+    hold.set()
+
+
+def test_an_error_is_told_and_its_helper_works_on(monkeypatch):
+    told = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: told.append(args.exc_value))
+    meeting(1)
+    before = threading.active_count()
+
+    def fail():
+        raise ZeroDivisionError("mine")
+
+    team.lend(fail)
+    meeting(1)
+    deadline = time.monotonic() + 10
+    while not told and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert [str(error) for error in told] == ["mine"]
     assert threading.active_count() == before
 
 
-def test_callers_side_by_side_have_helpers_of_their_own():
-    jobs = [Items(50, 0.001) for _ in range(4)]
-    threads = [threading.Thread(target=team.run, args=(job.work, 2, job.cancel)) for job in jobs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert [sum(job.done.values()) for job in jobs] == [50] * 4
-
-
-@pytest.mark.parametrize("who", [0, 1, 2])
-def test_an_error_in_any_member_reaches_the_caller_and_cancels(who):
-    cancelled, barrier = threading.Event(), threading.Barrier(3)
-    arrived = set()
-
-    def work(member):
-        if member not in arrived:
-            arrived.add(member)
-            barrier.wait(10)
-        if member == who:
-            raise ZeroDivisionError("of member", member)
-        time.sleep(0.001)
-        return not cancelled.is_set()
-
-    with pytest.raises(ZeroDivisionError) as caught:
-        team.run(work, 3, cancelled.set)
-    assert caught.value.args == ("of member", who)
-    assert cancelled.is_set()
-    # and the team is as good as before
-    count = threading.active_count()
-    assert len(meeting(3)) == 3
-    assert threading.active_count() == count
-
-
-def test_an_error_in_all_members_is_raised_once():
-    def work(member):
-        raise KeyError(member)
-
-    with pytest.raises(KeyError):
-        team.run(work, 3, lambda: None)
-    assert len(meeting(3)) == 3
-
-
-def test_interrupts_wait_for_the_helpers():
-    """Two interrupts, the second while the first is being handled: no helper is at work when run() raises."""
-    cancelled, busy = threading.Event(), set()
-    interrupts = iter([KeyboardInterrupt(1), KeyboardInterrupt(2)])
-    entered = threading.Barrier(2)
-    first = set()
-
-    def work(member):
-        if member not in first:
-            first.add(member)
-            entered.wait(10)
-        if member == 0:
-            interrupt = next(interrupts, None)
-            if interrupt is not None:
-                raise interrupt
-            return False
-        busy.add(member)
-        time.sleep(0.05)
-        busy.discard(member)
-        return not cancelled.is_set()
-
-    with pytest.raises(KeyboardInterrupt) as caught:
-        team.run(work, 2, cancelled.set)
-    assert caught.value.args == (1,)
-    assert not busy
-    assert next(interrupts, None) is None
-    assert len(meeting(2)) == 2
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_starts_helpers_of_its_own():
+    meeting(2)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = 0 if len(meeting(2)) == 2 else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -77,10 +77,12 @@ class Engine:
         self._size = size
         self._gradients = layout.aligned_zeros(0, self.dtype).reshape(0, size)
         self._totals = np.zeros((step.SHARDS_MOST, 2))
+        self._norms = np.zeros(-(-size // step.STRETCH))
         self._job = np.zeros(step.JOB, np.int64)
         self._blank = np.zeros(step.JOB, np.int64)  # what all jobs have in common
         self._blank[step.HEIGHT], self._blank[step.SIZE] = self.tile_rows, size
         self._blank[step.ONES], self._blank[step.TOTALS] = self._ones.ctypes.data, self._totals.ctypes.data
+        self._blank[step.NORMS] = self._norms.ctypes.data
         self._blank[step.WT], self._blank[step.WT_SIZE] = self._transposed.ctypes.data, transposed
         self._control = layout.aligned_zeros(step.CONTROL, np.int64)
         self._members = layout.aligned_zeros(self.n_threads * 8, np.int64).reshape(-1, 8)
@@ -99,6 +101,7 @@ class Engine:
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
         sample_weight: npt.ArrayLike | None = None,
+        alpha: float = 0.0,
     ) -> tuple[float, Parameters]:
         """S = 1/(2m) sum((xhat - x)^2) over the rows of `X`, and its gradient by every parameter.
 
@@ -114,6 +117,8 @@ class Engine:
             The network sees (X - shift) * scale, computed in float64 and rounded once.
         sample_weight : array of shape (m,), optional
             Not negative. S becomes 1/(2 sum w) sum_i w_i ||xhat_i - x_i||^2.
+        alpha : float, default 0
+            Weight of the penalty alpha/(2m) sum(W^2), added to S; not of biases (scikit-learn's MLPRegressor's).
 
         Returns
         -------
@@ -126,9 +131,22 @@ class Engine:
         TypeError, ValueError
             An argument of the wrong type, dtype, shape or size, named.
         """
+        from fastae.kernels import optimizer
+
         gradient = Parameters(self.network, self.dtype)
+        if not 0 <= alpha < np.inf:
+            raise ValueError(f"alpha must be finite and not negative, got {alpha!r}")
+        settings = np.zeros(optimizer.SETTINGS)
+        settings[optimizer.ALPHA] = alpha
         losses = self.run_steps(
-            params, X, gradient=gradient, index=index, shift=shift, scale=scale, sample_weight=sample_weight
+            params,
+            X,
+            gradient=gradient,
+            settings=settings,
+            index=index,
+            shift=shift,
+            scale=scale,
+            sample_weight=sample_weight,
         )
         return float(losses[0, 0]), gradient
 
@@ -166,7 +184,7 @@ class Engine:
         optimizer: int = 0,
         moments: np.ndarray | None = None,
         rates: npt.ArrayLike = (0.0,),
-        settings: npt.ArrayLike = (0.0,) * 7,
+        settings: npt.ArrayLike = (0.0,) * 8,
     ) -> np.ndarray:
         """Steps over successive batches of the rows, in as few jitted calls as can be.
 

@@ -79,12 +79,13 @@ class Optimizer:
 
         return int(getattr(optimizer, self._kernel))
 
-    def settings(self, steps: int) -> npt.NDArray[np.float64]:
-        """The kernel's settings, after `steps` steps."""
+    def settings(self, steps: int, alpha: float = 0.0) -> npt.NDArray[np.float64]:
+        """The kernel's settings, after `steps` steps, with the penalty's weight."""
         from fastae.kernels import optimizer
 
         made = np.zeros(optimizer.SETTINGS)
         made[optimizer.DECAY], made[optimizer.STEPS_BEFORE] = self.weight_decay, steps
+        made[optimizer.ALPHA] = alpha
         for name in self._settings:
             made[getattr(optimizer, name.upper())] = getattr(self, name)
         return made

@@ -222,6 +222,7 @@ def train(
     batch_size: int | None = None,
     shuffle: bool = True,
     seed: int = 0,
+    alpha: float = 0.0,
     activations: Sequence[str] | None = None,
 ) -> tuple[dict[str, Array], list[float]]:
     """The steps of `fastae.train` on the same batches, one by one: what it is checked and timed against.
@@ -245,6 +246,10 @@ def train(
             d = backward(rows, arrays, activations)
             # dxhat is (xhat - x) / m: its squares, times m^2, are those of the cost
             total += len(rows) ** 2 * float(np.sum(d["dxhat"] ** 2)) / 2
+            for name, W in arrays.items():
+                if alpha and name.startswith("W"):
+                    d[f"d{name}"] = d[f"d{name}"] + alpha / len(rows) * W
+                    total += alpha / 2 * float(np.sum(W**2))
             t += 1
             arrays = step(arrays, d, moments, t, optimizer)
         losses.append(total / m)

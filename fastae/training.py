@@ -99,6 +99,7 @@ def train(
     shift: npt.ArrayLike | None = None,
     scale: npt.ArrayLike | None = None,
     sample_weight: npt.ArrayLike | None = None,
+    alpha: float = 0.0,
     state: State | None = None,
     callback: Callable[[Epoch], bool | None] | None = None,
     progress: bool = False,
@@ -123,8 +124,8 @@ def train(
         Draw the rows of the mini-batches anew, without replacement, in each epoch.
     seed : int or numpy.random.Generator, default 0
         For the shuffling.
-    shift, scale, sample_weight : arrays, optional
-        As for ``Engine.loss_and_gradient``.
+    shift, scale, sample_weight, alpha : optional
+        As for ``Engine.loss_and_gradient``; the penalty is over the rows of a batch.
     state : State, optional
         An earlier run's ``History.state``, to go on from; changed in place.
     callback : callable, optional
@@ -150,6 +151,8 @@ def train(
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be an Optimizer, such as fastae.Adam(), got {optimizer!r}")
     _check_count("epochs", epochs)
+    if not 0 <= alpha < np.inf:
+        raise ValueError(f"alpha must be finite and not negative, got {alpha!r}")
     X = np.asarray(X)
     rows = X.shape[0] if X.ndim else 0
     if batch_size is not None:
@@ -187,7 +190,7 @@ def train(
                     optimizer=optimizer.code,
                     moments=state.moments,
                     rates=rates,
-                    settings=optimizer.settings(state.steps),
+                    settings=optimizer.settings(state.steps, alpha),
                 )
             except (
                 BaseException

@@ -11,10 +11,11 @@ Padding stays zero: its gradient is zero, and every update of zero by zero is ze
 import numpy as np
 
 from fastae.kernels.compiler import kernel
+from fastae.kernels.layout import BIAS, WEIGHT
 
 NONE, SGD, ADAM = range(3)
 # The columns of `settings`, a float64 vector
-MOMENTUM, NESTEROV, BETA_1, BETA_2, EPSILON, DECAY, STEPS_BEFORE, SETTINGS = range(8)
+MOMENTUM, NESTEROV, BETA_1, BETA_2, EPSILON, DECAY, STEPS_BEFORE, ALPHA, SETTINGS = range(9)
 
 
 @kernel
@@ -31,6 +32,22 @@ def add_up(total, parts, count, first, last, factor):  # type: ignore[no-untyped
     scale = out.dtype.type(factor)
     for i in range(out.size):
         out[i] *= scale
+
+
+@kernel
+def add_penalty(gradient, parameters, plan, first, last, factor):  # type: ignore[no-untyped-def]
+    """gradient += factor W on the weights, not the biases, within [first, last); the sum of their squares."""
+    total = 0.0
+    scale = gradient.dtype.type(factor)
+    for i in range(plan.shape[0]):
+        start, end = max(first, plan[i, WEIGHT]), min(last, plan[i, BIAS])
+        if start < end:
+            g, w = gradient[start:end], parameters[start:end]
+            for j in range(w.size):
+                g[j] += scale * w[j]
+            for j in range(w.size):
+                total += float(w[j]) * float(w[j])
+    return total
 
 
 @kernel

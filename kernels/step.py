@@ -33,7 +33,7 @@ from fastae.kernels.layout import (
     TRANSPOSED,
     WEIGHT,
 )
-from fastae.kernels.optimizer import NONE, add_up, transpose_block, update
+from fastae.kernels.optimizer import ALPHA, NONE, add_penalty, add_up, transpose_block, update
 from fastae.kernels.optimizer import SETTINGS as SETTINGS_SIZE
 from fastae.kernels.rows import add_lines, load_rows, store_rows, zero_lines
 from fastae.kernels.simd import (
@@ -73,6 +73,7 @@ from fastae.kernels.target import LINE
     WT_SIZE,
     GRADIENTS,  # (shards, flat)
     TOTALS,  # float64 (shards, 2)
+    NORMS,  # float64 (stretches,): the weights' sums of squares
     GRADIENT,  # flat
     OPTIMIZER,
     MOMENTS,  # (2, flat)
@@ -84,7 +85,7 @@ from fastae.kernels.target import LINE
     FIRST_LAYER,
     LAST_LAYER,
     JOB,
-) = range(31)
+) = range(32)
 STEPS_TASK, INFER_TASK = 0, 1
 
 # The control block: int64s a cache line apart
@@ -367,6 +368,16 @@ def _close_shards(job, totals, losses, step, shards):  # type: ignore[no-untyped
 
 
 @kernel
+def _add_norms(norms, losses, step, alpha):  # type: ignore[no-untyped-def]
+    """alpha / (2 sum of weights) times the weights' squares, onto the step's loss."""
+    total = 0.0
+    for norm in norms:
+        total += norm
+    if losses[step, 1] > 0:
+        losses[step, 0] += alpha * total / (2.0 * losses[step, 1])
+
+
+@kernel
 def open_job(control, members, claim, size):  # type: ignore[no-untyped-def]
     """Let members 0 .. size - 1 in; the helpers that sleep get WAKE set, and are PRESENT from now on."""
     shared = np.int64(control.ctypes.data)
@@ -456,6 +467,7 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
     gradient = carray(pointer_to(job[GRADIENT]), (size,), like.dtype)
     moments = carray(pointer_to(job[MOMENTS]), (2, size), like.dtype)
     totals = carray(pointer_to(job[TOTALS]), (SHARDS_MOST, 2), np.float64)
+    norms = carray(pointer_to(job[NORMS]), ((size + STRETCH - 1) // STRETCH,), np.float64)
     rates = carray(pointer_to(job[RATES]), (steps,), np.float64)
     settings = carray(pointer_to(job[SETTINGS]), (SETTINGS_SIZE,), np.float64)
     losses = carray(pointer_to(job[LOSSES]), (steps, 2), np.float64)
@@ -502,6 +514,8 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
             weight = losses[step, 1]
             factor = 1.0 / weight if weight > 0 else 0.0
             add_up(gradient, gradients, (rows + each - 1) // each, first, last, factor)
+            if settings[ALPHA] > 0:
+                norms[item] = add_penalty(gradient, parameters, plan, first, last, settings[ALPHA] * factor)
             if job[OPTIMIZER] != NONE:
                 update(
                     job[OPTIMIZER],
@@ -525,6 +539,8 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
                     store_release(claim_at, FINISHED_CLAIM)
                     return OVER
             if phase == UPDATE:
+                if settings[ALPHA] > 0:
+                    _add_norms(norms, losses, step, settings[ALPHA])
                 control[STEPS_DONE] = step + 1
                 if step + 1 == steps:
                     control[OUTCOME] = COMPLETE

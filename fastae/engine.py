@@ -168,6 +168,36 @@ class Engine:
             raise ValueError("network has no layer above its code: there is nothing to decode with")
         return self._infer(params, code, self.network.code_layer, self.network.n_layers, name="code")
 
+    def errors(
+        self,
+        params: Parameters,
+        X: npt.ArrayLike,
+        *,
+        index: npt.ArrayLike | None = None,
+        shift: npt.ArrayLike | None = None,
+        scale: npt.ArrayLike | None = None,
+        column_weight: npt.ArrayLike | None = None,
+    ) -> np.ndarray:
+        """sum_j c_j (xhat_ij - x_ij)^2 for each row i of `X`: a new float64 array of shape (m,). No xhat is kept.
+
+        Parameters
+        ----------
+        params, X, index, shift, scale
+            As for ``loss_and_gradient``; x is what the network sees.
+        column_weight : array of shape (n,), optional
+            c_j, 1 by default; 1 / scale^2 gives errors in the units of `X`.
+        """
+        if self.network.widths[-1] != self.network.widths[0]:
+            raise ValueError(
+                f"network puts out {self.network.widths[-1]} features, not {self.network.widths[0]}"
+            )
+        n = self.network.widths[0]
+        padded = np.zeros(layout.blocks(n, self.dtype) * layout.lanes(self.dtype))
+        padded[:n] = 1 if column_weight is None else _check_vector(column_weight, n, "column_weight")
+        return self._infer(
+            params, X, 0, self.network.n_layers, index=index, shift=shift, scale=scale, column_weight=padded
+        )
+
     # -- for the training loop ----------------------------------------------------------------------------------
 
     def run_steps(
@@ -241,18 +271,25 @@ class Engine:
         index: npt.ArrayLike | None = None,
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
+        column_weight: np.ndarray | None = None,
     ) -> np.ndarray:
         step = self._step
         self._check_params(params)
         columns = self.network.widths[first]
         X = self._check_matrix(X, columns, name)
         job, alive = self._describe(X, index, shift, scale, columns)
-        out = np.empty((int(job[step.ROWS]), self.network.widths[last]), self.dtype)
-        job[step.TASK], job[step.PARAMETERS] = step.INFER_TASK, params.flat.ctypes.data
+        rows = int(job[step.ROWS])
+        if column_weight is None:
+            out = np.empty((rows, self.network.widths[last]), self.dtype)
+            job[step.TASK] = step.INFER_TASK
+        else:
+            out = np.empty(rows)
+            job[step.TASK], job[step.COLUMN_WEIGHT] = step.ERRORS_TASK, column_weight.ctypes.data
+        job[step.PARAMETERS] = params.flat.ctypes.data
         job[step.OUT], job[step.OUT_STRIDE] = out.ctypes.data, out.strides[0]
         job[step.FIRST_LAYER], job[step.LAST_LAYER] = first, last
         with self._lock:
-            self._run(job, 0, 2.0 * out.shape[0] * self._size)
+            self._run(job, 0, 2.0 * rows * self._size)
         del alive
         return out
 

@@ -53,7 +53,7 @@ from fastae.kernels.target import LINE
 
 # A job: an int64 vector of addresses, strides in bytes and sizes in elements
 (
-    TASK,  # STEPS_TASK or INFER_TASK
+    TASK,  # STEPS_TASK, INFER_TASK or ERRORS_TASK
     X,  # the matrix: its address, strides and kind (rows.KINDS)
     ROW_STRIDE,
     COLUMN_STRIDE,
@@ -84,9 +84,10 @@ from fastae.kernels.target import LINE
     OUT_STRIDE,
     FIRST_LAYER,
     LAST_LAYER,
+    COLUMN_WEIGHT,  # errors: float64 columns
     JOB,
-) = range(32)
-STEPS_TASK, INFER_TASK = 0, 1
+) = range(33)
+STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)
 
 # The control block: int64s a cache line apart
 OPEN, INSIDE, CLAIM, DONE, NEXT, CANCEL, OUTCOME, STEPS_DONE, CONTROL = range(0, 72, 8)
@@ -553,8 +554,28 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
 
 
 @inlined
+def _row_errors(job, work, output, columns, first, rows):  # type: ignore[no-untyped-def]
+    """OUT of each row: sum over columns of COLUMN_WEIGHT (xhat - x)^2 in float64; xhat starts at work[output]."""
+    lanes, height = LINE // work.itemsize, job[HEIGHT]
+    out = carray(pointer_to(job[OUT]), (job[ROWS],), np.float64)
+    weight = carray(pointer_to(job[COLUMN_WEIGHT]), ((columns + lanes - 1) // lanes * lanes,), np.float64)
+    for i in range(rows):
+        total = 0.0
+        for j in range((columns + lanes - 1) // lanes):
+            start = (j * height + i) * lanes
+            x, xhat = work[start : start + lanes], work[output + start : output + start + lanes]
+            for c in range(lanes):
+                difference = float(xhat[c]) - float(x[c])
+                total += weight[j * lanes + c] * (difference * difference)
+        out[first + i] = total
+
+
+@inlined
 def _infer(job, plan, control, me, work):  # type: ignore[no-untyped-def]
-    """Layers FIRST_LAYER .. LAST_LAYER - 1 on all rows into OUT, tile by tile, each claimed: OVER or BUSY."""
+    """Layers FIRST_LAYER .. LAST_LAYER - 1 on all rows, tile by tile, each claimed: OVER or BUSY.
+
+    What comes out goes into OUT or, for ERRORS_TASK, each row's error does.
+    """
     like, size, height = work, work.itemsize, job[HEIGHT]
     lanes = LINE // size
     shared, base = np.int64(control.ctypes.data), np.int64(work.ctypes.data)
@@ -603,14 +624,17 @@ def _infer(job, plan, control, me, work):  # type: ignore[no-untyped-def]
             last + 1,
         )
         place = base + plan[last, OUTPUT] * height * size
-        store_rows(
-            like,
-            job[OUT] + first * job[OUT_STRIDE],
-            job[OUT_STRIDE],
-            place,
-            height,
-            plan[last, FAN_OUT],
-            rows,
-        )
+        if job[TASK] == ERRORS_TASK:
+            _row_errors(job, work, plan[last, OUTPUT] * height, plan[last, FAN_OUT], first, rows)
+        else:
+            store_rows(
+                like,
+                job[OUT] + first * job[OUT_STRIDE],
+                job[OUT_STRIDE],
+                place,
+                height,
+                plan[last, FAN_OUT],
+                rows,
+            )
         me[QUOTA] -= rows * columns
     return BUSY

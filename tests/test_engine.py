@@ -622,6 +622,25 @@ def test_ctrl_c_returns_soon_and_the_engine_stays_right(call, n_threads):
     assert float(out) < 0.5
 
 
+@pytest.mark.parametrize(("n", "k", "m"), [(30, 8, 2000), (5, 2, 3), (100, 40, 700)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_errors_are_those_of_the_reconstruction(dtype, n, k, m):
+    network = fastae.Network.autoencoder(n, k)
+    engine, params = fastae.Engine(network, 2, dtype), fastae.Parameters.random(network, dtype=dtype)
+    rng = np.random.default_rng(0)
+    X, shift, weight = rng.random((m, n)), rng.random(n), rng.random(n)
+    index = rng.permutation(m)[: m // 2 + 1]
+    residual = engine.reconstruct(params, X, shift=shift).astype("f8") - (X - shift)
+    tolerance = 1e-12 if dtype == "float64" else 1e-5
+    np.testing.assert_allclose(
+        engine.errors(params, X, shift=shift, column_weight=weight), residual**2 @ weight, rtol=tolerance
+    )
+    found = engine.errors(params, X, shift=shift, index=index)
+    np.testing.assert_allclose(found, (residual**2).sum(axis=1)[index], rtol=tolerance)
+    loss, _ = engine.loss_and_gradient(params, X, shift=shift)
+    assert engine.errors(params, X, shift=shift).mean() / 2 == pytest.approx(loss, rel=tolerance)
+
+
 @posix
 def test_ctrl_c_several_times_over():
     call = "engine.loss_and_gradient(parameters, X)"

@@ -1,0 +1,24 @@
+"""Arrays that end, or begin, at a page that must not be touched: a kernel that reads or writes past them crashes."""
+
+import ctypes
+import mmap
+
+import numpy as np
+
+PAGE = mmap.PAGESIZE
+
+
+def guarded(array, end=True, align=1):
+    """A copy of `array` that ends right before a guard page (or begins right after one)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    size = -(-array.nbytes // align) * align
+    pages = -(-max(size, 1) // PAGE)
+    memory = mmap.mmap(-1, (pages + 2) * PAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in (0, pages + 1):
+        address = ctypes.c_void_p(start + page * PAGE)
+        assert libc.mprotect(address, ctypes.c_size_t(PAGE), 0) == 0
+    first = (pages + 1) * PAGE - size if end else PAGE
+    made = np.frombuffer(memory, array.dtype, array.size, first).reshape(array.shape)
+    made[...] = array
+    return made

@@ -4,10 +4,10 @@ import os
 
 import numpy as np
 import pytest
+from guard import guarded
 
 from fastae import kernels, reference
 from fastae.kernels import layer, layout
-from guard import guarded
 
 posix = pytest.mark.skipif(os.name != "posix", reason="guard pages need mprotect")
 TOLERANCE = {"float32": 3e-6, "float64": 1e-14}

@@ -1,0 +1,177 @@
+"""exp, sigmoid with derivative and tanh against wider arithmetic, in ulp; special values, tails and guard pages."""
+
+import os
+
+import numpy as np
+import pytest
+from guard import guarded
+
+from fastae import kernels
+from fastae.kernels import activations
+
+posix = pytest.mark.skipif(os.name != "posix", reason="guard pages need mprotect")
+wide = pytest.mark.skipif(
+    np.finfo(np.longdouble).nmant <= 52, reason="needs a long double wider than a double"
+)
+
+
+def exact_sigmoid(z):
+    e = np.exp(-np.abs(z))
+    return np.where(z < 0, e, 1) / (1 + e)
+
+
+EXACT = {"exp": np.exp, "sigmoid": exact_sigmoid, "tanh": np.tanh}
+
+
+def computed(name, x):
+    out = np.empty_like(x)
+    if name == "sigmoid":
+        kernels.sigmoid_with_derivative(x, out, np.empty_like(x))
+    else:
+        getattr(activations, name)(x, out)
+    return out
+
+
+def ulps(found, exact):
+    """Distance in units of the last place of the exact value, in `found`'s dtype, subnormals included."""
+    kind = np.finfo(found.dtype)
+    _, exponent = np.frexp(np.abs(exact))
+    unit = np.ldexp(np.ones_like(exact), np.maximum(exponent - 1, kind.minexp) - kind.nmant)
+    return np.abs(found.astype(exact.dtype) - exact) / unit
+
+
+def worst(name, x, wider):
+    with np.errstate(all="ignore"):
+        exact = EXACT[name](x.astype(wider))
+        found = computed(name, x)
+        fits = np.abs(exact) <= np.finfo(x.dtype).max
+        assert np.isfinite(found[fits]).all()
+        assert np.isinf(found[~fits & ~np.isnan(exact)]).all()
+        return float(ulps(found[fits], exact[fits]).max())
+
+
+def stratified(count=1 << 20):
+    """float32 values spread over all bit patterns: every sign and exponent, finite."""
+    step = (1 << 32) // count
+    draw = np.random.default_rng(0).integers(0, step, count, dtype=np.uint32)
+    x = (np.arange(count, dtype=np.uint32) * np.uint32(step) + draw).view("f4")
+    return x[np.isfinite(x)]
+
+
+LIMITS = {"exp": 1.0, "sigmoid": 2.5, "tanh": 2.5}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_float32_over_all_exponents(name):
+    assert worst(name, stratified(), np.float64) <= LIMITS[name]
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_float32_where_it_matters(name):
+    """Densely where the result is neither constant nor the argument, subnormal results of exp and sigmoid included."""
+    x = np.concatenate([np.linspace(-104, 89, 1 << 20), np.linspace(-2, 2, 1 << 18)]).astype("f4")
+    assert worst(name, x, np.float64) <= LIMITS[name]
+
+
+@wide
+@pytest.mark.parametrize(("name", "limit"), [("exp", 1.5), ("sigmoid", 3.0), ("tanh", 3.0)])
+def test_float64(name, limit):
+    x = np.concatenate(
+        [np.linspace(-745, 709, 200_001), np.linspace(-2, 2, 100_001), stratified(1 << 16).astype("f8")]
+    )
+    assert worst(name, x, np.longdouble) <= limit
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", LIMITS)
+def test_every_float32(name):
+    chunk = 1 << 24
+    for start in range(0, 1 << 32, chunk):
+        x = np.arange(start, start + chunk, dtype=np.uint32).view("f4")
+        x = x[np.isfinite(x)]
+        if x.size:
+            assert worst(name, x, np.float64) <= LIMITS[name]
+
+
+def test_an_ulp_too_many_would_be_seen():
+    x = np.linspace(-5, 5, 1000).astype("f4")
+    exact = exact_sigmoid(x.astype("f8"))
+    off = np.nextafter(np.nextafter(exact.astype("f4"), np.float32(2)), np.float32(2))
+    assert ulps(exact.astype("f4"), exact).max() <= 0.5
+    assert ulps(np.nextafter(off, np.float32(2)), exact).max() > 2.5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_special_values(dtype):
+    z = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 1e30, -1e30], dtype)
+    h, dh = np.empty_like(z), np.empty_like(z)
+    kernels.sigmoid_with_derivative(z, h, dh)
+    np.testing.assert_array_equal(h, np.array([1, 0, np.nan, 0.5, 0.5, 1, 0], dtype))
+    np.testing.assert_array_equal(dh, np.array([0, 0, np.nan, 0.25, 0.25, 0, 0], dtype))
+    out = np.empty_like(z)
+    activations.exp(z, out)
+    np.testing.assert_array_equal(out, np.array([np.inf, 0, np.nan, 1, 1, np.inf, 0], dtype))
+    activations.tanh(z, out)
+    np.testing.assert_array_equal(out, np.array([1, -1, np.nan, 0, -0.0, 1, -1], dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_derivative_is_h_times_1_minus_h(dtype):
+    z = np.linspace(-30, 30, 10_001).astype(dtype)
+    h, dh = np.empty_like(z), np.empty_like(z)
+    kernels.sigmoid_with_derivative(z, h, dh)
+    wide = h.astype("f8")
+    assert np.abs(dh - wide * (1 - wide)).max() <= np.finfo(dtype).eps / 4
+    step = 1e-6
+    slope = (exact_sigmoid(z.astype("f8") + step) - exact_sigmoid(z.astype("f8") - step)) / (2 * step)
+    assert np.abs(dh - slope).max() < 1e-6
+
+
+@posix
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_any_length_up_to_a_guard_page(dtype, end):
+    for size in range(70):
+        z = guarded(np.linspace(-3, 3, size).astype(dtype), end)
+        h, dh = guarded(np.zeros(size, dtype), end), guarded(np.zeros(size, dtype), end)
+        kernels.sigmoid_with_derivative(z, h, dh)
+        np.testing.assert_allclose(h, exact_sigmoid(z.astype("f8")), rtol=3e-7)
+        np.testing.assert_allclose(dh, h * (1 - h), rtol=1e-6)
+
+
+def test_any_shape_in_place_and_on_items_not_at_a_line():
+    z = np.linspace(-4, 4, 105).astype("f4")
+    wanted = exact_sigmoid(z.astype("f8"))
+    h, dh = np.empty((3, 5, 7), "f4"), np.empty((3, 5, 7), "f4")
+    kernels.sigmoid_with_derivative(z.reshape(3, 5, 7), h, dh)
+    np.testing.assert_allclose(h.ravel(), wanted, rtol=3e-7)
+    for first in range(1, 17):
+        there = np.empty(105 + first, "f4")[first:]
+        kernels.sigmoid_with_derivative(z, there, there.copy())
+        np.testing.assert_allclose(there, wanted, rtol=3e-7)
+    for which in ("h", "dh"):
+        twice = z.copy()
+        other = np.empty_like(z)
+        arrays = {"h": other, "dh": other, which: twice}
+        kernels.sigmoid_with_derivative(twice, arrays["h"], arrays["dh"])
+        np.testing.assert_allclose(arrays["h"], wanted, rtol=3e-7)
+
+
+@pytest.mark.parametrize(
+    ("place", "array", "error", "message"),
+    [
+        (1, np.zeros(4, "f8"), ValueError, "h is .* float64, but z is .* float32"),
+        (2, np.zeros(5, "f4"), ValueError, r"dh is \(5,\)"),
+        (0, np.zeros(4, "i4"), TypeError, "z has dtype int32"),
+        (0, [1.0, 2.0], TypeError, "z must be a NumPy array"),
+        (1, np.zeros(8, "f4")[::2], ValueError, "h must be C-contiguous"),
+        (2, np.frombuffer(bytes(16), "f4"), ValueError, "dh is read-only"),
+        (1, np.zeros(17, "u1")[1:].view("f4"), ValueError, "h must be aligned"),
+    ],
+)
+def test_wrong_arrays_are_named_and_nothing_is_written(place, array, error, message):
+    arrays = [np.ones(4, "f4"), np.zeros(4, "f4"), np.zeros(4, "f4")]
+    arrays[place] = array
+    with pytest.raises(error, match=message):
+        kernels.sigmoid_with_derivative(*arrays)
+    assert not any(np.any(a) for i, a in enumerate(arrays) if i not in (0, place))

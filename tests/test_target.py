@@ -1,0 +1,121 @@
+"""The register tiles chosen, by the CPU that Numba compiles for, and the right gradient on each kind."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from llvmlite import binding
+
+import fastae
+from fastae.kernels import target
+
+HOME = Path(fastae.__file__).resolve().parents[1]
+HAS = binding.get_host_cpu_features()
+X86 = target.TARGET.x86
+
+CODE = """
+    import numpy as np, fastae
+    from fastae import reference
+    from fastae.kernels.target import TARGET
+    print(TARGET.isa, TARGET.widest)
+    rng = np.random.default_rng(0)
+    for dtype, tolerance in {dtypes}:
+        for widths in ((30, 8, 30, 30), (70, 33, 70), (5, 2, 5)):
+            network = fastae.Network(widths, ("sigmoid",) * (len(widths) - 2) + ("identity",))
+            params = fastae.Parameters.random(network, dtype=dtype)
+            X = rng.random((333, widths[0])).astype(dtype)
+            loss, gradient = fastae.Engine(network, 2, dtype).loss_and_gradient(params, X)
+            exact = reference.backward(X.astype("f8"), {{k: v.astype("f8") for k, v in params.items()}})
+            for name in gradient:
+                wanted = exact["d" + name]
+                assert np.abs(gradient[name] - wanted).max() <= tolerance * np.abs(wanted).max(), (dtype, name)
+"""
+
+
+def run(dtypes, **environment):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_CPU")} | environment
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(CODE).format(dtypes=dtypes)],
+        cwd=HOME, env=env, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[0]
+
+
+BOTH = (("float32", 3e-6), ("float64", 1e-13))
+
+
+@pytest.mark.skipif(not X86, reason="names are those of x86 CPUs")
+def test_generic():
+    assert run(BOTH[:1], NUMBA_CPU_NAME="generic") == "generic"
+
+
+@pytest.mark.skipif(not (X86 and HAS.get("avx2") and HAS.get("fma")), reason="needs AVX2")
+def test_haswell():
+    assert run(BOTH, NUMBA_CPU_NAME="haswell") == "avx2"
+
+
+@pytest.mark.skipif(not (X86 and HAS.get("avx2") and HAS.get("fma")), reason="needs AVX2")
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("name", "isa"),
+    [
+        ("generic", "generic"),
+        ("znver1", "avx2"),
+        ("skylake", "avx2"),
+        ("nehalem", "generic"),
+        ("bdver2", None),
+    ],
+)
+def test_other_names(name, isa):
+    assert run(BOTH, NUMBA_CPU_NAME=name) in ([isa] if isa else ["generic", "avx2", "avx512"])
+
+
+def choose(monkeypatch, name, features):
+    monkeypatch.setattr(target.config, "CPU_NAME", name)
+    monkeypatch.setattr(target.config, "CPU_FEATURES", features)
+    return target._target()
+
+
+@pytest.mark.skipif(not X86, reason="features are those of x86 CPUs")
+@pytest.mark.parametrize(
+    ("features", "isa", "fma"),
+    [
+        ("+avx,+avx2,+fma,+avx512f,+avx512vl,+avx512bw,+avx512dq", "avx512", True),
+        ("+avx,+avx2,+fma,+avx512f,-avx512vl,+avx512bw,+avx512dq", "avx2", True),
+        ("+avx,+avx2,+fma", "avx2", True),
+        ("+avx,+avx2,-fma", "generic", False),
+        ("+sse2", "generic", False),
+        ("", "generic", False),
+    ],
+)
+def test_features_asked_for_decide(monkeypatch, features, isa, fma):
+    chosen = choose(monkeypatch, "x86-64-v4", features)
+    assert (chosen.isa, chosen.fma) == (isa, fma)
+
+
+@pytest.mark.parametrize("machine", ["arm64", "aarch64", "AMD64", "x86_64"])
+def test_the_machine_decides_between_neon_and_the_rest(monkeypatch, machine):
+    monkeypatch.setattr(target.platform, "machine", lambda: machine)
+    chosen = choose(monkeypatch, "generic", "")
+    assert chosen.isa == ("neon" if machine in ("arm64", "aarch64") else "generic")
+    assert chosen.x86 == (chosen.isa != "neon")
+
+
+def test_accumulators_fit_the_registers(monkeypatch):
+    registers = {"avx512": (32, 1), "avx2": (16, 2), "neon": (32, 4), "generic": (16, 4)}
+    asked = {
+        "avx512": "+avx,+avx2,+fma,+avx512f,+avx512vl,+avx512bw,+avx512dq",
+        "avx2": "+avx,+avx2,+fma",
+        "generic": "",
+    }
+    for isa, features in asked.items():
+        monkeypatch.setattr(target.platform, "machine", lambda: "x86_64")
+        chosen = choose(monkeypatch, None, features)
+        assert chosen.isa == isa
+        count, per_line = registers[isa]
+        for blocks, rows in chosen.tiles.items():
+            assert rows * blocks * per_line < count

@@ -1,4 +1,4 @@
-"""The table that ``pytest fastae/bench --benchmark-enable`` ends with: each figure beside its peer and the peak."""
+"""The table that ``pytest bench`` ends with: each figure beside its peer and the peak."""
 
 import re
 

@@ -13,6 +13,7 @@ _HOME = {
     "Network": "fastae.network",
     "Parameters": "fastae.network",
     "Engine": "fastae.engine",
+    "Objective": "fastae.objective",
     "check_gradients": "fastae.gradient_check",
     "SGD": "fastae.optimizers",
     "Adam": "fastae.optimizers",

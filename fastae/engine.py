@@ -17,6 +17,7 @@ import numpy.typing as npt
 from fastae import team
 from fastae.kernels import layout
 from fastae.network import Network, Parameters, check_dtype
+from fastae.objective import PLAIN, Objective
 
 SMALL_STEP = (
     30e6  # FLOPs below which a step stays on the calling thread: about what waking a thread costs, in time
@@ -67,7 +68,10 @@ class Engine:
         # Measured: flat from 144 to 256 rows at every width; less for a very wide network, to stay within L2.
         self.tile_rows = 192 if width * self.dtype.itemsize * 192 <= WORKSPACE else 144
         sums = int(last[layout.COLUMN_SUMS] + outputs)
-        scratch = width * self.tile_rows + sums + self.tile_rows + step.SCRATCH * lanes
+        code = layout.blocks(network.widths[network.code_layer], self.dtype) * lanes
+        # A clean copy of a corrupted input, and a tile of codes; untouched, so no memory, where nothing needs them.
+        extra = (int(self.plan[0][layout.OUTPUT]) + code) * self.tile_rows
+        scratch = int(step.target_place(self.plan, self.tile_rows, lanes)) + extra
         self._work = [layout.aligned_zeros(scratch, self.dtype) for _ in range(self.n_threads)]
         self._transposed = layout.aligned_zeros(transposed, self.dtype)
         self._ones = layout.aligned_zeros(sums, self.dtype)
@@ -78,11 +82,17 @@ class Engine:
         self._gradients = layout.aligned_zeros(0, self.dtype).reshape(0, size)
         self._totals = np.zeros((step.SHARDS_MOST, 2))
         self._norms = np.zeros(-(-size // step.STRETCH))
+        self._codes = np.zeros((step.SHARDS_MOST, network.widths[network.code_layer]))
+        self._slopes = layout.aligned_zeros(code, self.dtype)
         self._job = np.zeros(step.JOB, np.int64)
         self._blank = np.zeros(step.JOB, np.int64)  # what all jobs have in common
         self._blank[step.HEIGHT], self._blank[step.SIZE] = self.tile_rows, size
         self._blank[step.ONES], self._blank[step.TOTALS] = self._ones.ctypes.data, self._totals.ctypes.data
-        self._blank[step.NORMS] = self._norms.ctypes.data
+        self._blank[step.NORMS], self._blank[step.CODES] = self._norms.ctypes.data, self._codes.ctypes.data
+        self._blank[step.SLOPES], self._blank[step.CODE_LAYER] = (
+            self._slopes.ctypes.data,
+            network.code_layer - 1,
+        )
         self._blank[step.WT], self._blank[step.WT_SIZE] = self._transposed.ctypes.data, transposed
         self._control = layout.aligned_zeros(step.CONTROL, np.int64)
         self._members = layout.aligned_zeros(self.n_threads * 8, np.int64).reshape(-1, 8)
@@ -101,7 +111,9 @@ class Engine:
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
         sample_weight: npt.ArrayLike | None = None,
-        alpha: float = 0.0,
+        objective: Objective = PLAIN,
+        seed: int = 0,
+        epoch: int = 0,
     ) -> tuple[float, Parameters]:
         """S = 1/(2m) sum((xhat - x)^2) over the rows of `X`, and its gradient by every parameter.
 
@@ -117,8 +129,10 @@ class Engine:
             The network sees (X - shift) * scale, computed in float64 and rounded once.
         sample_weight : array of shape (m,), optional
             Not negative. S becomes 1/(2 sum w) sum_i w_i ||xhat_i - x_i||^2.
-        alpha : float, default 0
-            Weight of the penalty alpha/(2m) sum(W^2), added to S; not of biases (scikit-learn's MLPRegressor's).
+        objective : Objective, optional
+            What S has besides, noise in the input, cells that are missing.
+        seed, epoch : int, default 0
+            Which noise is drawn.
 
         Returns
         -------
@@ -131,18 +145,14 @@ class Engine:
         TypeError, ValueError
             An argument of the wrong type, dtype, shape or size, named.
         """
-        from fastae.kernels import optimizer
-
         gradient = Parameters(self.network, self.dtype)
-        if not 0 <= alpha < np.inf:
-            raise ValueError(f"alpha must be finite and not negative, got {alpha!r}")
-        settings = np.zeros(optimizer.SETTINGS)
-        settings[optimizer.ALPHA] = alpha
         losses = self.run_steps(
             params,
             X,
             gradient=gradient,
-            settings=settings,
+            objective=objective,
+            seed=seed,
+            epoch=epoch,
             index=index,
             shift=shift,
             scale=scale,
@@ -153,8 +163,8 @@ class Engine:
     def reconstruct(self, params: Parameters, X: npt.ArrayLike, **options: Any) -> np.ndarray:
         """xhat, the output of the last layer, for each row of `X`: a new (m, n) array of the engine's dtype.
 
-        Takes `index`, `shift` and `scale` as ``loss_and_gradient`` does; the result is what the network puts out, with
-        shift and scale not undone.
+        Takes `index`, `shift` and `scale` as ``loss_and_gradient`` does, and `missing` as ``errors`` does. The result
+        is what the network puts out, with shift and scale not undone.
         """
         return self._infer(params, X, 0, self.network.n_layers, **options)
 
@@ -177,6 +187,7 @@ class Engine:
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
         column_weight: npt.ArrayLike | None = None,
+        missing: bool = False,
     ) -> np.ndarray:
         """sum_j c_j (xhat_ij - x_ij)^2 for each row i of `X`: a new float64 array of shape (m,). No xhat is kept.
 
@@ -186,6 +197,8 @@ class Engine:
             As for ``loss_and_gradient``; x is what the network sees.
         column_weight : array of shape (n,), optional
             c_j, 1 by default; 1 / scale^2 gives errors in the units of `X`.
+        missing : bool, default False
+            Cells that are NaN are 0 in the input and no part of the error.
         """
         if self.network.widths[-1] != self.network.widths[0]:
             raise ValueError(
@@ -195,7 +208,15 @@ class Engine:
         padded = np.zeros(layout.blocks(n, self.dtype) * layout.lanes(self.dtype))
         padded[:n] = 1 if column_weight is None else _check_vector(column_weight, n, "column_weight")
         return self._infer(
-            params, X, 0, self.network.n_layers, index=index, shift=shift, scale=scale, column_weight=padded
+            params,
+            X,
+            0,
+            self.network.n_layers,
+            index=index,
+            shift=shift,
+            scale=scale,
+            column_weight=padded,
+            missing=missing,
         )
 
     # -- for the training loop ----------------------------------------------------------------------------------
@@ -214,11 +235,15 @@ class Engine:
         optimizer: int = 0,
         moments: np.ndarray | None = None,
         rates: npt.ArrayLike = (0.0,),
-        settings: npt.ArrayLike = (0.0,) * 8,
+        settings: npt.ArrayLike = (0.0,) * 12,
+        objective: Objective = PLAIN,
+        seed: int = 0,
+        epoch: int = 0,
     ) -> np.ndarray:
         """Steps over successive batches of the rows, in as few jitted calls as can be.
 
-        `rates` holds a learning rate a step; `optimizer` and `settings` are those of ``kernels/optimizer.py``. Returns
+        `rates` holds a learning rate a step; `optimizer` and `settings` are those of ``kernels/optimizer.py``, without
+        the objective's. `epoch` is the first one's number, for the noise. Returns
         (steps, 2): the loss of each step, before it is taken, and the sum of its rows' weights. Fewer steps than rates
         come back where a loss was not finite: it is the last, and that step was not taken.
         """
@@ -238,7 +263,8 @@ class Engine:
             alive.append(weights)
             job[step.SAMPLE_WEIGHT] = weights.ctypes.data
         rates = np.ascontiguousarray(rates, np.float64)
-        settings = np.ascontiguousarray(settings, np.float64)
+        settings = np.array(settings, np.float64)
+        self._describe_objective(job, settings, objective, seed, epoch)
         losses = np.zeros((rates.size, 2))
         batch = min(batch_size or job[step.ROWS], job[step.ROWS])
         job[step.TASK], job[step.BATCH], job[step.STEPS] = step.STEPS_TASK, batch, rates.size
@@ -252,8 +278,8 @@ class Engine:
             if self._gradients.shape[0] < shards:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
             job[step.GRADIENTS] = self._gradients.ctypes.data
-            first = step.TRANSPOSE if self.network.n_layers > 1 else step.SHARD
-            self._run(job, first << 32, 6.0 * batch * self._size)
+            claim = (step.TRANSPOSE if self.network.n_layers > 1 else step.SHARD) << 32
+            self._run(job, claim, 6.0 * batch * self._size)
             done = int(self._control[step.STEPS_DONE])
             diverged = self._control[step.OUTCOME] == step.DIVERGED
         return losses[: done + diverged]
@@ -271,6 +297,7 @@ class Engine:
         index: npt.ArrayLike | None = None,
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
+        missing: bool = False,
         column_weight: np.ndarray | None = None,
     ) -> np.ndarray:
         step = self._step
@@ -285,7 +312,7 @@ class Engine:
         else:
             out = np.empty(rows)
             job[step.TASK], job[step.COLUMN_WEIGHT] = step.ERRORS_TASK, column_weight.ctypes.data
-        job[step.PARAMETERS] = params.flat.ctypes.data
+        job[step.MISSING], job[step.PARAMETERS] = missing, params.flat.ctypes.data
         job[step.OUT], job[step.OUT_STRIDE] = out.ctypes.data, out.strides[0]
         job[step.FIRST_LAYER], job[step.LAST_LAYER] = first, last
         with self._lock:
@@ -384,6 +411,24 @@ class Engine:
                 job[place] = padded.ctypes.data
         alive.append(X)
         return job, alive
+
+    def _describe_objective(
+        self, job: np.ndarray, settings: np.ndarray, objective: Objective, seed: int, epoch: int
+    ) -> None:
+        from fastae.kernels import noise, optimizer
+
+        step = self._step
+        settings[optimizer.ALPHA], settings[optimizer.NOISE_LEVEL] = objective.alpha, objective.noise_level
+        settings[optimizer.SPARSITY_TARGET] = objective.sparsity_target
+        settings[optimizer.SPARSITY_WEIGHT] = objective.sparsity_weight
+        job[step.MISSING], job[step.SPARSE] = objective.missing, objective.sparsity_weight > 0
+        job[step.NOISE] = noise.NOISES.index(objective.noise or "")
+        job[step.SEED], job[step.EPOCH] = seed, epoch
+        layer = self.network.code_layer
+        if objective.sparsity_weight > 0 and (
+            layer == self.network.n_layers or self.network.activations[layer - 1] != "sigmoid"
+        ):
+            raise ValueError("sparsity_weight needs a code, below the last layer, of sigmoid units")
 
     def _check_params(self, params: Parameters) -> None:
         if not isinstance(params, Parameters):

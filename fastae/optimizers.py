@@ -22,14 +22,15 @@ class State:
 
     Attributes
     ----------
-    steps : int
-        Steps taken so far.
+    steps, epochs : int
+        Steps taken and epochs gone through so far.
     moments : ndarray of shape (2, size of the flat parameter buffer), the parameters' dtype
         Momentum, or Adam's first and second moment, in the layout of ``Parameters.flat``.
     """
 
     steps: int
     moments: np.ndarray = field(repr=False)
+    epochs: int = 0
 
     @classmethod
     def zeros(cls, params: Parameters) -> "State":
@@ -79,13 +80,12 @@ class Optimizer:
 
         return int(getattr(optimizer, self._kernel))
 
-    def settings(self, steps: int, alpha: float = 0.0) -> npt.NDArray[np.float64]:
-        """The kernel's settings, after `steps` steps, with the penalty's weight."""
+    def settings(self, steps: int) -> npt.NDArray[np.float64]:
+        """The kernel's settings, after `steps` steps."""
         from fastae.kernels import optimizer
 
         made = np.zeros(optimizer.SETTINGS)
         made[optimizer.DECAY], made[optimizer.STEPS_BEFORE] = self.weight_decay, steps
-        made[optimizer.ALPHA] = alpha
         for name in self._settings:
             made[getattr(optimizer, name.upper())] = getattr(self, name)
         return made

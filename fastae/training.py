@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fastae.engine import Engine
 from fastae.network import Parameters
+from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Adam, Optimizer, State
 
 EPOCHS_A_CALL = (
@@ -99,7 +100,7 @@ def train(
     shift: npt.ArrayLike | None = None,
     scale: npt.ArrayLike | None = None,
     sample_weight: npt.ArrayLike | None = None,
-    alpha: float = 0.0,
+    objective: Objective = PLAIN,
     state: State | None = None,
     callback: Callable[[Epoch], bool | None] | None = None,
     progress: bool = False,
@@ -123,9 +124,9 @@ def train(
     shuffle : bool, default True
         Draw the rows of the mini-batches anew, without replacement, in each epoch.
     seed : int or numpy.random.Generator, default 0
-        For the shuffling.
-    shift, scale, sample_weight, alpha : optional
-        As for ``Engine.loss_and_gradient``; the penalty is over the rows of a batch.
+        For the shuffling and the noise.
+    shift, scale, sample_weight, objective : optional
+        As for ``Engine.loss_and_gradient``, of each batch.
     state : State, optional
         An earlier run's ``History.state``, to go on from; changed in place.
     callback : callable, optional
@@ -151,8 +152,6 @@ def train(
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be an Optimizer, such as fastae.Adam(), got {optimizer!r}")
     _check_count("epochs", epochs)
-    if not 0 <= alpha < np.inf:
-        raise ValueError(f"alpha must be finite and not negative, got {alpha!r}")
     X = np.asarray(X)
     rows = X.shape[0] if X.ndim else 0
     if batch_size is not None:
@@ -163,6 +162,7 @@ def train(
     if state.moments.shape != (2, params.flat.size) or state.moments.dtype != params.dtype:
         raise ValueError(f"state is of {state.moments.shape} {state.moments.dtype}, not of these params")
     generator = np.random.default_rng(seed)
+    noise_seed = int(generator.spawn(1)[0].integers(1 << 63)) if objective.noise else 0
     shuffle = shuffle and batch < rows
     steps_per_epoch = -(-rows // max(batch, 1))
     watched = callback is not None or progress
@@ -190,7 +190,10 @@ def train(
                     optimizer=optimizer.code,
                     moments=state.moments,
                     rates=rates,
-                    settings=optimizer.settings(state.steps, alpha),
+                    settings=optimizer.settings(state.steps),
+                    objective=objective,
+                    seed=noise_seed,
+                    epoch=state.epochs,
                 )
             except (
                 BaseException
@@ -203,6 +206,7 @@ def train(
                 epoch = len(history.loss) + 1 + int(bad[0]) // steps_per_epoch
                 raise DivergenceError(_what_helps(epoch, float(rates[bad[0]]), bool(bad[0] == 0), kept, X))
             state.steps += rates.size
+            state.epochs += count
             by_epoch = losses.reshape(count, steps_per_epoch, 2)
             history.loss += np.average(by_epoch[:, :, 0], axis=1, weights=by_epoch[:, :, 1]).tolist()
             history.learning_rate += rates[steps_per_epoch - 1 :: steps_per_epoch].tolist()

@@ -84,6 +84,8 @@ def forward_tile(rows: int, blocks: int):  # type: ignore[no-untyped-def]
 def residual_tile(rows: int, blocks: int):  # type: ignore[no-untyped-def]
     """C = weight (A B + bias - x) on rows x blocks, for a linear last layer; adds up columns and the loss.
 
+    Where x is NaN, the cell is missing: C is 0 there.
+
     `weight` holds one element a row. `sums` gains the column sums, `loss` the lanes of sum weight (A B + bias - x)^2.
     """
 
@@ -95,7 +97,8 @@ def residual_tile(rows: int, blocks: int):  # type: ignore[no-untyped-def]
         for i in range(rows):
             w = words.broadcast(words.offset(weight, i * words.itemsize))
             for j in range(blocks):
-                residual = words.sub(tile[i][j], words.load(_place(words, x, x_block, i, j)))
+                target = words.load(_place(words, x, x_block, i, j))
+                residual = words.missing_as_zero(words.sub(tile[i][j], target), target)
                 delta = words.mul(w, residual)
                 total = words.fma(delta, residual, total)
                 column_sums[j] = words.add(column_sums[j], delta)

@@ -58,7 +58,7 @@ def forward(like, h, a, w, bias, one, activation, rows, height, depth, blocks, f
 
 @kernel
 def residual(like, delta, a, w, bias, x, weight, sums, loss, rows, height, depth, blocks, fan_in):  # type: ignore[no-untyped-def]
-    """delta = weight (a w + bias - x), a linear last layer; its column sums and the loss's lanes are added up."""
+    """delta = weight (a w + bias - x), 0 where x is NaN; its column sums and the loss's lanes are added up."""
     tile, column = height * LINE, fan_in * LINE
     size = like.itemsize
     j = 0
@@ -145,15 +145,15 @@ def gradient(like, dw, a, delta, accumulate, rows, height, columns, blocks, fan_
 
 
 def _write_output_delta(words: Words, code, h, x, weight, sums, loss, rows):  # type: ignore[no-untyped-def]
-    """h becomes weight (h - x) * g'(h) on one block of columns: the last layer where it is not linear."""
+    """h becomes weight (h - x) * g'(h) on one block of columns, 0 where x is NaN: the last layer where not linear."""
     from fastae.kernels.activations import times_derivative
 
     for activation in range(len(ACTIVATIONS)):
         with words.when(code, "==", activation):
 
             def row(h, x, weight, total, column_sum, activation=activation):  # type: ignore[no-untyped-def]
-                line, w = words.load(h), words.broadcast(weight)
-                difference = words.sub(line, words.load(x))
+                line, target, w = words.load(h), words.load(x), words.broadcast(weight)
+                difference = words.missing_as_zero(words.sub(line, target), target)
                 weighted = words.mul(w, difference)
                 delta = times_derivative(words, activation, weighted, line)
                 words.store(delta, h)
@@ -179,6 +179,51 @@ def output_delta(like, h, x, weight, sums, loss, activation, rows, height, block
     for j in range(blocks):
         k = j * height * LINE
         _output_delta(like, (activation, h + k, x + k, weight, sums + j * LINE, loss, rows))
+
+
+def _write_pull(words: Words, out, h, weight, slope, rows):  # type: ignore[no-untyped-def]
+    """out = weight slope h (1 - h) on one block of columns: a sigmoid's delta of a cost that has `slope` by its h."""
+    line = words.load(slope)
+
+    def row(out, h, weight):  # type: ignore[no-untyped-def]
+        value = words.load(h)
+        derivative = words.fma(words.negative(value), value, value)
+        words.store(words.mul(words.mul(words.broadcast(weight), line), derivative), out)
+        return [words.offset(out, LINE), words.offset(h, LINE), words.offset(weight, words.itemsize)]
+
+    words.loop(rows, [out, h, weight], row)
+
+
+def _write_add_pull(words: Words, delta, pull, sums, rows):  # type: ignore[no-untyped-def]
+    """delta += pull on one block of columns; its column sums are added up."""
+
+    def row(delta, pull, column_sum):  # type: ignore[no-untyped-def]
+        line = words.load(pull)
+        words.store(words.add(words.load(delta), line), delta)
+        return [words.offset(delta, LINE), words.offset(pull, LINE), words.add(column_sum, line)]
+
+    *_, column_sum = words.loop(rows, [delta, pull, words.load(sums)], row)
+    words.store(column_sum, sums)
+
+
+_pull = vector_kernel(_write_pull)
+_add_pull = vector_kernel(_write_add_pull)
+
+
+@kernel
+def pull(like, out, h, weight, slope, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """out = weight slope h (1 - h), the delta of a cost of the mean code; `slope` holds a line a block."""
+    for j in range(blocks):
+        k = j * height * LINE
+        _pull(like, (out + k, h + k, weight, slope + j * LINE, rows))
+
+
+@kernel
+def add_pull(like, delta, out, sums, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """delta += what ``pull`` put out, and its column sums."""
+    for j in range(blocks):
+        k = j * height * LINE
+        _add_pull(like, (delta + k, out + k, sums + j * LINE, rows))
 
 
 # -- the same steps for callers with blocked arrays of their own ------------------------------------------------------

@@ -14,8 +14,9 @@ from fastae.kernels.compiler import kernel
 from fastae.kernels.layout import BIAS, WEIGHT
 
 NONE, SGD, ADAM = range(3)
-# The columns of `settings`, a float64 vector
-MOMENTUM, NESTEROV, BETA_1, BETA_2, EPSILON, DECAY, STEPS_BEFORE, ALPHA, SETTINGS = range(9)
+# The places in `settings`, a float64 vector: of the optimizer, then of the objective (step.py)
+MOMENTUM, NESTEROV, BETA_1, BETA_2, EPSILON, DECAY, STEPS_BEFORE, ALPHA = range(8)
+NOISE_LEVEL, SPARSITY_TARGET, SPARSITY_WEIGHT, SETTINGS = range(8, 12)
 
 
 @kernel

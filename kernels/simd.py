@@ -42,6 +42,18 @@ _EXP_TAIL_F64 = (
 _TANH_F32 = (-3.33332819422e-1, 1.33314422036e-1, -5.37397155531e-2, 2.06390887954e-2, -5.70498872745e-3)
 _TANH_F64_P = (-1.61468768441708447952e3, -9.92877231001918586564e1, -9.64399179425052238628e-1)
 _TANH_F64_Q = (4.84406305325125486048e3, 2.23548839060100448583e3, 1.12811678491632931402e2, 1.0)
+# (log(1 + f) - f + f^2 / 2) / f^3 on sqrt(1/2) <= 1 + f < sqrt(2) (Cephes, logf.c), lowest power first.
+_LOG = (
+    3.3333331174e-1,
+    -2.4999993993e-1,
+    2.0000714765e-1,
+    -1.6668057665e-1,
+    1.4249322787e-1,
+    -1.2420140846e-1,
+    1.1676998740e-1,
+    -1.1514610310e-1,
+    7.0376836292e-2,
+)
 
 
 class Words:
@@ -139,7 +151,7 @@ class Words:
         """The mask of the lanes below `count`."""
         b = self.builder
         ramp = ir.Constant(ir.VectorType(I32, self.lanes), list(range(self.lanes)))
-        return b.icmp_signed("<", ramp, self._splat(b.trunc(count, I32)))
+        return b.icmp_signed("<", ramp, self.splat(b.trunc(count, I32)))
 
     def load_first(self, address: Value, mask: Value, element: ir.Type | None = None, size: int = 0) -> Value:
         """Lanes of `mask` from memory, which alone is touched; zero in the others."""
@@ -160,12 +172,7 @@ class Words:
         """One element, in every lane."""
         value = self.builder.load(self.pointer(address, self.scalar))
         value.align = self.itemsize
-        return self._splat(value)
-
-    def prefetch(self, address: Value) -> None:
-        pointer = self.pointer(address, I8)
-        kinds = [pointer.type, I32, I32, I32]
-        self._call("llvm.prefetch.p0", ir.VoidType(), [pointer, I32(0), I32(3), I32(1)], kinds)
+        return self.splat(value)
 
     # -- arithmetic -------------------------------------------------------------------------------------------
 
@@ -292,6 +299,25 @@ class Words:
         b = self.builder
         return b.select(b.fcmp_ordered("<=", h, self.constant(0.0)), self.constant(0.0), self.constant(1.0))
 
+    def sqrt(self, x: Value) -> Value:
+        return self._same("sqrt", x)
+
+    def log(self, x: Value) -> Value:
+        """log(x) for normal positive x, to about 1e-7 in either dtype: Cephes' logf."""
+        b = self.builder
+        root_half = b.bitcast(self.constant(0.5**0.5), self.int_line)
+        exponent = b.ashr(b.sub(b.bitcast(x, self.int_line), root_half), self._int_line(self.bits))
+        mantissa = b.sub(b.bitcast(x, self.int_line), b.shl(exponent, self._int_line(self.bits)))
+        f = self.sub(b.bitcast(mantissa, self.line), self.constant(1.0))
+        square = self.mul(f, f)
+        tail = self.fma(self.mul(f, square), self.polynomial(f, _LOG), self.mul(square, self.constant(-0.5)))
+        return self.fma(b.sitofp(exponent, self.line), self.constant(math.log(2)), self.add(f, tail))
+
+    def missing_as_zero(self, x: Value, where: Value) -> Value:
+        """x, but 0 in the lanes where `where` is NaN."""
+        nan = self.builder.fcmp_unordered("uno", where, where)
+        return self.builder.select(nan, self.constant(0.0), x)
+
     # -- conversion -------------------------------------------------------------------------------------------
 
     def convert(self, value: Value, signed: bool, to: ir.Type | None = None) -> Value:
@@ -327,7 +353,7 @@ class Words:
 
     # -- within -----------------------------------------------------------------------------------------------
 
-    def _splat(self, value: Value) -> Value:
+    def splat(self, value: Value) -> Value:
         b = self.builder
         undefined = ir.Constant(ir.VectorType(value.type, self.lanes), ir.Undefined)
         return b.shuffle_vector(

@@ -1,9 +1,10 @@
 """Gradient steps by a team of threads: a tile through all layers, a shard tile after tile, shards into a step.
 
-Each thread of a team makes one call, ``run``, on the same job. A step has three phases, each a number of items that
-threads claim one by one:
+Each thread of a team makes one call, ``run``, on the same job. A step has up to four phases, each a number of items
+that threads claim one by one:
 
     TRANSPOSE   one column block of one layer's W'
+    CODE        one shard of the rows: the sum of its codes; only where the mean code has a cost
     SHARD       one shard of the rows: its own gradient, its own loss
     UPDATE      one stretch of the flat buffers: shards added in a fixed order, then the optimizer
 
@@ -33,7 +34,18 @@ from fastae.kernels.layout import (
     TRANSPOSED,
     WEIGHT,
 )
-from fastae.kernels.optimizer import ALPHA, NONE, add_penalty, add_up, transpose_block, update
+from fastae.kernels.noise import NO_NOISE, SWAP, corrupt_row, row_key, swapped
+from fastae.kernels.optimizer import (
+    ALPHA,
+    NOISE_LEVEL,
+    NONE,
+    SPARSITY_TARGET,
+    SPARSITY_WEIGHT,
+    add_penalty,
+    add_up,
+    transpose_block,
+    update,
+)
 from fastae.kernels.optimizer import SETTINGS as SETTINGS_SIZE
 from fastae.kernels.rows import add_lines, load_rows, store_rows, zero_lines
 from fastae.kernels.simd import (
@@ -85,8 +97,16 @@ from fastae.kernels.target import LINE
     FIRST_LAYER,
     LAST_LAYER,
     COLUMN_WEIGHT,  # errors: float64 columns
+    MISSING,  # 1: cells that are NaN are missing
+    NOISE,  # noise.NOISES, SEED and EPOCH that it is drawn by
+    SEED,
+    EPOCH,  # of the first step
+    CODE_LAYER,  # which layer's output the code is
+    SPARSE,  # 1: the mean code has a cost
+    CODES,  # float64 (shards, code): sums of codes
+    SLOPES,  # (code,): the cost's derivative by each unit's mean
     JOB,
-) = range(33)
+) = range(41)
 STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)
 
 # The control block: int64s a cache line apart
@@ -108,14 +128,14 @@ FINISHED_CLAIM = -1
 COMPLETE, CANCELLED, DIVERGED = 1, 2, 3
 BUSY, WAITING, OVER = 0, 1, 2
 
-TRANSPOSE, SHARD, UPDATE, PHASES = range(4)
+TRANSPOSE, CODE, SHARD, UPDATE, PHASES = range(5)
 STRETCH = 8192  # elements that an UPDATE item covers
 SHARDS_MOST, SHARD_ROWS_LEAST = 32, 512
 SPINS = 2000  # turns to wait within a job
 LISTEN = 20000  # turns a helper waits for another job: 0.2 ms where a pause is 10 ns
 
 # Places in a thread's scratch, in lines after the tiles
-LOSS, SPARE, SCRATCH = 0, 1, 3
+LOSS, SPARE, LEVEL, CELL, SCRATCH = 0, 1, 3, 4, 5
 
 
 @kernel
@@ -141,11 +161,11 @@ def _items(job, plan, step, phase, size, lanes):  # type: ignore[no-untyped-def]
         for i in range(1, plan.shape[0]):
             total += (plan[i, FAN_IN] + lanes - 1) // lanes
         return total
-    if phase == SHARD:
+    if phase == SHARD or (phase == CODE and job[SPARSE] != 0):
         _, rows = _rows_in_step(job, step)
         each = shard_rows(rows)
         return (rows + each - 1) // each
-    return (size + STRETCH - 1) // STRETCH
+    return (size + STRETCH - 1) // STRETCH if phase == UPDATE else 0
 
 
 @inlined
@@ -173,12 +193,13 @@ def _forward_layers(like, plan, parameters, ones, tiles, rows, height, first, la
 
 @inlined
 def _tile_gradient(
-    like, plan, parameters, transposed, ones, tiles, sums, weight, loss, gradient, add, rows, whole, height
+    like, job, plan, tiles, target, spare, sums, weight, loss, gradient, add, rows, whole, height
 ):  # type: ignore[no-untyped-def]
     """Loss and gradient of a tile of `rows` rows, computed as `whole`, into (`add`: onto) a shard's gradient.
 
-    Deltas overwrite the activations they belong to.
+    Deltas overwrite the activations they belong to; `spare` is a tile of codes.
     """
+    parameters, transposed, ones = job[PARAMETERS], job[WT], job[ONES]
     size = like.itemsize
     lanes = LINE // size
     last = plan.shape[0] - 1
@@ -198,7 +219,7 @@ def _tile_gradient(
             source,
             w,
             b,
-            tiles,
+            target,
             weight,
             top_sums,
             loss,
@@ -210,7 +231,7 @@ def _tile_gradient(
         )
     else:
         layer.output_delta(
-            like, tiles + wide, tiles, weight, top_sums, loss, plan[last, ACTIVATION], whole, height, blocks
+            like, tiles + wide, target, weight, top_sums, loss, plan[last, ACTIVATION], whole, height, blocks
         )
     for i in range(last, -1, -1):
         blocks = (plan[i, FAN_OUT] + lanes - 1) // lanes
@@ -220,6 +241,9 @@ def _tile_gradient(
         dw = gradient + plan[i, WEIGHT] * size
         layer.gradient(like, dw, below, delta, add, rows, height, plan[i, FAN_IN], blocks, fan_in)
         if i > 0:
+            sparse = job[SPARSE] != 0 and i - 1 == job[CODE_LAYER]
+            if sparse:
+                layer.pull(like, spare, below, weight, job[SLOPES], whole, height, fan_in // lanes)
             layer.backward(
                 like,
                 below,
@@ -233,33 +257,94 @@ def _tile_gradient(
                 fan_in // lanes,
                 blocks * lanes,
             )
+            if sparse:
+                below_sums = sums + plan[i - 1, COLUMN_SUMS] * size
+                layer.add_pull(like, below, spare, below_sums, whole, height, fan_in // lanes)
+
+
+@kernel
+def target_place(plan, height, lanes):  # type: ignore[no-untyped-def]
+    """Where in a thread's `work` the clean copy of a corrupted tile begins; a spare tile of codes follows it."""
+    last = plan.shape[0] - 1
+    outputs = (plan[last, FAN_OUT] + lanes - 1) // lanes * lanes
+    tiles, sums = plan[last, OUTPUT] + outputs, plan[last, COLUMN_SUMS] + outputs
+    return tiles * height + sums + height + SCRATCH * lanes
 
 
 @inlined
-def _load_tile(like, job, plan, tiles, spare, first, rows):  # type: ignore[no-untyped-def]
-    """Rows into the tile's input, and zeros below them down to a whole register tile; the rows to compute."""
-    height, columns = job[HEIGHT], plan[0, FAN_IN]
-    lanes = LINE // like.itemsize
+def _load_tile(work, job, plan, scratch, columns, place, first, rows, epoch, level):  # type: ignore[no-untyped-def]
+    """Rows into work[place:], and zeros below them down to a whole register tile; the rows to compute.
+
+    Where cells may be missing, or noise is asked for, that holds the input and the rows as they are go to
+    work[target_place:].
+    """
+    height, size = job[HEIGHT], work.itemsize
+    lanes, base = LINE // size, np.int64(work.ctypes.data)
+    spoilt = job[MISSING] != 0 or job[NOISE] != NO_NOISE
+    to = target_place(plan, height, lanes) if spoilt else place
+    spare, cell = base + (scratch + SPARE * lanes) * size, scratch + CELL * lanes
+    x, row_stride, column_stride, kind = job[X], job[ROW_STRIDE], job[COLUMN_STRIDE], job[KIND]
+    index, shift, scale = job[INDEX], job[SHIFT], job[SCALE]
     load_rows(
-        like,
-        tiles,
+        work,
+        base + to * size,
         height,
-        job[X],
-        job[ROW_STRIDE],
-        job[COLUMN_STRIDE],
-        job[KIND],
+        x,
+        row_stride,
+        column_stride,
+        kind,
         columns,
-        job[INDEX],
+        index,
         first,
         rows,
-        job[SHIFT],
-        job[SCALE],
+        shift,
+        scale,
         spare,
     )
     whole = (rows + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
     if whole > rows:
         for j in range((columns + lanes - 1) // lanes):
-            zero_lines(like, (tiles + (j * height + rows) * LINE, whole - rows))
+            below = (j * height + rows) * lanes
+            zero_lines(work, (base + (to + below) * size, whole - rows))
+            zero_lines(work, (base + (place + below) * size, whole - rows))
+    if spoilt:
+        work[scratch + LEVEL * lanes] = level
+        for i in range(rows):
+            row = load_int64(index + (first + i) * 8) if index != 0 else first + i
+            key = row_key(job[SEED], epoch, row)
+            corrupt_row(
+                work,
+                place + i * lanes,
+                to + i * lanes,
+                height,
+                columns,
+                key,
+                job[NOISE],
+                scratch + LEVEL * lanes,
+            )
+            if job[NOISE] == SWAP:
+                for c in range(columns):
+                    other = swapped(key, c, level, job[ROWS])
+                    if other >= 0:
+                        load_rows(
+                            work,
+                            base + cell * size,
+                            1,
+                            x + c * column_stride,
+                            row_stride,
+                            column_stride,
+                            kind,
+                            1,
+                            index,
+                            other,
+                            1,
+                            shift + c * 8 if shift != 0 else 0,
+                            scale + c * 8 if shift != 0 else 0,
+                            spare,
+                        )
+                        value = work[cell]
+                        at = place + (c // lanes * height + i) * lanes + c % lanes
+                        work[at] = value if value == value else 0.0
     return whole
 
 
@@ -283,24 +368,69 @@ def _load_weights(job, work, place, first, rows, whole):  # type: ignore[no-unty
     return total
 
 
+@kernel
+def _epoch(job, step):  # type: ignore[no-untyped-def]
+    return job[EPOCH] + step // ((job[ROWS] + job[BATCH] - 1) // job[BATCH])
+
+
+@kernel
+def _add_codes(work, place, columns, weight_at, rows, height, sums):  # type: ignore[no-untyped-def]
+    """sums, float64, gains the codes of a tile's rows, each times its row's weight."""
+    lanes = LINE // work.itemsize
+    for c in range(columns):
+        column = place + c // lanes * height * lanes + c % lanes
+        total = 0.0
+        for i in range(rows):
+            total += float(work[weight_at + i]) * float(work[column + i * lanes])
+        sums[c] += total
+
+
+@kernel
+def _close_codes(totals, codes, slopes, settings, losses, step, shards):  # type: ignore[no-untyped-def]
+    """The cost of the mean code, SPARSITY_WEIGHT sum KL(target, mean), as the step's loss so far, and its slopes.
+
+    KL(p, q) = p log(p / q) + (1 - p) log((1 - p) / (1 - q)); dKL/dq = (1 - p) / (1 - q) - p / q.
+    """
+    weight = 0.0
+    for shard in range(shards):
+        weight += totals[shard, 1]
+    p, cost = settings[SPARSITY_TARGET], 0.0
+    for c in range(codes.shape[1]):
+        total = 0.0
+        for shard in range(shards):
+            total += codes[shard, c]
+        q = total / weight if weight > 0 else p
+        if not np.isnan(q):
+            q = min(max(q, 1e-12), 1.0 - 1e-12)
+        cost += p * np.log(p / q) + (1.0 - p) * np.log((1.0 - p) / (1.0 - q))
+        slopes[c] = settings[SPARSITY_WEIGHT] * ((1.0 - p) / (1.0 - q) - p / q)
+    losses[step, 0] = settings[SPARSITY_WEIGHT] * cost
+
+
 @inlined
-def _shard_item(job, plan, work, totals, step, item, me):  # type: ignore[no-untyped-def]
-    """Tiles of shard `item` from row me[PROGRESS] of it on, while the quota lasts; whether the shard is done."""
-    like, size = work, work.itemsize
-    lanes, height = LINE // size, job[HEIGHT]
-    last = plan.shape[0] - 1
-    features = plan[0, FAN_IN]
+def _shard_item(job, plan, work, totals, codes, settings, step, item, me, code_phase):  # type: ignore[no-untyped-def]
+    """Tiles of shard `item` from row me[PROGRESS] of it on, while the quota lasts; whether the shard is done.
+
+    In the CODE phase only the sums of their codes, else their loss and gradient.
+    """
+    size, height = work.itemsize, job[HEIGHT]
+    lanes, base = LINE // size, np.int64(work.ctypes.data)
+    features, last = plan[0, FAN_IN], plan.shape[0] - 1
     outputs = (plan[last, FAN_OUT] + lanes - 1) // lanes * lanes
-    base = np.int64(work.ctypes.data)
-    tile_elements = (plan[last, OUTPUT] + outputs) * height
     width = plan[last, COLUMN_SUMS] + outputs  # of all column sums
-    sums_at, weight_at = tile_elements, tile_elements + width
-    loss_at = weight_at + height + LOSS * lanes
-    spare = base + (weight_at + height + SPARE * lanes) * size
+    sums_at = (plan[last, OUTPUT] + outputs) * height
+    weight_at = sums_at + width
+    scratch = weight_at + height
+    loss_at = scratch + LOSS * lanes
+    target_at = target_place(plan, height, lanes)
+    code_at = target_at + (features + lanes - 1) // lanes * lanes * height
+    if job[MISSING] == 0 and job[NOISE] == NO_NOISE:
+        target_at = 0
     gradient_at = job[GRADIENTS] + item * job[SIZE] * size
     first, rows = _rows_in_step(job, step)
     each = shard_rows(rows)
     end = min(each * (item + 1), rows)
+    epoch = _epoch(job, step)
     while me[QUOTA] > 0:
         start = each * item + me[PROGRESS]
         if start >= end:
@@ -310,17 +440,32 @@ def _shard_item(job, plan, work, totals, step, item, me):  # type: ignore[no-unt
         if accumulate == 0:
             totals[item, 0] = 0.0
             totals[item, 1] = 0.0
-        whole = _load_tile(like, job, plan, base, spare, first + start, count)
+            if code_phase:
+                for c in range(codes.shape[1]):
+                    codes[item, c] = 0.0
+        whole = _load_tile(
+            work, job, plan, scratch, features, 0, first + start, count, epoch, settings[NOISE_LEVEL]
+        )
         weights = _load_weights(job, work, weight_at, first + start, count, whole)
-        zero_lines(like, (base + sums_at * size, width // lanes))
-        zero_lines(like, (base + loss_at * size, 1))
+        if code_phase:
+            code = job[CODE_LAYER]
+            _forward_layers(work, plan, job[PARAMETERS], job[ONES], base, whole, height, 0, code + 1)
+            _add_codes(
+                work, plan[code, OUTPUT] * height, plan[code, FAN_OUT], weight_at, count, height, codes[item]
+            )
+            totals[item, 1] += weights
+            me[PROGRESS] += count
+            me[QUOTA] -= count * features
+            continue
+        zero_lines(work, (base + sums_at * size, width // lanes))
+        zero_lines(work, (base + loss_at * size, 1))
         _tile_gradient(
-            like,
+            work,
+            job,
             plan,
-            job[PARAMETERS],
-            job[WT],
-            job[ONES],
             base,
+            base + target_at * size,
+            base + code_at * size,
             base + sums_at * size,
             base + weight_at * size,
             base + loss_at * size,
@@ -332,7 +477,7 @@ def _shard_item(job, plan, work, totals, step, item, me):  # type: ignore[no-unt
         )
         for i in range(plan.shape[0]):
             db, sums = gradient_at + plan[i, BIAS] * size, base + (sums_at + plan[i, COLUMN_SUMS]) * size
-            add_lines(like, (db, sums, (plan[i, FAN_OUT] + lanes - 1) // lanes, accumulate))
+            add_lines(work, (db, sums, (plan[i, FAN_OUT] + lanes - 1) // lanes, accumulate))
         loss = 0.0
         for c in range(lanes):
             loss += work[loss_at + c]
@@ -364,7 +509,10 @@ def _close_shards(job, totals, losses, step, shards):  # type: ignore[no-untyped
     for shard in range(shards):
         loss += totals[shard, 0]
         weight += totals[shard, 1]
-    losses[step, 0] = loss / (2.0 * weight) if weight > 0 else 0.0
+    if job[SPARSE] == 0:
+        losses[step, 0] = 0.0
+    if weight > 0:
+        losses[step, 0] += loss / (2.0 * weight)
     losses[step, 1] = weight
 
 
@@ -472,6 +620,9 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
     rates = carray(pointer_to(job[RATES]), (steps,), np.float64)
     settings = carray(pointer_to(job[SETTINGS]), (SETTINGS_SIZE,), np.float64)
     losses = carray(pointer_to(job[LOSSES]), (steps, 2), np.float64)
+    code = plan[job[CODE_LAYER], FAN_OUT]
+    codes = carray(pointer_to(job[CODES]), (SHARDS_MOST, code), np.float64)
+    slopes = carray(pointer_to(job[SLOPES]), (code,), like.dtype)
     spins = 0
     while True:
         if me[HELD] == 0:
@@ -501,11 +652,11 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
         items = _items(job, plan, step, phase, size, lanes)
         if phase == TRANSPOSE:
             _transpose_item(plan, parameters, transposed, item)
-        elif phase == SHARD:
+        elif phase != UPDATE:
             if load_acquire(shared + CANCEL * 8) != 0:
                 me[HELD] = 0
                 continue
-            if not _shard_item(job, plan, work, totals, step, item, me):
+            if not _shard_item(job, plan, work, totals, codes, settings, step, item, me, phase == CODE):
                 return BUSY
         else:
             first = item * STRETCH
@@ -533,6 +684,8 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
         me[HELD] = 0
         if fetch_add(done_at, 1) + 1 == items:
             store_release(done_at, 0)
+            if phase == CODE:
+                _close_codes(totals, codes, slopes, settings, losses, step, items)
             if phase == SHARD:
                 _close_shards(job, totals, losses, step, items)
                 if job[OPTIMIZER] != NONE and not np.isfinite(losses[step, 0]):
@@ -548,14 +701,17 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
                     store_release(claim_at, FINISHED_CLAIM)
                     return OVER
             following = number + 1
-            if _items(job, plan, following // PHASES, following % PHASES, size, lanes) == 0:
-                following += 1  # a single layer has nothing to transpose
+            while _items(job, plan, following // PHASES, following % PHASES, size, lanes) == 0:
+                following += 1  # most steps have no CODE, and a single layer has nothing to transpose
             store_release(claim_at, following << 32)
 
 
 @inlined
-def _row_errors(job, work, output, columns, first, rows):  # type: ignore[no-untyped-def]
-    """OUT of each row: sum over columns of COLUMN_WEIGHT (xhat - x)^2 in float64; xhat starts at work[output]."""
+def _row_errors(job, work, output, target, columns, first, rows):  # type: ignore[no-untyped-def]
+    """OUT of each row: sum over columns of COLUMN_WEIGHT (xhat - x)^2 in float64, cells that are missing left out.
+
+    xhat starts at work[output], x at work[target].
+    """
     lanes, height = LINE // work.itemsize, job[HEIGHT]
     out = carray(pointer_to(job[OUT]), (job[ROWS],), np.float64)
     weight = carray(pointer_to(job[COLUMN_WEIGHT]), ((columns + lanes - 1) // lanes * lanes,), np.float64)
@@ -563,9 +719,14 @@ def _row_errors(job, work, output, columns, first, rows):  # type: ignore[no-unt
         total = 0.0
         for j in range((columns + lanes - 1) // lanes):
             start = (j * height + i) * lanes
-            x, xhat = work[start : start + lanes], work[output + start : output + start + lanes]
+            x, xhat = (
+                work[target + start : target + start + lanes],
+                work[output + start : output + start + lanes],
+            )
             for c in range(lanes):
                 difference = float(xhat[c]) - float(x[c])
+                if job[MISSING] != 0 and x[c] != x[c]:
+                    difference = 0.0
                 total += weight[j * lanes + c] * (difference * difference)
         out[first + i] = total
 
@@ -576,65 +737,27 @@ def _infer(job, plan, control, me, work):  # type: ignore[no-untyped-def]
 
     What comes out goes into OUT or, for ERRORS_TASK, each row's error does.
     """
-    like, size, height = work, work.itemsize, job[HEIGHT]
-    lanes = LINE // size
-    shared, base = np.int64(control.ctypes.data), np.int64(work.ctypes.data)
-    layers, last = plan.shape[0], job[LAST_LAYER] - 1
-    width = plan[layers - 1, COLUMN_SUMS] + (plan[layers - 1, FAN_OUT] + lanes - 1) // lanes * lanes
-    outputs = plan[layers - 1, OUTPUT] + (plan[layers - 1, FAN_OUT] + lanes - 1) // lanes * lanes
-    spare = base + (outputs * height + width + height + SPARE * lanes) * size
+    size, height = work.itemsize, job[HEIGHT]
+    lanes, base = LINE // size, np.int64(work.ctypes.data)
+    start, last = job[FIRST_LAYER], job[LAST_LAYER] - 1
+    columns = plan[start, FAN_IN]
+    source = plan[start - 1, OUTPUT] * height if start > 0 else 0
+    target = target_place(plan, height, lanes)
+    scratch = target - SCRATCH * lanes
     while me[QUOTA] > 0:
-        if load_acquire(shared + CANCEL * 8) != 0:
+        if load_acquire(np.int64(control.ctypes.data) + CANCEL * 8) != 0:
             return OVER
-        first = fetch_add(shared + NEXT * 8, 1) * height
+        first = fetch_add(np.int64(control.ctypes.data) + NEXT * 8, 1) * height
         if first >= job[ROWS]:
             return OVER
         rows = min(height, job[ROWS] - first)
-        whole = (rows + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
-        start = job[FIRST_LAYER]
-        source = base + (plan[start - 1, OUTPUT] * height * size if start > 0 else 0)
-        columns = plan[start, FAN_IN]
-        load_rows(
-            like,
-            source,
-            height,
-            job[X],
-            job[ROW_STRIDE],
-            job[COLUMN_STRIDE],
-            job[KIND],
-            columns,
-            job[INDEX],
-            first,
-            rows,
-            job[SHIFT],
-            job[SCALE],
-            spare,
-        )
-        for j in range((columns + lanes - 1) // lanes):
-            zero_lines(like, (source + (j * height + rows) * LINE, whole - rows))
-        _forward_layers(
-            like,
-            plan,
-            job[PARAMETERS],
-            job[ONES],
-            base,
-            whole,
-            height,
-            start,
-            last + 1,
-        )
-        place = base + plan[last, OUTPUT] * height * size
+        whole = _load_tile(work, job, plan, scratch, columns, source, first, rows, 0, 0.0)
+        _forward_layers(work, plan, job[PARAMETERS], job[ONES], base, whole, height, start, last + 1)
+        out, features = plan[last, OUTPUT] * height, plan[last, FAN_OUT]
         if job[TASK] == ERRORS_TASK:
-            _row_errors(job, work, plan[last, OUTPUT] * height, plan[last, FAN_OUT], first, rows)
+            _row_errors(job, work, out, target if job[MISSING] != 0 else 0, features, first, rows)
         else:
-            store_rows(
-                like,
-                job[OUT] + first * job[OUT_STRIDE],
-                job[OUT_STRIDE],
-                place,
-                height,
-                plan[last, FAN_OUT],
-                rows,
-            )
+            stride = job[OUT_STRIDE]
+            store_rows(work, job[OUT] + first * stride, stride, base + out * size, height, features, rows)
         me[QUOTA] -= rows * columns
     return BUSY

@@ -124,7 +124,9 @@ def test_one_compilation_a_dtype_whatever_the_network():
             engine = fastae.Engine(network, 2, dtype)
             params = fastae.Parameters.random(network, dtype=dtype)
             for X in (np.ones((9, widths[0])), np.ones((9, widths[0]), "i2", "F")):
-                engine.loss_and_gradient(params, X, sample_weight=np.ones(9), alpha=1.0)
+                engine.loss_and_gradient(
+                    params, X, sample_weight=np.ones(9), objective=fastae.Objective(alpha=1.0)
+                )
                 engine.encode(params, X)
             fastae.train(params, X, engine=engine, epochs=2, batch_size=4)
     assert len(step.run.signatures) == 2

@@ -1,0 +1,129 @@
+"""Corrupted input for denoising, and cells that are missing: what stands between a loaded tile and the first layer.
+
+Every draw is a hash of (seed, epoch, row, column), so that it depends neither on threads nor on tiles. The hash of a
+cell is Chris Wellons' 32-bit integer mix (lowbias32, nullprogram.com/blog/2018/07/31) of its column under a 64-bit
+key, which is splitmix64 (Steele et al., OOPSLA 2014) of the rest. Gaussians come by the inverse of the error function
+(Giles, GPU Computing Gems, 2011), cut off by the 24 bits drawn at 5.3 standard deviations.
+"""
+
+import numpy as np
+from llvmlite import ir
+
+from fastae.kernels.compiler import kernel
+from fastae.kernels.simd import I32, I64, Value, Words, vector_kernel
+from fastae.kernels.target import LINE
+
+NO_NOISE, GAUSSIAN, MASK, SWAP = range(4)
+NOISES = ("", "gaussian", "mask", "swap")
+
+_ERFINV_CENTRAL = (
+    1.50140941, 0.246640727, -0.00417768164, -0.00125372503, 0.00021858087, -4.39150654e-06, -3.5233877e-06,
+    3.43273939e-07, 2.81022636e-08,
+)  # fmt: skip
+_ERFINV_TAIL = (
+    2.83297682, 1.00167406, 0.00943887047, -0.0076224613, 0.00573950773, -0.00367342844, 0.00134934322,
+    0.000100950558, -0.000200214257,
+)  # fmt: skip
+
+
+@kernel
+def splitmix(x):  # type: ignore[no-untyped-def]
+    x = np.uint64(x) + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@kernel
+def row_key(seed, epoch, row):  # type: ignore[no-untyped-def]
+    """The 64-bit key of a row in an epoch, as an int64."""
+    key = splitmix(np.uint64(seed))
+    key = splitmix(key ^ np.uint64(epoch))
+    return np.int64(splitmix(key ^ np.uint64(row)))
+
+
+def _hash(words: Words, columns: Value, key: Value) -> Value:
+    """32 random bits in each lane, of the cell's column and the row's key."""
+    b = words.builder
+    ints = columns.type
+
+    def splat(x: int) -> Value:
+        return ir.Constant(ints, [x & 0xFFFFFFFF] * words.lanes)
+
+    low, high = b.trunc(key, I32), b.trunc(b.lshr(key, I64(32)), I32)
+    x = b.add(b.mul(columns, splat(0x9E3779B9)), words.splat(low))
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0xD35A2D97), (15, 0x7FEB352D)):
+        x = b.mul(b.xor(x, b.lshr(x, splat(shift))), splat(factor))
+        if shift == 16:
+            x = b.add(x, words.splat(high))
+    return b.xor(x, b.lshr(x, splat(16)))
+
+
+def _columns(words: Words, first: Value) -> Value:
+    ramp = ir.Constant(ir.VectorType(I32, words.lanes), list(range(words.lanes)))
+    return words.builder.add(ramp, words.splat(words.builder.trunc(first, I32)))
+
+
+def _gaussian(words: Words, bits: Value) -> Value:
+    """A standard normal deviate of 24 of the bits: sqrt(2) erfinv(u), u in (-1, 1)."""
+    b = words.builder
+    top = b.ashr(bits, ir.Constant(bits.type, [8] * words.lanes))
+    u = words.mul(words.add(words.convert(top, True), words.constant(0.5)), words.constant(2.0**-23))
+    one = words.constant(1.0)
+    w = words.negative(words.log(words.mul(words.sub(one, u), words.add(one, u))))
+    central = words.polynomial(words.sub(w, words.constant(2.5)), _ERFINV_CENTRAL)
+    tail = words.polynomial(words.sub(words.sqrt(w), words.constant(3.0)), _ERFINV_TAIL)
+    p = b.select(b.fcmp_ordered("<", w, words.constant(5.0)), central, tail)
+    return words.mul(words.mul(u, words.constant(2.0**0.5)), p)
+
+
+def _write_corrupt(words: Words, out, source, key, column, count, kind, level):  # type: ignore[no-untyped-def]
+    """One line of input from one line of the target: cells that are missing become 0, then noise; padding stays 0.
+
+    `level` is the address of one element: a standard deviation, or the probability of a cell to be masked.
+    """
+    b = words.builder
+    source_line, zero = words.load(source), words.constant(0.0)
+    x = words.missing_as_zero(source_line, source_line)
+    words.store(x, out)
+    bits = _hash(words, _columns(words, column), key)
+    with words.when(kind, "==", GAUSSIAN):
+        noisy = words.fma(_gaussian(words, bits), words.broadcast(level), x)
+        words.store(b.select(words.first_lanes(count), noisy, zero), out)
+    with words.when(kind, "==", MASK):
+        top = b.lshr(bits, ir.Constant(bits.type, [8] * words.lanes))
+        u = words.mul(words.convert(top, True), words.constant(2.0**-24))
+        words.store(b.select(b.fcmp_ordered("<", u, words.broadcast(level)), zero, x), out)
+
+
+_corrupt_line = vector_kernel(_write_corrupt)
+
+
+@kernel
+def corrupt_row(work, out, source, height, columns, key, kind, level):  # type: ignore[no-untyped-def]
+    """A row of a tile's input from the same row of its target, both given by the element of `work` they start at."""
+    base, size = np.int64(work.ctypes.data), work.itemsize
+    lanes = LINE // size
+    for j in range((columns + lanes - 1) // lanes):
+        place = j * height * lanes
+        _corrupt_line(
+            work,
+            (
+                base + (out + place) * size,
+                base + (source + place) * size,
+                key,
+                j * lanes,
+                min(lanes, columns - j * lanes),
+                kind,
+                base + level * size,
+            ),
+        )
+
+
+@kernel
+def swapped(key, column, level, rows):  # type: ignore[no-untyped-def]
+    """The row, of `rows`, whose cell replaces this one's, or -1: a cell is replaced with probability `level`."""
+    bits = splitmix(np.uint64(key) + np.uint64(column))
+    if (bits >> np.uint64(40)) * 2.0**-24 >= level:
+        return -1
+    return np.int64(((bits & np.uint64(0xFFFFFFFF)) * np.uint64(rows)) >> np.uint64(32))

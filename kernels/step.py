@@ -197,9 +197,10 @@ def _tile_gradient(
 ):  # type: ignore[no-untyped-def]
     """Loss and gradient of a tile of `rows` rows, computed as `whole`, into (`add`: onto) a shard's gradient.
 
+    All layers are done already, but a linear last one.
     Deltas overwrite the activations they belong to; `spare` is a tile of codes.
     """
-    parameters, transposed, ones = job[PARAMETERS], job[WT], job[ONES]
+    parameters, transposed = job[PARAMETERS], job[WT]
     size = like.itemsize
     lanes = LINE // size
     last = plan.shape[0] - 1
@@ -208,7 +209,6 @@ def _tile_gradient(
     blocks = (plan[last, FAN_OUT] + lanes - 1) // lanes
     top_sums = sums + plan[last, COLUMN_SUMS] * size
     linear = plan[last, ACTIVATION] == IDENTITY
-    _forward_layers(like, plan, parameters, ones, tiles, whole, height, 0, last if linear else last + 1)
     if linear:
         source = tiles + (plan[last - 1, OUTPUT] * height * size if last > 0 else 0)
         w, b = parameters + plan[last, WEIGHT] * size, parameters + plan[last, BIAS] * size
@@ -271,7 +271,7 @@ def target_place(plan, height, lanes):  # type: ignore[no-untyped-def]
     return tiles * height + sums + height + SCRATCH * lanes
 
 
-@inlined
+@kernel
 def _load_tile(work, job, plan, scratch, columns, place, first, rows, epoch, level):  # type: ignore[no-untyped-def]
     """Rows into work[place:], and zeros below them down to a whole register tile; the rows to compute.
 
@@ -348,7 +348,7 @@ def _load_tile(work, job, plan, scratch, columns, place, first, rows, epoch, lev
     return whole
 
 
-@inlined
+@kernel
 def _load_weights(job, work, place, first, rows, whole):  # type: ignore[no-untyped-def]
     """The weights of a tile's rows, 1 by default, and 0 for those below them, from work[place] on; their sum."""
     for i in range(rows, whole):
@@ -415,7 +415,7 @@ def _shard_item(job, plan, work, totals, codes, settings, step, item, me, code_p
     """
     size, height = work.itemsize, job[HEIGHT]
     lanes, base = LINE // size, np.int64(work.ctypes.data)
-    features, last = plan[0, FAN_IN], plan.shape[0] - 1
+    features, code, last = plan[0, FAN_IN], job[CODE_LAYER], plan.shape[0] - 1
     outputs = (plan[last, FAN_OUT] + lanes - 1) // lanes * lanes
     width = plan[last, COLUMN_SUMS] + outputs  # of all column sums
     sums_at = (plan[last, OUTPUT] + outputs) * height
@@ -447,12 +447,11 @@ def _shard_item(job, plan, work, totals, codes, settings, step, item, me, code_p
             work, job, plan, scratch, features, 0, first + start, count, epoch, settings[NOISE_LEVEL]
         )
         weights = _load_weights(job, work, weight_at, first + start, count, whole)
+        layers = code + 1 if code_phase else last if plan[last, ACTIVATION] == IDENTITY else last + 1
+        _forward_layers(work, plan, job[PARAMETERS], job[ONES], base, whole, height, 0, layers)
         if code_phase:
-            code = job[CODE_LAYER]
-            _forward_layers(work, plan, job[PARAMETERS], job[ONES], base, whole, height, 0, code + 1)
-            _add_codes(
-                work, plan[code, OUTPUT] * height, plan[code, FAN_OUT], weight_at, count, height, codes[item]
-            )
+            place = plan[code, OUTPUT] * height
+            _add_codes(work, place, plan[code, FAN_OUT], weight_at, count, height, codes[item])
             totals[item, 1] += weights
             me[PROGRESS] += count
             me[QUOTA] -= count * features
@@ -706,7 +705,7 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
             store_release(claim_at, following << 32)
 
 
-@inlined
+@kernel
 def _row_errors(job, work, output, target, columns, first, rows):  # type: ignore[no-untyped-def]
     """OUT of each row: sum over columns of COLUMN_WEIGHT (xhat - x)^2 in float64, cells that are missing left out.
 

@@ -92,6 +92,25 @@ def test_works_where_saving_to_the_cache_fails(copy):
     assert run(copy, textwrap.dedent(full) + textwrap.dedent(CALL))[0] == "0.5"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs a limit on file sizes")
+def test_a_full_disk_leaves_nothing_half_written(copy):
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"  # every write fails
+    cache = {"NUMBA_CACHE_DIR": str(copy / "cache")}
+    assert run(copy, full + textwrap.dedent(CALL), **cache) == ["0.5", "0", "1"]
+    assert not list((copy / "cache").glob("*/*.nb*"))
+    assert run(copy, **cache) == ["0.5", "0", "1"]
+    assert run(copy, **cache) == ["0.5", "1", "0"], "room again: cached again"
+
+
+def test_works_where_the_cache_cannot_be_read(copy):
+    cache = {"NUMBA_CACHE_DIR": str(copy / "cache")}
+    run(copy, **cache)
+    (index,) = (copy / "cache").glob("*/*.nbi")
+    index.unlink()
+    index.mkdir()  # opening it fails, for root too
+    assert run(copy, **cache)[:2] == ["0.5", "0"]
+
+
 def test_works_without_numbas_private_cache_class(copy):
     gone = """
         import numba, numba.core.caching as caching

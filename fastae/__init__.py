@@ -14,6 +14,8 @@ _HOME = {
     "Parameters": "fastae.network",
     "Engine": "fastae.engine",
     "Objective": "fastae.objective",
+    "Autoencoder": "fastae.estimator",
+    "AutoencoderDetector": "fastae.estimator",
     "check_gradients": "fastae.gradient_check",
     "SGD": "fastae.optimizers",
     "Adam": "fastae.optimizers",

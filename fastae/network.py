@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -139,6 +140,13 @@ class Parameters(Mapping[str, np.ndarray]):
         made = Parameters(self.network, self.dtype)
         made.flat[:] = self.flat
         return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Parameters.from_arrays, (
+            self.network,
+            dict(self),
+            self.dtype,
+        )  # a buffer read back need not be aligned
 
     def _blocked(self, name: str) -> np.ndarray:
         """The (blocks, rows, lanes) view of a weight matrix, or the flat view of a bias, padding included."""

@@ -118,9 +118,10 @@ class SGD(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(Optimizer):
-    """Adam (Kingma and Ba, ICLR 2015): u, s the running means of g and g^2, p -= rate u' / (sqrt(s') + epsilon).
+    """Adam: u, s the running means of g and g^2, p -= rate c u / (sqrt(s) + epsilon).
 
-    u' and s' are corrected for their start at zero.
+    c = sqrt(1 - beta_2^t) / (1 - beta_1^t) makes up for their start at zero: the form that ends section 2 of Kingma and
+    Ba, ICLR 2015, which is also scikit-learn's.
 
     Parameters
     ----------

@@ -204,8 +204,8 @@ def step(
                 o.beta_1 * u + (1 - o.beta_1) * g,
                 o.beta_2 * s + (1 - o.beta_2) * g**2,
             )
-            corrected_u, corrected_s = u / (1 - o.beta_1**t), s / (1 - o.beta_2**t)
-            move = -rate * corrected_u / (np.sqrt(corrected_s) + o.epsilon)
+            correction = np.sqrt(1 - o.beta_2**t) / (1 - o.beta_1**t)
+            move = -rate * correction * u / (np.sqrt(s) + o.epsilon)
         else:
             v = moments[name] = o.momentum * moments.get(name, 0) - rate * g
             move = o.momentum * v - rate * g if o.nesterov else v

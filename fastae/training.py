@@ -44,6 +44,8 @@ class Epoch:
         Since training began.
     params : Parameters
         The ones being trained, after this epoch.
+    validation_loss : float or None
+        After this epoch, where it is asked for.
     """
 
     number: int
@@ -52,6 +54,7 @@ class Epoch:
     learning_rate: float
     seconds: float
     params: Parameters = field(repr=False)
+    validation_loss: float | None = None
 
 
 @dataclass
@@ -62,8 +65,12 @@ class History:
     ----------
     loss : list of float
         By epoch: mean over its rows of half the squared error, each batch's before its step.
+    validation_loss : list of float
+        By epoch, after it; empty unless asked for.
     learning_rate : list of float
         By epoch: that of its last step.
+    best_epoch : int
+        Whose parameters are kept: that of the least validation loss, or the last; counted from 1.
     seconds : float
         What the run took.
     rows : int
@@ -71,11 +78,13 @@ class History:
     state : State
         The optimizer's, to go on from.
     stop_reason : str
-        "epochs" (all done) or "callback".
+        "epochs" (all done), "callback", or "tol": no better for `patience` epochs.
     """
 
     state: State
     loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    best_epoch: int = 0
     learning_rate: list[float] = field(default_factory=list)
     seconds: float = 0.0
     rows: int = 0
@@ -95,12 +104,17 @@ def train(
     optimizer: Optimizer | None = None,
     epochs: int = 100,
     batch_size: int | None = None,
+    index: npt.ArrayLike | None = None,
     shuffle: bool = True,
     seed: int | np.random.Generator = 0,
     shift: npt.ArrayLike | None = None,
     scale: npt.ArrayLike | None = None,
     sample_weight: npt.ArrayLike | None = None,
     objective: Objective = PLAIN,
+    validate: Callable[[Parameters], float] | None = None,
+    patience: int | None = None,
+    tol: float = 0.0,
+    adaptive: bool = False,
     state: State | None = None,
     callback: Callable[[Epoch], bool | None] | None = None,
     progress: bool = False,
@@ -121,12 +135,22 @@ def train(
         Times to go through all rows.
     batch_size : int, optional
         Rows a step; all of them by default. The last batch of an epoch holds the rows that are left.
+    index : array of int, optional
+        Rows of `X` to train on; all by default.
     shuffle : bool, default True
         Draw the rows of the mini-batches anew, without replacement, in each epoch.
     seed : int or numpy.random.Generator, default 0
         For the shuffling and the noise.
     shift, scale, sample_weight, objective : optional
         As for ``Engine.loss_and_gradient``, of each batch.
+    validate : callable, optional
+        Called with the parameters after each epoch, gives the validation loss. The best parameters are kept at the end.
+    patience : int, optional
+        Stop when the validation loss, or without `validate` the loss, has not beaten its best by `tol` in more than
+        `patience` epochs on end.
+    tol : float, default 0
+    adaptive : bool, default False
+        Divide the learning rate by 5 where `patience` would stop, and stop only once it is below 1e-6.
     state : State, optional
         An earlier run's ``History.state``, to go on from; changed in place.
     callback : callable, optional
@@ -154,6 +178,11 @@ def train(
     _check_count("epochs", epochs)
     X = np.asarray(X)
     rows = X.shape[0] if X.ndim else 0
+    if index is not None:
+        index = np.asarray(index)
+        rows = index.size
+    if patience is not None:
+        _check_count("patience", patience)
     if batch_size is not None:
         _check_count("batch_size", batch_size)
     batch = min(batch_size or rows, rows)
@@ -165,24 +194,29 @@ def train(
     noise_seed = int(generator.spawn(1)[0].integers(1 << 63)) if objective.noise else 0
     shuffle = shuffle and batch < rows
     steps_per_epoch = -(-rows // max(batch, 1))
-    watched = callback is not None or progress
+    watched = callback is not None or progress or validate is not None or patience is not None
     epochs_a_call = EPOCHS_A_CALL if steps_per_epoch == 1 and not watched else 1
 
     gradient = Parameters(params.network, params.dtype)
     kept = _Kept(params, state)
     history = History(state)
+    best, best_flat, stale, factor = np.inf, None, 0, 1.0
     began = time.perf_counter()
     with _progress_bar(progress, epochs) as show:
         while len(history.loss) < epochs:
             count = min(epochs_a_call, epochs - len(history.loss))
-            rates = optimizer.rates(state.steps, count * steps_per_epoch)
+            rates = factor * optimizer.rates(state.steps, count * steps_per_epoch)
+            order = index
+            if shuffle:
+                drawn = generator.permutation(rows)
+                order = drawn if index is None else index[drawn]
             kept.before()
             try:
                 losses = engine.run_steps(
                     params,
                     X,
                     gradient=gradient,
-                    index=generator.permutation(rows) if shuffle else None,
+                    index=order,
                     shift=shift,
                     scale=scale,
                     sample_weight=sample_weight,
@@ -195,9 +229,7 @@ def train(
                     seed=noise_seed,
                     epoch=state.epochs,
                 )
-            except (
-                BaseException
-            ):  # Ctrl-C among them: whole epochs only, and a state that belongs to the parameters
+            except BaseException:  # Ctrl-C too: whole epochs only, and a state that belongs to the parameters
                 kept.restore(first_step=False)
                 raise
             bad = np.flatnonzero(~np.isfinite(losses[:, 0]))
@@ -212,19 +244,38 @@ def train(
             history.learning_rate += rates[steps_per_epoch - 1 :: steps_per_epoch].tolist()
             history.rows += count * rows
             history.seconds = time.perf_counter() - began
-            if watched:
-                done = Epoch(
-                    len(history.loss),
-                    epochs,
-                    history.loss[-1],
-                    history.learning_rate[-1],
-                    history.seconds,
-                    params,
-                )
-                show(done)
-                if callback is not None and callback(done):
-                    history.stop_reason = "callback"
+            history.best_epoch = len(history.loss)
+            if not watched:
+                continue
+            watched_loss = history.loss[-1]
+            if validate is not None:
+                watched_loss = float(validate(params))
+                history.validation_loss.append(watched_loss)
+            stale = 0 if watched_loss <= best - tol else stale + 1
+            if watched_loss < best:
+                best = watched_loss
+                if validate is not None:
+                    best_flat, best_epoch = params.flat.copy(), len(history.loss)
+            done = Epoch(
+                len(history.loss),
+                epochs,
+                history.loss[-1],
+                history.learning_rate[-1],
+                history.seconds,
+                params,
+                history.validation_loss[-1] if validate is not None else None,
+            )
+            show(done)
+            if callback is not None and callback(done):
+                history.stop_reason = "callback"
+                break
+            if patience is not None and stale > patience:
+                factor, stale = factor / 5, 0
+                if not adaptive or history.learning_rate[-1] <= 1e-6:
+                    history.stop_reason = "tol"
                     break
+    if best_flat is not None:
+        params.flat[:], history.best_epoch = best_flat, best_epoch
     return history
 
 

@@ -2,7 +2,7 @@
 
     sgd      v = momentum v - rate g                 p += v     (Nesterov: p += momentum v - rate g)
     adam     u = b1 u + (1 - b1) g    s = b2 s + (1 - b2) g^2
-             p -= rate (u / (1 - b1^t)) / (sqrt(s / (1 - b2^t)) + epsilon)
+             p -= rate sqrt(1 - b2^t) / (1 - b1^t) u / (sqrt(s) + epsilon)
     adamw    p -= rate decay p first  (decoupled: Loshchilov and Hutter, 2019)
 
 Padding stays zero: its gradient is zero, and every update of zero by zero is zero.
@@ -71,13 +71,12 @@ def update(kind, parameters, gradient, moment_1, moment_2, first, last, rate, st
     elif kind == ADAM:
         t = settings[STEPS_BEFORE] + step + 1
         beta_1, beta_2, epsilon = real(settings[BETA_1]), real(settings[BETA_2]), real(settings[EPSILON])
-        learning = real(rate / (1 - settings[BETA_1] ** t))
-        correction = real(1 / (1 - settings[BETA_2] ** t))
+        learning = real(rate * np.sqrt(1 - settings[BETA_2] ** t) / (1 - settings[BETA_1] ** t))
         keep = one - real(rate * settings[DECAY])
         for i in range(p.size):
             u[i] = beta_1 * u[i] + (one - beta_1) * g[i]
             s[i] = beta_2 * s[i] + (one - beta_2) * (g[i] * g[i])
-            p[i] = keep * p[i] - learning * u[i] / (np.sqrt(s[i] * correction) + epsilon)
+            p[i] = keep * p[i] - learning * u[i] / (np.sqrt(s[i]) + epsilon)
 
 
 @kernel

@@ -46,7 +46,7 @@ class Autoencoder(
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
     CallbackSupportMixin,
-    BaseEstimator,  # type: ignore[misc]
+    BaseEstimator,
 ):
     """An autoencoder of dense layers, trained on the mean over rows of half the squared error.
 
@@ -77,8 +77,8 @@ class Autoencoder(
         Of the first weights, the batches, the validation rows and the noise.
     tol : float, default 1e-4
     n_iter_no_change : int, default 10
-        Training stops when the loss (with validation rows, the validation loss) has not beaten its best by `tol` in more
-        than `n_iter_no_change` epochs on end.
+        Training stops when the loss (with validation rows, the validation loss) has not beaten its best by `tol` in
+        more than `n_iter_no_change` epochs on end.
     momentum : float, default 0.9
     nesterovs_momentum : bool, default True
     beta_1, beta_2, epsilon : float, defaults 0.9, 0.999, 1e-8
@@ -119,6 +119,9 @@ class Autoencoder(
     stop_reason_ : "max_iter", "tol" or "callback"
     n_features_in_, feature_names_in_
     """
+
+    params_: Parameters
+    _state: optimizers.State
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
@@ -228,7 +231,7 @@ class Autoencoder(
 
     @with_callbacks
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: npt.ArrayLike, y: Any = None, *, X_val: npt.ArrayLike | None = None) -> Self:
+    def fit(self, X: Any, y: Any = None, *, X_val: Any = None) -> Self:
         """Train on the rows of `X`.
 
         Parameters
@@ -282,7 +285,7 @@ class Autoencoder(
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X: npt.ArrayLike, y: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Train for one epoch on the rows of `X`, from where the last call left off.
 
         The first call draws the weights and settles `scale`, by its rows.
@@ -480,12 +483,12 @@ class Autoencoder(
 
     # -- what a fitted model does ---------------------------------------------------------------------------------
 
-    def transform(self, X: npt.ArrayLike) -> np.ndarray:
+    def transform(self, X: Any) -> np.ndarray:
         """The code of each row: (m, k), the widths of the narrowest layer, in the model's dtype."""
         X = self._check_fitted(X)
         return self._engine().encode(self.params_, X, **self._in())
 
-    def inverse_transform(self, X: npt.ArrayLike) -> np.ndarray:
+    def inverse_transform(self, X: Any) -> np.ndarray:
         """Rows from codes of shape (m, k), as ``transform`` gives: (m, n), in the scale of the data."""
         check_is_fitted(self)
         X = check_array(X, dtype=(np.float64, np.float32), input_name="X")
@@ -493,12 +496,12 @@ class Autoencoder(
             raise ValueError(f"X has {X.shape[1]} features, but the code has {self._n_features_out}")
         return self._out(self._engine().decode(self.params_, X))
 
-    def reconstruct(self, X: npt.ArrayLike) -> np.ndarray:
+    def reconstruct(self, X: Any) -> np.ndarray:
         """Each row as the network gives it back: (m, n), in the scale of the data; missing cells filled in."""
         X = self._check_fitted(X)
         return self._out(self._engine().reconstruct(self.params_, X, **self._in()))
 
-    def reconstruction_error(self, X: npt.ArrayLike, *, per_feature: bool = False) -> np.ndarray:
+    def reconstruction_error(self, X: Any, *, per_feature: bool = False) -> np.ndarray:
         """Mean over features of the squared error of each row: (m,) float64, in the squared units of the data.
 
         With `per_feature` the squared error of each cell: (m, n). Missing cells have none, and do not count.
@@ -508,9 +511,9 @@ class Autoencoder(
             error = np.square(self.reconstruct(X).astype(np.float64) - X)
             return np.where(np.isnan(X), 0.0, error) if self.missing else error
         weight = None if self.scale_ is None else 1 / np.square(self.scale_)
-        return self._errors(X, None, self.params_, weight) / self._observed(X)
+        return np.asarray(self._errors(X, None, self.params_, weight) / self._observed(X))
 
-    def score(self, X: npt.ArrayLike, y: Any = None) -> float:
+    def score(self, X: Any, y: Any = None) -> float:
         """R^2 of the reconstruction, the mean over features: 1 is perfect, 0 is as good as each feature's mean."""
         X = self._check_fitted(X)
         xhat = self.reconstruct(X)
@@ -526,7 +529,7 @@ class Autoencoder(
             return np.dtype(self.dtype)
         return np.dtype(np.float32 if X.dtype == np.float32 else np.float64)
 
-    def _check(self, X: npt.ArrayLike, *, reset: bool = False, name: str = "X") -> np.ndarray:
+    def _check(self, X: Any, *, reset: bool = False, name: str = "X") -> np.ndarray:
         finite = "allow-nan" if self.missing else True
         kinds = (np.float64, np.float32)
         checked: np.ndarray
@@ -538,7 +541,7 @@ class Autoencoder(
         checked = validate_data(self, X, reset=reset, dtype=kinds, ensure_all_finite=finite)
         return checked
 
-    def _check_fitted(self, X: npt.ArrayLike) -> np.ndarray:
+    def _check_fitted(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         return self._check(X)
 
@@ -593,7 +596,10 @@ class Autoencoder(
         self, X: np.ndarray, index: Any, params: Parameters, column_weight: np.ndarray | None = None
     ) -> np.ndarray:
         """Sum of squared errors by row, in the scale the network sees, or in that which `column_weight` makes."""
-        return self._engine().errors(params, X, index=index, column_weight=column_weight, **self._in())
+        errors: np.ndarray = self._engine().errors(
+            params, X, index=index, column_weight=column_weight, **self._in()
+        )
+        return errors
 
     def _observed(self, X: np.ndarray) -> Any:
         """How many cells of each row are not missing."""
@@ -606,7 +612,7 @@ class Autoencoder(
         return tags
 
 
-class AutoencoderDetector(OutlierMixin, Autoencoder):  # type: ignore[misc]
+class AutoencoderDetector(OutlierMixin, Autoencoder):
     """Finds outliers: rows that an autoencoder of the rest gives back badly.
 
     A row's score is minus the mean over features of its squared error, in the scale the network sees, so that all
@@ -672,12 +678,12 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):  # type: ignore[misc]
         for name in self._get_param_names():
             setattr(self, name, options[name])
 
-    def fit(self, X: npt.ArrayLike, y: Any = None, *, X_val: npt.ArrayLike | None = None) -> Self:
+    def fit(self, X: Any, y: Any = None, *, X_val: Any = None) -> Self:
         """Train on the rows of `X`, as ``Autoencoder.fit``, and put the threshold where `contamination` says."""
         super().fit(X, y, X_val=X_val)
         return self.set_threshold(contamination=self.contamination, X=X)
 
-    def partial_fit(self, X: npt.ArrayLike, y: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
         """As ``Autoencoder.partial_fit``; the threshold follows from the scores of this call's rows."""
         super().partial_fit(X, y)
         return self.set_threshold(contamination=self.contamination, X=X)
@@ -687,7 +693,7 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):  # type: ignore[misc]
         error: float | None = None,
         *,
         contamination: float | None = None,
-        X: npt.ArrayLike | None = None,
+        X: Any | None = None,
     ) -> Self:
         """Decide anew which rows are outliers: those of more than `error`, or the worst share of the rows of `X`.
 
@@ -709,20 +715,20 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):  # type: ignore[misc]
         self.offset_ = float(np.percentile(self.score_samples(X), 100.0 * float(contamination or 0)))
         return self
 
-    def score_samples(self, X: npt.ArrayLike) -> np.ndarray:
+    def score_samples(self, X: Any) -> np.ndarray:
         """Minus the mean over features of each row's squared error, in the scale the network sees: (m,) float64."""
         X = self._check_fitted(X)
-        return -self._errors(X, None, self.params_) / self._observed(X)
+        return np.asarray(-self._errors(X, None, self.params_) / self._observed(X))
 
-    def decision_function(self, X: npt.ArrayLike) -> np.ndarray:
+    def decision_function(self, X: Any) -> np.ndarray:
         """score_samples(X) - offset_: below 0 for outliers."""
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X: npt.ArrayLike) -> np.ndarray:
+    def predict(self, X: Any) -> np.ndarray:
         """-1 for outliers, 1 for the others."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 
-    def explain(self, X: npt.ArrayLike, top: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    def explain(self, X: Any, top: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """Which features make up a row's error, the worst first.
 
         Returns
@@ -733,8 +739,8 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):  # type: ignore[misc]
             Their part of the row's error, in [0, 1].
         """
         X = self._check_fitted(X)
-        if isinstance(top, bool) or not isinstance(top, Integral) or top < 1:
-            raise ValueError(f"top must be an integer of at least 1, got {top!r}")
+        if top < 1:
+            raise ValueError(f"top must be at least 1, got {top!r}")
         error = self.reconstruction_error(X, per_feature=True)
         if self.scale_ is not None:
             error *= np.square(self.scale_)

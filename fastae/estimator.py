@@ -17,6 +17,7 @@ from sklearn.base import (
 from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from fastae import optimizers
@@ -40,6 +41,12 @@ except ImportError:  # before scikit-learn 1.9
 BLOCK = 4096  # rows that statistics are taken of at a time
 _POSITIVE, _NOT_NEGATIVE = Interval(Real, 0, None, closed="neither"), Interval(Real, 0, None, closed="left")
 _FRACTION = Interval(Real, 0, 1, closed="left")
+
+
+def _goes_by_steps(model: "Autoencoder") -> bool:
+    if model.solver == "lbfgs":
+        raise AttributeError("partial_fit needs solver 'adam', 'adamw' or 'sgd', got 'lbfgs'")
+    return True
 
 
 class Autoencoder(
@@ -284,14 +291,13 @@ class Autoencoder(
         self._finish(history)
         return self
 
+    @available_if(_goes_by_steps)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Train for one epoch on the rows of `X`, from where the last call left off.
 
         The first call draws the weights and settles `scale`, by its rows.
         """
-        if self.solver == "lbfgs":
-            raise ValueError("partial_fit needs solver 'adam', 'adamw' or 'sgd', got 'lbfgs'")
         if self.early_stopping:
             raise ValueError("partial_fit does not go with early_stopping=True")
         first = not hasattr(self, "params_")
@@ -318,7 +324,7 @@ class Autoencoder(
         activations: tuple[str, ...] = (g,) * (len(widths) - 2) + (g if self.output_layer else "identity",)
         if self.output_layer:
             widths, activations = (*widths, n), (*activations, "identity")
-        network, dtype = Network(widths, activations), self._dtype(X)
+        network, dtype = Network(widths, activations, len(encoder)), self._dtype(X)
         again = (
             self.warm_start
             and hasattr(self, "params_")
@@ -329,7 +335,7 @@ class Autoencoder(
             self.params_ = Parameters.random(network, int(seed), dtype)
         if not again or not hasattr(self, "_state"):
             self._state = optimizers.State.zeros(self.params_)
-        self.network_, self._code = network, len(encoder)
+        self.network_ = network
         self._n_features_out = encoder[-1]
 
     def _descend(
@@ -360,7 +366,9 @@ class Autoencoder(
                 **options,
             )
         except DivergenceError as error:
-            raise DivergenceError(str(error).replace("learning rate,", "learning_rate_init,")) from None
+            raise DivergenceError(
+                str(error).replace("lower the learning rate", "lower learning_rate_init")
+            ) from None
 
     def _minimize(self, X: np.ndarray, index: Any, seed: int, validate: Any) -> History:
         """L-BFGS on the flat buffer (SciPy)."""
@@ -565,8 +573,8 @@ class Autoencoder(
             shift = sum(np.nansum(block(first), axis=0) for first in places) / np.maximum(count, 1)
             square = sum(np.nansum(np.square(block(first) - shift), axis=0) for first in places)
             spread = np.sqrt(square / np.maximum(count, 1))
-            # a column of one value has a spread of nothing but rounding
-            spread[spread <= 10 * np.finfo(np.float64).eps * np.abs(shift)] = 0
+            # A column of one value has a spread of nothing but rounding; the bound is scikit-learn's.
+            spread[spread <= rows * np.finfo(np.float64).eps * np.abs(shift)] = 0
         shift = np.nan_to_num(shift)
         return shift, 1 / np.where(np.nan_to_num(spread) > 0, np.nan_to_num(spread), 1)
 
@@ -683,6 +691,7 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         super().fit(X, y, X_val=X_val)
         return self.set_threshold(contamination=self.contamination, X=X)
 
+    @available_if(_goes_by_steps)
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """As ``Autoencoder.partial_fit``; the threshold follows from the scores of this call's rows."""
         super().partial_fit(X, y)

@@ -25,6 +25,8 @@ class Network:
         Features of the input, then units of each layer; at least one layer.
     activations : tuple of str
         One of "sigmoid", "tanh", "relu", "identity" for each layer.
+    code_layer : int, optional
+        The layer whose output is the code, counted from 1; by default the first of the narrowest ones.
 
     Raises
     ------
@@ -34,6 +36,7 @@ class Network:
 
     widths: tuple[int, ...]
     activations: tuple[str, ...]
+    code_layer: int = 0
 
     def __post_init__(self) -> None:
         for width in self.widths:
@@ -53,20 +56,20 @@ class Network:
                 f"activations has {len(self.activations)} names, but widths make {len(self.widths) - 1} layers"
             )
 
+        if self.code_layer == 0:
+            object.__setattr__(self, "code_layer", 1 + int(np.argmin(self.widths[1:])))
+        if not 1 <= self.code_layer <= len(self.activations):
+            raise ValueError(f"code_layer must be within 1 .. {len(self.activations)}, got {self.code_layer}")
+
     @classmethod
     def autoencoder(cls, n: int, k: int) -> "Network":
         """The default machine: n -> k -> n -> n, two sigmoid layers and a linear one."""
-        return cls((n, k, n, n), ("sigmoid", "sigmoid", "identity"))
+        return cls((n, k, n, n), ("sigmoid", "sigmoid", "identity"), code_layer=1)
 
     @property
     def n_layers(self) -> int:
         """Layers, the input not counted."""
         return len(self.activations)
-
-    @property
-    def code_layer(self) -> int:
-        """The layer whose output is the code: the first of the narrowest layers, counted from 1."""
-        return 1 + int(np.argmin(self.widths[1:]))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter by name, W1, b1, W2, b2, ..."""

@@ -1,0 +1,521 @@
+"""The estimators: scikit-learn's checks and tools, MLPRegressor's steps, quality on real data, what users rely on."""
+
+import copy
+import pickle
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.decomposition import PCA
+from sklearn.metrics import r2_score, roc_auc_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.neural_network import MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import fastae
+from fastae import Autoencoder, AutoencoderDetector
+
+X = np.random.default_rng(0).normal(size=(260, 7)) @ np.random.default_rng(1).normal(size=(7, 12)) + 5
+HOLED = np.where(np.random.default_rng(2).random(X.shape) < 0.1, np.nan, X)
+QUICK = {"hidden_layer_sizes": (4,), "max_iter": 20, "random_state": 0}
+
+
+@parametrize_with_checks(
+    [
+        Autoencoder(),
+        AutoencoderDetector(),
+        Autoencoder(dtype="float32", output_layer=False, scale=None),
+        AutoencoderDetector(solver="lbfgs", missing="mask", max_iter=50),
+    ]
+)
+def test_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+# -- MLPRegressor's steps ---------------------------------------------------------------------------------------------
+
+
+def side_by_side(steps, **options):
+    """MLPRegressor(X, X) and ours after the same full-batch steps from the same weights."""
+    data, n, k = X[:200] / 10, X.shape[1], 4
+    common = {"batch_size": 200, "shuffle": False, "n_iter_no_change": 1000, "random_state": 0, **options}
+    theirs = MLPRegressor(
+        hidden_layer_sizes=(k, n),
+        activation="logistic",
+        max_iter=1,
+        **{**common, "learning_rate_init": 1e-300},
+    )
+    theirs.fit(data, data)
+    first = [array.copy() for array in (*theirs.coefs_, *theirs.intercepts_)]
+    theirs = MLPRegressor(hidden_layer_sizes=(k, n), activation="logistic", max_iter=steps, **common).fit(
+        data, data
+    )
+    ours = Autoencoder((k,), activation="logistic", max_iter=1, scale=None, warm_start=True, **common)
+    ours.set_params(learning_rate_init=1e-300).fit(data)
+    for name, array in zip(("W1", "W2", "W3", "b1", "b2", "b3"), first, strict=True):
+        ours.params_[name] = array
+    del ours._state
+    ours.set_params(max_iter=steps, learning_rate_init=common.get("learning_rate_init", 0.001)).fit(data)
+    return ours, theirs, data
+
+
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+@pytest.mark.parametrize(
+    ("steps", "options"),
+    [
+        (1, {"solver": "sgd", "alpha": 0, "momentum": 0, "learning_rate_init": 0.1}),
+        (20, {"solver": "sgd", "alpha": 0, "momentum": 0.9, "learning_rate_init": 0.1}),
+        (20, {"solver": "sgd", "alpha": 0.5, "nesterovs_momentum": False, "learning_rate_init": 0.1}),
+        (20, {"solver": "sgd", "alpha": 0, "learning_rate": "invscaling", "learning_rate_init": 0.1}),
+        (20, {"solver": "adam", "alpha": 0}),
+        (20, {"solver": "adam", "alpha": 0.5, "learning_rate_init": 0.01}),
+    ],
+)
+def test_steps_are_those_of_mlpregressor(steps, options):
+    ours, theirs, data = side_by_side(steps, **options)
+    for i in range(3):
+        np.testing.assert_allclose(ours.params_[f"W{i + 1}"], theirs.coefs_[i], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(ours.params_[f"b{i + 1}"], theirs.intercepts_[i], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(ours.reconstruct(data), theirs.predict(data), rtol=0, atol=1e-12)
+    assert ours.score(data) == pytest.approx(theirs.score(data, data), abs=1e-10)
+    if options["alpha"] == 0:
+        assert ours.loss_ / X.shape[1] == pytest.approx(theirs.loss_, abs=1e-12)
+
+
+def test_another_step_would_be_seen():
+    ours, theirs, _ = side_by_side(1, solver="sgd", alpha=0, momentum=0, learning_rate_init=0.1)
+    assert np.abs(ours.params_["W1"] - theirs.coefs_[0]).max() < 1e-12
+    ours.set_params(max_iter=2).fit(X[:200] / 10)
+    assert np.abs(ours.params_["W1"] - theirs.coefs_[0]).max() > 1e-9
+
+
+# -- quality on real data, with fixed settings ------------------------------------------------------------------------
+
+
+def test_held_out_digits_come_back_better_than_by_pca():
+    digits = load_digits().data / 16
+    train, test = digits[:1300], digits[1300:]
+    model = Autoencoder(
+        (16,), activation="tanh", max_iter=600, learning_rate_init=0.003, learning_rate="cosine", alpha=1e-4,
+        tol=0, scale=None, random_state=0,
+    ).fit(train)  # fmt: skip
+    pca = PCA(16).fit(train)
+    by_pca = np.mean((test - pca.inverse_transform(pca.transform(test))) ** 2)
+    assert model.reconstruction_error(test).mean() < by_pca
+
+
+def test_malign_tumours_are_outliers_among_benign_ones():
+    data = load_breast_cancer()
+    benign = data.data[data.target == 1]
+    train, held_out = benign[:250], benign[250:]
+    malign = data.data[data.target == 0]
+    model = AutoencoderDetector((4,), max_iter=500, learning_rate_init=0.003, tol=0, random_state=0).fit(
+        train
+    )
+    scores = model.score_samples(np.vstack([held_out, malign]))
+    truth = np.repeat([1, 0], [len(held_out), len(malign)])
+    assert roc_auc_score(truth, scores) > 0.93
+
+
+def test_zeros_are_outliers_among_the_other_digits():
+    digits = load_digits()
+    normal, zeros = digits.data[digits.target != 0], digits.data[digits.target == 0]
+    model = AutoencoderDetector(
+        (8,), max_iter=600, learning_rate_init=0.003, tol=0, scale="minmax", random_state=0
+    ).fit(normal[:1200])
+    scores = model.score_samples(np.vstack([normal[1200:], zeros]))
+    assert roc_auc_score(np.repeat([1, 0], [len(normal) - 1200, len(zeros)]), scores) > 0.85
+
+
+@pytest.mark.exhaustive
+def test_shuttle_anomalies_are_outliers_among_normal_rows():
+    datasets = pytest.importorskip("river.datasets")
+    rows = [(list(x.values()), y) for x, y in datasets.Shuttle()]
+    data, anomalous = np.array([x for x, _ in rows], "f4"), np.array([bool(y) for _, y in rows])
+    normal = np.random.default_rng(0).permutation(np.flatnonzero(~anomalous))
+    held_out = np.concatenate([normal[20_000:], np.flatnonzero(anomalous)])
+    model = AutoencoderDetector((4,), max_iter=100, learning_rate_init=0.003, tol=0, random_state=0)
+    scores = model.fit(data[normal[:20_000]]).score_samples(data[held_out])
+    assert roc_auc_score(~anomalous[held_out], scores) > 0.98
+
+
+# -- scale, dtype, missing cells --------------------------------------------------------------------------------------
+
+
+def test_scale_is_that_of_scikit_learn_and_is_undone():
+    for scale, theirs in (("standard", StandardScaler()), ("minmax", MinMaxScaler())):
+        model = Autoencoder(scale=scale, **QUICK).fit(X)
+        seen = (X - model.shift_) * model.scale_
+        np.testing.assert_allclose(seen, theirs.fit_transform(X), rtol=0, atol=1e-12)
+        bare = Autoencoder(scale=None, **QUICK).fit(seen)
+        np.testing.assert_allclose(model.transform(X), bare.transform(seen), atol=1e-10)
+        np.testing.assert_allclose(
+            model.reconstruct(X), theirs.inverse_transform(bare.reconstruct(seen)), atol=1e-9
+        )
+
+
+def test_a_constant_column_does_no_harm():
+    data = np.column_stack([X, np.full(len(X), 0.1)])
+    for scale in ("standard", "minmax", None):
+        model = Autoencoder(scale=scale, **QUICK).fit(data)
+        assert np.isfinite(model.reconstruct(data)).all()
+        assert model.scale_ is None or model.scale_[-1] == 1
+
+
+def test_errors_are_those_of_the_reconstruction():
+    for model in (Autoencoder(**QUICK).fit(X), Autoencoder(scale=None, dtype="float32", **QUICK).fit(X)):
+        squares = (model.reconstruct(X).astype("f8") - X) ** 2
+        np.testing.assert_allclose(model.reconstruction_error(X), squares.mean(axis=1), rtol=1e-4)
+        np.testing.assert_allclose(model.reconstruction_error(X, per_feature=True), squares, rtol=1e-9)
+        assert model.reconstruction_error(X).dtype == np.float64
+        assert model.score(X) == pytest.approx(r2_score(X, model.reconstruct(X)))
+
+
+def test_dtype_is_kept_or_chosen():
+    for given in ("float32", "float64"):
+        model = Autoencoder(**QUICK).fit(X.astype(given))
+        assert model.transform(X.astype(given)).dtype == model.params_.dtype == given
+    assert Autoencoder(**QUICK).fit((X * 10).astype(int)).params_.dtype == "float64"
+    assert Autoencoder(dtype="float32", **QUICK).fit(X).reconstruct(X).dtype == "float32"
+
+
+def test_missing_cells_are_filled_in_from_the_rest():
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        Autoencoder(**QUICK).fit(HOLED)
+    options = {
+        "hidden_layer_sizes": (7,),
+        "activation": "tanh",
+        "max_iter": 400,
+        "learning_rate_init": 0.01,
+        "tol": 0,
+    }
+    model = Autoencoder(missing="mask", random_state=0, **options).fit(HOLED)
+    filled = model.reconstruct(HOLED)
+    holes = np.isnan(HOLED)
+    assert np.isfinite(filled).all()
+    by_mean = np.broadcast_to(np.nanmean(HOLED, axis=0), X.shape)
+    assert np.mean((filled - X)[holes] ** 2) < 0.5 * np.mean((by_mean - X)[holes] ** 2)
+    error = model.reconstruction_error(HOLED)
+    np.testing.assert_allclose(error, np.nanmean((filled - HOLED) ** 2, axis=1), rtol=1e-6)
+    assert (model.reconstruction_error(HOLED, per_feature=True)[holes] == 0).all()
+    assert model.score(HOLED) > 0.5
+    assert np.isfinite(AutoencoderDetector(missing="mask", **QUICK).fit(HOLED).score_samples(HOLED)).all()
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["adam", "adamw", "sgd", "lbfgs"])
+def test_every_solver_learns_and_repeats_itself(solver):
+    options = {"solver": solver, "hidden_layer_sizes": (6,), "max_iter": 60, "learning_rate_init": 0.01}
+    model = Autoencoder(random_state=3, **options).fit(X)
+    again = Autoencoder(random_state=3, **options).fit(X)
+    assert np.array_equal(model.params_.flat, again.params_.flat)
+    assert model.loss_curve_ == again.loss_curve_
+    assert model.loss_curve_[-1] < 0.7 * model.loss_curve_[0]
+    assert model.n_iter_ == len(model.loss_curve_)
+    assert model.loss_ == model.loss_curve_[-1]
+    other = Autoencoder(random_state=4, **options).fit(X)
+    assert not np.array_equal(model.params_.flat, other.params_.flat)
+
+
+def test_lbfgs_gets_further_than_adam_on_few_rows():
+    by_lbfgs = Autoencoder((6,), solver="lbfgs", max_iter=300, tol=0, random_state=0).fit(X)
+    by_adam = Autoencoder((6,), max_iter=300, tol=0, random_state=0).fit(X)
+    assert by_lbfgs.loss_ < by_adam.loss_
+    assert by_lbfgs.stop_reason_ in ("max_iter", "tol")
+
+
+@pytest.mark.parametrize("schedule", ["constant", "invscaling", "adaptive", "cosine"])
+def test_every_schedule_learns(schedule):
+    rates = []
+    model = Autoencoder(
+        (6,), learning_rate=schedule, learning_rate_init=0.02, power_t=0.1, max_iter=60, random_state=0,
+        callback=lambda epoch: rates.append(epoch.learning_rate),
+    ).fit(X)  # fmt: skip
+    assert model.loss_ < 0.7 * model.loss_curve_[0]
+    assert rates[0] == pytest.approx(0.02, rel=0.01)
+    assert (rates[-1] < 0.5 * rates[0]) == (schedule in ("invscaling", "cosine"))
+
+
+def test_adaptive_lowers_the_rate_before_it_stops():
+    rates = []
+    model = Autoencoder(
+        (4,), solver="sgd", learning_rate="adaptive", learning_rate_init=0.1, max_iter=2000, tol=1e-2,
+        n_iter_no_change=2, random_state=0, callback=lambda epoch: rates.append(epoch.learning_rate),
+    ).fit(X)  # fmt: skip
+    assert model.stop_reason_ == "tol"
+    assert rates[-1] <= 1e-6 < rates[-4]
+    np.testing.assert_allclose(sorted(set(rates), reverse=True)[:3], [0.1, 0.02, 0.004])
+
+
+def test_training_stops_by_tol():
+    model = Autoencoder((4,), max_iter=1000, tol=0.5, n_iter_no_change=3, random_state=0).fit(X)
+    assert model.stop_reason_ == "tol"
+    curve = np.array(model.loss_curve_)
+    assert len(curve) < 1000
+    assert (curve[-4:] > curve[:-4].min() - 0.5).all()
+    assert Autoencoder((4,), max_iter=5, random_state=0).fit(X).stop_reason_ == "max_iter"
+
+
+def test_early_stopping_goes_by_validation_loss_and_keeps_the_best_weights():
+    noisy = np.random.default_rng(0).normal(size=(60, 12))
+    options = {
+        "max_iter": 3000,
+        "learning_rate_init": 0.02,
+        "tol": 0,
+        "random_state": 0,
+        "n_iter_no_change": 10,
+    }
+    model = Autoencoder((10,), activation="tanh", early_stopping=True, validation_fraction=0.3, **options)
+    seen = []
+    model.set_params(
+        callback=lambda epoch: seen.append((epoch.validation_loss, epoch.params.flat.copy()))
+    ).fit(noisy)
+    assert model.stop_reason_ == "tol"
+    best = int(np.argmin(model.validation_loss_curve_))
+    assert best < model.n_iter_ - 1
+    assert np.array_equal(model.params_.flat, seen[best][1])
+    assert [loss for loss, _ in seen] == model.validation_loss_curve_
+
+
+def test_validation_rows_can_be_given():
+    model = Autoencoder(scale="standard", **QUICK).fit(X[:200], X_val=X[200:])
+    assert len(model.validation_loss_curve_) == model.n_iter_ == 20
+    seen = (X[200:] - model.shift_) * model.scale_
+    loss = fastae.reference.cost(seen, fastae.reference.forward(seen, dict(model.params_))["xhat"])
+    assert min(model.validation_loss_curve_) == pytest.approx(loss, rel=1e-10)
+    with pytest.raises(ValueError, match="X_val has 11 features, but X has 12"):
+        Autoencoder(**QUICK).fit(X, X_val=X[:, :11])
+
+
+def test_partial_fit_is_an_epoch_a_call():
+    options = {"hidden_layer_sizes": (4,), "batch_size": 300, "random_state": 0}
+    whole = Autoencoder(max_iter=7, tol=0, n_iter_no_change=100, **options).fit(X)
+    parts = Autoencoder(**options)
+    for _ in range(7):
+        parts.partial_fit(X)
+    np.testing.assert_allclose(parts.params_.flat, whole.params_.flat, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(parts.loss_curve_, whole.loss_curve_)
+    assert parts.n_iter_ == 7
+    with pytest.raises(AttributeError, match="partial_fit"):
+        Autoencoder(solver="lbfgs").partial_fit(X)
+    with pytest.raises(ValueError, match="early_stopping"):
+        Autoencoder(early_stopping=True).partial_fit(X)
+    detector = AutoencoderDetector(random_state=0).partial_fit(X).partial_fit(X)
+    assert np.mean(detector.predict(X) == -1) == pytest.approx(0.1, abs=0.01)
+
+
+def test_warm_start_goes_on_and_fit_starts_anew():
+    model = Autoencoder(warm_start=True, **QUICK).fit(X)
+    first = model.loss_curve_
+    model.fit(X)
+    assert model.loss_curve_[0] < first[-1] * 1.05
+    model.set_params(warm_start=False).fit(X)
+    assert model.loss_curve_ == first
+    model.set_params(warm_start=True, hidden_layer_sizes=(3,)).fit(X)
+    assert model.transform(X).shape == (260, 3)
+
+
+def test_a_callback_can_stop():
+    model = Autoencoder(callback=lambda epoch: epoch.number == 3, **QUICK).fit(X)
+    assert model.n_iter_ == 3
+    assert model.stop_reason_ == "callback"
+    model = Autoencoder(solver="lbfgs", callback=lambda epoch: epoch.number == 3, **QUICK).fit(X)
+    assert (model.n_iter_, model.stop_reason_) == (3, "callback")
+
+
+def test_scikit_learns_callbacks_are_told():
+    pytest.importorskip("sklearn.callback")
+
+    class Recorder:
+        def __init__(self):
+            self.log = []
+
+        def setup(self, estimator, context):
+            self.log.append("setup")
+
+        def teardown(self, estimator, context):
+            self.log.append("teardown")
+
+        def on_fit_task_begin(self, estimator, context, **kwargs):
+            self.log.append(f"begin {context.task_name}")
+
+        def on_fit_task_end(self, estimator, context, **kwargs):
+            self.log.append(f"end {context.task_name}")
+
+    recorder = Recorder()
+    Autoencoder(hidden_layer_sizes=(3,), max_iter=2, random_state=0).set_callbacks(recorder).fit(X)
+    epochs = ["begin epoch", "end epoch"] * 2
+    assert recorder.log == ["setup", "begin fit", *epochs, "end fit", "teardown"]
+
+
+def test_a_progress_bar_only_where_asked_for(capsys):
+    Autoencoder(**QUICK).fit(X)
+    assert capsys.readouterr() == ("", "")
+    Autoencoder(verbose=1, **QUICK).fit(X)
+    assert "20/20" in capsys.readouterr().err
+
+
+def test_a_divergence_says_what_to_do_and_keeps_finite_parameters():
+    model = Autoencoder(
+        (4,), solver="sgd", learning_rate_init=1e6, max_iter=50, random_state=0, dtype="float32"
+    )
+    with pytest.raises(
+        fastae.DivergenceError, match=r"epoch \d+, at learning rate 1e\+06: lower learning_rate_init"
+    ):
+        model.fit(X)
+    assert np.isfinite(model.params_.flat).all()
+
+
+def test_objectives_reach_training():
+    plain = Autoencoder(**QUICK).fit(X).loss_curve_
+    for options in (
+        {"noise": "gaussian"},
+        {"noise": "mask"},
+        {"noise": "swap"},
+        {"sparsity_weight": 1.0},
+        {"alpha": 5.0},
+    ):
+        curve = Autoencoder(**QUICK, **options).fit(X).loss_curve_
+        assert curve != plain
+        assert curve == Autoencoder(n_threads=1, **QUICK, **options).fit(X).loss_curve_
+
+
+def test_networks_are_as_asked_for():
+    model = Autoencoder((9, 4), **{k: v for k, v in QUICK.items() if k != "hidden_layer_sizes"}).fit(X)
+    assert model.network_.widths == (12, 9, 4, 9, 12, 12)
+    assert model.network_.activations == ("sigmoid",) * 4 + ("identity",)
+    assert model.transform(X).shape == (260, 4)
+    model.set_params(output_layer=False, activation="relu").fit(X)
+    assert model.network_ == fastae.Network((12, 9, 4, 9, 12), ("relu", "relu", "relu", "identity"))
+    wide = Autoencoder((20,), max_iter=3).fit(X)  # an overcomplete code is still the first hidden layer
+    assert wide.transform(X).shape == (260, 20)
+    assert wide.inverse_transform(wide.transform(X)).shape == X.shape
+    for bad in ((0,), (3, -1), (), (2.5,)):
+        with pytest.raises(ValueError, match="hidden_layer_sizes must be positive integers"):
+            Autoencoder(bad).fit(X)
+
+
+def test_decoding_a_code_is_reconstructing():
+    for options in ({}, {"scale": None}, {"output_layer": False}):
+        model = Autoencoder(**QUICK, **options).fit(X)
+        np.testing.assert_allclose(
+            model.inverse_transform(model.transform(X)), model.reconstruct(X), atol=1e-12
+        )
+    with pytest.raises(ValueError, match="X has 3 features, but the code has 4"):
+        model.inverse_transform(X[:, :3])
+
+
+# -- tools ------------------------------------------------------------------------------------------------------------
+
+
+def test_copies_are_as_good():
+    model = AutoencoderDetector(**QUICK).fit(X)
+    for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), copy.copy(model)):
+        assert np.array_equal(twin.score_samples(X), model.score_samples(X))
+        assert np.array_equal(twin.predict(X), model.predict(X))
+    assert not hasattr(clone(model), "params_")
+    for shift in range(1, 40):  # wherever a buffer lands
+        junk = bytearray(shift)
+        assert pickle.loads(pickle.dumps(model.params_)).flat.ctypes.data % 64 == 0
+        del junk
+
+
+def test_joblib(tmp_path):
+    model = Autoencoder(**QUICK).fit(X)
+    joblib.dump(model, tmp_path / "model.joblib")
+    assert np.array_equal(joblib.load(tmp_path / "model.joblib").transform(X), model.transform(X))
+
+
+def test_pipeline_and_grid_search_in_two_processes():
+    pipeline = make_pipeline(StandardScaler(), Autoencoder(scale=None, **QUICK))
+    assert pipeline.fit_transform(X).shape == (260, 4)
+    search = GridSearchCV(
+        Autoencoder(max_iter=30, learning_rate_init=0.01, random_state=0),
+        {"hidden_layer_sizes": [(1,), (7,)]},
+        n_jobs=2,
+        cv=2,
+    ).fit(X)
+    assert search.best_params_ == {"hidden_layer_sizes": (7,)}
+
+
+def test_names_and_frames():
+    frame = pd.DataFrame(X, columns=[f"c{i}" for i in range(12)])
+    model = Autoencoder(**QUICK).set_output(transform="pandas").fit(frame)
+    assert list(model.get_feature_names_out()) == [f"autoencoder{i}" for i in range(4)]
+    assert list(model.transform(frame).columns) == list(model.get_feature_names_out())
+    assert list(model.feature_names_in_) == list(frame.columns)
+    with pytest.raises(ValueError, match="feature names should match"):
+        model.transform(frame.rename(columns={"c3": "other"}))
+
+
+# -- detector ---------------------------------------------------------------------------------------------------------
+
+
+def test_detector_signs_and_threshold():
+    model = AutoencoderDetector(contamination=0.2, **QUICK).fit(X)
+    scores = model.score_samples(X)
+    assert scores.dtype == np.float64
+    assert (scores <= 0).all()
+    np.testing.assert_allclose(model.decision_function(X), scores - model.offset_)
+    assert np.mean(model.predict(X) == -1) == pytest.approx(0.2, abs=0.01)
+    assert set(model.predict(X)) == {-1, 1}
+    assert np.array_equal(model.fit_predict(X), model.predict(X))
+    far = X.mean(axis=0) + 50 * X.std(axis=0) * np.where(np.arange(12) % 2, 1, -1)
+    assert model.predict(far[None])[0] == -1
+    seen = (X - model.shift_) * model.scale_
+    xhat = (model.reconstruct(X) - model.shift_) * model.scale_
+    np.testing.assert_allclose(-scores, ((xhat - seen) ** 2).mean(axis=1), rtol=1e-9)
+
+
+def test_the_threshold_can_be_set_after_fitting():
+    model = AutoencoderDetector(**QUICK).fit(X)
+    error = -model.score_samples(X)
+    model.set_threshold(float(np.median(error)))
+    assert np.mean(model.predict(X) == -1) == pytest.approx(0.5, abs=0.01)
+    model.set_threshold(contamination=0.05, X=X)
+    assert np.mean(model.predict(X) == -1) == pytest.approx(0.05, abs=0.01)
+    for wrong in (
+        {},
+        {"error": 1.0, "contamination": 0.1},
+        {"contamination": 0.1},
+        {"contamination": 0.7, "X": X},
+    ):
+        with pytest.raises(ValueError, match=r"set_threshold takes|contamination must be"):
+            model.set_threshold(**wrong)
+
+
+def test_explain_names_the_features_that_made_a_row_an_outlier():
+    frame = pd.DataFrame(X, columns=[f"c{i}" for i in range(12)])
+    options = {"hidden_layer_sizes": (7,), "max_iter": 300, "learning_rate_init": 0.01, "random_state": 0}
+    model = AutoencoderDetector(**options).fit(frame)
+    odd = frame.iloc[:5].copy()
+    odd["c8"] += 30 * frame["c8"].std()
+    features, shares = model.explain(odd, top=3)
+    assert features.shape == shares.shape == (5, 3)
+    assert (features[:, 0] == "c8").mean() >= 0.8
+    assert (np.diff(shares, axis=1) <= 0).all()
+    everything, shares = model.explain(odd, top=50)
+    assert everything.shape == (5, 12)
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+    assert AutoencoderDetector(**QUICK).fit(X).explain(X[:2])[0].dtype.kind == "i"
+    with pytest.raises(ValueError, match="top must be at least 1"):
+        model.explain(odd, top=0)
+
+
+def test_parameters_out_of_range_are_named():
+    for name, value in [
+        ("solver", "rmsprop"), ("activation", "gelu"), ("alpha", -1), ("scale", "robust"), ("noise", "salt"),
+        ("noise_level", -1), ("sparsity_target", 1.0), ("missing", "mean"), ("n_threads", 0), ("max_iter", 0),
+        ("learning_rate", "linear"), ("dtype", "float16"), ("callback", 3), ("batch_size", 0),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=name):
+            Autoencoder(**{name: value}).fit(X)
+    with pytest.raises(ValueError, match="contamination"):
+        AutoencoderDetector(contamination=0.6).fit(X)

@@ -114,9 +114,9 @@ def test_malign_tumours_are_outliers_among_benign_ones():
     benign = data.data[data.target == 1]
     train, held_out = benign[:250], benign[250:]
     malign = data.data[data.target == 0]
-    model = AutoencoderDetector((4,), max_iter=500, learning_rate_init=0.003, tol=0, random_state=0).fit(
-        train
-    )
+    model = AutoencoderDetector(
+        (4,), activation="tanh", alpha=1.0, max_iter=300, learning_rate_init=0.003, tol=0, random_state=0
+    ).fit(train)
     scores = model.score_samples(np.vstack([held_out, malign]))
     truth = np.repeat([1, 0], [len(held_out), len(malign)])
     assert roc_auc_score(truth, scores) > 0.93

@@ -8,8 +8,9 @@ def pytest_terminal_summary(terminalreporter, config):
     benches = [bench for bench in getattr(session, "benchmarks", ()) if bench]
     by_name = {bench.name: bench for bench in benches}
     rows = []
+    _epochs(terminalreporter, [bench for bench in benches if "ratio" in bench.extra_info])
     for bench in benches:
-        if bench.name.endswith("-numpy]"):
+        if "ratio" in bench.extra_info or bench.name.endswith("-numpy]"):
             continue
         info, median = bench.extra_info, bench.stats.median
         peer = by_name.get(re.sub(r"-[^-]+\]$", "-numpy]", bench.name))
@@ -51,3 +52,18 @@ def pytest_terminal_summary(terminalreporter, config):
 
 def _number(info, name, form):
     return form.format(info[name]) if name in info else ""
+
+
+def _epochs(terminalreporter, benches):
+    """Ours beside all peers, timed in turn."""
+    if not benches:
+        return
+    terminalreporter.section(
+        "fastae: milliseconds an epoch, all timed in turn, and how many times as fast as the best peer"
+    )
+    for bench in benches:
+        info = bench.extra_info
+        times = "  ".join(f"{name} {value:.4g}" for name, value in info["milliseconds"].items())
+        terminalreporter.write_line(
+            f"{bench.name:32}  {times}  -> {info['ratio']:.2f}x {info['best_peer']} (target {info['target_ratio']}x)"
+        )

@@ -245,7 +245,7 @@ def report(case: Case) -> None:
     lines = [(s.name, s.flops * tiles, _time(s.run, probe) * tiles) for s in tile.stages()]
     from fastae.kernels import step
 
-    shards = -(-case.m // int(step.shard_rows(case.m)))
+    shards = -(-case.m // int(step.shard_rows(case.m, tile.size)))
     parts = layout.aligned_zeros(shards * tile.size, case.dtype).reshape(shards, -1)
     lines.append(
         (f"add up {shards} shards", 0, _time(lambda n: add_up_times(n, tile.gradient, parts, shards)))

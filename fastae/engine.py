@@ -274,7 +274,7 @@ class Engine:
         job[step.RATES], job[step.SETTINGS] = rates.ctypes.data, settings.ctypes.data
         job[step.LOSSES] = losses.ctypes.data
         with self._lock:
-            shards = -(-batch // int(step.shard_rows(batch)))
+            shards = -(-batch // int(step.shard_rows(batch, self._size)))
             if self._gradients.shape[0] < shards:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
             job[step.GRADIENTS] = self._gradients.ctypes.data

@@ -130,7 +130,7 @@ BUSY, WAITING, OVER = 0, 1, 2
 
 TRANSPOSE, CODE, SHARD, UPDATE, PHASES = range(5)
 STRETCH = 8192  # elements that an UPDATE item covers
-SHARDS_MOST, SHARD_ROWS_LEAST = 32, 512
+SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (128, 512), 20_000_000
 SPINS = 2000  # turns to wait within a job
 LISTEN = 20000  # turns a helper waits for another job: 0.2 ms where a pause is 10 ns
 
@@ -139,9 +139,15 @@ LOSS, SPARE, LEVEL, CELL, SCRATCH = 0, 1, 3, 4, 5
 
 
 @kernel
-def shard_rows(rows):  # type: ignore[no-untyped-def]
-    """Rows in each shard of a batch but the last, whole register tiles: set by the row count alone."""
-    shards = min(max(rows // SHARD_ROWS_LEAST, 1), SHARDS_MOST)
+def shard_rows(rows, size):  # type: ignore[no-untyped-def]
+    """Rows in each shard of a batch but the last, whole register tiles; `size` is that of the flat buffers.
+
+    At least SHARD_FLOPS of work, within SHARD_ROWS_LEAST, so that a small batch of wide rows can be shared out. Never
+    by the number of threads: the same job has the same shards.
+    """
+    few, many = SHARD_ROWS_LEAST
+    least = min(max(SHARD_FLOPS // (6 * size), few), many)
+    shards = min(max(rows // least, 1), SHARDS_MOST)
     each = (rows + shards - 1) // shards
     return (each + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
 
@@ -163,7 +169,7 @@ def _items(job, plan, step, phase, size, lanes):  # type: ignore[no-untyped-def]
         return total
     if phase == SHARD or (phase == CODE and job[SPARSE] != 0):
         _, rows = _rows_in_step(job, step)
-        each = shard_rows(rows)
+        each = shard_rows(rows, job[SIZE])
         return (rows + each - 1) // each
     return (size + STRETCH - 1) // STRETCH if phase == UPDATE else 0
 
@@ -428,7 +434,7 @@ def _shard_item(job, plan, work, totals, codes, settings, step, item, me, code_p
         target_at = 0
     gradient_at = job[GRADIENTS] + item * job[SIZE] * size
     first, rows = _rows_in_step(job, step)
-    each = shard_rows(rows)
+    each = shard_rows(rows, job[SIZE])
     end = min(each * (item + 1), rows)
     epoch = _epoch(job, step)
     while me[QUOTA] > 0:
@@ -661,7 +667,7 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
             first = item * STRETCH
             last = min(first + STRETCH, size)
             _, rows = _rows_in_step(job, step)
-            each = shard_rows(rows)
+            each = shard_rows(rows, job[SIZE])
             weight = losses[step, 1]
             factor = 1.0 / weight if weight > 0 else 0.0
             add_up(gradient, gradients, (rows + each - 1) // each, first, last, factor)

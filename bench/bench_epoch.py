@@ -1,0 +1,65 @@
+"""One epoch of mini-batch Adam, ours and the peers' in turn, A B A B, each checked to take the same steps first."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+import fastae
+from fastae.bench.peers import PEERS, RATE
+from fastae.bench.rounds import in_turn
+
+pytestmark = pytest.mark.benchmark(group="epoch")
+
+# (m, n, k, batch) and how many times as fast as the best peer an epoch is to be
+CASES = [
+    ((20_000, 30, 8, 256), 3.0),
+    ((1_797, 64, 32, 200), 3.0),
+    ((20_000, 784, 64, 256), 1.3),
+    ((100_000, 30, 8, 4096), 2.0),
+]
+
+
+def ours(X, dense, batch):
+    network = fastae.Network.autoencoder(*dense["W1"].shape)
+    params = fastae.Parameters.from_arrays(network, dense)
+    engine, adam = fastae.Engine(network), fastae.Adam(learning_rate=RATE)
+    state = fastae.optimizers.State.zeros(params)
+
+    def epochs(times):
+        options = {"optimizer": adam, "batch_size": batch, "shuffle": False, "state": state}
+        fastae.train(params, X, engine=engine, epochs=times, **options)
+        return params
+
+    return epochs
+
+
+@pytest.mark.parametrize(
+    ("size", "target"), CASES, ids=lambda v: "-".join(map(str, v)) if isinstance(v, tuple) else ""
+)
+def test_epoch(benchmark, size, target):
+    m, n, k, batch = size
+    m = m // batch * batch
+    X = np.random.default_rng(0).random((m, n), dtype=np.float32)
+    dense = dict(fastae.Parameters.random(fastae.Network.autoencoder(n, k)))
+    made = {"fastae": ours} | {name: make for name, (module, make) in PEERS.items() if find_spec(module)}
+    epochs = {name: make(X, dict(dense), batch) for name, make in made.items()}
+    after = {name: epoch(1) for name, epoch in epochs.items()}
+    for name, params in after.items():
+        for key, wanted in after["numpy"].items():
+            error = np.abs(params[key] - wanted).max()
+            assert error < 0.02 * RATE * (m // batch), (
+                name,
+                key,
+                error,
+            )  # of the furthest that Adam can have gone
+    seconds = in_turn(benchmark, epochs)
+    if seconds:
+        best = min((value, name) for name, value in seconds.items() if name != "fastae")
+        benchmark.extra_info |= {
+            "milliseconds": {name: value * 1e3 for name, value in seconds.items()},
+            "best_peer": best[1],
+            "ratio": best[0] / seconds["fastae"],
+            "target_ratio": target,
+            "rows_per_second": m / seconds["fastae"],
+        }

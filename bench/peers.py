@@ -1,0 +1,128 @@
+"""One epoch of Adam by other libraries, on the same batches from the same weights, to set beside ours.
+
+Each is a function of (X, dense parameters, batch size) that returns a function of a number: it takes that many more
+epochs and returns its parameters by name. No shuffling, no penalty; the last rows that fill no batch are left out for
+all, since a scan takes batches of one size.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Epochs = Callable[[int], dict[str, np.ndarray]]
+RATE, BETA_1, BETA_2, EPSILON = 0.001, 0.9, 0.999, 1e-8
+
+
+def by_numpy(X: np.ndarray, dense: dict[str, np.ndarray], batch: int) -> Epochs:
+    """The NumPy reference."""
+    import fastae
+    from fastae import reference
+
+    state: dict[str, Any] = {"params": dense, "moments": {}, "t": 0}
+
+    def epochs(times: int) -> dict[str, np.ndarray]:
+        for first in list(range(0, len(X), batch)) * times:
+            gradient = reference.backward(X[first : first + batch], state["params"])
+            state["t"] += 1
+            state["params"] = reference.step(
+                state["params"], gradient, state["moments"], state["t"], fastae.Adam()
+            )
+        return state["params"]
+
+    return epochs
+
+
+def by_sklearn(X: np.ndarray, dense: dict[str, np.ndarray], batch: int) -> Epochs:
+    """scikit-learn's MLPRegressor, a partial_fit an epoch."""
+    from sklearn.neural_network import MLPRegressor
+
+    n, k = dense["W1"].shape
+    model = MLPRegressor(
+        hidden_layer_sizes=(k, n), activation="logistic", solver="adam", alpha=0, batch_size=batch, shuffle=False,
+        learning_rate_init=1e-30,
+    )  # fmt: skip
+    warnings.filterwarnings("ignore", module="sklearn.neural_network")
+    model.partial_fit(X[:batch], X[:batch])  # makes its arrays
+    model._optimizer.t, model._optimizer.learning_rate_init = 0, RATE
+    model._optimizer.ms = [np.zeros_like(a) for a in model._optimizer.ms]
+    model._optimizer.vs = [np.zeros_like(a) for a in model._optimizer.vs]
+    for i in range(3):
+        model.coefs_[i][...], model.intercepts_[i][...] = dense[f"W{i + 1}"], dense[f"b{i + 1}"]
+
+    def epochs(times: int) -> dict[str, np.ndarray]:
+        for _ in range(times):
+            model.partial_fit(X, X)
+        weights = {f"W{i + 1}": model.coefs_[i] for i in range(3)}
+        return weights | {f"b{i + 1}": model.intercepts_[i] for i in range(3)}
+
+    return epochs
+
+
+def by_torch(X: np.ndarray, dense: dict[str, np.ndarray], batch: int) -> Epochs:
+    """A torch loop with fused Adam."""
+    import torch
+
+    p = {name: torch.tensor(array, requires_grad=True) for name, array in dense.items()}
+    data = torch.from_numpy(X)
+    adam = torch.optim.Adam(p.values(), lr=RATE, betas=(BETA_1, BETA_2), eps=EPSILON, fused=True)
+
+    def epochs(times: int) -> dict[str, np.ndarray]:
+        for first in list(range(0, len(X), batch)) * times:
+            x = data[first : first + batch]
+            h1 = torch.sigmoid(torch.addmm(p["b1"], x, p["W1"]))
+            h2 = torch.sigmoid(torch.addmm(p["b2"], h1, p["W2"]))
+            residual = torch.addmm(p["b3"], h2, p["W3"]) - x
+            adam.zero_grad()
+            ((residual * residual).sum() / (2 * len(x))).backward()
+            adam.step()
+        return {name: tensor.detach().numpy() for name, tensor in p.items()}
+
+    return epochs
+
+
+def by_jax(X: np.ndarray, dense: dict[str, np.ndarray], batch: int) -> Epochs:
+    """A jitted JAX scan over the batches."""
+    import jax
+    import jax.numpy as jnp
+
+    batches = jnp.asarray(X.reshape(-1, batch, X.shape[1]))
+
+    def cost(p: Any, x: Any) -> Any:
+        h1 = jax.nn.sigmoid(x @ p["W1"] + p["b1"])
+        h2 = jax.nn.sigmoid(h1 @ p["W2"] + p["b2"])
+        return jnp.sum((h2 @ p["W3"] + p["b3"] - x) ** 2) / (2 * x.shape[0])
+
+    def step(state: Any, x: Any) -> Any:
+        p, u, s, t = state
+        g = jax.grad(cost)(p, x)
+        t = t + 1
+        u = jax.tree.map(lambda a, b: BETA_1 * a + (1 - BETA_1) * b, u, g)
+        s = jax.tree.map(lambda a, b: BETA_2 * a + (1 - BETA_2) * b * b, s, g)
+        rate = RATE * jnp.sqrt(1 - BETA_2**t) / (1 - BETA_1**t)
+        p = jax.tree.map(lambda a, b, c: a - rate * b / (jnp.sqrt(c) + EPSILON), p, u, s)
+        return (p, u, s, t), None
+
+    run = jax.jit(lambda state: jax.lax.scan(step, state, batches)[0])
+    first = {name: jnp.asarray(array) for name, array in dense.items()}
+    zeros = jax.tree.map(jnp.zeros_like, first)
+    state = (first, zeros, zeros, jnp.float32(0))
+
+    def epochs(times: int) -> dict[str, np.ndarray]:
+        nonlocal state
+        for _ in range(times):
+            state = run(state)
+        jax.block_until_ready(state)
+        return {name: np.asarray(array) for name, array in state[0].items()}
+
+    return epochs
+
+
+PEERS: dict[str, tuple[str, Callable[..., Epochs]]] = {
+    "numpy": ("numpy", by_numpy),
+    "sklearn": ("sklearn", by_sklearn),
+    "torch": ("torch", by_torch),
+    "jax": ("jax", by_jax),
+}
+"""By name: the module that must be installed, and the function."""

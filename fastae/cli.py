@@ -45,7 +45,7 @@ def demo(
     picture = find_spec("matplotlib") is not None
     if picture and not out.parent.is_dir():
         raise typer.BadParameter(f"{out.parent} is no directory", param_hint="--out")
-    with Console(stderr=True).status("loading the kernels; the first time, compiling them takes about 10 s"):
+    with Console(stderr=True).status("loading the kernels; the first time, compiling them takes about 15 s"):
         job.warm_up(hidden)
     result = job.run(hidden=hidden, epochs=epochs, seed=seed, progress=True)
 

@@ -19,8 +19,11 @@ from fastae.kernels import layout
 from fastae.network import Network, Parameters, check_dtype
 from fastae.objective import PLAIN, Objective
 
+SMALL_JOB = (
+    30e6  # FLOPs below which a job stays on the calling thread: about what waking a thread costs, in time
+)
 SMALL_STEP = (
-    30e6  # FLOPs below which a step stays on the calling thread: about what waking a thread costs, in time
+    8e6  # FLOPs below which each of a job's steps does: what moving its parameters between cores costs
 )
 PATIENCE = 0.05  # seconds a jitted call should last, so that signals are handled in time
 WORKSPACE = 1 << 20  # bytes of tiles a thread should keep to: less than L2
@@ -279,7 +282,8 @@ class Engine:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
             job[step.GRADIENTS] = self._gradients.ctypes.data
             claim = (step.TRANSPOSE if self.network.n_layers > 1 else step.SHARD) << 32
-            self._run(job, claim, 6.0 * batch * self._size)
+            flops = 6.0 * batch * self._size
+            self._run(job, claim, flops * rates.size if flops > SMALL_STEP else 0.0)
             done = int(self._control[step.STEPS_DONE])
             diverged = self._control[step.OUTCOME] == step.DIVERGED
         return losses[: done + diverged]
@@ -335,9 +339,9 @@ class Engine:
         while True:
             try:
                 if not opened:
-                    step.open_job(control, members, claim, self.n_threads if flops > SMALL_STEP else 1)
+                    step.open_job(control, members, claim, self.n_threads if flops > SMALL_JOB else 1)
                     opened = True
-                    if flops > SMALL_STEP:
+                    if flops > SMALL_JOB:
                         for member in np.flatnonzero(members[:, step.WAKE]):
                             woken = True
                             team.lend(self._helper(int(member)))

@@ -130,7 +130,7 @@ BUSY, WAITING, OVER = 0, 1, 2
 
 TRANSPOSE, CODE, SHARD, UPDATE, PHASES = range(5)
 STRETCH = 8192  # elements that an UPDATE item covers
-SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (128, 512), 20_000_000
+SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (96, 512), 4_000_000
 SPINS = 2000  # turns to wait within a job
 LISTEN = 20000  # turns a helper waits for another job: 0.2 ms where a pause is 10 ns
 

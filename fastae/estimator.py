@@ -506,8 +506,7 @@ class Autoencoder(
 
     def reconstruct(self, X: Any) -> np.ndarray:
         """Each row as the network gives it back: (m, n), in the scale of the data; missing cells filled in."""
-        X = self._check_fitted(X)
-        return self._out(self._engine().reconstruct(self.params_, X, **self._in()))
+        return self._reconstruct(self._check_fitted(X))
 
     def reconstruction_error(self, X: Any, *, per_feature: bool = False) -> np.ndarray:
         """Mean over features of the squared error of each row: (m,) float64, in the squared units of the data.
@@ -516,15 +515,14 @@ class Autoencoder(
         """
         X = self._check_fitted(X)
         if per_feature:
-            error = np.square(self.reconstruct(X).astype(np.float64) - X)
-            return np.where(np.isnan(X), 0.0, error) if self.missing else error
+            return self._cell_errors(X)
         weight = None if self.scale_ is None else 1 / np.square(self.scale_)
         return np.asarray(self._errors(X, None, self.params_, weight) / self._observed(X))
 
     def score(self, X: Any, y: Any = None) -> float:
         """R^2 of the reconstruction, the mean over features: 1 is perfect, 0 is as good as each feature's mean."""
         X = self._check_fitted(X)
-        xhat = self.reconstruct(X)
+        xhat = self._reconstruct(X)
         if self.missing:
             seen = ~np.isnan(X)
             X, xhat = np.where(seen, X, np.nanmean(X, axis=0)), np.where(seen, xhat, np.nanmean(X, axis=0))
@@ -599,6 +597,14 @@ class Autoencoder(
             xhat /= self.scale_.astype(xhat.dtype)
             xhat += self.shift_.astype(xhat.dtype)
         return xhat
+
+    def _reconstruct(self, X: np.ndarray) -> np.ndarray:
+        return self._out(self._engine().reconstruct(self.params_, X, **self._in()))
+
+    def _cell_errors(self, X: np.ndarray) -> np.ndarray:
+        """Squared error of each cell, in the scale of the data; 0 for missing ones."""
+        error: np.ndarray = np.square(self._reconstruct(X).astype(np.float64) - X)
+        return np.where(np.isnan(X), 0.0, error) if self.missing else error
 
     def _errors(
         self, X: np.ndarray, index: Any, params: Parameters, column_weight: np.ndarray | None = None
@@ -750,7 +756,7 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         X = self._check_fitted(X)
         if top < 1:
             raise ValueError(f"top must be at least 1, got {top!r}")
-        error = self.reconstruction_error(X, per_feature=True)
+        error = self._cell_errors(X)
         if self.scale_ is not None:
             error *= np.square(self.scale_)
         worst = np.argsort(-error, axis=1, kind="stable")[:, : int(top)]

@@ -12,6 +12,8 @@ import numpy as np
 
 from fastae.kernels.compiler import kernel
 from fastae.kernels.layout import BIAS, WEIGHT
+from fastae.kernels.simd import vector_kernel
+from fastae.kernels.target import LINE
 
 NONE, SGD, ADAM = range(3)
 # The places in `settings`, a float64 vector: of the optimizer, then of the objective (step.py)
@@ -51,6 +53,28 @@ def add_penalty(gradient, parameters, plan, first, last, factor):  # type: ignor
     return total
 
 
+def _write_adam(words, p, g, u, s, lines, constants):  # type: ignore[no-untyped-def]
+    """Adam on `lines` lines; constants: beta_1, 1 - beta_1, beta_2, 1 - beta_2, epsilon, the rate, 1 - decay."""
+    beta_1, rest_1, beta_2, rest_2, epsilon, rate, keep = (
+        words.broadcast(words.offset(constants, i * words.itemsize)) for i in range(7)
+    )
+
+    def line(p, g, u, s):  # type: ignore[no-untyped-def]
+        slope = words.load(g, aligned=False)
+        mean = words.fma(beta_1, words.load(u, aligned=False), words.mul(rest_1, slope))
+        square = words.fma(beta_2, words.load(s, aligned=False), words.mul(rest_2, words.mul(slope, slope)))
+        words.store(mean, u, aligned=False)
+        words.store(square, s, aligned=False)
+        move = words.over_root(words.mul(rate, mean), square, epsilon)
+        words.store(words.sub(words.mul(keep, words.load(p, aligned=False)), move), p, aligned=False)
+        return [words.offset(place, LINE) for place in (p, g, u, s)]
+
+    words.loop(lines, [p, g, u, s], line)
+
+
+_adam = vector_kernel(_write_adam)
+
+
 @kernel
 def update(kind, parameters, gradient, moment_1, moment_2, first, last, rate, step, settings):  # type: ignore[no-untyped-def]
     """One step of optimizer `kind` on [first, last), in place; `step` counts from 0 since `settings[STEPS_BEFORE]`."""
@@ -73,7 +97,15 @@ def update(kind, parameters, gradient, moment_1, moment_2, first, last, rate, st
         beta_1, beta_2, epsilon = real(settings[BETA_1]), real(settings[BETA_2]), real(settings[EPSILON])
         learning = real(rate * np.sqrt(1 - settings[BETA_2] ** t) / (1 - settings[BETA_1] ** t))
         keep = one - real(rate * settings[DECAY])
-        for i in range(p.size):
+        constants = np.empty(7, p.dtype)
+        constants[0], constants[1], constants[2], constants[3] = beta_1, one - beta_1, beta_2, one - beta_2
+        constants[4], constants[5], constants[6] = epsilon, learning, keep
+        lines = p.size * p.itemsize // LINE
+        arrays = p.ctypes.data, g.ctypes.data, u.ctypes.data, s.ctypes.data
+        _adam(p, (arrays[0], arrays[1], arrays[2], arrays[3], lines, constants.ctypes.data))
+        for i in range(
+            lines * LINE // p.itemsize, p.size
+        ):  # a flat buffer is whole lines; a caller's may not be
             u[i] = beta_1 * u[i] + (one - beta_1) * g[i]
             s[i] = beta_2 * s[i] + (one - beta_2) * (g[i] * g[i])
             p[i] = keep * p[i] - learning * u[i] / (np.sqrt(s[i]) + epsilon)

@@ -1,0 +1,126 @@
+"""The kernels of an update, on stretches of any length and place, against the formulas in float64."""
+
+import numpy as np
+import pytest
+
+from fastae.kernels import layout, optimizer
+
+RNG = np.random.default_rng(0)
+TOLERANCE = {"float32": 4e-7, "float64": 1e-15}
+STRETCHES = [(0, 64), (0, 1), (16, 80), (5, 5), (7, 190), (32, 200)]
+
+
+def buffers(dtype, count=4, size=200):
+    return [RNG.normal(size=size).astype(dtype) for _ in range(count)]
+
+
+def settings(**values):
+    made = np.zeros(optimizer.SETTINGS)
+    for name, value in values.items():
+        made[getattr(optimizer, name.upper())] = value
+    return made
+
+
+def wanted(kind, p, g, u, s, rate, t, o):
+    """The formulas of the module's docstring, in float64."""
+    p, g, u, s = (array.astype("f8") for array in (p, g, u, s))
+    keep = 1 - rate * o[optimizer.DECAY]
+    if kind == optimizer.SGD:
+        momentum = o[optimizer.MOMENTUM]
+        u = momentum * u - rate * g
+        move = momentum * u - rate * g if o[optimizer.NESTEROV] else u
+        return keep * p + move, u, s
+    b1, b2 = o[optimizer.BETA_1], o[optimizer.BETA_2]
+    u, s = b1 * u + (1 - b1) * g, b2 * s + (1 - b2) * g**2
+    correction = np.sqrt(1 - b2**t) / (1 - b1**t)
+    return keep * p - rate * correction * u / (np.sqrt(s) + o[optimizer.EPSILON]), u, s
+
+
+CASES = {
+    "sgd": (optimizer.SGD, settings()),
+    "momentum": (optimizer.SGD, settings(momentum=0.9, decay=0.1)),
+    "nesterov": (optimizer.SGD, settings(momentum=0.9, nesterov=1)),
+    "adam": (optimizer.ADAM, settings(beta_1=0.9, beta_2=0.999, epsilon=1e-8, steps_before=6)),
+    "adamw": (optimizer.ADAM, settings(beta_1=0.8, beta_2=0.99, epsilon=1e-3, decay=0.2)),
+}
+
+
+@pytest.mark.parametrize("stretch", STRETCHES)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_updates_are_their_formulas_within_a_stretch(dtype, name, stretch):
+    kind, o = CASES[name]
+    p, g, u, s = buffers(dtype)
+    s = np.abs(s)
+    before = [array.copy() for array in (p, g, u, s)]
+    first, last = stretch
+    optimizer.update(kind, p, g, u, s, first, last, 0.05, 3, o)
+    results = wanted(kind, *before, 0.05, o[optimizer.STEPS_BEFORE] + 4, o)
+    inside = slice(first, last)
+    for found, old, new in zip((p, u, s), (before[0], before[2], before[3]), results, strict=True):
+        np.testing.assert_allclose(
+            found[inside], new[inside], rtol=4 * TOLERANCE[dtype], atol=4 * TOLERANCE[dtype]
+        )
+        outside = np.ones(200, bool)
+        outside[inside] = False
+        assert np.array_equal(found[outside], old[outside])
+    assert np.array_equal(g, before[1])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_adam_moves_by_the_rate_however_small_the_gradient(dtype):
+    for size in (1e-12, 1e-6, 1.0, 1e6, 1e15):
+        p, u, s = np.zeros(32, dtype), np.zeros(32, dtype), np.zeros(32, dtype)
+        g = np.full(32, size, dtype)
+        o = settings(beta_1=0.9, beta_2=0.999, epsilon=1e-30)
+        optimizer.update(optimizer.ADAM, p, g, u, s, 0, 32, 0.01, 0, o)
+        np.testing.assert_allclose(p, -0.01, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_padding_stays_zero(name):
+    kind, o = CASES[name]
+    p, g, u, s = (np.zeros(64, "f4") for _ in range(4))
+    for step in range(3):
+        optimizer.update(kind, p, g, u, s, 0, 64, 0.1, step, o)
+    assert not any(array.any() for array in (p, u, s))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_shards_are_added_up_in_order(dtype, count):
+    parts = RNG.normal(size=(6, 100)).astype(dtype)
+    total = np.full(100, 7, dtype)
+    optimizer.add_up(total, parts, count, 13, 90, 0.25)
+    running = parts[0].copy()
+    for i in range(1, count):
+        running += parts[i]
+    assert np.array_equal(total[13:90], running[13:90] * np.asarray(0.25, dtype))
+    assert (total[:13] == 7).all()
+    assert (total[90:] == 7).all()
+
+
+def test_the_penalty_is_on_weights_alone():
+    plan, size, _ = layout.plan((20, 7, 20), ("sigmoid", "identity"), "float64")
+    p, g = RNG.normal(size=(2, size))
+    mask = np.zeros(size, bool)
+    for row in plan:
+        mask[row[layout.WEIGHT] : row[layout.BIAS]] = True
+    for first, last in [(0, size), (10, 500), (size - 3, size), (64, 64)]:
+        after = g.copy()
+        total = optimizer.add_penalty(after, p, plan, first, last, 0.3)
+        inside = mask & (np.arange(size) >= first) & (np.arange(size) < last)
+        np.testing.assert_allclose(after, g + 0.3 * p * inside, rtol=1e-15)
+        assert total == pytest.approx(np.sum(p[inside] ** 2), rel=1e-13)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_blocks_are_transposed(dtype):
+    lanes = layout.lanes(dtype)
+    W = RNG.normal(size=(2 * lanes, 3 * lanes)).astype(dtype)
+    source = np.zeros((3, 2 * lanes, lanes), dtype)
+    layout.pack(W, source)
+    target = np.zeros((2, 3 * lanes, lanes), dtype)
+    for block in range(2):
+        optimizer.transpose_block(source.ravel(), target.reshape(-1), 2 * lanes, 3 * lanes, block)
+    assert np.array_equal(layout.unpack(target, W.T.shape), W.T)

@@ -1,7 +1,7 @@
 """Training: epochs of mini-batch or full-batch gradient descent over an engine.
 
-An epoch is one call of ``Engine.run_steps``, so that many small steps cost one jitted call; a full batch that nobody
-watches takes many epochs a call.
+An epoch is one call of ``Engine.run_steps``, so that many small steps cost one jitted call; where rows keep their
+order and nobody watches, a call takes many epochs.
 """
 
 import time
@@ -17,9 +17,8 @@ from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Adam, Optimizer, State
 
-EPOCHS_A_CALL = (
-    64  # of a full batch that nobody watches: the most that a divergence, or Ctrl-C, can take back
-)
+# Unshuffled and unwatched: what a divergence, or Ctrl-C, takes back at most
+EPOCHS_A_CALL, STEPS_A_CALL = 64, 1000
 
 
 class DivergenceError(ArithmeticError):
@@ -195,7 +194,9 @@ def train(
     shuffle = shuffle and batch < rows
     steps_per_epoch = -(-rows // max(batch, 1))
     watched = callback is not None or progress or validate is not None or patience is not None
-    epochs_a_call = EPOCHS_A_CALL if steps_per_epoch == 1 and not watched else 1
+    epochs_a_call = 1
+    if not shuffle and not watched:
+        epochs_a_call = max(1, min(EPOCHS_A_CALL, STEPS_A_CALL // max(steps_per_epoch, 1)))
 
     gradient = Parameters(params.network, params.dtype)
     kept = _Kept(params, state)

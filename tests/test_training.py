@@ -77,11 +77,15 @@ def test_200_float32_steps_of_sgd_agree_with_a_float64_numpy_loop_to_1e_5():
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_watching_changes_nothing():
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_size": 100, "shuffle": False}, {"batch_size": 7, "shuffle": False}]
+)
+def test_watching_changes_nothing(options):
     alone, watched = start(), start()
     seen = []
-    plain = fastae.train(alone, X, epochs=150)
-    history = fastae.train(watched, X, epochs=150, callback=lambda epoch: seen.append(epoch.loss))
+    options["objective"] = fastae.Objective(noise="gaussian", noise_level=0.1)
+    plain = fastae.train(alone, X, epochs=150, **options)
+    history = fastae.train(watched, X, epochs=150, callback=lambda epoch: seen.append(epoch.loss), **options)
     assert seen == history.loss == plain.loss
     assert np.array_equal(alone.flat, watched.flat)
 

@@ -142,12 +142,12 @@ LOSS, SPARE, LEVEL, CELL, SCRATCH = 0, 1, 3, 4, 5
 def shard_rows(rows, size):  # type: ignore[no-untyped-def]
     """Rows in each shard of a batch but the last, whole register tiles; `size` is that of the flat buffers.
 
-    At least SHARD_FLOPS of work, within SHARD_ROWS_LEAST, so that a small batch of wide rows can be shared out. Never
-    by the number of threads: the same job has the same shards.
+    A shard has 512 rows or more, for its gradient has to be added up; a small batch, so that it can be shared out, is
+    cut into up to four, of SHARD_FLOPS each. Never by the number of threads: the same job has the same shards.
     """
     few, many = SHARD_ROWS_LEAST
     least = min(max(SHARD_FLOPS // (6 * size), few), many)
-    shards = min(max(rows // least, 1), SHARDS_MOST)
+    shards = min(max(rows // many, min(rows // least, 4), 1), SHARDS_MOST)
     each = (rows + shards - 1) // shards
     return (each + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
 

@@ -335,7 +335,7 @@ class Engine:
         members[:, step.REFILL] = quota
         members[0, step.HELD] = 0
         error: BaseException | None = None
-        opened = woken = False
+        opened = False
         while True:
             try:
                 if not opened:
@@ -343,12 +343,11 @@ class Engine:
                     opened = True
                     if flops > SMALL_JOB:
                         for member in np.flatnonzero(members[:, step.WAKE]):
-                            woken = True
                             team.lend(self._helper(int(member)))
                 if error is not None:
                     control[step.CANCEL] = 1
                 while True:
-                    members[0, step.QUOTA] = quota // 4 if woken else quota
+                    members[0, step.QUOTA] = quota
                     began = time.perf_counter()
                     status = step.run(self._job, self.plan, control, members[0], self._work[0])
                     if status == step.OVER:
@@ -356,11 +355,6 @@ class Engine:
                     if status == step.WAITING:
                         time.sleep(0)
                     else:
-                        if woken and control[step.INSIDE] == 0:
-                            # A helper that woke up behind this thread, on the same core, would wait there for some
-                            # milliseconds: let it have the core, and be put on another one.
-                            time.sleep(2e-5)
-                        woken = False
                         took = time.perf_counter() - began
                         quota = max(1, int(quota * min(4.0, PATIENCE / max(took, 1e-6))))
                 break

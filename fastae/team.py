@@ -2,8 +2,12 @@
 
 A helper sleeps on a lock until it is lent, and is idle again when its work returns. None survives a fork: the child
 starts its own.
+
+A helper that wakes up behind its lender, on the same CPU, may wait there for milliseconds, longer than many a job
+takes. So it is kept off that CPU, where the system tells which one that is (Linux).
 """
 
+import ctypes
 import os
 import sys
 import threading
@@ -17,7 +21,9 @@ class _Helper:
         self._wake = threading.Lock()
         self._wake.acquire()
         self._work: Callable[[], object] | None = None
-        threading.Thread(target=self._live, name="fastae", daemon=True).start()
+        self._cpus: set[int] | None = None  # that it may run on, where that was said
+        self._thread = threading.Thread(target=self._live, name="fastae", daemon=True)
+        self._thread.start()
 
     def _live(self) -> None:
         while True:
@@ -33,9 +39,36 @@ class _Helper:
 
     def start(self, work: Callable[[], object]) -> None:
         self._work = work
+        self._keep_off(_current_cpu())
         self._wake.release()
 
+    def _keep_off(self, cpu: int) -> None:
+        """Let this helper run on every CPU that the caller may run on, but this one."""
+        thread = self._thread.native_id
+        if cpu < 0 or thread is None:
+            return
+        cpus = os.sched_getaffinity(0)
+        cpus = cpus - {cpu} or cpus
+        if cpus != self._cpus:
+            try:
+                os.sched_setaffinity(thread, cpus)
+            except OSError:  # not allowed, or CPUs were just taken away: the system places it
+                return
+            self._cpus = cpus
 
+
+def _find_current_cpu() -> Callable[[], int]:
+    if sys.platform == "linux":
+        try:
+            function: Callable[[], int] = ctypes.CDLL(None).sched_getcpu
+            function()
+            return function
+        except (OSError, AttributeError):
+            pass
+    return lambda: -1
+
+
+_current_cpu = _find_current_cpu()
 _idle: list[_Helper] = []
 
 if hasattr(os, "register_at_fork"):

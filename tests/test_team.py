@@ -144,3 +144,30 @@ def test_a_forked_child_starts_helpers_of_its_own():
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no thread affinity elsewhere")
+def test_a_helper_is_kept_off_its_lenders_cpu_and_comes_back_to_all_others():
+    everywhere = os.sched_getaffinity(0)
+    if len(everywhere) < 2:
+        pytest.skip("one CPU only")
+    ran, done = [], threading.Semaphore(0)
+
+    def work():
+        ran.append(os.sched_getaffinity(0))
+        done.release()
+
+    try:
+        for cpu in sorted(everywhere)[:2] * 2:
+            os.sched_setaffinity(0, {cpu})
+            team.lend(work)
+            assert done.acquire(timeout=10)
+            assert ran.pop() == {cpu}  # never on a CPU that the caller may not use
+        os.sched_setaffinity(0, everywhere)
+        for _ in range(5):
+            team.lend(work)
+            assert done.acquire(timeout=10)
+            assert len(ran[-1]) == len(everywhere) - 1
+            time.sleep(0.01)
+    finally:
+        os.sched_setaffinity(0, everywhere)

@@ -242,11 +242,15 @@ class Engine:
         objective: Objective = PLAIN,
         seed: int = 0,
         epoch: int = 0,
+        first_row: int = 0,
+        sums: bool = False,
     ) -> np.ndarray:
         """Steps over successive batches of the rows, in as few jitted calls as can be.
 
         `rates` holds a learning rate a step; `optimizer` and `settings` are those of ``kernels/optimizer.py``, without
-        the objective's. `epoch` is the first one's number, for the noise. Returns
+        the objective's. `epoch` is the first one's number, for the noise, and `first_row` that of the first row of `X`,
+        where it is a block of a larger matrix. With `sums`, for such a block, loss and gradient are sums over the rows,
+        for ``combine_sums``. Returns
         (steps, 2): the loss of each step, before it is taken, and the sum of its rows' weights. Fewer steps than rates
         come back where a loss was not finite: it is the last, and that step was not taken.
         """
@@ -255,6 +259,8 @@ class Engine:
         X = self._check_matrix(X, self.network.widths[0], "X")
         if self.network.widths[-1] != self.network.widths[0]:
             raise ValueError(f"network puts out {self.network.widths[-1]} features, but X has {X.shape[1]}")
+        if sums and (objective.alpha or objective.sparsity_weight):
+            raise ValueError("sums are of rows: objective must have neither alpha nor sparsity_weight")
         job, alive = self._describe(X, index, shift, scale, self.network.widths[0])
         if sample_weight is not None:
             weights = _check_vector(sample_weight, X.shape[0], "sample_weight")
@@ -271,7 +277,7 @@ class Engine:
         losses = np.zeros((rates.size, 2))
         batch = min(batch_size or job[step.ROWS], job[step.ROWS])
         job[step.TASK], job[step.BATCH], job[step.STEPS] = step.STEPS_TASK, batch, rates.size
-        job[step.OPTIMIZER] = optimizer
+        job[step.OPTIMIZER], job[step.FIRST_ROW], job[step.SUMS] = optimizer, first_row, sums
         job[step.PARAMETERS], job[step.GRADIENT] = params.flat.ctypes.data, gradient.flat.ctypes.data
         job[step.MOMENTS] = 0 if moments is None else moments.ctypes.data
         job[step.RATES], job[step.SETTINGS] = rates.ctypes.data, settings.ctypes.data
@@ -287,6 +293,36 @@ class Engine:
             done = int(self._control[step.STEPS_DONE])
             diverged = self._control[step.OUTCOME] == step.DIVERGED
         return losses[: done + diverged]
+
+    def combine_sums(
+        self,
+        params: Parameters,
+        parts: np.ndarray,
+        weight: float,
+        *,
+        gradient: Parameters,
+        optimizer: int = 0,
+        moments: np.ndarray | None = None,
+        rate: float = 0.0,
+        settings: npt.ArrayLike = (0.0,) * 12,
+        alpha: float = 0.0,
+    ) -> float:
+        """One step from the gradients of blocks of rows, each a sum over its rows (``run_steps`` with `sums`).
+
+        `parts` is (blocks, size of the flat buffer); they are added in that order, divided by `weight`, the sum of all
+        rows' weights, and the penalty added, into `gradient`. Returns what the penalty adds to the loss.
+        """
+        from fastae.kernels import optimizer as kernels
+
+        settings = np.array(settings, np.float64)
+        settings[kernels.ALPHA] = alpha
+        moments = np.empty((2, 0), self.dtype) if moments is None else moments
+        flats = params.flat, gradient.flat
+        return float(
+            kernels.combine(
+                optimizer, *flats, parts, self.plan, moments, float(weight), float(rate), settings
+            )
+        )
 
     # -- within -------------------------------------------------------------------------------------------------
 

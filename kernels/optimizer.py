@@ -112,6 +112,21 @@ def update(kind, parameters, gradient, moment_1, moment_2, first, last, rate, st
 
 
 @kernel
+def combine(kind, parameters, gradient, parts, plan, moments, weight, rate, settings):  # type: ignore[no-untyped-def]
+    """One step from sums over rows: gradient = (parts[0] + parts[1] + ...) / weight + penalty; what the penalty costs.
+
+    `parts` is (parts, size); `weight` is the sum of their rows' weights.
+    """
+    size, penalty = parameters.size, 0.0
+    add_up(gradient, parts, parts.shape[0], 0, size, 1.0 / weight)
+    if settings[ALPHA] > 0:
+        squares = add_penalty(gradient, parameters, plan, 0, size, settings[ALPHA] / weight)
+        penalty = settings[ALPHA] * squares / (2.0 * weight)
+    update(kind, parameters, gradient, moments[0], moments[1], 0, size, rate, 0, settings)
+    return penalty
+
+
+@kernel
 def transpose_block(source, target, fan_in, fan_out, block):  # type: ignore[no-untyped-def]
     """Block `block` of W' (its columns are W's rows) from W: flat views, sizes padded to whole blocks."""
     lanes = 64 // source.itemsize

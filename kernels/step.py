@@ -105,8 +105,10 @@ from fastae.kernels.target import LINE
     SPARSE,  # 1: the mean code has a cost
     CODES,  # float64 (shards, code): sums of codes
     SLOPES,  # (code,): the cost's derivative by each unit's mean
+    FIRST_ROW,  # number of the matrix's first row, for the noise: the matrix may be a block of a larger one
+    SUMS,  # 1: loss and gradient as sums over the rows, not divided by the rows' weights
     JOB,
-) = range(41)
+) = range(43)
 STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)
 
 # The control block: int64s a cache line apart
@@ -317,7 +319,7 @@ def _load_tile(work, job, plan, scratch, columns, place, first, rows, epoch, lev
         work[scratch + LEVEL * lanes] = level
         for i in range(rows):
             row = load_int64(index + (first + i) * 8) if index != 0 else first + i
-            key = row_key(job[SEED], epoch, row)
+            key = row_key(job[SEED], epoch, job[FIRST_ROW] + row)
             corrupt_row(
                 work,
                 place + i * lanes,
@@ -516,7 +518,9 @@ def _close_shards(job, totals, losses, step, shards):  # type: ignore[no-untyped
         weight += totals[shard, 1]
     if job[SPARSE] == 0:
         losses[step, 0] = 0.0
-    if weight > 0:
+    if job[SUMS] != 0:
+        losses[step, 0] += loss / 2.0
+    elif weight > 0:
         losses[step, 0] += loss / (2.0 * weight)
     losses[step, 1] = weight
 
@@ -670,6 +674,8 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
             each = shard_rows(rows, job[SIZE])
             weight = losses[step, 1]
             factor = 1.0 / weight if weight > 0 else 0.0
+            if job[SUMS] != 0:
+                factor = 1.0
             add_up(gradient, gradients, (rows + each - 1) // each, first, last, factor)
             if settings[ALPHA] > 0:
                 norms[item] = add_penalty(gradient, parameters, plan, first, last, settings[ALPHA] * factor)

@@ -17,6 +17,8 @@ import pytest
 
 import fastae
 from fastae import reference
+from fastae.objective import Objective
+from fastae.optimizers import State
 
 HOME = Path(fastae.__file__).parents[1]  # where a child Python finds fastae, installed or not
 TOLERANCE = {"float32": 4e-6, "float64": 1e-12}  # of the largest entry
@@ -852,3 +854,51 @@ def test_engine_is_freed_with_its_memory():
         gc.collect()
         time.sleep(0.01)
     assert gone() is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("optimizer", [fastae.SGD(momentum=0.9, learning_rate=0.01), fastae.Adam()])
+def test_a_step_from_sums_over_blocks_equals_the_step_on_all_rows(dtype, optimizer):
+    network = fastae.Network.autoencoder(9, 4)
+    X = np.random.default_rng(0).normal(size=(2500, 9))
+    weight = np.random.default_rng(1).random(2500)
+    noisy = {"noise": "gaussian", "noise_level": 0.3}
+    engine = fastae.Engine(network, 2, dtype)
+    made = []
+    for blocks in ([0, 2500], [0, 700, 701, 2500]):
+        params = fastae.Parameters.random(network, 0, dtype)
+        state = State.zeros(params)
+        gradient = fastae.Parameters(network, dtype)
+        for rate in optimizer.rates(0, 3):
+            how = {"optimizer": optimizer.code, "moments": state.moments}
+            options = {"seed": 5, "epoch": state.steps}
+            if len(blocks) == 2:
+                objective = Objective(alpha=0.1, **noisy)
+                how |= {"settings": optimizer.settings(state.steps), "rates": [rate]}
+                options |= how | {"objective": objective, "sample_weight": weight}
+                loss = engine.run_steps(params, X, gradient=gradient, **options)[0, 0]
+            else:
+                parts, totals = np.zeros((3, params.flat.size), dtype), np.zeros(2)
+                for part, first, last in zip(parts, blocks[:-1], blocks[1:], strict=True):
+                    options |= {"first_row": first, "objective": Objective(**noisy), "sums": True}
+                    options |= {"sample_weight": weight[first:last]}
+                    totals += engine.run_steps(params, X[first:last], gradient=gradient, **options)[0]
+                    part[:] = gradient.flat
+                how |= {"settings": optimizer.settings(state.steps), "rate": rate, "alpha": 0.1}
+                penalty = engine.combine_sums(params, parts, totals[1], gradient=gradient, **how)
+                loss = totals[0] / totals[1] + penalty
+            state.steps += 1
+        made.append((loss, params.flat, gradient.flat))
+    tolerance = 1e-5 if dtype == "float32" else 1e-13
+    assert made[1][0] == pytest.approx(made[0][0], rel=tolerance)
+    np.testing.assert_allclose(made[1][2], made[0][2], atol=tolerance * np.abs(made[0][2]).max(), rtol=0)
+    np.testing.assert_allclose(made[1][1], made[0][1], atol=20 * tolerance, rtol=0)
+
+
+def test_sums_have_no_cost_of_the_whole_batch():
+    network = fastae.Network.autoencoder(3, 2)
+    params = fastae.Parameters.random(network)
+    with pytest.raises(ValueError, match="sums are of rows: objective must have neither alpha"):
+        fastae.Engine(network, 1).run_steps(
+            params, np.ones((4, 3)), gradient=params.copy(), sums=True, objective=Objective(alpha=1.0)
+        )

@@ -78,8 +78,8 @@ def add_up_times(times, total, parts, count):
 @kernel
 def transpose_times(times, source, target, fan_in, fan_out, lanes):
     for _ in range(times):
-        for block in range(fan_in // lanes):
-            optimizer.transpose_block(source, target, fan_in, fan_out, block)
+        squares = source.size // (lanes * lanes)
+        optimizer.transpose_squares(source, target, fan_in, fan_out, 0, squares)
 
 
 class Stage(NamedTuple):

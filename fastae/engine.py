@@ -84,7 +84,7 @@ class Engine:
         self._size = size
         self._gradients = layout.aligned_zeros(0, self.dtype).reshape(0, size)
         self._totals = np.zeros((step.SHARDS_MOST, 2))
-        self._norms = np.zeros(-(-size // step.STRETCH))
+        self._norms = np.zeros(int(step.stretches(self.plan, lanes)))
         self._codes = np.zeros((step.SHARDS_MOST, network.widths[network.code_layer]))
         self._slopes = layout.aligned_zeros(code, self.dtype)
         self._job = np.zeros(step.JOB, np.int64)

@@ -10,7 +10,7 @@ import numpy as np
 from fastae.kernels import gemm
 from fastae.kernels.compiler import kernel
 from fastae.kernels.layout import ACTIVATIONS, aligned_zeros, blocks, lanes
-from fastae.kernels.optimizer import transpose_block
+from fastae.kernels.optimizer import transpose_squares
 from fastae.kernels.rows import add_lines, zero_lines
 from fastae.kernels.simd import Words, vector_kernel
 from fastae.kernels.target import LINE, TARGET
@@ -250,8 +250,8 @@ def _layer_forward(h, a, W, b, one, activation, rows, fan_in):  # type: ignore[n
 @kernel
 def _layer_backward(dW, db, a, WT, delta, W, sums, activation, rows, fan_in, fan_out, accumulate):  # type: ignore[no-untyped-def]
     height, padded_in, padded_out = delta.shape[1], W.shape[1], WT.shape[1]
-    for block in range(WT.shape[0]):
-        transpose_block(W.reshape(-1), WT.reshape(-1), padded_in, padded_out, block)
+    squares = WT.shape[0] * delta.shape[0]
+    transpose_squares(W.reshape(-1), WT.reshape(-1), padded_in, padded_out, 0, squares)
     if accumulate == 0:
         zero_lines(db, (np.int64(db.ctypes.data), delta.shape[0]))
     for j in range(delta.shape[0]):

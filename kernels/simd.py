@@ -331,6 +331,24 @@ class Words:
         nan = self.builder.fcmp_unordered("uno", where, where)
         return self.builder.select(nan, self.constant(0.0), x)
 
+    def transposed(self, lines: list[Value]) -> list[Value]:
+        """The columns of a square of lines: log2(lanes) rounds, each interleaving the first half with the second."""
+        ramp = range(self.lanes)
+        halves = [
+            ir.Constant(
+                ir.VectorType(I32, self.lanes), [(i + first) // 2 + (i % 2) * self.lanes for i in ramp]
+            )
+            for first in (0, self.lanes)
+        ]
+        half = self.lanes // 2
+        for _ in range(self.lanes.bit_length() - 1):
+            lines = [
+                self.builder.shuffle_vector(lines[i], lines[i + half], mask)
+                for i in range(half)
+                for mask in halves
+            ]
+        return lines
+
     # -- conversion -------------------------------------------------------------------------------------------
 
     def convert(self, value: Value, signed: bool, to: ir.Type | None = None) -> Value:

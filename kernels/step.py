@@ -3,10 +3,10 @@
 Each thread of a team makes one call, ``run``, on the same job. A step has up to four phases, each a number of items
 that threads claim one by one:
 
-    TRANSPOSE   one column block of one layer's W'
+    TRANSPOSE   one stretch of the flat buffers: W' of its weights; only in a job's first step
     CODE        one shard of the rows: the sum of its codes; only where the mean code has a cost
     SHARD       one shard of the rows: its own gradient, its own loss
-    UPDATE      one stretch of the flat buffers: shards added in a fixed order, then the optimizer
+    UPDATE      one stretch of the flat buffers: shards added in a fixed order, then the optimizer, then W'
 
 What an item computes depends on the job alone, never on who claims it, so the bits are the same for any number of
 threads, and a thread that comes late, or never, costs nothing but its help. Whoever finishes a phase's last item opens
@@ -43,7 +43,7 @@ from fastae.kernels.optimizer import (
     SPARSITY_WEIGHT,
     add_penalty,
     add_up,
-    transpose_block,
+    transpose_squares,
     update,
 )
 from fastae.kernels.optimizer import SETTINGS as SETTINGS_SIZE
@@ -131,7 +131,7 @@ COMPLETE, CANCELLED, DIVERGED = 1, 2, 3
 BUSY, WAITING, OVER = 0, 1, 2
 
 TRANSPOSE, CODE, SHARD, UPDATE, PHASES = range(5)
-STRETCH = 8192  # elements that an UPDATE item covers
+STRETCH = 4096  # elements of weights that an UPDATE item covers at most
 SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (96, 512), 4_000_000
 SPINS = 2000  # turns to wait within a job
 LISTEN = 20000  # turns a helper waits for another job: 0.2 ms where a pause is 10 ns
@@ -163,17 +163,41 @@ def _rows_in_step(job, step):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _items(job, plan, step, phase, size, lanes):  # type: ignore[no-untyped-def]
-    if phase == TRANSPOSE:
-        total = 0
-        for i in range(1, plan.shape[0]):
-            total += (plan[i, FAN_IN] + lanes - 1) // lanes
-        return total
+def stretches(plan, lanes):  # type: ignore[no-untyped-def]
+    """How many stretches the flat buffers fall into: whole squares of lanes x lanes weights, of one layer each."""
+    most = STRETCH // (lanes * lanes)
+    total = 0
+    for i in range(plan.shape[0]):
+        total += ((plan[i, BIAS] - plan[i, WEIGHT]) // (lanes * lanes) + most - 1) // most
+    return total
+
+
+@kernel
+def _stretch(plan, item, lanes):  # type: ignore[no-untyped-def]
+    """The layer of stretch `item`, its first and last square there, and its elements; a layer's last has its bias."""
+    square, most = lanes * lanes, STRETCH // (lanes * lanes)
+    for i in range(plan.shape[0]):
+        squares = (plan[i, BIAS] - plan[i, WEIGHT]) // square
+        count = (squares + most - 1) // most
+        if item < count:
+            first, last = item * most, min(item * most + most, squares)
+            end = plan[i, WEIGHT] + last * square
+            if last == squares:
+                end += (plan[i, FAN_OUT] + lanes - 1) // lanes * lanes
+            return i, first, last, plan[i, WEIGHT] + first * square, end
+        item -= count
+    return 0, 0, 0, 0, 0
+
+
+@kernel
+def _items(job, plan, step, phase, lanes):  # type: ignore[no-untyped-def]
+    if phase == UPDATE or (phase == TRANSPOSE and step == 0 and plan.shape[0] > 1):
+        return stretches(plan, lanes)
     if phase == SHARD or (phase == CODE and job[SPARSE] != 0):
         _, rows = _rows_in_step(job, step)
         each = shard_rows(rows, job[SIZE])
         return (rows + each - 1) // each
-    return (size + STRETCH - 1) // STRETCH if phase == UPDATE else 0
+    return 0
 
 
 @inlined
@@ -496,17 +520,14 @@ def _shard_item(job, plan, work, totals, codes, settings, step, item, me, code_p
 
 
 @kernel
-def _transpose_item(plan, parameters, transposed, item):  # type: ignore[no-untyped-def]
-    lanes = LINE // parameters.itemsize
-    for i in range(1, plan.shape[0]):
-        fan_in = (plan[i, FAN_IN] + lanes - 1) // lanes
-        if item < fan_in:
-            source = parameters[plan[i, WEIGHT] : plan[i, BIAS]]
-            fan_out = (plan[i, FAN_OUT] + lanes - 1) // lanes * lanes
-            target = transposed[plan[i, TRANSPOSED] : plan[i, TRANSPOSED] + source.size]
-            transpose_block(source, target, fan_in * lanes, fan_out, item)
-            return
-        item -= fan_in
+def _transpose_stretch(plan, parameters, transposed, layer, first, last):  # type: ignore[no-untyped-def]
+    """W' of squares first .. last - 1 of a layer's weights; the first layer's is not needed."""
+    if layer > 0:
+        row, lanes = plan[layer], LINE // parameters.itemsize
+        fan_in = (row[FAN_IN] + lanes - 1) // lanes * lanes
+        fan_out = (row[FAN_OUT] + lanes - 1) // lanes * lanes
+        target = transposed[row[TRANSPOSED] : row[TRANSPOSED] + fan_in * fan_out]
+        transpose_squares(parameters[row[WEIGHT] : row[BIAS]], target, fan_in, fan_out, first, last)
 
 
 @kernel
@@ -625,7 +646,7 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
     gradient = carray(pointer_to(job[GRADIENT]), (size,), like.dtype)
     moments = carray(pointer_to(job[MOMENTS]), (2, size), like.dtype)
     totals = carray(pointer_to(job[TOTALS]), (SHARDS_MOST, 2), np.float64)
-    norms = carray(pointer_to(job[NORMS]), ((size + STRETCH - 1) // STRETCH,), np.float64)
+    norms = carray(pointer_to(job[NORMS]), (stretches(plan, lanes),), np.float64)
     rates = carray(pointer_to(job[RATES]), (steps,), np.float64)
     settings = carray(pointer_to(job[SETTINGS]), (SETTINGS_SIZE,), np.float64)
     losses = carray(pointer_to(job[LOSSES]), (steps, 2), np.float64)
@@ -645,7 +666,7 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
                     continue
                 control[OUTCOME] = CANCELLED
                 return OVER
-            if item >= _items(job, plan, step, phase, size, lanes):
+            if item >= _items(job, plan, step, phase, lanes):
                 spins += 1
                 if spins > SPINS:
                     return WAITING
@@ -658,9 +679,10 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
         claim = me[HELD] - 1
         number, item = claim >> 32, claim & 0xFFFFFFFF
         step, phase = number // PHASES, number % PHASES
-        items = _items(job, plan, step, phase, size, lanes)
+        items = _items(job, plan, step, phase, lanes)
         if phase == TRANSPOSE:
-            _transpose_item(plan, parameters, transposed, item)
+            which, low, high, _, _ = _stretch(plan, item, lanes)
+            _transpose_stretch(plan, parameters, transposed, which, low, high)
         elif phase != UPDATE:
             if load_acquire(shared + CANCEL * 8) != 0:
                 me[HELD] = 0
@@ -668,8 +690,7 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
             if not _shard_item(job, plan, work, totals, codes, settings, step, item, me, phase == CODE):
                 return BUSY
         else:
-            first = item * STRETCH
-            last = min(first + STRETCH, size)
+            which, low, high, first, last = _stretch(plan, item, lanes)
             _, rows = _rows_in_step(job, step)
             each = shard_rows(rows, job[SIZE])
             weight = losses[step, 1]
@@ -692,6 +713,8 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
                     step,
                     settings,
                 )
+                if step + 1 < steps:
+                    _transpose_stretch(plan, parameters, transposed, which, low, high)
         me[HELD] = 0
         if fetch_add(done_at, 1) + 1 == items:
             store_release(done_at, 0)
@@ -712,8 +735,8 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
                     store_release(claim_at, FINISHED_CLAIM)
                     return OVER
             following = number + 1
-            while _items(job, plan, following // PHASES, following % PHASES, size, lanes) == 0:
-                following += 1  # most steps have no CODE, and a single layer has nothing to transpose
+            while _items(job, plan, following // PHASES, following % PHASES, lanes) == 0:
+                following += 1  # most steps have nothing to TRANSPOSE and no CODE
             store_release(claim_at, following << 32)
 
 

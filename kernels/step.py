@@ -145,11 +145,15 @@ def shard_rows(rows, size):  # type: ignore[no-untyped-def]
     """Rows in each shard of a batch but the last, whole register tiles; `size` is that of the flat buffers.
 
     A shard has 512 rows or more, for its gradient has to be added up; a small batch, so that it can be shared out, is
-    cut into up to four, of SHARD_FLOPS each. Never by the number of threads: the same job has the same shards.
+    cut into up to four, of SHARD_FLOPS each. Their number is a power of two, which most numbers of threads share
+    evenly; it never depends on the number of threads: the same job has the same shards.
     """
     few, many = SHARD_ROWS_LEAST
     least = min(max(SHARD_FLOPS // (6 * size), few), many)
-    shards = min(max(rows // many, min(rows // least, 4), 1), SHARDS_MOST)
+    most = min(max(rows // many, min(rows // least, 4)), SHARDS_MOST)
+    shards = 1
+    while 2 * shards <= most:
+        shards *= 2
     each = (rows + shards - 1) // shards
     return (each + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
 

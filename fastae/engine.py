@@ -419,6 +419,7 @@ class Engine:
 
         step = self._step
         job = self._blank.copy()
+        job[step.FORWARD_AT : step.SHARD_AT + 1] = step.addresses(self.dtype)
         job[step.X], job[step.ROW_STRIDE], job[step.COLUMN_STRIDE] = X.ctypes.data, *X.strides
         if X.shape[1] == 1:
             job[step.COLUMN_STRIDE] = X.itemsize

@@ -520,6 +520,19 @@ def pointer_to(typingctx, address):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def call_at(typingctx, address, integers):  # type: ignore[no-untyped-def]
+    """Call the ``compiler.ByAddress`` function at `address`; the first of `integers` is its pointer."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        values = cgutils.unpack_tuple(builder, arguments[1])
+        kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), values)
+        return context.get_dummy_value()
+
+    return types.void(address, integers), generate
+
+
+@intrinsic
 def pause(typingctx):  # type: ignore[no-untyped-def]
     """Tell the core that this is a spin loop (x86: pause)."""
 

@@ -22,7 +22,7 @@ import numpy as np
 from numba import carray
 
 from fastae.kernels import layer
-from fastae.kernels.compiler import inlined, kernel
+from fastae.kernels.compiler import ByAddress, inlined, kernel
 from fastae.kernels.layout import (
     ACTIVATION,
     BIAS,
@@ -31,6 +31,7 @@ from fastae.kernels.layout import (
     FAN_OUT,
     IDENTITY,
     OUTPUT,
+    PLAN,
     TRANSPOSED,
     WEIGHT,
 )
@@ -49,6 +50,7 @@ from fastae.kernels.optimizer import (
 from fastae.kernels.optimizer import SETTINGS as SETTINGS_SIZE
 from fastae.kernels.rows import add_lines, load_rows, store_rows, zero_lines
 from fastae.kernels.simd import (
+    call_at,
     compare_and_swap,
     exchange,
     fetch_add,
@@ -106,9 +108,15 @@ from fastae.kernels.target import LINE
     CODES,  # float64 (shards, code): sums of codes
     SLOPES,  # (code,): the cost's derivative by each unit's mean
     FIRST_ROW,  # number of the matrix's first row, for the noise: the matrix may be a block of a larger one
+    FORWARD_AT,  # where the layer kernels lie: addresses
+    RESIDUAL_AT,
+    BACKWARD_AT,
+    GRADIENT_AT,
+    LOAD_AT,  # and those of this file
+    SHARD_AT,
     SUMS,  # 1: loss and gradient as sums over the rows, not divided by the rows' weights
     JOB,
-) = range(43)
+) = range(49)
 STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)
 
 # The control block: int64s a cache line apart
@@ -133,6 +141,7 @@ BUSY, WAITING, OVER = 0, 1, 2
 TRANSPOSE, CODE, SHARD, UPDATE, PHASES = range(5)
 STRETCH = 4096  # elements of weights that an UPDATE item covers at most
 SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (96, 512), 4_000_000
+WORK_MOST = 1 << 40  # elements: the length of a thread's memory is not checked
 SPINS = 2000  # turns to wait within a job
 LISTEN = 20000  # turns a helper waits for another job: 0.2 ms where a pause is 10 ns
 
@@ -194,6 +203,14 @@ def _stretch(plan, item, lanes):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def _rows_of_shard(job, step, item):  # type: ignore[no-untyped-def]
+    """First and last + 1 row of a shard, counted within its step."""
+    _, rows = _rows_in_step(job, step)
+    each = shard_rows(rows, job[SIZE])
+    return each * item, min(each * (item + 1), rows)
+
+
+@kernel
 def _items(job, plan, step, phase, lanes):  # type: ignore[no-untyped-def]
     if phase == UPDATE or (phase == TRANSPOSE and step == 0 and plan.shape[0] > 1):
         return stretches(plan, lanes)
@@ -205,14 +222,13 @@ def _items(job, plan, step, phase, lanes):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _forward_layers(like, plan, parameters, ones, tiles, rows, height, first, last):  # type: ignore[no-untyped-def]
+def _forward_layers(like, job, plan, tiles, rows, height, first, last):  # type: ignore[no-untyped-def]
     """Layers first .. last - 1 on a tile; the input of layer i lies where layer i - 1's output goes."""
-    size = like.itemsize
+    parameters, ones, size = job[PARAMETERS], job[ONES], like.itemsize
     lanes = LINE // size
     for i in range(first, last):
         source = tiles + (plan[i - 1, OUTPUT] * height * size if i > 0 else 0)
-        layer.forward(
-            like,
+        arguments = (
             tiles + plan[i, OUTPUT] * height * size,
             source,
             parameters + plan[i, WEIGHT] * size,
@@ -225,6 +241,7 @@ def _forward_layers(like, plan, parameters, ones, tiles, rows, height, first, la
             (plan[i, FAN_OUT] + lanes - 1) // lanes,
             (plan[i, FAN_IN] + lanes - 1) // lanes * lanes,
         )
+        call_at(job[FORWARD_AT], arguments)
 
 
 @inlined
@@ -249,22 +266,9 @@ def _tile_gradient(
         source = tiles + (plan[last - 1, OUTPUT] * height * size if last > 0 else 0)
         w, b = parameters + plan[last, WEIGHT] * size, parameters + plan[last, BIAS] * size
         depth = plan[last, FAN_IN]
-        layer.residual(
-            like,
-            tiles + wide,
-            source,
-            w,
-            b,
-            target,
-            weight,
-            top_sums,
-            loss,
-            whole,
-            height,
-            depth,
-            blocks,
-            fan_in,
-        )
+        out = tiles + wide
+        arguments = (out, source, w, b, target, weight, top_sums, loss, whole, height, depth, blocks, fan_in)
+        call_at(job[RESIDUAL_AT], arguments)
     else:
         layer.output_delta(
             like, tiles + wide, target, weight, top_sums, loss, plan[last, ACTIVATION], whole, height, blocks
@@ -275,13 +279,13 @@ def _tile_gradient(
         below = tiles + (plan[i - 1, OUTPUT] * height * size if i > 0 else 0)
         delta = tiles + plan[i, OUTPUT] * height * size
         dw = gradient + plan[i, WEIGHT] * size
-        layer.gradient(like, dw, below, delta, add, rows, height, plan[i, FAN_IN], blocks, fan_in)
+        product = dw, below, delta, add, rows, height, plan[i, FAN_IN], blocks, fan_in
+        call_at(job[GRADIENT_AT], product)
         if i > 0:
             sparse = job[SPARSE] != 0 and i - 1 == job[CODE_LAYER]
             if sparse:
                 layer.pull(like, spare, below, weight, job[SLOPES], whole, height, fan_in // lanes)
-            layer.backward(
-                like,
+            chained = (
                 below,
                 delta,
                 transposed + plan[i, TRANSPOSED] * size,
@@ -293,9 +297,16 @@ def _tile_gradient(
                 fan_in // lanes,
                 blocks * lanes,
             )
+            call_at(job[BACKWARD_AT], chained)
             if sparse:
                 below_sums = sums + plan[i - 1, COLUMN_SUMS] * size
                 layer.add_pull(like, below, spare, below_sums, whole, height, fan_in // lanes)
+
+
+@kernel
+def whole_rows(rows):  # type: ignore[no-untyped-def]
+    """Rows that are computed for `rows`: whole register tiles."""
+    return (rows + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
 
 
 @kernel
@@ -307,17 +318,20 @@ def target_place(plan, height, lanes):  # type: ignore[no-untyped-def]
     return tiles * height + sums + height + SCRATCH * lanes
 
 
-@kernel
-def _load_tile(work, job, plan, scratch, columns, place, first, rows, epoch, level):  # type: ignore[no-untyped-def]
-    """Rows into work[place:], and zeros below them down to a whole register tile; the rows to compute.
+@ByAddress
+def load_tile(out, job_at, scratch, columns, place, first, rows, epoch):  # type: ignore[no-untyped-def]
+    """Rows into work[place:], `out` being work, and zeros below them down to a whole register tile.
 
     Where cells may be missing, or noise is asked for, that holds the input and the rows as they are go to
-    work[target_place:].
+    work[target_place:], which is where the scratch ends.
     """
-    height, size = job[HEIGHT], work.itemsize
+    job = carray(pointer_to(job_at), (JOB,), np.int64)
+    height = job[HEIGHT]
+    work = carray(out, (WORK_MOST,))
+    size = work.itemsize
     lanes, base = LINE // size, np.int64(work.ctypes.data)
     spoilt = job[MISSING] != 0 or job[NOISE] != NO_NOISE
-    to = target_place(plan, height, lanes) if spoilt else place
+    to = scratch + SCRATCH * lanes if spoilt else place
     spare, cell = base + (scratch + SPARE * lanes) * size, scratch + CELL * lanes
     x, row_stride, column_stride, kind = job[X], job[ROW_STRIDE], job[COLUMN_STRIDE], job[KIND]
     index, shift, scale = job[INDEX], job[SHIFT], job[SCALE]
@@ -337,13 +351,14 @@ def _load_tile(work, job, plan, scratch, columns, place, first, rows, epoch, lev
         scale,
         spare,
     )
-    whole = (rows + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
+    whole = whole_rows(rows)
     if whole > rows:
         for j in range((columns + lanes - 1) // lanes):
             below = (j * height + rows) * lanes
             zero_lines(work, (base + (to + below) * size, whole - rows))
             zero_lines(work, (base + (place + below) * size, whole - rows))
     if spoilt:
+        level = load_float64(job[SETTINGS] + NOISE_LEVEL * 8) if job[NOISE] != NO_NOISE else 0.0
         work[scratch + LEVEL * lanes] = level
         for i in range(rows):
             row = load_int64(index + (first + i) * 8) if index != 0 else first + i
@@ -381,7 +396,6 @@ def _load_tile(work, job, plan, scratch, columns, place, first, rows, epoch, lev
                         value = work[cell]
                         at = place + (c // lanes * height + i) * lanes + c % lanes
                         work[at] = value if value == value else 0.0
-    return whole
 
 
 @kernel
@@ -443,12 +457,18 @@ def _close_codes(totals, codes, slopes, settings, losses, step, shards):  # type
     losses[step, 0] = settings[SPARSITY_WEIGHT] * cost
 
 
-@inlined
-def _shard_item(job, plan, work, totals, codes, settings, step, item, me, code_phase):  # type: ignore[no-untyped-def]
-    """Tiles of shard `item` from row me[PROGRESS] of it on, while the quota lasts; whether the shard is done.
+@ByAddress
+def shard_item(out, job_at, plan_at, layers, step, item, me_at, code_phase):  # type: ignore[no-untyped-def]
+    """Tiles of shard `item` from row me[PROGRESS] of it on, while the quota lasts; ``shard_rows_left`` are left.
 
-    In the CODE phase only the sums of their codes, else their loss and gradient.
+    In the CODE phase only the sums of their codes, else their loss and gradient. `out` is the thread's work.
     """
+    job = carray(pointer_to(job_at), (JOB,), np.int64)
+    plan = carray(pointer_to(plan_at), (layers, PLAN), np.int64)
+    me = carray(pointer_to(me_at), (8,), np.int64)
+    work = carray(out, (WORK_MOST,))
+    totals = carray(pointer_to(job[TOTALS]), (SHARDS_MOST, 2), np.float64)
+    codes = carray(pointer_to(job[CODES]), (SHARDS_MOST, plan[job[CODE_LAYER], FAN_OUT]), np.float64)
     size, height = work.itemsize, job[HEIGHT]
     lanes, base = LINE // size, np.int64(work.ctypes.data)
     features, code, last = plan[0, FAN_IN], job[CODE_LAYER], plan.shape[0] - 1
@@ -463,15 +483,12 @@ def _shard_item(job, plan, work, totals, codes, settings, step, item, me, code_p
     if job[MISSING] == 0 and job[NOISE] == NO_NOISE:
         target_at = 0
     gradient_at = job[GRADIENTS] + item * job[SIZE] * size
-    first, rows = _rows_in_step(job, step)
-    each = shard_rows(rows, job[SIZE])
-    end = min(each * (item + 1), rows)
+    first, _ = _rows_in_step(job, step)
+    start, end = _rows_of_shard(job, step, item)
     epoch = _epoch(job, step)
-    while me[QUOTA] > 0:
-        start = each * item + me[PROGRESS]
-        if start >= end:
-            return True
-        count = min(height, end - start)
+    while me[QUOTA] > 0 and start + me[PROGRESS] < end:
+        row = start + me[PROGRESS]
+        count = min(height, end - row)
         accumulate = 1 if me[PROGRESS] > 0 else 0
         if accumulate == 0:
             totals[item, 0] = 0.0
@@ -479,12 +496,11 @@ def _shard_item(job, plan, work, totals, codes, settings, step, item, me, code_p
             if code_phase:
                 for c in range(codes.shape[1]):
                     codes[item, c] = 0.0
-        whole = _load_tile(
-            work, job, plan, scratch, features, 0, first + start, count, epoch, settings[NOISE_LEVEL]
-        )
-        weights = _load_weights(job, work, weight_at, first + start, count, whole)
+        call_at(job[LOAD_AT], (base, job_at, scratch, features, 0, first + row, count, epoch))
+        whole = whole_rows(count)
+        weights = _load_weights(job, work, weight_at, first + row, count, whole)
         layers = code + 1 if code_phase else last if plan[last, ACTIVATION] == IDENTITY else last + 1
-        _forward_layers(work, plan, job[PARAMETERS], job[ONES], base, whole, height, 0, layers)
+        _forward_layers(work, job, plan, base, whole, height, 0, layers)
         if code_phase:
             place = plan[code, OUTPUT] * height
             _add_codes(work, place, plan[code, FAN_OUT], weight_at, count, height, codes[item])
@@ -520,7 +536,6 @@ def _shard_item(job, plan, work, totals, codes, settings, step, item, me, code_p
         totals[item, 1] += weights
         me[PROGRESS] += count
         me[QUOTA] -= count * features
-    return each * item + me[PROGRESS] >= end
 
 
 @kernel
@@ -558,6 +573,11 @@ def _add_norms(norms, losses, step, alpha):  # type: ignore[no-untyped-def]
         total += norm
     if losses[step, 1] > 0:
         losses[step, 0] += alpha * total / (2.0 * losses[step, 1])
+
+
+def addresses(dtype):  # type: ignore[no-untyped-def]
+    """What a job holds from FORWARD_AT to SHARD_AT: the kernels that are called by their address."""
+    return [*layer.addresses(dtype), load_tile.address(dtype), shard_item.address(dtype)]
 
 
 @kernel
@@ -691,7 +711,19 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
             if load_acquire(shared + CANCEL * 8) != 0:
                 me[HELD] = 0
                 continue
-            if not _shard_item(job, plan, work, totals, codes, settings, step, item, me, phase == CODE):
+            arguments = (
+                np.int64(work.ctypes.data),
+                np.int64(job.ctypes.data),
+                np.int64(plan.ctypes.data),
+                plan.shape[0],
+                step,
+                item,
+                np.int64(me.ctypes.data),
+                np.int64(phase == CODE),
+            )
+            call_at(job[SHARD_AT], arguments)
+            start, end = _rows_of_shard(job, step, item)
+            if start + me[PROGRESS] < end:
                 return BUSY
         else:
             which, low, high, first, last = _stretch(plan, item, lanes)
@@ -789,8 +821,9 @@ def _infer(job, plan, control, me, work):  # type: ignore[no-untyped-def]
         if first >= job[ROWS]:
             return OVER
         rows = min(height, job[ROWS] - first)
-        whole = _load_tile(work, job, plan, scratch, columns, source, first, rows, 0, 0.0)
-        _forward_layers(work, plan, job[PARAMETERS], job[ONES], base, whole, height, start, last + 1)
+        call_at(job[LOAD_AT], (base, np.int64(job.ctypes.data), scratch, columns, source, first, rows, 0))
+        whole = whole_rows(rows)
+        _forward_layers(work, job, plan, base, whole, height, start, last + 1)
         out, features = plan[last, OUTPUT] * height, plan[last, FAN_OUT]
         if job[TASK] == ERRORS_TASK:
             _row_errors(job, work, out, target if job[MISSING] != 0 else 0, features, first, rows)

@@ -203,7 +203,7 @@ def train(
     history = History(state)
     best, best_flat, stale, factor = np.inf, None, 0, 1.0
     began = time.perf_counter()
-    with _progress_bar(progress, epochs) as show:
+    with progress_bar(progress, epochs) as show:
         while len(history.loss) < epochs:
             count = min(epochs_a_call, epochs - len(history.loss))
             rates = factor * optimizer.rates(state.steps, count * steps_per_epoch)
@@ -314,7 +314,8 @@ def _what_helps(epoch: int, rate: float, first_step: bool, kept: _Kept, X: np.nd
 
 
 @contextmanager
-def _progress_bar(wanted: bool, epochs: int) -> Iterator[Callable[[Epoch], None]]:
+def progress_bar(wanted: bool, epochs: int) -> Iterator[Callable[[Epoch], None]]:
+    """A bar on stderr, moved by the function it gives; where it is not `wanted` that function does nothing."""
     if not wanted:
         yield lambda epoch: None
         return

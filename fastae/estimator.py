@@ -85,6 +85,7 @@ class Autoencoder(
     random_state : int, RandomState or None, default None
         Of the first weights, the batches, the validation rows and the noise.
     tol : float, default 1e-4
+        An improvement of the loss per feature: of `loss_` / n. For "lbfgs" also the largest slope to stop at.
     n_iter_no_change : int, default 10
         Training stops when the loss (with validation rows, the validation loss) has not beaten its best by `tol` in
         more than `n_iter_no_change` epochs on end.
@@ -364,7 +365,7 @@ class Autoencoder(
                     shift=self.shift_,
                     scale=self.scale_,
                     objective=self._objective(),
-                    tol=self.tol,
+                    tol=self.tol * X.shape[1],
                     adaptive=self.learning_rate == "adaptive",
                     state=self._state,
                     callback=callback,
@@ -406,7 +407,7 @@ class Autoencoder(
             if validate is not None:
                 loss = validate(params)
                 history.validation_loss.append(loss)
-                stale = 0 if loss <= best - self.tol else stale + 1
+                stale = 0 if loss <= best - self.tol * X.shape[1] else stale + 1
                 if loss < best:
                     best, best_flat = loss, params.flat.copy()
                     history.best_epoch = len(history.loss)
@@ -586,7 +587,7 @@ class Autoencoder(
 
         def block(first: int) -> np.ndarray:
             part = slice(first, first + BLOCK)
-            return np.asarray(X[part] if index is None else X[index[part]], np.float64)
+            return np.asarray(X[part] if index is None else X[index[part]], np.float64, order="C")
 
         if self.scale == "minmax":
             least = np.fmin.reduce([np.fmin.reduce(block(first)) for first in places])

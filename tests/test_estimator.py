@@ -88,6 +88,12 @@ def test_steps_are_those_of_mlpregressor(steps, options):
         assert ours.loss_ / X.shape[1] == pytest.approx(theirs.loss_, abs=1e-12)
 
 
+def test_tol_stops_where_mlpregressor_does():
+    ours, theirs, _ = side_by_side(500, solver="adam", alpha=0, tol=0.01, n_iter_no_change=5)
+    assert ours.stop_reason_ == "tol"
+    assert ours.n_iter_ == theirs.n_iter_ < 100
+
+
 def test_another_step_would_be_seen():
     ours, theirs, _ = side_by_side(1, solver="sgd", alpha=0, momentum=0, learning_rate_init=0.1)
     assert np.abs(ours.params_["W1"] - theirs.coefs_[0]).max() < 1e-12
@@ -175,6 +181,13 @@ def test_errors_are_those_of_the_reconstruction():
         np.testing.assert_allclose(model.reconstruction_error(X, per_feature=True), squares, rtol=1e-9)
         assert model.reconstruction_error(X).dtype == np.float64
         assert model.score(X) == pytest.approx(r2_score(X, model.reconstruct(X)))
+
+
+def test_memory_order_does_not_matter():
+    model = Autoencoder(**QUICK).fit(X)
+    for other in (np.asfortranarray(X), np.repeat(X, 2, axis=1)[:, ::2], X[::-1].copy()[::-1]):
+        other.flags.writeable = False
+        assert np.array_equal(Autoencoder(**QUICK).fit(other).params_.flat, model.params_.flat)
 
 
 def test_dtype_is_kept_or_chosen():

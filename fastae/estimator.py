@@ -439,8 +439,12 @@ class Autoencoder(
                 callback=step,
                 options={"maxiter": self.max_iter, "gtol": self.tol, "maxfun": 15_000},
             )
-            if np.isfinite(found.x).all():
-                params.flat[:] = found.x
+            if not np.isfinite(found.fun):
+                raise DivergenceError(
+                    f"the loss was not finite in iteration {len(history.loss) + 1}: scale the data, or lower alpha. "
+                    "The parameters are back at the last finite loss"
+                )
+            params.flat[:] = found.x
             if validate is not None:
                 params.flat[:] = best_flat
         if not history.loss:
@@ -515,7 +519,7 @@ class Autoencoder(
     # -- what a fitted model does ---------------------------------------------------------------------------------
 
     def transform(self, X: Any) -> np.ndarray:
-        """The code of each row: (m, k), the widths of the narrowest layer, in the model's dtype."""
+        """The code of each row: (m, k), k the last of `hidden_layer_sizes`, in the model's dtype."""
         X = self._check_fitted(X)
         return self._engine().encode(self.params_, X, **self._in())
 

@@ -476,6 +476,13 @@ def test_a_divergence_says_what_to_do_and_keeps_finite_parameters():
         detector.predict(X)
 
 
+def test_lbfgs_diverging_is_an_error_too():
+    model = Autoencoder((4,), solver="lbfgs", scale=None, activation="relu", max_iter=50, random_state=0)
+    with pytest.raises(fastae.DivergenceError, match=r"not finite in iteration \d+: scale the data"):
+        model.fit(X * 1e100)
+    assert np.isfinite(model.transform(X)).all()
+
+
 def test_objectives_reach_training():
     plain = Autoencoder(**QUICK).fit(X).loss_curve_
     for options in (

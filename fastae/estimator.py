@@ -260,7 +260,6 @@ class Autoencoder(
         DivergenceError
             The loss was no longer finite: says when, and what helps. The estimator keeps the last finite parameters.
         """
-        self._objective()  # an option out of its range is named before anything is changed
         X = self._check(X, reset=True)
         if X_val is not None:
             X_val = self._check(X_val, name="X_val")
@@ -287,9 +286,7 @@ class Autoencoder(
         stops_early = self.early_stopping or validate is None
         patience = int(self.n_iter_no_change) if stops_early and self.n_iter_no_change < np.inf else None
         if self.solver == "lbfgs":
-            history = self._minimize(
-                X, index, int(seed[1]), validate, patience if self.early_stopping else None
-            )
+            history = self._minimize(X, index, int(seed[1]), validate, patience)
         else:
             history = self._descend(
                 X, int(seed[1]), epochs=self.max_iter, index=index, validate=validate, patience=patience
@@ -322,6 +319,7 @@ class Autoencoder(
 
     def _start(self, X: np.ndarray, index: np.ndarray | None, seed: int) -> None:
         """Network, scale, parameters and optimizer state to train from."""
+        self._objective()  # names an option out of its range while there is no model yet
         n = X.shape[1]
         encoder = tuple(np.atleast_1d(self.hidden_layer_sizes).tolist())
         if not encoder or any(not isinstance(width, int) or width < 1 for width in encoder):

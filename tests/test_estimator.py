@@ -251,9 +251,10 @@ def test_errors_keep_what_float32_could_not():
 
 def test_an_option_out_of_range_leaves_no_model_behind():
     model = Autoencoder(noise="mask", noise_level=2, **QUICK)
-    with pytest.raises(ValueError, match="noise_level must be a probability"):
-        model.fit(X)
-    assert not hasattr(model, "params_")
+    for fit in (model.fit, model.partial_fit):
+        with pytest.raises(ValueError, match="noise_level must be a probability"):
+            fit(X)
+        assert not hasattr(model, "params_")
 
 
 # -- training ---------------------------------------------------------------------------------------------------------

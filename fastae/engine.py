@@ -60,9 +60,15 @@ class Engine:
             raise ValueError(f"n_threads must be at least 1, got {n_threads}")
         self.network, self.n_threads, self.dtype = network, int(n_threads), check_dtype(dtype)
 
-        from fastae.kernels import step  # here, not above: importing them loads the compiler
+        from numba import config  # here, not above: the compiler is loaded when an engine is made
 
-        self._step = step
+        if config.DISABLE_JIT:
+            raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels do not run uncompiled")
+        from numba.core.errors import NumbaError
+
+        from fastae.kernels import step
+
+        self._step, self._not_compiled = step, NumbaError
         self.plan, size, transposed = layout.plan(network.widths, network.activations, self.dtype)
         lanes = layout.lanes(self.dtype)
         last = self.plan[-1]
@@ -384,6 +390,8 @@ class Engine:
                         took = time.perf_counter() - began
                         quota = max(1, int(quota * min(4.0, PATIENCE / max(took, 1e-6))))
                 break
+            except self._not_compiled:  # nothing has run, on any thread, and nothing will
+                raise
             except BaseException as raised:
                 error = error or raised
         if error is not None:

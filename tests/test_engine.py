@@ -11,9 +11,11 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numba.core.errors import TypingError
 
 import fastae
 from fastae import reference
@@ -661,6 +663,31 @@ def test_ctrl_c_several_times_over():
     call = "engine.loss_and_gradient(parameters, X)"
     out = run_python(LONG.format(n=64, k=16, m=10_000_000, n_threads=3, call=call, times=5))
     assert float(out) < 0.5
+
+
+def test_kernels_that_do_not_compile_are_an_error_at_once(monkeypatch):
+    engine, parameters, X = autoencoder(m=10)
+
+    def run(*arguments):
+        raise TypingError("no such type")
+
+    monkeypatch.setattr(engine, "_step", SimpleNamespace(**{**vars(engine._step), "run": run}))
+    with pytest.raises(TypingError, match="no such type"):
+        engine.loss_and_gradient(parameters, X)
+
+
+def test_a_compiler_that_is_switched_off_is_named():
+    code = "import fastae; fastae.Engine(fastae.Network.autoencoder(3, 2))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert "RuntimeError: NUMBA_DISABLE_JIT is set" in ran.stderr
 
 
 def test_callers_floating_point_state_is_unchanged():

@@ -45,6 +45,8 @@ def demo(
     picture = find_spec("matplotlib") is not None
     if picture and not out.parent.is_dir():
         raise typer.BadParameter(f"{out.parent} is no directory", param_hint="--out")
+    if picture and out.is_dir():
+        raise typer.BadParameter(f"{out} is a directory", param_hint="--out")
     with Console(stderr=True).status("loading the kernels; the first time, compiling them takes about 15 s"):
         job.warm_up(hidden)
     result = job.run(hidden=hidden, epochs=epochs, seed=seed, progress=True)
@@ -65,7 +67,10 @@ def demo(
     if picture:
         from fastae.plots import save_reconstructions
 
-        save_reconstructions(out, result.X, result.xhat, shape=(8, 8))
+        try:
+            save_reconstructions(out, result.X, result.xhat, shape=(8, 8))
+        except (OSError, ValueError) as error:  # no room, no permission, no such format
+            raise typer.BadParameter(str(error), param_hint="--out") from None
         console.print(f"reconstructions: {out}")
     else:
         console.print('reconstructions are drawn where matplotlib is installed: pip install "fastae\\[plot]"')

@@ -1,6 +1,8 @@
 """Autoencoder and AutoencoderDetector: scikit-learn's way to the engine."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -18,13 +20,13 @@ from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_feature_names, check_array, check_is_fitted, validate_data
 
 from fastae import optimizers
 from fastae.engine import Engine
 from fastae.network import Network, Parameters
 from fastae.objective import Objective
-from fastae.training import DivergenceError, Epoch, History, train
+from fastae.training import DivergenceError, Epoch, History, progress_bar, train
 
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -83,6 +85,7 @@ class Autoencoder(
     random_state : int, RandomState or None, default None
         Of the first weights, the batches, the validation rows and the noise.
     tol : float, default 1e-4
+        An improvement of the loss per feature: of `loss_` / n. For "lbfgs" also the largest slope to stop at.
     n_iter_no_change : int, default 10
         Training stops when the loss (with validation rows, the validation loss) has not beaten its best by `tol` in
         more than `n_iter_no_change` epochs on end.
@@ -90,7 +93,7 @@ class Autoencoder(
     nesterovs_momentum : bool, default True
     beta_1, beta_2, epsilon : float, defaults 0.9, 0.999, 1e-8
     warm_start : bool, default False
-        Go on from the last fit's parameters.
+        Go on from the last fit's parameters; the optimizer and its schedule start anew.
     early_stopping : bool, default False
         Set validation rows aside, stop by their loss, and keep the parameters that were best for them.
     validation_fraction : float, default 0.1
@@ -280,11 +283,11 @@ class Autoencoder(
             def validate(params: Parameters) -> float:
                 return float(self._errors(data, validation, params).mean() / 2)
 
+        stops_early = self.early_stopping or validate is None
+        patience = int(self.n_iter_no_change) if stops_early and self.n_iter_no_change < np.inf else None
         if self.solver == "lbfgs":
-            history = self._minimize(X, index, int(seed[1]), validate)
+            history = self._minimize(X, index, int(seed[1]), validate, patience)
         else:
-            stops_early = self.early_stopping or validate is None
-            patience = int(self.n_iter_no_change) if stops_early and self.n_iter_no_change < np.inf else None
             history = self._descend(
                 X, int(seed[1]), epochs=self.max_iter, index=index, validate=validate, patience=patience
             )
@@ -292,6 +295,7 @@ class Autoencoder(
         return self
 
     @available_if(_goes_by_steps)
+    @with_callbacks
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Train for one epoch on the rows of `X`, from where the last call left off.
@@ -315,6 +319,7 @@ class Autoencoder(
 
     def _start(self, X: np.ndarray, index: np.ndarray | None, seed: int) -> None:
         """Network, scale, parameters and optimizer state to train from."""
+        self._objective()  # names an option out of its range while there is no model yet
         n = X.shape[1]
         encoder = tuple(np.atleast_1d(self.hidden_layer_sizes).tolist())
         if not encoder or any(not isinstance(width, int) or width < 1 for width in encoder):
@@ -333,8 +338,7 @@ class Autoencoder(
         if not again:
             self.shift_, self.scale_ = self._statistics(X, index)
             self.params_ = Parameters.random(network, int(seed), dtype)
-        if not again or not hasattr(self, "_state"):
-            self._state = optimizers.State.zeros(self.params_)
+        self._state = optimizers.State.zeros(self.params_)
         self.network_ = network
         self._n_features_out = encoder[-1]
 
@@ -345,44 +349,43 @@ class Autoencoder(
         batch = min(200, rows) if self.batch_size == "auto" else int(self.batch_size)
         steps = -(-rows // min(batch, rows))
         try:
-            return train(
-                self.params_,
-                X,
-                engine=self._engine(),
-                optimizer=self._optimizer(rows, steps),
-                epochs=epochs,
-                batch_size=batch,
-                index=index,
-                shuffle=self.shuffle,
-                seed=seed,
-                shift=self.shift_,
-                scale=self.scale_,
-                objective=self._objective(),
-                tol=self.tol,
-                adaptive=self.learning_rate == "adaptive",
-                state=self._state,
-                callback=self._callback(X, epochs),
-                progress=self.verbose > 0,
-                **options,
-            )
+            with self._callbacks(X, epochs) as callback:
+                return train(
+                    self.params_,
+                    X,
+                    engine=self._engine(),
+                    optimizer=self._optimizer(rows, steps),
+                    epochs=epochs,
+                    batch_size=batch,
+                    index=index,
+                    shuffle=self.shuffle,
+                    seed=seed,
+                    shift=self.shift_,
+                    scale=self.scale_,
+                    objective=self._objective(),
+                    tol=self.tol * X.shape[1],
+                    adaptive=self.learning_rate == "adaptive",
+                    state=self._state,
+                    callback=callback,
+                    progress=self.verbose > 0,
+                    **options,
+                )
         except DivergenceError as error:
             raise DivergenceError(
                 str(error).replace("lower the learning rate", "lower learning_rate_init")
             ) from None
 
-    def _minimize(self, X: np.ndarray, index: Any, seed: int, validate: Any) -> History:
+    def _minimize(self, X: np.ndarray, index: Any, seed: int, validate: Any, patience: int | None) -> History:
         """L-BFGS on the flat buffer (SciPy)."""
         params, engine, objective = self.params_, self._engine(), self._objective()
         history = History(self._state)
-        tell = self._callback(X, self.max_iter)
-        best = (np.inf, params.flat.copy())
-        last = np.nan
+        best, best_flat, stale = np.inf, params.flat.copy(), 0
+        began = time.perf_counter()
 
         def cost(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            nonlocal last
             trial = Parameters(params.network, params.dtype)
             trial.flat[:] = flat
-            last, gradient = engine.loss_and_gradient(
+            loss, gradient = engine.loss_and_gradient(
                 trial,
                 X,
                 index=index,
@@ -391,22 +394,30 @@ class Autoencoder(
                 objective=objective,
                 seed=seed,
             )
-            return last, gradient.flat.astype(np.float64)
+            return loss, gradient.flat.astype(np.float64)
 
         def step(intermediate_result: Any) -> None:
-            nonlocal best
+            nonlocal best, best_flat, stale
             params.flat[:] = intermediate_result.x
             history.loss.append(float(intermediate_result.fun))
+            history.seconds = time.perf_counter() - began
             loss = None
             if validate is not None:
                 loss = validate(params)
                 history.validation_loss.append(loss)
-                if loss < best[0]:
-                    best = (loss, params.flat.copy())
+                stale = 0 if loss <= best - self.tol * X.shape[1] else stale + 1
+                if loss < best:
+                    best, best_flat = loss, params.flat.copy()
                     history.best_epoch = len(history.loss)
-            done = Epoch(len(history.loss), self.max_iter, history.loss[-1], 1.0, 0.0, params, loss)
+            done = Epoch(
+                len(history.loss), self.max_iter, history.loss[-1], 1.0, history.seconds, params, loss
+            )
+            show(done)
             if tell is not None and tell(done):
                 history.stop_reason = "callback"
+                raise StopIteration
+            if patience is not None and stale > patience:
+                history.stop_reason = "tol"
                 raise StopIteration
 
         first, _ = cost(params.flat.astype(np.float64))
@@ -414,21 +425,29 @@ class Autoencoder(
             raise DivergenceError(
                 "the loss is not finite before any step: X holds too large values; scale it"
             )
-        found = minimize(
-            cost,
-            params.flat.astype(np.float64),
-            jac=True,
-            method="L-BFGS-B",
-            callback=step,
-            options={"maxiter": self.max_iter, "gtol": self.tol, "maxfun": 15_000},
-        )
-        if np.isfinite(found.x).all():
+        with (
+            self._callbacks(X, self.max_iter) as tell,
+            progress_bar(self.verbose > 0, self.max_iter) as show,
+        ):
+            found = minimize(
+                cost,
+                params.flat.astype(np.float64),
+                jac=True,
+                method="L-BFGS-B",
+                callback=step,
+                options={"maxiter": self.max_iter, "gtol": self.tol, "maxfun": 15_000},
+            )
+            if not np.isfinite(found.fun):
+                raise DivergenceError(
+                    f"the loss was not finite in iteration {len(history.loss) + 1}: scale the data, or lower alpha. "
+                    "The parameters are back at the last finite loss"
+                )
             params.flat[:] = found.x
-        if validate is not None:
-            params.flat[:] = best[1]
+            if validate is not None:
+                params.flat[:] = best_flat
         if not history.loss:
             history.loss.append(float(found.fun))
-        if history.stop_reason == "epochs" and found.success:
+        if history.stop_reason == "epochs" and found.status != 1:  # 1: SciPy's limit of iterations
             history.stop_reason = "tol"
         return history
 
@@ -467,32 +486,38 @@ class Autoencoder(
             missing=self.missing is not None,
         )
 
-    def _callback(self, X: np.ndarray, epochs: int) -> Callable[[Epoch], bool] | None:
+    @contextmanager
+    def _callbacks(self, X: np.ndarray, epochs: int) -> Iterator[Callable[[Epoch], bool] | None]:
         """The user's callback and scikit-learn's, as one; None where there is neither."""
         context = None
         if getattr(self, "_skl_callbacks", None):
             context = self._init_callback_context(max_subtasks=epochs)
             context.call_on_fit_task_begin(estimator=self, X=X)
-        if context is None and self.callback is None:
-            return None
 
         def tell(epoch: Epoch) -> bool:
             stop = self.callback is not None and bool(self.callback(epoch))
             if context is not None:
                 task = context.subcontext(task_name="epoch")
                 task.call_on_fit_task_begin(estimator=self, X=X)
-                metadata = {"loss": epoch.loss, "validation_loss": epoch.validation_loss}
-                stop = bool(task.call_on_fit_task_end(estimator=self, X=X, metadata=metadata)) or stop
-                if stop or epoch.number == epochs:
-                    context.call_on_fit_task_end(estimator=self, X=X)
+                told = task.call_on_fit_task_end(
+                    estimator=self,
+                    X=X,
+                    metadata={"loss": epoch.loss, "validation_loss": epoch.validation_loss},
+                    reconstruction_attributes=lambda: {"params_": epoch.params.copy()},
+                )
+                stop = bool(told) or stop
             return stop
 
-        return tell
+        yield None if context is None and self.callback is None else tell
+        if context is not None:
+            context.call_on_fit_task_end(
+                estimator=self, X=X, reconstruction_attributes=lambda: {"params_": self.params_.copy()}
+            )
 
     # -- what a fitted model does ---------------------------------------------------------------------------------
 
     def transform(self, X: Any) -> np.ndarray:
-        """The code of each row: (m, k), the widths of the narrowest layer, in the model's dtype."""
+        """The code of each row: (m, k), k the last of `hidden_layer_sizes`, in the model's dtype."""
         X = self._check_fitted(X)
         return self._engine().encode(self.params_, X, **self._in())
 
@@ -514,9 +539,9 @@ class Autoencoder(
         With `per_feature` the squared error of each cell: (m, n). Missing cells have none, and do not count.
         """
         X = self._check_fitted(X)
-        if per_feature:
-            return self._cell_errors(X)
         weight = None if self.scale_ is None else 1 / np.square(self.scale_)
+        if per_feature:
+            return self._cell_errors(X) * (1 if weight is None else weight)
         return np.asarray(self._errors(X, None, self.params_, weight) / self._observed(X))
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -525,7 +550,8 @@ class Autoencoder(
         xhat = self._reconstruct(X)
         if self.missing:
             seen = ~np.isnan(X)
-            X, xhat = np.where(seen, X, np.nanmean(X, axis=0)), np.where(seen, xhat, np.nanmean(X, axis=0))
+            mean = np.where(seen, X, 0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+            X, xhat = np.where(seen, X, mean), np.where(seen, xhat, mean)
         return float(r2_score(X, xhat))
 
     # -- within -----------------------------------------------------------------------------------------------
@@ -539,7 +565,10 @@ class Autoencoder(
         finite = "allow-nan" if self.missing else True
         kinds = (np.float64, np.float32)
         checked: np.ndarray
+        if np.ma.isMaskedArray(X):
+            raise TypeError(f"{name} is a masked array: pass {name}.filled(np.nan), with missing='mask'")
         if name != "X":
+            _check_feature_names(self, X, reset=False)
             checked = check_array(X, dtype=kinds, ensure_all_finite=finite, input_name=name)
             if checked.shape[1] != self.n_features_in_:
                 raise ValueError(f"{name} has {checked.shape[1]} features, but X has {self.n_features_in_}")
@@ -560,7 +589,7 @@ class Autoencoder(
 
         def block(first: int) -> np.ndarray:
             part = slice(first, first + BLOCK)
-            return np.asarray(X[part] if index is None else X[index[part]], np.float64)
+            return np.asarray(X[part] if index is None else X[index[part]], np.float64, order="C")
 
         if self.scale == "minmax":
             least = np.fmin.reduce([np.fmin.reduce(block(first)) for first in places])
@@ -594,16 +623,18 @@ class Autoencoder(
 
     def _out(self, xhat: np.ndarray) -> np.ndarray:
         if self.scale_ is not None:
-            xhat /= self.scale_.astype(xhat.dtype)
-            xhat += self.shift_.astype(xhat.dtype)
+            xhat /= self.scale_
+            xhat += self.shift_
         return xhat
 
     def _reconstruct(self, X: np.ndarray) -> np.ndarray:
         return self._out(self._engine().reconstruct(self.params_, X, **self._in()))
 
     def _cell_errors(self, X: np.ndarray) -> np.ndarray:
-        """Squared error of each cell, in the scale of the data; 0 for missing ones."""
-        error: np.ndarray = np.square(self._reconstruct(X).astype(np.float64) - X)
+        """Squared error of each cell in float64, in the scale the network sees; 0 for missing ones."""
+        xhat = self._engine().reconstruct(self.params_, X, **self._in())
+        seen = X.astype(np.float64) if self.scale_ is None else (X - self.shift_) * self.scale_
+        error: np.ndarray = np.square(xhat - seen)
         return np.where(np.isnan(X), 0.0, error) if self.missing else error
 
     def _errors(
@@ -723,6 +754,8 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         if (error is None) == (contamination is None):
             raise ValueError("set_threshold takes either error, or contamination with X")
         if error is not None:
+            if not error >= 0 or X is not None:
+                raise ValueError(f"error must not be negative, and comes without X, got {error!r}")
             self.offset_ = -float(error)
             return self
         if X is None or not 0 < float(contamination or 0) <= 0.5:
@@ -737,6 +770,7 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
 
     def decision_function(self, X: Any) -> np.ndarray:
         """score_samples(X) - offset_: below 0 for outliers."""
+        check_is_fitted(self, "offset_")
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> np.ndarray:
@@ -754,11 +788,9 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
             Their part of the row's error, in [0, 1].
         """
         X = self._check_fitted(X)
-        if top < 1:
-            raise ValueError(f"top must be at least 1, got {top!r}")
+        if top < 1 or top % 1:
+            raise ValueError(f"top must be an integer of at least 1, got {top!r}")
         error = self._cell_errors(X)
-        if self.scale_ is not None:
-            error *= np.square(self.scale_)
         worst = np.argsort(-error, axis=1, kind="stable")[:, : int(top)]
         total = error.sum(axis=1, keepdims=True)
         shares = np.take_along_axis(error, worst, axis=1) / np.where(total > 0, total, 1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from fastae.engine import Engine
+from fastae.engine import Engine, check_index
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Adam, Optimizer, State
@@ -174,11 +174,13 @@ def train(
     optimizer = Adam() if optimizer is None else optimizer
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be an Optimizer, such as fastae.Adam(), got {optimizer!r}")
+    if not isinstance(objective, Objective):
+        raise TypeError(f"objective must be an Objective, got {objective!r}")
     _check_count("epochs", epochs)
     X = np.asarray(X)
     rows = X.shape[0] if X.ndim else 0
     if index is not None:
-        index = np.asarray(index)
+        index = check_index(index, rows)
         rows = index.size
     if patience is not None:
         _check_count("patience", patience)
@@ -187,8 +189,12 @@ def train(
     batch = min(batch_size or rows, rows)
     engine = Engine(params.network, dtype=params.dtype) if engine is None else engine
     state = State.zeros(params) if state is None else state
+    if not isinstance(state, State):
+        raise TypeError(f"state must be a State, got {type(state).__name__}")
     if state.moments.shape != (2, params.flat.size) or state.moments.dtype != params.dtype:
         raise ValueError(f"state is of {state.moments.shape} {state.moments.dtype}, not of these params")
+    if not (state.moments.flags.c_contiguous and state.moments.flags.writeable):
+        raise ValueError("state holds moments that are read-only or not C-contiguous")
     generator = np.random.default_rng(seed)
     noise_seed = int(generator.spawn(1)[0].integers(1 << 63)) if objective.noise else 0
     shuffle = shuffle and batch < rows
@@ -203,7 +209,7 @@ def train(
     history = History(state)
     best, best_flat, stale, factor = np.inf, None, 0, 1.0
     began = time.perf_counter()
-    with _progress_bar(progress, epochs) as show:
+    with progress_bar(progress, epochs) as show:
         while len(history.loss) < epochs:
             count = min(epochs_a_call, epochs - len(history.loss))
             rates = factor * optimizer.rates(state.steps, count * steps_per_epoch)
@@ -237,7 +243,9 @@ def train(
             if bad.size:
                 kept.restore(first_step=bad[0] == 0)
                 epoch = len(history.loss) + 1 + int(bad[0]) // steps_per_epoch
-                raise DivergenceError(_what_helps(epoch, float(rates[bad[0]]), bool(bad[0] == 0), kept, X))
+                raise DivergenceError(
+                    _what_helps(epoch, float(rates[bad[0]]), bool(bad[0] == 0), kept, X, objective)
+                )
             state.steps += rates.size
             state.epochs += count
             by_epoch = losses.reshape(count, steps_per_epoch, 2)
@@ -300,13 +308,16 @@ class _Kept:
         self.params.flat[:], self.state.moments[:], self.state.steps = flat, moments, steps
 
 
-def _what_helps(epoch: int, rate: float, first_step: bool, kept: _Kept, X: np.ndarray) -> str:
+def _what_helps(
+    epoch: int, rate: float, first_step: bool, kept: _Kept, X: np.ndarray, objective: Objective
+) -> str:
     said = f"the loss was not finite in epoch {epoch}, at learning rate {rate:.3g}"
     if epoch == 1 and first_step:
         if not np.isfinite(kept.params.flat).all():
             return f"{said}: params hold NaN or infinity; start from finite ones"
         return f"{said}, before any step: X holds NaN or infinity, or values too large; clean or scale it"
-    if X.dtype.kind == "f" and not np.isfinite(X.min() + X.max()):
+    least, most = (np.fmin, np.fmax) if objective.missing else (np.minimum, np.maximum)  # NaN or not
+    if not np.isfinite([least.reduce(X, axis=None), most.reduce(X, axis=None)]).all():
         return f"{said}: X holds NaN or infinity; clean it. The parameters are back at the last finite loss"
     return (
         f"{said}: lower the learning rate, or scale the data. The parameters are back at the last finite loss"
@@ -314,7 +325,8 @@ def _what_helps(epoch: int, rate: float, first_step: bool, kept: _Kept, X: np.nd
 
 
 @contextmanager
-def _progress_bar(wanted: bool, epochs: int) -> Iterator[Callable[[Epoch], None]]:
+def progress_bar(wanted: bool, epochs: int) -> Iterator[Callable[[Epoch], None]]:
+    """A bar on stderr, moved by the function it gives; where it is not `wanted` that function does nothing."""
     if not wanted:
         yield lambda epoch: None
         return

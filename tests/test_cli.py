@@ -51,6 +51,19 @@ def test_demo_says_what_is_wrong_before_it_trains(tmp_path):
     assert "no directory" in ran.output
     assert "rows per second" not in ran.output
     assert call("demo", "--epochs", 0).exit_code == 2
+    ran = call("demo", "--out", tmp_path)
+    assert ran.exit_code == 2
+    assert "is a directory" in ran.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_demo_says_why_there_is_no_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    ran = call("demo", "--epochs", 2, "--out", tmp_path / "digits.xyz")
+    assert ran.exit_code == 2
+    assert "rows per second" in ran.output
+    assert "--out" in ran.output
+    assert "xyz" in ran.output
 
 
 def test_version():

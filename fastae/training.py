@@ -218,7 +218,7 @@ def train(
         checkpoint.agree("training", run)
     watched = callback is not None or progress or validate is not None or patience is not None
     epochs_a_call = 1
-    if not shuffle and not watched and checkpoint is None:
+    if not shuffle and not watched:
         epochs_a_call = max(1, min(EPOCHS_A_CALL, STEPS_A_CALL // max(steps_per_epoch, 1)))
 
     gradient = Parameters(params.network, params.dtype)
@@ -244,6 +244,9 @@ def train(
             if checkpoint is not None and checkpoint.due:
                 write_checkpoint(checkpoint)
             count = min(epochs_a_call, epochs - len(history.loss))
+            if checkpoint is not None:  # a call should not outlast the time between two writes
+                in_time = len(history.loss) * checkpoint.SECONDS / max(history.seconds, 1e-9)
+                count = max(1, min(count, int(in_time)))
             rates = factor * optimizer.rates(state.steps, count * steps_per_epoch)
             order = index
             if shuffle:

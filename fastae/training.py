@@ -210,10 +210,10 @@ def train(
     checkpoint = Checkpoint.at(checkpoint, resume)
     if checkpoint is not None:
         run = {
-            "X.shape": X.shape, "index": index, "shift": shift, "scale": scale, "sample_weight": sample_weight,
-            "network": params.network, "dtype": params.dtype, "objective": objective, "optimizer": optimizer,
-            "batch_size": batch, "shuffle": shuffle, "seed": seed, "validate": validate is not None,
-            "patience": patience, "tol": tol, "adaptive": adaptive,
+            "X.shape": X.shape, "network": params.network, "dtype": params.dtype, "objective": objective,
+            "optimizer": optimizer, "batch_size": batch, "shuffle": shuffle, "seed": seed, "patience": patience,
+            "tol": tol, "adaptive": adaptive, "validate": validate is not None, "index": index, "shift": shift,
+            "scale": scale, "sample_weight": sample_weight,
         }  # fmt: skip
         checkpoint.agree("training", run)
     watched = callback is not None or progress or validate is not None or patience is not None
@@ -241,7 +241,7 @@ def train(
 
     with _progress_bar(progress, epochs) as show:
         while len(history.loss) < epochs and history.stop_reason != "tol":
-            if checkpoint is not None and checkpoint.due:
+            if checkpoint is not None and history.loss and checkpoint.due:
                 write_checkpoint(checkpoint)
             count = min(epochs_a_call, epochs - len(history.loss))
             if checkpoint is not None:  # a call should not outlast the time between two writes

@@ -160,7 +160,7 @@ def train(
         Called with an ``Epoch`` after each epoch; training stops where it returns True.
     progress : bool, default False
         Show a progress bar on stderr.
-    checkpoint : path, optional
+    checkpoint : path or Checkpoint, optional
         A file to go on from after an interruption. Written when training ends and, between epochs, at most every 5
         seconds and for at most a twentieth of the time: parameters, best parameters, `state`, the generator's state
         and the history so far. Always the last one or the one before, whole.

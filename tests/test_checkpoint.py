@@ -334,6 +334,8 @@ def test_a_place_that_cannot_be_written_is_an_error_before_training(tmp_path):
 
     with pytest.raises(FileNotFoundError, match="missing"):
         detector({}, callback=never).fit(X, checkpoint=tmp_path / "missing" / "a")
+    with pytest.raises(IsADirectoryError, match=tmp_path.name):
+        detector({}, callback=never).fit(X, checkpoint=tmp_path)
 
 
 @pytest.mark.usefixtures("every_epoch")

@@ -94,6 +94,12 @@ def test_a_directory_that_takes_no_files_is_an_error_that_names_the_path():
         fastae.Parameters(NETWORK).save("/proc/self/a.safetensors")
 
 
+def test_a_directory_in_the_files_place_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(IsADirectoryError, match="a is a directory"):
+        fastae.Parameters(NETWORK).save(tmp_path / "a")
+
+
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.safetensors"
     fastae.Parameters.random(NETWORK, seed=1).save(path)

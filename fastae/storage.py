@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 1  # raised where an older fastae would misread a file: names, JSON, or the layout that checkpoints keep
+FORMAT = 1  # raised where an older fastae would misread a file, or the layout that checkpoints keep changes
 
 
 @contextmanager

@@ -40,8 +40,8 @@ HATCHES = ("", "////", "....", "xxxx", "----", "++++", "oooo")
 MANY = 20  # so many different numbers among the labels are a scale, not classes
 # What a value means in the scale the network sees, by the estimator's `scale`
 VALUE = {
-    "standard": "value, in standard deviations\nfrom the column's mean",
-    "minmax": "value, from 0 to 1: the column's\nrange in training",
+    "standard": "value, in standard deviations from the column's mean",
+    "minmax": "value, 0 to 1 over the column's range in training",
     None: "value",
 }
 
@@ -120,8 +120,13 @@ class LossCurveDisplay(_Display):
                 label=f"best, kept: {least:.4g} in epoch {self.best_epoch}",
             )
         ax.set(xlabel="epoch", ylabel="loss: half the squared error of a row, mean")
-        if self.loss.min() > 0 and self.loss.max() > 10 * self.loss.min():
+        if self.loss.min() > 0 and self.loss.max() > 3 * self.loss.min():
+            from matplotlib.ticker import LogLocator, NullFormatter
+
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter(NullFormatter())
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
         ax.legend()
@@ -252,22 +257,19 @@ class ReconstructionDisplay(_Display):
         ax.tick_params(length=0)
         ax.set_xlabel("row")
         ax.spines[:].set_visible(False)
-        self.figure_.colorbar(self.images_[0][0], ax=ax, label=self.value, pad=0.01, aspect=12)
+        beside = ax.inset_axes((1.01, 0, 0.012, 1))
+        self.figure_.colorbar(self.images_[0][0], cax=beside, label=self.value)
 
     def _profiles(self, ax: "Axes") -> None:
         ax.set_axis_off()
         count, places = len(self.X), np.arange(self.X.shape[1])
-        low = float(np.nanmin([self.X, self.xhat]))
-        high = float(np.nanmax([self.X, self.xhat]))
-        margin = 0.05 * (high - low or 1)
         each = 1 / count
         for i, (x, xhat) in enumerate(zip(self.X, self.xhat, strict=True)):
             panel = ax.inset_axes((0, 1 - (i + 1) * each, 1, 0.88 * each))
-            panel.vlines(places, x, xhat, color="0.7", linewidth=2, label="error")
+            panel.vlines(places, x, xhat, color="0.7", linewidth=2, label="difference")
             panel.plot(places, x, "o", color=BLUE, markersize=5, label="original")
             panel.plot(places, xhat, "x", color=ORANGE, markersize=6, label="reconstruction")
-            panel.set(xlim=(-0.5, places[-1] + 0.5), ylim=(low - margin, high + margin))
-            panel.set_ylabel(f"row {self.row_names[i]}")
+            panel.set(xlim=(-0.5, places[-1] + 0.5), ylabel=f"row {self.row_names[i]}")
             panel.grid(alpha=0.3)
             panel.tick_params(labelbottom=i == count - 1)
             self.axes_.append(panel)
@@ -275,8 +277,10 @@ class ReconstructionDisplay(_Display):
             for panel in self.axes_:
                 panel.set_xticks(places, self.feature_names, rotation=90)
         self.axes_[-1].set_xlabel("feature")
-        self.axes_[0].set_title(self.value.replace("\n", " "), fontsize="medium", loc="left")
-        self.axes_[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
+        self.axes_[0].set_title(self.value, fontsize="small", loc="left")
+        self.axes_[0].legend(
+            loc="lower right", bbox_to_anchor=(1.01, 0.97), ncols=3, frameon=False, fontsize="small"
+        )
 
 
 class CodeDisplay(_Display):
@@ -360,7 +364,9 @@ class CodeDisplay(_Display):
                 self.scatters_[name] = ax.scatter(
                     x[of], y[of], color=colour, marker=marker, label=str(name), zorder=2 + i / 100, **look
                 )
-            ax.legend(title="label", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=1.8)
+            ax.legend(
+                title="label", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=1.8
+            )
         ax.set(xlabel=self.axis_names[0], ylabel=self.axis_names[1])
         ax.grid(alpha=0.3)
         return self
@@ -440,7 +446,9 @@ class ErrorHistogramDisplay(_Display):
         )
         if self._log:
             ax.set_xscale("log")
-        ax.set(xlabel="error of a row: squared error in the network's scale, mean over features", ylabel="rows")
+        ax.set(
+            xlabel="error of a row: squared error in the network's scale, mean over features", ylabel="rows"
+        )
         ax.grid(alpha=0.3)
         ax.legend()
         return self
@@ -466,7 +474,9 @@ class WorstRowsDisplay(_Display):
         Of `shares`, in percent, features by rows.
     """
 
-    def __init__(self, rows: npt.ArrayLike, error: npt.ArrayLike, features: Any, shares: npt.ArrayLike) -> None:
+    def __init__(
+        self, rows: npt.ArrayLike, error: npt.ArrayLike, features: Any, shares: npt.ArrayLike
+    ) -> None:
         self.rows, self.error, self.features = np.asarray(rows), np.asarray(error), np.asarray(features)
         self.shares = np.asarray(shares, np.float64)
         wanted = (self.rows.size, self.features.size)
@@ -514,10 +524,12 @@ class WorstRowsDisplay(_Display):
         for j, i in zip(*np.nonzero(percent >= 1), strict=True):
             colour = "white" if percent[j, i] > 60 else "black"
             ax.text(i, j, f"{percent[j, i]:.0f}", color=colour, ha="center", va="center", fontsize="small")
-        ax.set_xticks(range(r), [f"{row}\n{error:.3g}" for row, error in zip(self.rows, self.error, strict=True)])
+        ax.set_xticks(
+            range(r), [f"{row}\n{error:.3g}" for row, error in zip(self.rows, self.error, strict=True)]
+        )
         ax.set_yticks(range(f), [str(name) for name in self.features])
         ax.tick_params(length=0)
-        ax.set(xlabel="row, and its error in the network's scale", ylabel="feature")
+        ax.set(xlabel="row, and below it its error in the network's scale", ylabel="feature")
         self.figure_.colorbar(self.image_, ax=ax, label="share of the row's error (%)")
         return self
 
@@ -544,7 +556,7 @@ def save_reconstructions(
     from matplotlib.figure import Figure
 
     display = ReconstructionDisplay(X[:count], xhat[:count], image_shape=shape)
-    figure = Figure(figsize=(1 + 0.8 * len(display.X), 2.2), layout="constrained")
+    figure = Figure(figsize=(1 + 0.8 * len(display.X), 2), layout="constrained")
     display.plot(figure.subplots())
     figure.savefig(path, dpi=150)
 

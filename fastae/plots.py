@@ -23,7 +23,7 @@ from fastae.estimator import Autoencoder, AutoencoderDetector
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 __all__ = [
     "CodeDisplay",
@@ -49,7 +49,7 @@ VALUE = {
 class _Display:
     """A figure and the axes that it was drawn on."""
 
-    figure_: "Figure"
+    figure_: "Figure | SubFigure"
     ax_: "Axes"
 
     def _open(self, ax: "Axes | None", size: tuple[float, float]) -> "Axes":
@@ -60,7 +60,7 @@ class _Display:
                 raise ImportError('pictures need matplotlib: pip install "fastae[plot]"') from None
             _, ax = plt.subplots(figsize=size, layout="constrained")
         self.ax_ = ax
-        self.figure_ = ax.get_figure(root=True)  # type: ignore[assignment]
+        self.figure_ = ax.figure
         return ax
 
 
@@ -103,6 +103,8 @@ class LossCurveDisplay(_Display):
     def plot(self, ax: "Axes | None" = None) -> Self:
         """Draw on `ax`, or on a new figure."""
         ax = self._open(ax, (6, 4))
+        from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
         epochs = np.arange(1, self.loss.size + 1)
         marker = "." if self.loss.size == 1 else ""
         (self.line_,) = ax.plot(epochs, self.loss, color=BLUE, marker=marker, label="training")
@@ -121,13 +123,11 @@ class LossCurveDisplay(_Display):
             )
         ax.set(xlabel="epoch", ylabel="loss: half the squared error of a row, mean")
         if self.loss.min() > 0 and self.loss.max() > 3 * self.loss.min():
-            from matplotlib.ticker import LogLocator, NullFormatter
-
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_minor_formatter(NullFormatter())
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
         ax.legend()
         return self
@@ -189,7 +189,7 @@ class ReconstructionDisplay(_Display):
         estimator: Any,
         X: Any,
         *,
-        rows: npt.ArrayLike | int | None = None,
+        rows: Any = None,
         image_shape: tuple[int, int] | None = None,
         ax: "Axes | None" = None,
     ) -> Self:
@@ -350,7 +350,7 @@ class CodeDisplay(_Display):
     def plot(self, ax: "Axes | None" = None) -> Self:
         """Draw on `ax`, or on a new figure."""
         ax = self._open(ax, (6.5, 5))
-        look = {"s": 14, "alpha": 0.8, "linewidths": 0}
+        look: dict[str, Any] = {"s": 14, "alpha": 0.8, "linewidths": 0}
         self.scatters_: dict[Any, Any] = {}
         x, y = self.points.T
         if self.labels is None:
@@ -434,7 +434,7 @@ class ErrorHistogramDisplay(_Display):
             part = f"{of.sum()} of {of.size}" if self.labels is None else f"{(of & out).sum()} of {of.sum()}"
             self.counts_[name], _, _ = ax.hist(
                 self.error[of],
-                bins=self.bin_edges,  # type: ignore[arg-type]
+                bins=self.bin_edges,
                 histtype="stepfilled",
                 facecolor=(colour, 0.35),
                 edgecolor=colour,

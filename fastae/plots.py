@@ -450,7 +450,7 @@ class ErrorHistogramDisplay(_Display):
             xlabel="error of a row: squared error in the network's scale, mean over features", ylabel="rows"
         )
         ax.grid(alpha=0.3)
-        ax.legend()
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, fontsize="small")
         return self
 
 

@@ -12,6 +12,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ def blocks(page: Path) -> list[Block]:
 def run(page: Path) -> int:
     """Run the page's blocks where the process stands; how many ran."""
     namespace, ran = {"__name__": page.stem}, 0
-    with np.printoptions():
+    with np.printoptions(), warnings.catch_warnings():  # what a page sets is the page's
         for block in blocks(page):
             if block.needs and importlib.util.find_spec(block.needs) is None:
                 continue

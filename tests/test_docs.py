@@ -1,4 +1,4 @@
-"""The code of README.md and docs/ runs as it stands and prints what they say; the commands are those that checks run."""
+"""The code of README.md and docs/ runs as it stands and prints what they say; the commands are those of the checks."""
 
 import re
 

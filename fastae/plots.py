@@ -8,7 +8,7 @@ need no display and leave pyplot alone:
     LossCurveDisplay.from_estimator(model, ax=figure.subplots())
     figure.savefig("loss.png")
 
-Colours are those of Okabe and Ito, which the colour-blind can tell apart; nothing is said by colour alone.
+Colours are those of Okabe and Ito, which the colour-blind can tell apart; classes differ in shape or hatching too.
 """
 
 from pathlib import Path

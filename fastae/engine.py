@@ -22,9 +22,6 @@ from fastae.objective import PLAIN, Objective
 SMALL_JOB = (
     30e6  # FLOPs below which a job stays on the calling thread: about what waking a thread costs, in time
 )
-SMALL_STEP = (
-    8e6  # FLOPs below which each of a job's steps does: what moving its parameters between cores costs
-)
 PATIENCE = 0.05  # seconds a jitted call should last, so that signals are handled in time
 WORKSPACE = 1 << 20  # bytes of tiles a thread should keep to: less than L2
 
@@ -323,7 +320,8 @@ class Engine:
             job[step.GRADIENTS] = self._gradients.ctypes.data
             claim = step.TRANSPOSE if self.network.n_layers > 1 else step.SHARD
             flops = 6.0 * batch * self._size
-            self._run(job, claim, flops * rates.size if flops > SMALL_STEP else 0.0)
+            shared = shards > 1 or flops > SMALL_JOB  # a step of one shard has little else to share out
+            self._run(job, claim, flops * rates.size if shared else 0.0)
             done = int(self._control[step.STEPS_DONE])
             diverged = self._control[step.OUTCOME] == step.DIVERGED
         losses[:, 1] *= unit

@@ -142,9 +142,9 @@ BUSY, WAITING, OVER = 0, 1, 2
 
 TRANSPOSE, CODE, SHARD, UPDATE, PHASES = range(5)
 STRETCH = 4096  # elements of weights that an UPDATE item covers at most
-SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (96, 512), 4_000_000
+SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (96, 512), 1_600_000
 WORK_MOST = 1 << 40  # elements: the length of a thread's memory is not checked
-SPINS = 2000  # turns to wait within a job
+SPINS = 20000  # turns to wait within a job, longer than a phase of a small step lasts: 0.2 ms
 LISTEN = 20000  # turns a helper waits for another job: 0.2 ms where a pause is 10 ns
 
 # Places in a thread's scratch, in lines after the tiles

@@ -8,14 +8,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from fastae.data import Rows
 from fastae.engine import Engine
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Adam, Optimizer, State
+from fastae.streaming import run_epoch
 
 # Unshuffled and unwatched: what a divergence, or Ctrl-C, takes back at most
 EPOCHS_A_CALL, STEPS_A_CALL = 64, 1000
@@ -97,7 +100,7 @@ class History:
 
 def train(
     params: Parameters,
-    X: npt.ArrayLike,
+    X: "npt.ArrayLike | Rows",
     *,
     engine: Engine | None = None,
     optimizer: Optimizer | None = None,
@@ -124,8 +127,10 @@ def train(
     ----------
     params : Parameters
         Changed in place.
-    X : array of shape (m, n), any float or integer dtype, any strides
-        Never copied whole, never written.
+    X : array of shape (m, n), any float or integer dtype, any strides; or Rows
+        Never copied whole, never written. Rows (``fastae.open_rows``) are read block by block, in each epoch anew. A
+        batch larger than a block is a step from the sums of its blocks. Shuffled, pieces of the file come in random
+        order, and so do the rows of each block.
     engine : Engine, optional
         Of the parameters' network and dtype; by default one on all CPUs of this process.
     optimizer : Optimizer, optional
@@ -141,7 +146,7 @@ def train(
     seed : int or numpy.random.Generator, default 0
         For the shuffling and the noise.
     shift, scale, sample_weight, objective : optional
-        As for ``Engine.loss_and_gradient``, of each batch.
+        As for ``Engine.loss_and_gradient``, of each batch. No sample_weight, nor `index`, for Rows of many blocks.
     validate : callable, optional
         Called with the parameters after each epoch, gives the validation loss. The best parameters are kept at the end.
     patience : int, optional
@@ -175,8 +180,11 @@ def train(
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be an Optimizer, such as fastae.Adam(), got {optimizer!r}")
     _check_count("epochs", epochs)
-    X = np.asarray(X)
-    rows = X.shape[0] if X.ndim else 0
+    X = X.resident() if isinstance(X, Rows) else np.asarray(X)
+    streamed = isinstance(X, Rows)
+    if streamed and (index is not None or sample_weight is not None):
+        raise ValueError("index and sample_weight need X in memory, but X is Rows of many blocks")
+    rows = X.shape[0] if len(X.shape) else 0
     if index is not None:
         index = np.asarray(index)
         rows = index.size
@@ -195,7 +203,7 @@ def train(
     steps_per_epoch = -(-rows // max(batch, 1))
     watched = callback is not None or progress or validate is not None or patience is not None
     epochs_a_call = 1
-    if not shuffle and not watched:
+    if not shuffle and not watched and not streamed:
         epochs_a_call = max(1, min(EPOCHS_A_CALL, STEPS_A_CALL // max(steps_per_epoch, 1)))
 
     gradient = Parameters(params.network, params.dtype)
@@ -208,19 +216,22 @@ def train(
             count = min(epochs_a_call, epochs - len(history.loss))
             rates = factor * optimizer.rates(state.steps, count * steps_per_epoch)
             order = index
-            if shuffle:
+            if shuffle and not streamed:
                 drawn = generator.permutation(rows)
                 order = drawn if index is None else index[drawn]
             kept.before()
+            run: Callable[..., np.ndarray]
+            if streamed:
+                run = partial(run_epoch, engine, generator=generator if shuffle else None)
+            else:
+                run = partial(engine.run_steps, index=order, sample_weight=sample_weight)
             try:
-                losses = engine.run_steps(
+                losses = run(
                     params,
                     X,
                     gradient=gradient,
-                    index=order,
                     shift=shift,
                     scale=scale,
-                    sample_weight=sample_weight,
                     batch_size=batch,
                     optimizer=optimizer.code,
                     moments=state.moments,
@@ -300,13 +311,14 @@ class _Kept:
         self.params.flat[:], self.state.moments[:], self.state.steps = flat, moments, steps
 
 
-def _what_helps(epoch: int, rate: float, first_step: bool, kept: _Kept, X: np.ndarray) -> str:
+def _what_helps(epoch: int, rate: float, first_step: bool, kept: _Kept, X: "np.ndarray | Rows") -> str:
     said = f"the loss was not finite in epoch {epoch}, at learning rate {rate:.3g}"
     if epoch == 1 and first_step:
         if not np.isfinite(kept.params.flat).all():
             return f"{said}: params hold NaN or infinity; start from finite ones"
         return f"{said}, before any step: X holds NaN or infinity, or values too large; clean or scale it"
-    if X.dtype.kind == "f" and not np.isfinite(X.min() + X.max()):
+    blocks = X if isinstance(X, Rows) else [X]
+    if X.dtype.kind == "f" and not all(np.isfinite(block.min() + block.max()) for block in blocks):
         return f"{said}: X holds NaN or infinity; clean it. The parameters are back at the last finite loss"
     return (
         f"{said}: lower the learning rate, or scale the data. The parameters are back at the last finite loss"

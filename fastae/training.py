@@ -4,6 +4,7 @@ An epoch is one call of ``Engine.run_steps``, so that many small steps cost one 
 order and nobody watches, a call takes many epochs.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from fastae.checkpoint import Checkpoint
 from fastae.data import Rows
 from fastae.engine import Engine
 from fastae.network import Parameters
@@ -120,6 +122,8 @@ def train(
     state: State | None = None,
     callback: Callable[[Epoch], bool | None] | None = None,
     progress: bool = False,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+    resume: bool = False,
 ) -> History:
     """Train `params`, in place, to reconstruct the rows of `X`.
 
@@ -161,6 +165,14 @@ def train(
         Called with an ``Epoch`` after each epoch; training stops where it returns True.
     progress : bool, default False
         Show a progress bar on stderr.
+    checkpoint : path, optional
+        A file to go on from after an interruption. Written when training ends and, between epochs, at most every 5
+        seconds and for at most a twentieth of the time: parameters, best parameters, `state`, the generator's state
+        and the history so far. Always the last one or the one before, whole.
+    resume : bool, default False
+        Go on from `checkpoint`, to the same bits as a run that was never interrupted; where there is no such file,
+        begin. `epochs` counts the earlier ones and may have grown; all else must be as it was. What is passed in
+        `params`, `state` and a generator is overwritten. A run that `tol` stopped is at its end.
 
     Returns
     -------
@@ -169,7 +181,9 @@ def train(
     Raises
     ------
     TypeError, ValueError
-        A wrong argument, named; nothing has been changed then.
+        A wrong argument, named; nothing has been changed then. Or `checkpoint` is damaged, or of another run.
+    OSError
+        `checkpoint` cannot be written; what was there before is whole.
     DivergenceError
         The loss was no longer finite: says at which epoch and learning rate, and what helps. `params` and `state` are
         then back at the last point from which a finite loss was computed.
@@ -201,32 +215,60 @@ def train(
     noise_seed = int(generator.spawn(1)[0].integers(1 << 63)) if objective.noise else 0
     shuffle = shuffle and batch < rows
     steps_per_epoch = -(-rows // max(batch, 1))
+    checkpoint = Checkpoint.at(checkpoint, resume)
+    if checkpoint is not None:
+        run = {
+            "X.shape": X.shape, "index": index, "shift": shift, "scale": scale, "sample_weight": sample_weight,
+            "network": params.network, "dtype": params.dtype, "objective": objective, "optimizer": optimizer,
+            "batch_size": batch, "shuffle": shuffle, "seed": seed, "validate": validate is not None,
+            "patience": patience, "tol": tol, "adaptive": adaptive,
+            "X.block_bytes": getattr(X, "block_bytes", None),
+        }  # fmt: skip
+        checkpoint.agree("training", run)
     watched = callback is not None or progress or validate is not None or patience is not None
     epochs_a_call = 1
     if not shuffle and not watched and not streamed:
         epochs_a_call = max(1, min(EPOCHS_A_CALL, STEPS_A_CALL // max(steps_per_epoch, 1)))
 
     gradient = Parameters(params.network, params.dtype)
-    kept = _Kept(params, state)
     history = History(state)
-    best, best_flat, stale, factor = np.inf, None, 0, 1.0
-    began = time.perf_counter()
+    best, best_flat, best_epoch, stale, factor = np.inf, None, 0, 0, 1.0
+    if checkpoint is not None and checkpoint.loop is not None:
+        history = _resumed(checkpoint, state, optimizer, epochs)
+        best, best_epoch, stale, factor, noise_seed = checkpoint.loop["watch"]
+        best_flat = checkpoint.restore(params, state, generator)
+    kept = _Kept(params, state)
+    began = time.perf_counter() - history.seconds
+
+    def write_checkpoint(checkpoint: Checkpoint) -> None:
+        loop = {
+            "watch": (best, best_epoch, stale, factor, noise_seed),
+            "history": {name: value for name, value in vars(history).items() if name != "state"},
+            "rate": (state.steps - 1, optimizer.rates(state.steps - 1, 1)[0]),
+        }
+        checkpoint.write(params, state, generator, best_flat, loop)
+
     with _progress_bar(progress, epochs) as show:
-        while len(history.loss) < epochs:
+        while len(history.loss) < epochs and history.stop_reason != "tol":
+            if checkpoint is not None and checkpoint.due:
+                write_checkpoint(checkpoint)
             count = min(epochs_a_call, epochs - len(history.loss))
+            if checkpoint is not None:  # a call should not outlast the time between two writes
+                in_time = len(history.loss) * checkpoint.SECONDS / max(history.seconds, 1e-9)
+                count = max(1, min(count, int(in_time)))
             rates = factor * optimizer.rates(state.steps, count * steps_per_epoch)
             order = index
             if shuffle and not streamed:
                 drawn = generator.permutation(rows)
                 order = drawn if index is None else index[drawn]
             kept.before()
-            run: Callable[..., np.ndarray]
+            run_steps: Callable[..., np.ndarray]
             if streamed:
-                run = partial(run_epoch, engine, generator=generator if shuffle else None)
+                run_steps = partial(run_epoch, engine, generator=generator if shuffle else None)
             else:
-                run = partial(engine.run_steps, index=order, sample_weight=sample_weight)
+                run_steps = partial(engine.run_steps, index=order, sample_weight=sample_weight)
             try:
-                losses = run(
+                losses = run_steps(
                     params,
                     X,
                     gradient=gradient,
@@ -286,6 +328,8 @@ def train(
                 if not adaptive or history.learning_rate[-1] <= 1e-6:
                     history.stop_reason = "tol"
                     break
+    if checkpoint is not None:
+        write_checkpoint(checkpoint)
     if best_flat is not None:
         params.flat[:], history.best_epoch = best_flat, best_epoch
     return history
@@ -309,6 +353,25 @@ class _Kept:
         """To before this call or, where that already gave no finite loss, to before the one before."""
         flat, moments, steps = self._saved[(self.calls - 1 - (first_step and self.calls > 1)) % 2]
         self.params.flat[:], self.state.moments[:], self.state.steps = flat, moments, steps
+
+
+def _resumed(checkpoint: Checkpoint, state: State, optimizer: Optimizer, epochs: int) -> History:
+    """The history up to the checkpoint, if `epochs` and the learning rate's schedule let it go on."""
+    loop = checkpoint.loop or {}
+    history = History(state, **loop["history"])
+    if len(history.loss) > epochs:
+        raise ValueError(
+            f"{checkpoint.path} is of {len(history.loss)} epochs already, but {epochs} are asked for"
+        )
+    step, was = loop["rate"]
+    if (rate := optimizer.rates(step, 1)[0]) != was:
+        raise ValueError(
+            f"{checkpoint.path} is of another run: learning_rate was {was!r} in step {step}, "
+            f"and is {float(rate)!r} now"
+        )
+    if history.stop_reason == "callback":  # what a callback stopped may go on
+        history.stop_reason = "epochs"
+    return history
 
 
 def _what_helps(epoch: int, rate: float, first_step: bool, kept: _Kept, X: "np.ndarray | Rows") -> str:

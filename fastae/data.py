@@ -123,6 +123,10 @@ class Rows(ABC):
         if held:
             yield Block(buffer[:held], None if generator is None else generator.permutation(held), first)
 
+    def parts(self) -> "Iterator[Rows]":
+        """The blocks in order, each as Rows with the same names: valid until the next."""
+        return (ArrayRows(block.rows, self.name, self.feature_names) for block in self.blocks())
+
     def split(self, fraction: float, seed: int) -> tuple["Rows", "Rows"]:
         """Two parts: about 1 - `fraction` of the rows, drawn at random from each piece of the file, and the others."""
         parts = _Part(self, fraction, seed, True), _Part(self, fraction, seed, False)

@@ -605,9 +605,10 @@ class Autoencoder(
                 f"{rows.name} has other columns than the model was fitted with: "
                 f"{difference_of_names(names, list(fitted))}"
             )
+        called = name if rows.name == "X" else rows.name
         if rows.shape[1] != self.n_features_in_:
             raise ValueError(
-                f"{name} has {rows.shape[1]} features, but the model was fitted with {self.n_features_in_}"
+                f"{called} has {rows.shape[1]} features, but the model was fitted with {self.n_features_in_}"
             )
 
     def _check_fitted(self, X: Any) -> Data:

@@ -248,7 +248,7 @@ def train(
         }
         checkpoint.write(params, state, generator, best_flat, loop)
 
-    with _progress_bar(progress, epochs) as show:
+    with _progress_bar(progress, epochs, rows) as show:
         while len(history.loss) < epochs and history.stop_reason != "tol":
             if checkpoint is not None and checkpoint.due:
                 write_checkpoint(checkpoint)
@@ -389,7 +389,7 @@ def _what_helps(epoch: int, rate: float, first_step: bool, kept: _Kept, X: "np.n
 
 
 @contextmanager
-def _progress_bar(wanted: bool, epochs: int) -> Iterator[Callable[[Epoch], None]]:
+def _progress_bar(wanted: bool, epochs: int, rows: int) -> Iterator[Callable[[Epoch], None]]:
     if not wanted:
         yield lambda epoch: None
         return
@@ -400,20 +400,23 @@ def _progress_bar(wanted: bool, epochs: int) -> Iterator[Callable[[Epoch], None]
         TextColumn("training"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.6g}"),
+        TextColumn("{task.fields[said]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=epochs, loss=float("nan"))
+        task = bar.add_task("training", total=epochs, said="")
         shown = 0.0
 
         def show(epoch: Epoch) -> None:
             nonlocal shown
-            if (
-                epoch.seconds - shown > 0.05 or epoch.number == epochs
-            ):  # an update costs as much as a small epoch
+            # an update costs as much as a small epoch
+            if epoch.seconds - shown > 0.05 or epoch.number == epochs:
                 shown = epoch.seconds
-                bar.update(task, completed=epoch.number, loss=epoch.loss)
+                said = f"loss {epoch.loss:.6g}"
+                if epoch.validation_loss is not None:
+                    said += f", validation {epoch.validation_loss:.6g}"
+                said += f", {epoch.number * rows / epoch.seconds:,.0f} rows/s"
+                bar.update(task, completed=epoch.number, said=said)
 
         yield show
 

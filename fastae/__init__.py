@@ -26,7 +26,7 @@ _HOME = {
     "DivergenceError": "fastae.training",
     "History": "fastae.training",
 }
-_MODULES = ("reference", "network", "engine", "data", "optimizers", "training", "kernels", "bench")
+_MODULES = ("reference", "network", "engine", "data", "optimizers", "training", "plots", "kernels", "bench")
 
 __all__ = ["__version__", *_HOME, "kernels", "reference"]
 

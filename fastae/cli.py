@@ -123,6 +123,7 @@ Data = Annotated[
 ]
 Model = Annotated[Path, typer.Argument(help="A file that train wrote, or Autoencoder.save.")]
 Drop = Annotated[list[str] | None, typer.Option(help="Leave out the column of this name; may be repeated.")]
+Plot = Annotated[Path | None, typer.Option(help="Draw a picture of it into this .png, .svg or .pdf file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Activation = Literal["sigmoid", "tanh", "relu", "identity"]
 
@@ -180,16 +181,19 @@ def train(
         bool, typer.Option("--resume", help="Go on from --checkpoint, if it is there.")
     ] = False,
     drop: Drop = None,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """Train an autoencoder on the rows of a file, and save it."""
     widths = _widths(hidden)
-    from fastae import storage
+    from fastae import figures, storage
     from fastae.data import open_rows
     from fastae.estimator import Autoencoder, AutoencoderDetector
     from fastae.training import Epoch
 
     storage.check_directory(out)
+    if plot is not None:
+        figures.check(plot)
     rows = open_rows(data, drop=drop or ())
     last: deque[Epoch] = deque(maxlen=1)
     model: Any = AutoencoderDetector(contamination=contamination) if detector else Autoencoder()
@@ -215,6 +219,8 @@ def train(
     model.fit(rows, checkpoint=checkpoint, resume=resume)
     model.set_params(verbose=0, callback=None)
     model.save(out)
+    if plot is not None:
+        figures.save_training(plot, model, rows)
     seconds = last[0].seconds if last else 0.0
     facts = {
         "model": str(out),
@@ -275,6 +281,7 @@ def score(
     ] = Path("-"),
     top: Annotated[int, typer.Option(min=1, help="How many features to name, the worst first.")] = 3,
     drop: Drop = None,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """Say of each row how large its error is, whether that makes it an outlier, and by which features.
@@ -282,10 +289,12 @@ def score(
     The error is the mean over features of the squared error, in the scale that the network sees; a share is a feature's
     part of it.
     """
-    from fastae import outputs
+    from fastae import figures, outputs
     from fastae.estimator import AutoencoderDetector
 
     outputs.check_suffix(out, (".csv", ".parquet", ".pq"))
+    if plot is not None:
+        figures.check(plot)
     detector, rows = _open_model(model), _open_data(data, drop)
     if not isinstance(detector, AutoencoderDetector):
         raise ValueError(f"{model} has no threshold: score needs a model trained without --no-detector")
@@ -298,6 +307,8 @@ def score(
             yield table
 
     outputs.save_scores(out, counted(), as_json=as_json)
+    if plot is not None:
+        figures.save_scoring(plot, detector, rows)
     if str(out) != "-":
         facts = {"file": str(out), "rows": len(rows), "outliers": outliers, "threshold": -detector.offset_}
         _print(facts, as_json)

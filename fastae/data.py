@@ -7,6 +7,7 @@ buffer alone. CSV and .npz files, frames and arrays are in memory, and one block
 
 import csv
 import glob
+import io
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -79,6 +80,12 @@ class Rows(ABC):
     def __repr__(self) -> str:
         return f"<Rows of {self.name}: {self.shape[0]} x {self.shape[1]} {self.dtype}>"
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.resident()
+        if isinstance(array, Rows):
+            array = np.concatenate([block.copy() for block in self])
+        return np.array(array, dtype, copy=copy)
+
     @property
     def block_rows(self) -> int:
         """Rows that fit in a block."""
@@ -122,6 +129,17 @@ class Rows(ABC):
             held += int(sizes[piece])
         if held:
             yield Block(buffer[:held], None if generator is None else generator.permutation(held), first)
+
+    def take(self, numbers: np.ndarray) -> "Rows":
+        """The rows of these numbers, in their order, in memory: all else is read once, and forgotten."""
+        made, first = np.empty((len(numbers), self.shape[1]), self.dtype), 0
+        for block in self:
+            here = (numbers >= first) & (numbers < first + len(block))
+            made[here] = block[numbers[here] - first]
+            first += len(block)
+            if first > max(numbers, default=0):
+                break
+        return ArrayRows(made, self.name, self.feature_names)
 
     def parts(self) -> "Iterator[Rows]":
         """The blocks in order, each as Rows with the same names: valid until the next."""
@@ -388,11 +406,11 @@ def _csv_rows(path: str, names: tuple[str, ...] | None, drop: tuple[str, ...]) -
         if path == "-":
             text = sys.stdin.read()
         else:
-            with open(path, encoding="utf-8-sig", newline="") as file:
+            with open(path, encoding="utf-8", newline="") as file:
                 text = file.read()
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not a CSV file in UTF-8: {error}") from None
-    lines = text.splitlines(keepends=True)
+    lines = list(io.StringIO(text.removeprefix("\ufeff"), newline=""))
     if not text.strip():
         raise ValueError(f"{name} is empty")
     delimiter = max(",;\t", key=lines[0].count)

@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 FENCE = re.compile(r"^ *```[ \t]*(\S*)", re.MULTILINE)
 BLOCK = re.compile(
-    r"(?:^<!-- needs: (\w+) -->\n)?^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE
+    r"(?:^<!-- needs: (\w+) -->\n)?^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?",
+    re.DOTALL | re.MULTILINE,
 )
 NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:e[-+]?\d+)?")
 
@@ -39,9 +40,7 @@ class Block(NamedTuple):
 def blocks(page: Path) -> list[Block]:
     """The page's Python, in order."""
     text = page.read_text()
-    return [
-        Block(text.count("\n", 0, found.start(2)), *found.groups()) for found in BLOCK.finditer(text)
-    ]
+    return [Block(text.count("\n", 0, found.start(2)), *found.groups()) for found in BLOCK.finditer(text)]
 
 
 def run(page: Path) -> int:
@@ -51,7 +50,9 @@ def run(page: Path) -> int:
         for block in blocks(page):
             if block.needs and importlib.util.find_spec(block.needs) is None:
                 continue
-            code = compile("\n" * block.line + block.code, str(page), "exec")  # a traceback shows the page's line
+            code = compile(
+                "\n" * block.line + block.code, str(page), "exec"
+            )  # a traceback shows the page's line
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 exec(code, namespace)
             if block.output is not None and not says(printed.getvalue(), block.output):

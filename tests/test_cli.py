@@ -189,6 +189,27 @@ def test_a_checkpoint_is_resumed(place, tmp_path):
     assert models[0].loss_curve_ == models[1].loss_curve_
 
 
+def test_pictures_are_drawn(place, tmp_path):
+    pytest.importorskip("matplotlib")
+    trained, scored = tmp_path / "t.png", tmp_path / "s.svg"
+    good(
+        "train", place / "benign.csv", *QUICK, "--out", tmp_path / "m", "--plot", trained, "--early-stopping"
+    )
+    assert trained.read_bytes().startswith(b"\x89PNG")
+    good("train", place / "benign.csv", *QUICK, "--hidden", 1, "--out", tmp_path / "m", "--plot", trained)
+    good("score", tmp_path / "m", place / "all.csv", "--out", tmp_path / "s.csv", "--plot", scored)
+    assert b"<svg" in scored.read_bytes()
+    assert trained.stat().st_size > 20_000 < scored.stat().st_size
+    for words in (
+        ("train", place / "all.csv", "--out", tmp_path / "n"),
+        ("score", tmp_path / "m", place / "all.csv"),
+    ):
+        ran = call(*words, "--plot", tmp_path / "x.txt")
+        assert (ran.exit_code, ran.stdout) == (1, "")
+        assert "the suffix must be one of" in ran.stderr
+    assert not (tmp_path / "n").exists()
+
+
 # -- pipes ------------------------------------------------------------------------------------------------------------
 
 

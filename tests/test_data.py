@@ -252,6 +252,31 @@ def test_parts_are_the_blocks_with_their_names(tmp_path):
     np.testing.assert_array_equal(np.concatenate([part[2] for part in parts]), BIG)
 
 
+def test_rows_are_taken_by_number_and_made_an_array(tmp_path):
+    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    numbers = np.array([4999, 3, 3, 2500])
+    np.testing.assert_array_equal(rows.take(numbers).resident(), BIG[numbers])
+    np.testing.assert_array_equal(np.asarray(rows), BIG)
+    np.testing.assert_array_equal(np.asarray(open_rows(X)), X)
+    assert np.asarray(rows, np.float64).dtype == np.float64
+
+
+def test_pictures_of_a_stream_are_those_of_the_array(tmp_path):
+    plots = pytest.importorskip("fastae.plots")
+    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    model = AutoencoderDetector(**QUICK).fit(BIG)
+    axes = pytest.importorskip("matplotlib.figure").Figure().subplots(2)
+    for kind, names in (
+        (plots.WorstRowsDisplay, ("rows", "shares")),
+        (plots.ReconstructionDisplay, ("X", "xhat")),
+    ):
+        ours, theirs = (
+            kind.from_estimator(model, source, ax=ax) for source, ax in zip((rows, BIG), axes, strict=True)
+        )
+        for name in names:
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
 def test_a_split_is_of_all_rows_at_random(tmp_path):
     numbered = np.arange(5000.0).repeat(4).reshape(5000, 4)
     rows = open_rows(saved(tmp_path, numbered), block_bytes=32 * 700)

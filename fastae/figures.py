@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastae.data import Rows
+from fastae.rows import Rows
 from fastae.storage import check_directory, written_whole
 
 POINTS = 5000  # codes drawn at most

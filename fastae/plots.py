@@ -19,8 +19,8 @@ import numpy.typing as npt
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
 
-from fastae.data import Rows
 from fastae.estimator import Autoencoder, AutoencoderDetector
+from fastae.rows import Rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

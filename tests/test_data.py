@@ -110,6 +110,8 @@ def test_csv_without_a_header_with_semicolons_or_a_byte_order_mark(tmp_path):
     path.write_bytes("\ufeffa;b\r\n1;2\r\n".encode())
     rows = open_rows(path)
     assert (rows.feature_names, rows.resident().tolist()) == (("a", "b"), [[1, 2]])
+    path.write_text("1,\n3,4\n")
+    np.testing.assert_array_equal(open_rows(path).resident(), [[1, np.nan], [3, 4]])
     path.write_text("a,b\n")
     assert open_rows(path).shape == (0, 2)
 

@@ -221,7 +221,6 @@ def train(
     model.save(out)
     if plot is not None:
         figures.save_training(plot, model, rows)
-    seconds = last[0].seconds if last else 0.0
     facts = {
         "model": str(out),
         "rows": len(rows),
@@ -233,8 +232,7 @@ def train(
         "validation_loss": min(model.validation_loss_curve_, default=None),
         "r2": model.score(rows),
         "threshold": -model.offset_ if detector else None,
-        "seconds": seconds,
-        "rows_per_second": int(model.n_iter_ * len(rows) / seconds) if seconds else None,
+        "seconds": last[0].seconds if last else None,
     }
     _print(facts, as_json)
 

@@ -75,7 +75,7 @@ def test_train_says_what_it_made(place, tmp_path):
         "validation loss",
         "r2",
         "threshold",
-        "rows per second",
+        "seconds",
     ):
         assert words in ran.stdout
     for words in ("30/30", "loss", "validation", "rows/s"):

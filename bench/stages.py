@@ -17,42 +17,19 @@ from fastae import reference, team
 from fastae.bench.cases import CASES, Case
 from fastae.bench.probe import Probe
 from fastae.kernels import layer, layout, optimizer, rows
-from fastae.kernels.compiler import kernel
+from fastae.kernels.compiler import ByAddress, kernel
 from fastae.kernels.layout import ACTIVATION, BIAS, COLUMN_SUMS, FAN_IN, FAN_OUT, OUTPUT, TRANSPOSED, WEIGHT
-from fastae.kernels.simd import flush_subnormals, restore_float_state
+from fastae.kernels.simd import call_at, flush_subnormals, restore_float_state
 
-# Each runs its kernel `times` times over, with subnormals flushed as in a step.
-
-
-@kernel
-def forward_times(times, like, h, a, w, bias, one, activation, m, height, depth, blocks, fan_in):
-    state = flush_subnormals()
-    for _ in range(times):
-        layer.forward(like, h, a, w, bias, one, activation, m, height, depth, blocks, fan_in)
-    restore_float_state(state)
+# Each runs its kernel `times` times over; layers with subnormals flushed, as in a step.
 
 
 @kernel
-def residual_times(times, like, delta, a, w, bias, x, weight, sums, loss, m, height, depth, blocks, fan_in):
+def layer_times(times, at, arguments):
+    """A layer kernel, by its address."""
     state = flush_subnormals()
     for _ in range(times):
-        layer.residual(like, delta, a, w, bias, x, weight, sums, loss, m, height, depth, blocks, fan_in)
-    restore_float_state(state)
-
-
-@kernel
-def backward_times(times, like, h, delta, wt, sums, activation, m, height, depth, blocks, fan_out):
-    state = flush_subnormals()
-    for _ in range(times):
-        layer.backward(like, h, delta, wt, sums, activation, m, height, depth, blocks, fan_out)
-    restore_float_state(state)
-
-
-@kernel
-def gradient_times(times, like, dw, a, delta, accumulate, m, height, columns, blocks, fan_in):
-    state = flush_subnormals()
-    for _ in range(times):
-        layer.gradient(like, dw, a, delta, accumulate, m, height, columns, blocks, fan_in)
+        call_at(at, arguments)
     restore_float_state(state)
 
 
@@ -78,8 +55,8 @@ def add_up_times(times, total, parts, count):
 @kernel
 def transpose_times(times, source, target, fan_in, fan_out, lanes):
     for _ in range(times):
-        for block in range(fan_in // lanes):
-            optimizer.transpose_block(source, target, fan_in, fan_out, block)
+        squares = source.size // (lanes * lanes)
+        optimizer.transpose_squares(source, target, fan_in, fan_out, 0, squares)
 
 
 class Stage(NamedTuple):
@@ -140,39 +117,39 @@ class Tile:
     def forward(self, i: int) -> Stage:
         row = self.plan[i]
         arguments = (
-            *(self.like, self._output(i), self._output(i - 1), *self._weights(i)),
+            *(self._output(i), self._output(i - 1), *self._weights(i)),
             *(self._at(self.ones, row[COLUMN_SUMS]), int(row[ACTIVATION]), *self._sizes(i)),
         )
-        return Stage(f"forward {i + 1}", self._flops(i), lambda times: forward_times(times, *arguments))
+        return Stage(f"forward {i + 1}", self._flops(i), _repeat(layer.forward, self.case, arguments))
 
     def residual(self) -> Stage:
         i = len(self.plan) - 1
         arguments = (
-            *(self.like, self._output(i), self._output(i - 1), *self._weights(i), self._output(-1)),
+            *(self._output(i), self._output(i - 1), *self._weights(i), self._output(-1)),
             *(self._at(self.weight), self._at(self.sums, self.plan[i, COLUMN_SUMS]), self._at(self.loss)),
             *self._sizes(i),
         )
-        return Stage(f"residual {i + 1}", self._flops(i), lambda times: residual_times(times, *arguments))
+        return Stage(f"residual {i + 1}", self._flops(i), _repeat(layer.residual, self.case, arguments))
 
     def weight_gradient(self, i: int) -> Stage:
         row = self.plan[i]
         blocks, fan_in = layout.blocks(row[FAN_OUT], self.case.dtype), self._padded(row[FAN_IN])
         arguments = (
-            *(self.like, self._at(self.gradient, row[WEIGHT]), self._output(i - 1), self._output(i), 0),
+            *(self._at(self.gradient, row[WEIGHT]), self._output(i - 1), self._output(i), 0),
             *(self.rows, self.height, int(row[FAN_IN]), int(blocks), fan_in),
         )
-        return Stage(f"gradient {i + 1}", self._flops(i), lambda times: gradient_times(times, *arguments))
+        return Stage(f"gradient {i + 1}", self._flops(i), _repeat(layer.gradient, self.case, arguments))
 
     def backward(self, i: int) -> Stage:
         """The delta of layer i (from 0) to that of the layer below it, over h."""
         row, below = self.plan[i], self.plan[i - 1]
         blocks = layout.blocks(row[FAN_IN], self.case.dtype)
         arguments = (
-            *(self.like, self._output(i - 1), self._output(i), self._at(self.transposed, row[TRANSPOSED])),
+            *(self._output(i - 1), self._output(i), self._at(self.transposed, row[TRANSPOSED])),
             *(self._at(self.sums, below[COLUMN_SUMS]), int(below[ACTIVATION]), self.rows, self.height),
             *(int(row[FAN_OUT]), int(blocks), self._padded(row[FAN_OUT])),
         )
-        return Stage(f"backward {i + 1}", self._flops(i), lambda times: backward_times(times, *arguments))
+        return Stage(f"backward {i + 1}", self._flops(i), _repeat(layer.backward, self.case, arguments))
 
     def check(self) -> None:
         """All stages once, in order: every weight gradient against the reference's."""
@@ -213,6 +190,11 @@ class Tile:
 
     def _flops(self, i: int) -> float:
         return 2.0 * self.rows * int(self.plan[i, FAN_IN]) * int(self.plan[i, FAN_OUT])
+
+
+def _repeat(kernel: ByAddress, case: Case, arguments: tuple[int, ...]) -> Callable[[int], None]:
+    at = kernel.address(case.dtype)
+    return lambda times: layer_times(times, at, arguments)
 
 
 def repeats(run: Callable[[int], object], seconds: float = 1e-3) -> int:

@@ -39,7 +39,7 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike[str], resume: bool = False) -> None:
         self.path = os.fspath(path)
-        storage.check_directory(path)
+        storage.check_place(path)
         self._stored = storage.read(path) if resume and os.path.exists(path) else None
         if self._stored is not None and self._stored.kind != "Checkpoint":
             raise ValueError(f"{self.path} is a file of {self._stored.kind}, not of Checkpoint")

@@ -169,6 +169,9 @@ def train(
     early_stopping: Annotated[
         bool, typer.Option("--early-stopping", help="Stop by the loss of a tenth of the rows, set aside.")
     ] = False,
+    patience: Annotated[
+        int, typer.Option(min=1, help="Epochs without a better loss after which training stops.")
+    ] = 10,
     detector: Annotated[bool, typer.Option(help="Find the threshold that makes a row an outlier.")] = True,
     contamination: Annotated[float, typer.Option(help="Share of the rows to be above the threshold.")] = 0.1,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights, the batches and the noise.")] = 0,
@@ -191,7 +194,7 @@ def train(
     from fastae.estimator import Autoencoder, AutoencoderDetector
     from fastae.training import Epoch
 
-    storage.check_directory(out)
+    storage.check_place(out)
     if plot is not None:
         figures.check(plot)
     rows = open_rows(data, drop=drop or ())
@@ -210,6 +213,7 @@ def train(
         noise=None if noise == "none" else noise,
         noise_level=noise_level,
         early_stopping=early_stopping,
+        n_iter_no_change=patience,
         random_state=seed,
         n_threads=threads,
         dtype=dtype,
@@ -409,6 +413,8 @@ def demo(
     picture = find_spec("matplotlib") is not None
     if picture and not out.parent.is_dir():
         raise typer.BadParameter(f"{out.parent} is no directory", param_hint="--out")
+    if picture and out.is_dir():
+        raise typer.BadParameter(f"{out} is a directory", param_hint="--out")
     with Console(stderr=True).status("loading the kernels; the first time, compiling them takes about 15 s"):
         job.warm_up(hidden)
     result = job.run(hidden=hidden, epochs=epochs, seed=seed, progress=True)
@@ -429,7 +435,10 @@ def demo(
     if picture:
         from fastae.plots import save_reconstructions
 
-        save_reconstructions(out, result.X, result.xhat, shape=(8, 8))
+        try:
+            save_reconstructions(out, result.X, result.xhat, shape=(8, 8))
+        except (OSError, ValueError) as error:  # no room, no permission, no such format
+            raise typer.BadParameter(str(error), param_hint="--out") from None
         console.print(f"reconstructions: {out}")
     else:
         console.print('reconstructions are drawn where matplotlib is installed: pip install "fastae\\[plot]"')

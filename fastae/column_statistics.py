@@ -26,7 +26,7 @@ class ColumnStatistics:
 
     def add(self, block: np.ndarray) -> None:
         """Take in an array of shape (rows, n)."""
-        block = np.asarray(block, np.float64)
+        block = np.asarray(block, np.float64, order="C")  # the same bits in any order
         count = (~np.isnan(block)).sum(axis=0)
         mean = np.nansum(block, axis=0) / np.maximum(count, 1)
         square = np.nansum(np.square(block - mean), axis=0)

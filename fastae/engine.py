@@ -60,9 +60,15 @@ class Engine:
             raise ValueError(f"n_threads must be at least 1, got {n_threads}")
         self.network, self.n_threads, self.dtype = network, int(n_threads), check_dtype(dtype)
 
-        from fastae.kernels import step  # here, not above: importing them loads the compiler
+        from numba import config  # here, not above: the compiler is loaded when an engine is made
 
-        self._step = step
+        if config.DISABLE_JIT:
+            raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels do not run uncompiled")
+        from numba.core.errors import NumbaError
+
+        from fastae.kernels import step
+
+        self._step, self._not_compiled = step, NumbaError
         self.plan, size, transposed = layout.plan(network.widths, network.activations, self.dtype)
         lanes = layout.lanes(self.dtype)
         last = self.plan[-1]
@@ -84,7 +90,7 @@ class Engine:
         self._size = size
         self._gradients = layout.aligned_zeros(0, self.dtype).reshape(0, size)
         self._totals = np.zeros((step.SHARDS_MOST, 2))
-        self._norms = np.zeros(-(-size // step.STRETCH))
+        self._norms = np.zeros(int(step.stretches(self.plan, lanes)))
         self._codes = np.zeros((step.SHARDS_MOST, network.widths[network.code_layer]))
         self._slopes = layout.aligned_zeros(code, self.dtype)
         self._job = np.zeros(step.JOB, np.int64)
@@ -163,17 +169,37 @@ class Engine:
         )
         return float(losses[0, 0]), gradient
 
-    def reconstruct(self, params: Parameters, X: npt.ArrayLike, **options: Any) -> np.ndarray:
+    def reconstruct(
+        self,
+        params: Parameters,
+        X: npt.ArrayLike,
+        *,
+        index: npt.ArrayLike | None = None,
+        shift: npt.ArrayLike | None = None,
+        scale: npt.ArrayLike | None = None,
+        missing: bool = False,
+    ) -> np.ndarray:
         """xhat, the output of the last layer, for each row of `X`: a new (m, n) array of the engine's dtype.
 
-        Takes `index`, `shift` and `scale` as ``loss_and_gradient`` does, and `missing` as ``errors`` does. The result
-        is what the network puts out, with shift and scale not undone.
+        `index`, `shift` and `scale` are as for ``loss_and_gradient``, `missing` as for ``errors``. The result is what
+        the network puts out, with shift and scale not undone.
         """
-        return self._infer(params, X, 0, self.network.n_layers, **options)
+        last = self.network.n_layers
+        return self._infer(params, X, 0, last, index=index, shift=shift, scale=scale, missing=missing)
 
-    def encode(self, params: Parameters, X: npt.ArrayLike, **options: Any) -> np.ndarray:
+    def encode(
+        self,
+        params: Parameters,
+        X: npt.ArrayLike,
+        *,
+        index: npt.ArrayLike | None = None,
+        shift: npt.ArrayLike | None = None,
+        scale: npt.ArrayLike | None = None,
+        missing: bool = False,
+    ) -> np.ndarray:
         """The code, the output of the network's narrowest layer: (m, k). Options as for ``reconstruct``."""
-        return self._infer(params, X, 0, self.network.code_layer, **options)
+        last = self.network.code_layer
+        return self._infer(params, X, 0, last, index=index, shift=shift, scale=scale, missing=missing)
 
     def decode(self, params: Parameters, code: npt.ArrayLike) -> np.ndarray:
         """xhat from a code of shape (m, k): the layers above the narrowest one."""
@@ -262,18 +288,23 @@ class Engine:
         if sums and (objective.alpha or objective.sparsity_weight):
             raise ValueError("sums are of rows: objective must have neither alpha nor sparsity_weight")
         job, alive = self._describe(X, index, shift, scale, self.network.widths[0])
+        unit = 1.0  # of the weights
         if sample_weight is not None:
             weights = _check_vector(sample_weight, X.shape[0], "sample_weight")
             if not (weights >= 0).all() or not np.isfinite(weights).all():
                 raise ValueError("sample_weight must be finite and not negative")
             used = weights if index is None else weights[alive[0]]
-            if not used.sum() > 0:
+            largest = used.max()
+            if not largest > 0:
                 raise ValueError("sample_weight is zero in every row")
+            if not 2.0**-30 < largest < 2.0**30:  # in another unit S is the same, and float32 has room for it
+                unit = float(2.0 ** np.floor(np.log2(largest)))
+                weights = weights / unit
             alive.append(weights)
             job[step.SAMPLE_WEIGHT] = weights.ctypes.data
         rates = np.ascontiguousarray(rates, np.float64)
         settings = np.array(settings, np.float64)
-        self._describe_objective(job, settings, objective, seed, epoch)
+        self._describe_objective(job, settings, objective, unit, seed, epoch)
         losses = np.zeros((rates.size, 2))
         batch = min(batch_size or job[step.ROWS], job[step.ROWS])
         job[step.TASK], job[step.BATCH], job[step.STEPS] = step.STEPS_TASK, batch, rates.size
@@ -292,6 +323,7 @@ class Engine:
             self._run(job, claim, flops * rates.size if flops > SMALL_STEP else 0.0)
             done = int(self._control[step.STEPS_DONE])
             diverged = self._control[step.OUTCOME] == step.DIVERGED
+        losses[:, 1] *= unit
         return losses[: done + diverged]
 
     def combine_sums(
@@ -394,6 +426,8 @@ class Engine:
                         took = time.perf_counter() - began
                         quota = max(1, int(quota * min(4.0, PATIENCE / max(took, 1e-6))))
                 break
+            except self._not_compiled:  # nothing has run, on any thread, and nothing will
+                raise
             except BaseException as raised:
                 error = error or raised
         if error is not None:
@@ -419,24 +453,14 @@ class Engine:
 
         step = self._step
         job = self._blank.copy()
+        job[step.FORWARD_AT : step.SHARD_AT + 1] = step.addresses(self.dtype)
         job[step.X], job[step.ROW_STRIDE], job[step.COLUMN_STRIDE] = X.ctypes.data, *X.strides
         if X.shape[1] == 1:
             job[step.COLUMN_STRIDE] = X.itemsize
         job[step.KIND], job[step.ROWS] = KINDS[X.dtype], X.shape[0]
         alive: list[Any] = []
         if index is not None:
-            rows = np.asarray(index)
-            if rows.ndim != 1 or rows.dtype.kind not in "iu":
-                raise TypeError(
-                    f"index must be a one-dimensional array of integers, got {rows.ndim}-d {rows.dtype}"
-                )
-            if rows.size == 0:
-                raise ValueError("index is empty")
-            rows = np.ascontiguousarray(rows, np.int64)
-            if rows.min() < 0 or rows.max() >= X.shape[0]:
-                raise ValueError(
-                    f"index must lie within 0 .. {X.shape[0] - 1}, got {rows.min()} .. {rows.max()}"
-                )
+            rows = check_index(index, X.shape[0])
             alive.append(rows)
             job[step.INDEX], job[step.ROWS] = rows.ctypes.data, rows.size
         if shift is not None or scale is not None:
@@ -453,12 +477,17 @@ class Engine:
         return job, alive
 
     def _describe_objective(
-        self, job: np.ndarray, settings: np.ndarray, objective: Objective, seed: int, epoch: int
+        self, job: np.ndarray, settings: np.ndarray, objective: Objective, unit: float, seed: int, epoch: int
     ) -> None:
         from fastae.kernels import noise, optimizer
 
         step = self._step
-        settings[optimizer.ALPHA], settings[optimizer.NOISE_LEVEL] = objective.alpha, objective.noise_level
+        if not isinstance(objective, Objective):
+            raise TypeError(f"objective must be an Objective, got {objective!r}")
+        settings[optimizer.ALPHA], settings[optimizer.NOISE_LEVEL] = (
+            objective.alpha / unit,
+            objective.noise_level,
+        )
         settings[optimizer.SPARSITY_TARGET] = objective.sparsity_target
         settings[optimizer.SPARSITY_WEIGHT] = objective.sparsity_weight
         job[step.MISSING], job[step.SPARSE] = objective.missing, objective.sparsity_weight > 0
@@ -482,6 +511,8 @@ class Engine:
     def _check_matrix(X: npt.ArrayLike, columns: int, name: str) -> np.ndarray:
         from fastae.kernels.rows import KINDS
 
+        if np.ma.isMaskedArray(X):
+            raise TypeError(f"{name} is a masked array, but its mask would not be seen: fill it with NaN")
         array = np.asarray(X)
         if array.ndim != 2:
             raise ValueError(f"{name} must be two-dimensional (rows, features), got {array.ndim} dimensions")
@@ -504,6 +535,21 @@ def _check_vector(value: npt.ArrayLike, size: int, name: str) -> np.ndarray:
     if array.shape != (size,):
         raise ValueError(f"{name} has shape {array.shape}, but ({size},) is needed")
     return np.ascontiguousarray(array, np.float64)
+
+
+def check_index(index: npt.ArrayLike, rows: int) -> npt.NDArray[np.int64]:
+    """Row numbers of a matrix of `rows` rows, contiguous; TypeError or ValueError where they are not."""
+    array = np.asarray(index)
+    if array.size == 0:
+        raise ValueError("index is empty")
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise TypeError(
+            f"index must be a one-dimensional array of integers, got {array.ndim}-d {array.dtype}"
+        )
+    array = np.ascontiguousarray(array, np.int64)
+    if array.min() < 0 or array.max() >= rows:
+        raise ValueError(f"index must lie within 0 .. {rows - 1}, got {array.min()} .. {array.max()}")
+    return array
 
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()

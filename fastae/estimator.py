@@ -1,7 +1,9 @@
 """Autoencoder and AutoencoderDetector: scikit-learn's way to the engine."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -18,7 +20,7 @@ from sklearn.base import (
 from sklearn.utils import assert_all_finite, check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_feature_names, check_array, check_is_fitted, validate_data
 
 from fastae import optimizers, streaming
 from fastae.checkpoint import Checkpoint
@@ -29,7 +31,7 @@ from fastae.model_files import ModelFiles
 from fastae.network import Network, Parameters
 from fastae.objective import Objective
 from fastae.rows import Rows
-from fastae.training import DivergenceError, Epoch, History, train
+from fastae.training import DivergenceError, Epoch, History, progress_bar, train
 
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -91,6 +93,7 @@ class Autoencoder(
     random_state : int, RandomState or None, default None
         Of the first weights, the batches, the validation rows and the noise.
     tol : float, default 1e-4
+        An improvement of the loss per feature: of `loss_` / n. For "lbfgs" also the largest slope to stop at.
     n_iter_no_change : int, default 10
         Training stops when the loss (with validation rows, the validation loss) has not beaten its best by `tol` in
         more than `n_iter_no_change` epochs on end.
@@ -98,7 +101,7 @@ class Autoencoder(
     nesterovs_momentum : bool, default True
     beta_1, beta_2, epsilon : float, defaults 0.9, 0.999, 1e-8
     warm_start : bool, default False
-        Go on from the last fit's parameters.
+        Go on from the last fit's parameters; the optimizer and its schedule start anew.
     early_stopping : bool, default False
         Set validation rows aside, stop by their loss, and keep the parameters that were best for them.
     validation_fraction : float, default 0.1
@@ -316,11 +319,11 @@ class Autoencoder(
             def validate(params: Parameters) -> float:
                 return float(self._errors(data, validation, params).mean() / 2)
 
+        stops_early = self.early_stopping or validate is None
+        patience = int(self.n_iter_no_change) if stops_early and self.n_iter_no_change < np.inf else None
         if self.solver == "lbfgs":
-            history = self._minimize(X, index, int(seed[1]), validate)
+            history = self._minimize(X, index, int(seed[1]), validate, patience)
         else:
-            stops_early = self.early_stopping or validate is None
-            patience = int(self.n_iter_no_change) if stops_early and self.n_iter_no_change < np.inf else None
             history = self._descend(
                 X,
                 int(seed[1]),
@@ -334,6 +337,7 @@ class Autoencoder(
         return self
 
     @available_if(_goes_by_steps)
+    @with_callbacks
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Train for one epoch on the rows of `X`, from where the last call left off.
@@ -357,6 +361,7 @@ class Autoencoder(
 
     def _start(self, X: Data, index: np.ndarray | None, seed: int) -> None:
         """Network, scale, parameters and optimizer state to train from."""
+        self._objective()  # names an option out of its range while there is no model yet
         n = X.shape[1]
         encoder = tuple(np.atleast_1d(self.hidden_layer_sizes).tolist())
         if not encoder or any(not isinstance(width, int) or width < 1 for width in encoder):
@@ -375,8 +380,7 @@ class Autoencoder(
         if not again:
             self.shift_, self.scale_ = self._statistics(X, index)
             self.params_ = Parameters.random(network, int(seed), dtype)
-        if not again or not hasattr(self, "_state"):
-            self._state = optimizers.State.zeros(self.params_)
+        self._state = optimizers.State.zeros(self.params_)
         self.network_ = network
         self._n_features_out = encoder[-1]
 
@@ -385,64 +389,71 @@ class Autoencoder(
         batch = min(200, rows) if self.batch_size == "auto" else int(self.batch_size)
         steps = -(-rows // min(batch, rows))
         try:
-            return train(
-                self.params_,
-                X,
-                engine=self._engine(),
-                optimizer=self._optimizer(rows, steps),
-                epochs=epochs,
-                batch_size=batch,
-                index=index,
-                shuffle=self.shuffle,
-                seed=seed,
-                shift=self.shift_,
-                scale=self.scale_,
-                objective=self._objective(),
-                tol=self.tol,
-                adaptive=self.learning_rate == "adaptive",
-                state=self._state,
-                callback=self._callback(X, epochs),
-                progress=self.verbose > 0,
-                **options,
-            )
+            with self._callbacks(X, epochs) as callback:
+                return train(
+                    self.params_,
+                    X,
+                    engine=self._engine(),
+                    optimizer=self._optimizer(rows, steps),
+                    epochs=epochs,
+                    batch_size=batch,
+                    index=index,
+                    shuffle=self.shuffle,
+                    seed=seed,
+                    shift=self.shift_,
+                    scale=self.scale_,
+                    objective=self._objective(),
+                    tol=self.tol * X.shape[1],
+                    adaptive=self.learning_rate == "adaptive",
+                    state=self._state,
+                    callback=callback,
+                    progress=self.verbose > 0,
+                    **options,
+                )
         except DivergenceError as error:
             raise DivergenceError(
                 str(error).replace("lower the learning rate", "lower learning_rate_init")
             ) from None
 
-    def _minimize(self, X: Data, index: Any, seed: int, validate: Any) -> History:
+    def _minimize(self, X: Data, index: Any, seed: int, validate: Any, patience: int | None) -> History:
         """L-BFGS on the flat buffer (SciPy)."""
         params, engine, objective = self.params_, self._engine(), self._objective()
         history = History(self._state)
-        tell = self._callback(X, self.max_iter)
-        best = (np.inf, params.flat.copy())
-        last = np.nan
+        best, best_flat, stale = np.inf, params.flat.copy(), 0
+        began = time.perf_counter()
 
         def cost(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            nonlocal last
             trial = Parameters(params.network, params.dtype)
             trial.flat[:] = flat
             options = {"shift": self.shift_, "scale": self.scale_, "objective": objective, "seed": seed}
             if isinstance(X, Rows):
-                last, gradient = streaming.loss_and_gradient(engine, trial, X, **options)
+                loss, gradient = streaming.loss_and_gradient(engine, trial, X, **options)
             else:
-                last, gradient = engine.loss_and_gradient(trial, X, index=index, **options)
-            return last, gradient.flat.astype(np.float64)
+                loss, gradient = engine.loss_and_gradient(trial, X, index=index, **options)
+            return loss, gradient.flat.astype(np.float64)
 
         def step(intermediate_result: Any) -> None:
-            nonlocal best
+            nonlocal best, best_flat, stale
             params.flat[:] = intermediate_result.x
             history.loss.append(float(intermediate_result.fun))
+            history.seconds = time.perf_counter() - began
             loss = None
             if validate is not None:
                 loss = validate(params)
                 history.validation_loss.append(loss)
-                if loss < best[0]:
-                    best = (loss, params.flat.copy())
+                stale = 0 if loss <= best - self.tol * X.shape[1] else stale + 1
+                if loss < best:
+                    best, best_flat = loss, params.flat.copy()
                     history.best_epoch = len(history.loss)
-            done = Epoch(len(history.loss), self.max_iter, history.loss[-1], 1.0, 0.0, params, loss)
+            done = Epoch(
+                len(history.loss), self.max_iter, history.loss[-1], 1.0, history.seconds, params, loss
+            )
+            show(done)
             if tell is not None and tell(done):
                 history.stop_reason = "callback"
+                raise StopIteration
+            if patience is not None and stale > patience:
+                history.stop_reason = "tol"
                 raise StopIteration
 
         first, _ = cost(params.flat.astype(np.float64))
@@ -450,21 +461,29 @@ class Autoencoder(
             raise DivergenceError(
                 "the loss is not finite before any step: X holds too large values; scale it"
             )
-        found = minimize(
-            cost,
-            params.flat.astype(np.float64),
-            jac=True,
-            method="L-BFGS-B",
-            callback=step,
-            options={"maxiter": self.max_iter, "gtol": self.tol, "maxfun": 15_000},
-        )
-        if np.isfinite(found.x).all():
+        with (
+            self._callbacks(X, self.max_iter) as tell,
+            progress_bar(self.verbose > 0, self.max_iter, len(X)) as show,
+        ):
+            found = minimize(
+                cost,
+                params.flat.astype(np.float64),
+                jac=True,
+                method="L-BFGS-B",
+                callback=step,
+                options={"maxiter": self.max_iter, "gtol": self.tol, "maxfun": 15_000},
+            )
+            if not np.isfinite(found.fun):
+                raise DivergenceError(
+                    f"the loss was not finite in iteration {len(history.loss) + 1}: scale the data, or lower alpha. "
+                    "The parameters are back at the last finite loss"
+                )
             params.flat[:] = found.x
-        if validate is not None:
-            params.flat[:] = best[1]
+            if validate is not None:
+                params.flat[:] = best_flat
         if not history.loss:
             history.loss.append(float(found.fun))
-        if history.stop_reason == "epochs" and found.success:
+        if history.stop_reason == "epochs" and found.status != 1:  # 1: SciPy's limit of iterations
             history.stop_reason = "tol"
         return history
 
@@ -503,32 +522,38 @@ class Autoencoder(
             missing=self.missing is not None,
         )
 
-    def _callback(self, X: Data, epochs: int) -> Callable[[Epoch], bool] | None:
+    @contextmanager
+    def _callbacks(self, X: Data, epochs: int) -> Iterator[Callable[[Epoch], bool] | None]:
         """The user's callback and scikit-learn's, as one; None where there is neither."""
         context = None
         if getattr(self, "_skl_callbacks", None):
             context = self._init_callback_context(max_subtasks=epochs)
             context.call_on_fit_task_begin(estimator=self, X=X)
-        if context is None and self.callback is None:
-            return None
 
         def tell(epoch: Epoch) -> bool:
             stop = self.callback is not None and bool(self.callback(epoch))
             if context is not None:
                 task = context.subcontext(task_name="epoch")
                 task.call_on_fit_task_begin(estimator=self, X=X)
-                metadata = {"loss": epoch.loss, "validation_loss": epoch.validation_loss}
-                stop = bool(task.call_on_fit_task_end(estimator=self, X=X, metadata=metadata)) or stop
-                if stop or epoch.number == epochs:
-                    context.call_on_fit_task_end(estimator=self, X=X)
+                told = task.call_on_fit_task_end(
+                    estimator=self,
+                    X=X,
+                    metadata={"loss": epoch.loss, "validation_loss": epoch.validation_loss},
+                    reconstruction_attributes=lambda: {"params_": epoch.params.copy()},
+                )
+                stop = bool(told) or stop
             return stop
 
-        return tell
+        yield None if context is None and self.callback is None else tell
+        if context is not None:
+            context.call_on_fit_task_end(
+                estimator=self, X=X, reconstruction_attributes=lambda: {"params_": self.params_.copy()}
+            )
 
     # -- what a fitted model does ---------------------------------------------------------------------------------
 
     def transform(self, X: Any) -> np.ndarray:
-        """The code of each row: (m, k), the widths of the narrowest layer, in the model's dtype."""
+        """The code of each row: (m, k), k the last of `hidden_layer_sizes`, in the model's dtype."""
         X = self._check_fitted(X)
         return self._over(X, lambda block: self._engine().encode(self.params_, block, **self._in()))
 
@@ -550,9 +575,11 @@ class Autoencoder(
         With `per_feature` the squared error of each cell: (m, n). Missing cells have none, and do not count.
         """
         X = self._check_fitted(X)
+        weight = None if self.scale_ is None else 1 / np.square(self.scale_)
         if per_feature:
-            return self._over(X, self._cell_errors)
-        return self._mean_errors(X, None if self.scale_ is None else 1 / np.square(self.scale_))
+            cell = 1 if weight is None else weight
+            return self._over(X, lambda block: self._cell_errors(block) * cell)
+        return self._mean_errors(X, weight)
 
     def score(self, X: Any, y: Any = None) -> float:
         """R^2 of the reconstruction, the mean over features: 1 is perfect, 0 is as good as each feature's mean."""
@@ -561,8 +588,9 @@ class Autoencoder(
         for block in self._blocks(X):
             seen.add(block)
             left += self._cell_errors(block).sum(axis=0)
-        varies = seen.square > 0
-        return float(np.mean(np.where(varies, 1 - left / np.where(varies, seen.square, 1), left == 0)))
+        spread = seen.square if self.scale_ is None else seen.square * np.square(self.scale_)
+        varies = seen.most > seen.least
+        return float(np.mean(np.where(varies, 1 - left / np.where(varies, spread, 1), left == 0)))
 
     # -- within -----------------------------------------------------------------------------------------------
 
@@ -577,12 +605,15 @@ class Autoencoder(
             "ensure_all_finite": "allow-nan" if self.missing else True,
         }
         checked: np.ndarray
+        if np.ma.isMaskedArray(X):
+            raise TypeError(f"{name} is a masked array: pass {name}.filled(np.nan), with missing='mask'")
         if isinstance(X, Rows):
             self._check_columns(X, reset, name)
             data = X.resident()
             return data if isinstance(data, Rows) else check_array(data, input_name=name, **checks)
         refuse_columns(X, name)
         if name != "X":
+            _check_feature_names(self, X, reset=False)
             checked = check_array(X, input_name=name, **checks)
             if checked.shape[1] != self.n_features_in_:
                 raise ValueError(f"{name} has {checked.shape[1]} features, but X has {self.n_features_in_}")
@@ -678,16 +709,18 @@ class Autoencoder(
 
     def _out(self, xhat: np.ndarray) -> np.ndarray:
         if self.scale_ is not None:
-            xhat /= self.scale_.astype(xhat.dtype)
-            xhat += self.shift_.astype(xhat.dtype)
+            xhat /= self.scale_
+            xhat += self.shift_
         return xhat
 
     def _reconstruct(self, X: np.ndarray) -> np.ndarray:
         return self._out(self._engine().reconstruct(self.params_, X, **self._in()))
 
     def _cell_errors(self, X: np.ndarray) -> np.ndarray:
-        """Squared error of each cell, in the scale of the data; 0 for missing ones."""
-        error: np.ndarray = np.square(self._reconstruct(X).astype(np.float64) - X)
+        """Squared error of each cell in float64, in the scale the network sees; 0 for missing ones."""
+        xhat = self._engine().reconstruct(self.params_, X, **self._in())
+        seen = X.astype(np.float64) if self.scale_ is None else (X - self.shift_) * self.scale_
+        error: np.ndarray = np.square(xhat - seen)
         return np.where(np.isnan(X), 0.0, error) if self.missing else error
 
     def _errors(
@@ -820,6 +853,8 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         if (error is None) == (contamination is None):
             raise ValueError("set_threshold takes either error, or contamination with X")
         if error is not None:
+            if not error >= 0 or X is not None:
+                raise ValueError(f"error must not be negative, and comes without X, got {error!r}")
             self.offset_ = -float(error)
             return self
         if X is None or not 0 < float(contamination or 0) <= 0.5:
@@ -833,6 +868,7 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
 
     def decision_function(self, X: Any) -> np.ndarray:
         """score_samples(X) - offset_: below 0 for outliers."""
+        check_is_fitted(self, "offset_")
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> np.ndarray:
@@ -850,14 +886,12 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
             Their part of the row's error, in [0, 1].
         """
         X = self._check_fitted(X)
-        if top < 1:
-            raise ValueError(f"top must be at least 1, got {top!r}")
+        if top < 1 or top % 1:
+            raise ValueError(f"top must be an integer of at least 1, got {top!r}")
         shape = (len(X), min(int(top), X.shape[1]))
         features, shares, first = np.empty(shape, np.intp), np.empty(shape), 0
         for block in self._blocks(X):
             error = self._cell_errors(block)
-            if self.scale_ is not None:
-                error *= np.square(self.scale_)
             worst = np.argsort(-error, axis=1, kind="stable")[:, : int(top)]
             total = error.sum(axis=1, keepdims=True)
             part = slice(first, first + len(block))

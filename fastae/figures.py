@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastae.rows import Rows
-from fastae.storage import check_directory, written_whole
+from fastae.storage import check_place, written_whole
 
 POINTS = 5000  # codes drawn at most
 
@@ -17,7 +17,7 @@ def check(path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError:
         raise ImportError('pictures need matplotlib: pip install "fastae[plot]"') from None
-    check_directory(path)
+    check_place(path)
     known = FigureCanvasAgg.get_supported_filetypes()
     if path.suffix.lower().removeprefix(".") not in known:
         raise ValueError(f"{path}: the suffix must be one of {', '.join(known)}, got {path.suffix!r}")

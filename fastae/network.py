@@ -58,6 +58,8 @@ class Network:
                 f"activations has {len(self.activations)} names, but widths make {len(self.widths) - 1} layers"
             )
 
+        if isinstance(self.code_layer, bool) or not isinstance(self.code_layer, (int, np.integer)):
+            raise TypeError(f"code_layer must be an integer, got {self.code_layer!r}")
         if self.code_layer == 0:
             object.__setattr__(self, "code_layer", 1 + int(np.argmin(self.widths[1:])))
         if not 1 <= self.code_layer <= len(self.activations):
@@ -104,6 +106,8 @@ class Parameters(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, network: Network, dtype: npt.DTypeLike = "float32") -> None:
+        if not isinstance(network, Network):
+            raise TypeError(f"network must be a Network, got {type(network).__name__}")
         self.network = network
         self.dtype = check_dtype(dtype)
         self.plan, size, _ = layout.plan(network.widths, network.activations, self.dtype)

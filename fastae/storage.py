@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 1  # of the JSON and the tensors' names; raised where an older fastae would misread a file
+FORMAT = 1  # raised where an older fastae would misread a file, or the layout that checkpoints keep changes
 
 
 @contextmanager
@@ -33,11 +33,11 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     OSError
         The directory does not exist or may not be written to, or the disk is full; `path` is as it was.
     """
+    check_place(path)
     final = Path(os.path.realpath(path))
-    if final.exists() and not final.is_file():
+    if _is_device(final):
         yield final
         return
-    check_directory(path)
     made = final.with_name(f".fastae-{secrets.token_hex(6)}{final.suffix}")
     try:
         yield made
@@ -51,13 +51,20 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     _flush_directory(final.parent)
 
 
-def check_directory(path: str | os.PathLike[str]) -> None:
+def check_place(path: str | os.PathLike[str]) -> None:
     """That a file can be made at `path`: raises the OSError which trying would, naming the path."""
-    directory = Path(os.path.realpath(path)).parent
-    if not directory.is_dir():
-        raise FileNotFoundError(f"{os.fspath(path)}: {directory} is no directory")
-    if not os.access(directory, os.W_OK):
-        raise PermissionError(f"{os.fspath(path)}: {directory} may not be written to")
+    final = Path(os.path.realpath(path))
+    if final.is_dir():
+        raise IsADirectoryError(f"{os.fspath(path)} is a directory")
+    if not final.parent.is_dir():
+        raise FileNotFoundError(f"{os.fspath(path)}: {final.parent} is no directory")
+    if not _is_device(final) and not os.access(final.parent, os.W_OK):
+        raise PermissionError(f"{os.fspath(path)}: {final.parent} may not be written to")
+
+
+def _is_device(path: Path) -> bool:
+    """A device or a pipe: it is there, and no file."""
+    return path.exists() and not path.is_file()
 
 
 def _flush_directory(directory: Path) -> None:
@@ -154,7 +161,9 @@ def _about(name: str, text: str | None) -> dict[str, Any]:
         raise ValueError(f"{name} is a safetensors file, but not one of fastae's")
     try:
         about = dict(json.loads(text))
-        version, _ = about["format"], about["kind"]
+        version = about["format"]
+        if version == FORMAT and not isinstance(about["kind"], str):
+            raise TypeError("kind is no text")
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{name} is damaged: its metadata is no such JSON as fastae writes ({error})"

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastae.checkpoint import Checkpoint
-from fastae.engine import Engine
+from fastae.engine import Engine, check_index
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Adam, Optimizer, State
@@ -165,7 +165,7 @@ def train(
         Called with an ``Epoch`` after each epoch; training stops where it returns True.
     progress : bool, default False
         Show a progress bar on stderr.
-    checkpoint : path, optional
+    checkpoint : path or Checkpoint, optional
         A file to go on from after an interruption. Written when training ends and, between epochs, at most every 5
         seconds and for at most a twentieth of the time: parameters, best parameters, `state`, the generator's state
         and the history so far. Always the last one or the one before, whole.
@@ -193,6 +193,8 @@ def train(
     optimizer = Adam() if optimizer is None else optimizer
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be an Optimizer, such as fastae.Adam(), got {optimizer!r}")
+    if not isinstance(objective, Objective):
+        raise TypeError(f"objective must be an Objective, got {objective!r}")
     _check_count("epochs", epochs)
     X = X.resident() if isinstance(X, Rows) else np.asarray(X)
     streamed = isinstance(X, Rows)
@@ -200,7 +202,7 @@ def train(
         raise ValueError("index and sample_weight need X in memory, but X is Rows of many blocks")
     rows = X.shape[0] if len(X.shape) else 0
     if index is not None:
-        index = np.asarray(index)
+        index = check_index(index, rows)
         rows = index.size
     if patience is not None:
         _check_count("patience", patience)
@@ -209,8 +211,12 @@ def train(
     batch = min(batch_size or rows, rows)
     engine = Engine(params.network, dtype=params.dtype) if engine is None else engine
     state = State.zeros(params) if state is None else state
+    if not isinstance(state, State):
+        raise TypeError(f"state must be a State, got {type(state).__name__}")
     if state.moments.shape != (2, params.flat.size) or state.moments.dtype != params.dtype:
         raise ValueError(f"state is of {state.moments.shape} {state.moments.dtype}, not of these params")
+    if not (state.moments.flags.c_contiguous and state.moments.flags.writeable):
+        raise ValueError("state holds moments that are read-only or not C-contiguous")
     generator = np.random.default_rng(seed)
     noise_seed = int(generator.spawn(1)[0].integers(1 << 63)) if objective.noise else 0
     shuffle = shuffle and batch < rows
@@ -218,10 +224,10 @@ def train(
     checkpoint = Checkpoint.at(checkpoint, resume)
     if checkpoint is not None:
         run = {
-            "X.shape": X.shape, "index": index, "shift": shift, "scale": scale, "sample_weight": sample_weight,
-            "network": params.network, "dtype": params.dtype, "objective": objective, "optimizer": optimizer,
-            "batch_size": batch, "shuffle": shuffle, "seed": seed, "validate": validate is not None,
-            "patience": patience, "tol": tol, "adaptive": adaptive,
+            "X.shape": X.shape, "network": params.network, "dtype": params.dtype, "objective": objective,
+            "optimizer": optimizer, "batch_size": batch, "shuffle": shuffle, "seed": seed, "patience": patience,
+            "tol": tol, "adaptive": adaptive, "validate": validate is not None, "index": index, "shift": shift,
+            "scale": scale, "sample_weight": sample_weight,
             "X.block_bytes": getattr(X, "block_bytes", None),
         }  # fmt: skip
         checkpoint.agree("training", run)
@@ -248,9 +254,9 @@ def train(
         }
         checkpoint.write(params, state, generator, best_flat, loop)
 
-    with _progress_bar(progress, epochs, rows) as show:
+    with progress_bar(progress, epochs, rows) as show:
         while len(history.loss) < epochs and history.stop_reason != "tol":
-            if checkpoint is not None and checkpoint.due:
+            if checkpoint is not None and history.loss and checkpoint.due:
                 write_checkpoint(checkpoint)
             count = min(epochs_a_call, epochs - len(history.loss))
             if checkpoint is not None:  # a call should not outlast the time between two writes
@@ -290,7 +296,9 @@ def train(
             if bad.size:
                 kept.restore(first_step=bad[0] == 0)
                 epoch = len(history.loss) + 1 + int(bad[0]) // steps_per_epoch
-                raise DivergenceError(_what_helps(epoch, float(rates[bad[0]]), bool(bad[0] == 0), kept, X))
+                raise DivergenceError(
+                    _what_helps(epoch, float(rates[bad[0]]), bool(bad[0] == 0), kept, X, objective)
+                )
             state.steps += rates.size
             state.epochs += count
             by_epoch = losses.reshape(count, steps_per_epoch, 2)
@@ -374,14 +382,17 @@ def _resumed(checkpoint: Checkpoint, state: State, optimizer: Optimizer, epochs:
     return history
 
 
-def _what_helps(epoch: int, rate: float, first_step: bool, kept: _Kept, X: "np.ndarray | Rows") -> str:
+def _what_helps(
+    epoch: int, rate: float, first_step: bool, kept: _Kept, X: "np.ndarray | Rows", objective: Objective
+) -> str:
     said = f"the loss was not finite in epoch {epoch}, at learning rate {rate:.3g}"
     if epoch == 1 and first_step:
         if not np.isfinite(kept.params.flat).all():
             return f"{said}: params hold NaN or infinity; start from finite ones"
         return f"{said}, before any step: X holds NaN or infinity, or values too large; clean or scale it"
     blocks = X if isinstance(X, Rows) else [X]
-    if X.dtype.kind == "f" and not all(np.isfinite(block.min() + block.max()) for block in blocks):
+    least, most = (np.fmin, np.fmax) if objective.missing else (np.minimum, np.maximum)  # NaN or not
+    if not all(np.isfinite([f.reduce(block, axis=None) for f in (least, most)]).all() for block in blocks):
         return f"{said}: X holds NaN or infinity; clean it. The parameters are back at the last finite loss"
     return (
         f"{said}: lower the learning rate, or scale the data. The parameters are back at the last finite loss"
@@ -389,7 +400,8 @@ def _what_helps(epoch: int, rate: float, first_step: bool, kept: _Kept, X: "np.n
 
 
 @contextmanager
-def _progress_bar(wanted: bool, epochs: int, rows: int) -> Iterator[Callable[[Epoch], None]]:
+def progress_bar(wanted: bool, epochs: int, rows: int) -> Iterator[Callable[[Epoch], None]]:
+    """A bar on stderr, moved by the function it gives; where it is not `wanted` that function does nothing."""
     if not wanted:
         yield lambda epoch: None
         return

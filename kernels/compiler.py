@@ -9,10 +9,14 @@ cache directory can be written, functions are compiled afresh in each process.
 import hashlib
 from collections.abc import Callable
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
+import numpy.typing as npt
+from numba import types
 
 
 @cache
@@ -62,6 +66,44 @@ def kernel(function: Callable[..., Any]) -> Any:
         except (RuntimeError, OSError, TypeError):  # no cache directory can be written
             pass
     return dispatcher
+
+
+class ByAddress:
+    """A function that kernels call by its address (``simd.call_at``): compiled once, not into each of them again.
+
+    Its first argument is a pointer to the dtype's elements, the others are int64s; it returns nothing.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._compiled: dict[Any, Any] = {}
+
+    def address(self, dtype: npt.DTypeLike) -> int:
+        """Where it lies in memory, compiled for `dtype` (or loaded from disk) if that has not been done."""
+        element = numba.from_dtype(np.dtype(dtype))
+        if element not in self._compiled:
+            integers = [types.int64] * (len(signature(self._function).parameters) - 1)
+            self._compiled[element] = _callback(
+                self._function, types.void(types.CPointer(element), *integers)
+            )
+        return int(self._compiled[element].address)
+
+
+def _callback(function: Callable[..., Any], wanted: Any) -> Any:
+    options = {"error_model": "numpy"}
+    try:
+        from numba.core.ccallback import CFunc
+
+        made: Any = CFunc(function, (wanted.args, wanted.return_type), {}, options)
+    except (ImportError, TypeError):
+        return numba.cfunc(wanted, **options)(function)
+    if _CACHE is not None:
+        try:
+            made._cache = _CACHE(function)
+        except (RuntimeError, OSError, TypeError):
+            pass
+    made.compile()
+    return made
 
 
 def inlined(function: Callable[..., Any]) -> Any:

@@ -6,13 +6,14 @@ addresses; ``layer_forward`` and ``layer_backward`` below are the same two steps
 """
 
 import numpy as np
+from numba import carray
 
 from fastae.kernels import gemm
-from fastae.kernels.compiler import kernel
+from fastae.kernels.compiler import ByAddress, inlined, kernel
 from fastae.kernels.layout import ACTIVATIONS, aligned_zeros, blocks, lanes
-from fastae.kernels.optimizer import transpose_block
+from fastae.kernels.optimizer import transpose_squares
 from fastae.kernels.rows import add_lines, zero_lines
-from fastae.kernels.simd import Words, vector_kernel
+from fastae.kernels.simd import Words, call_at, vector_kernel
 from fastae.kernels.target import LINE, TARGET
 
 WIDEST = TARGET.widest
@@ -28,7 +29,7 @@ _backward_1, _backward_2, _backward_3 = (gemm.backward_tile(gemm.rows_of(n), n) 
 _gradient_1, _gradient_2, _gradient_3 = (gemm.gradient_tile(n) for n in (_1, _2, _3))
 
 
-@kernel
+@inlined
 def _width(left):  # type: ignore[no-untyped-def]
     """Blocks that the next register tiles span, of `left`: 3 at a time, but 2 and 2 for the last 4."""
     if WIDEST == 1 or left == 1:
@@ -36,9 +37,11 @@ def _width(left):  # type: ignore[no-untyped-def]
     return 3 if left >= 3 and left != 4 else 2
 
 
-@kernel
-def forward(like, h, a, w, bias, one, activation, rows, height, depth, blocks, fan_in):  # type: ignore[no-untyped-def]
+@ByAddress
+def forward(out, a, w, bias, one, activation, rows, height, depth, blocks, fan_in):  # type: ignore[no-untyped-def]
     """h = g(a w + bias): h (blocks, height, lanes), a (., height, lanes), w (blocks, fan_in, lanes), fan_in padded."""
+    like = carray(out, (1,))
+    h = np.int64(like.ctypes.data)
     tile, column = height * LINE, fan_in * LINE
     j = 0
     while j < blocks:
@@ -56,9 +59,11 @@ def forward(like, h, a, w, bias, one, activation, rows, height, depth, blocks, f
         j += n
 
 
-@kernel
-def residual(like, delta, a, w, bias, x, weight, sums, loss, rows, height, depth, blocks, fan_in):  # type: ignore[no-untyped-def]
+@ByAddress
+def residual(out, a, w, bias, x, weight, sums, loss, rows, height, depth, blocks, fan_in):  # type: ignore[no-untyped-def]
     """delta = weight (a w + bias - x), 0 where x is NaN; its column sums and the loss's lanes are added up."""
+    like = carray(out, (1,))
+    delta = np.int64(like.ctypes.data)
     tile, column = height * LINE, fan_in * LINE
     size = like.itemsize
     j = 0
@@ -89,9 +94,11 @@ def residual(like, delta, a, w, bias, x, weight, sums, loss, rows, height, depth
         j += n
 
 
-@kernel
-def backward(like, h, delta, wt, sums, activation, rows, height, depth, blocks, fan_out):  # type: ignore[no-untyped-def]
+@ByAddress
+def backward(out, delta, wt, sums, activation, rows, height, depth, blocks, fan_out):  # type: ignore[no-untyped-def]
     """h becomes (delta wt) * g'(h), the delta of the layer below; its column sums, the bias gradient, are added up."""
+    like = carray(out, (1,))
+    h = np.int64(like.ctypes.data)
     tile, column = height * LINE, fan_out * LINE
     j = 0
     while j < blocks:
@@ -115,9 +122,11 @@ def backward(like, h, delta, wt, sums, activation, rows, height, depth, blocks, 
         j += n
 
 
-@kernel
-def gradient(like, dw, a, delta, accumulate, rows, height, columns, blocks, fan_in):  # type: ignore[no-untyped-def]
+@ByAddress
+def gradient(out, a, delta, accumulate, rows, height, columns, blocks, fan_in):  # type: ignore[no-untyped-def]
     """dw (+)= a' delta over exactly `rows` rows: a's first `columns` columns, dw (blocks, fan_in, lanes)."""
+    like = carray(out, (1,))
+    dw = np.int64(like.ctypes.data)
     tile, column, size = height * LINE, fan_in * LINE, like.itemsize
     lanes = LINE // size
     rows_1, rows_2, rows_3 = (
@@ -229,10 +238,14 @@ def add_pull(like, delta, out, sums, rows, height, blocks):  # type: ignore[no-u
 # -- the same steps for callers with blocked arrays of their own ------------------------------------------------------
 
 
+def addresses(dtype):  # type: ignore[no-untyped-def]
+    """Where the kernels called by their address lie, as a job names them (step.py)."""
+    return [made.address(dtype) for made in (forward, residual, backward, gradient)]
+
+
 @kernel
-def _layer_forward(h, a, W, b, one, activation, rows, fan_in):  # type: ignore[no-untyped-def]
-    forward(
-        h,
+def _layer_forward(at, h, a, W, b, one, activation, rows, fan_in):  # type: ignore[no-untyped-def]
+    arguments = (
         np.int64(h.ctypes.data),
         np.int64(a.ctypes.data),
         np.int64(W.ctypes.data),
@@ -245,44 +258,28 @@ def _layer_forward(h, a, W, b, one, activation, rows, fan_in):  # type: ignore[n
         h.shape[0],
         W.shape[1],
     )
+    call_at(at, arguments)
 
 
 @kernel
-def _layer_backward(dW, db, a, WT, delta, W, sums, activation, rows, fan_in, fan_out, accumulate):  # type: ignore[no-untyped-def]
+def _layer_backward(
+    gradient_at, backward_at, dW, db, a, WT, delta, W, sums, activation, rows, fan_in, fan_out, accumulate
+):  # type: ignore[no-untyped-def]
     height, padded_in, padded_out = delta.shape[1], W.shape[1], WT.shape[1]
-    for block in range(WT.shape[0]):
-        transpose_block(W.reshape(-1), WT.reshape(-1), padded_in, padded_out, block)
+    squares = WT.shape[0] * delta.shape[0]
+    transpose_squares(W.reshape(-1), WT.reshape(-1), padded_in, padded_out, 0, squares)
     if accumulate == 0:
         zero_lines(db, (np.int64(db.ctypes.data), delta.shape[0]))
     for j in range(delta.shape[0]):
         for i in range(rows):
             line = np.int64(delta.ctypes.data) + (j * height + i) * LINE
             add_lines(db, (np.int64(db.ctypes.data) + j * LINE, line, 1, 1))
-    gradient(
-        dW,
-        np.int64(dW.ctypes.data),
-        np.int64(a.ctypes.data),
-        np.int64(delta.ctypes.data),
-        accumulate,
-        rows,
-        height,
-        fan_in,
-        delta.shape[0],
-        padded_in,
-    )
-    backward(
-        a,
-        np.int64(a.ctypes.data),
-        np.int64(delta.ctypes.data),
-        np.int64(WT.ctypes.data),
-        np.int64(sums.ctypes.data),
-        activation,
-        (rows + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE,
-        height,
-        fan_out,
-        a.shape[0],
-        padded_out,
-    )
+    a_at, delta_at = np.int64(a.ctypes.data), np.int64(delta.ctypes.data)
+    weights = np.int64(dW.ctypes.data), a_at, delta_at, accumulate
+    call_at(gradient_at, (*weights, rows, height, fan_in, delta.shape[0], padded_in))
+    below = a_at, delta_at, np.int64(WT.ctypes.data), np.int64(sums.ctypes.data), activation
+    whole = (rows + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
+    call_at(backward_at, (*below, whole, height, fan_out, a.shape[0], padded_out))
 
 
 def _check_layer(outputs, inputs, shapes, activation, rows):  # type: ignore[no-untyped-def]
@@ -347,7 +344,7 @@ def layer_forward(h, a, W, b, *, activation, fan_in, fan_out, rows=None):  # typ
     code, rows = _check_layer({"h": h}, {"a": a, "W": W, "b": b}, shapes, activation, rows)
     one = aligned_zeros(out * width, h.dtype)
     one[:fan_out] = 1
-    _layer_forward(h, a, W, b, one, code, rows, fan_in)
+    _layer_forward(forward.address(h.dtype), h, a, W, b, one, code, rows, fan_in)
 
 
 def layer_backward(dW, db, a, WT, delta, W, *, activation, fan_in, fan_out, rows=None, accumulate=False):  # type: ignore[no-untyped-def]
@@ -391,4 +388,6 @@ def layer_backward(dW, db, a, WT, delta, W, *, activation, fan_in, fan_out, rows
     outputs = {"dW": dW, "db": db, "a": a, "WT": WT}
     code, rows = _check_layer(outputs, {"delta": delta, "W": W}, shapes, activation, rows)
     sums = aligned_zeros(into * width, dW.dtype)
-    _layer_backward(dW, db, a, WT, delta, W, sums, code, rows, fan_in, fan_out, int(accumulate))
+    places = gradient.address(dW.dtype), backward.address(dW.dtype)
+    sizes = code, rows, fan_in, fan_out, int(accumulate)
+    _layer_backward(*places, dW, db, a, WT, delta, W, sums, *sizes)

@@ -126,15 +126,31 @@ def combine(kind, parameters, gradient, parts, plan, moments, weight, rate, sett
     return penalty
 
 
+def _write_transpose(words, target, target_step, source, squares):  # type: ignore[no-untyped-def]
+    """`squares` squares of lanes x lanes, one below the other in `source`, each to the next block of `target`."""
+
+    def square(target, source):  # type: ignore[no-untyped-def]
+        lines = words.transposed([words.load(words.offset(source, i * LINE)) for i in range(words.lanes)])
+        for i, line in enumerate(lines):
+            words.store(line, words.offset(target, i * LINE))
+        return [words.offset(target, target_step), words.offset(source, words.lanes * LINE)]
+
+    words.loop(squares, [target, source], square)
+
+
+_transpose = vector_kernel(_write_transpose)
+
+
 @kernel
-def transpose_block(source, target, fan_in, fan_out, block):  # type: ignore[no-untyped-def]
-    """Block `block` of W' (its columns are W's rows) from W: flat views, sizes padded to whole blocks."""
-    lanes = 64 // source.itemsize
-    out = target[block * fan_out * lanes : (block + 1) * fan_out * lanes]
-    for j in range(fan_out // lanes):
-        start = (j * fan_in + block * lanes) * lanes
-        square = source[start : start + lanes * lanes]
-        place = out[j * lanes * lanes : (j + 1) * lanes * lanes]
-        for column in range(lanes):
-            for row in range(lanes):
-                place[column * lanes + row] = square[row * lanes + column]
+def transpose_squares(source, target, fan_in, fan_out, first, last):  # type: ignore[no-untyped-def]
+    """Squares first .. last - 1 of W, lanes x lanes each and counted as they lie, into W': flat views, sizes padded."""
+    lanes = LINE // source.itemsize
+    high = fan_in // lanes
+    to, start = np.int64(target.ctypes.data), np.int64(source.ctypes.data)
+    square = first
+    while square < last:
+        column, row = square // high, square % high
+        count = min(high - row, last - square)
+        place = to + (row * fan_out + column * lanes) * LINE
+        _transpose(source, (place, fan_out * LINE, start + square * lanes * LINE, count))
+        square += count

@@ -331,6 +331,24 @@ class Words:
         nan = self.builder.fcmp_unordered("uno", where, where)
         return self.builder.select(nan, self.constant(0.0), x)
 
+    def transposed(self, lines: list[Value]) -> list[Value]:
+        """The columns of a square of lines: log2(lanes) rounds, each interleaving the first half with the second."""
+        ramp = range(self.lanes)
+        halves = [
+            ir.Constant(
+                ir.VectorType(I32, self.lanes), [(i + first) // 2 + (i % 2) * self.lanes for i in ramp]
+            )
+            for first in (0, self.lanes)
+        ]
+        half = self.lanes // 2
+        for _ in range(self.lanes.bit_length() - 1):
+            lines = [
+                self.builder.shuffle_vector(lines[i], lines[i + half], mask)
+                for i in range(half)
+                for mask in halves
+            ]
+        return lines
+
     # -- conversion -------------------------------------------------------------------------------------------
 
     def convert(self, value: Value, signed: bool, to: ir.Type | None = None) -> Value:
@@ -499,6 +517,19 @@ def pointer_to(typingctx, address):  # type: ignore[no-untyped-def]
         return builder.inttoptr(arguments[0], I8.as_pointer())
 
     return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def call_at(typingctx, address, integers):  # type: ignore[no-untyped-def]
+    """Call the ``compiler.ByAddress`` function at `address`; the first of `integers` is its pointer."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        values = cgutils.unpack_tuple(builder, arguments[1])
+        kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), values)
+        return context.get_dummy_value()
+
+    return types.void(address, integers), generate
 
 
 @intrinsic

@@ -3,10 +3,10 @@
 Each thread of a team makes one call, ``run``, on the same job. A step has up to four phases, each a number of items
 that threads claim one by one:
 
-    TRANSPOSE   one column block of one layer's W'
+    TRANSPOSE   one stretch of the flat buffers: W' of its weights; only in a job's first step
     CODE        one shard of the rows: the sum of its codes; only where the mean code has a cost
     SHARD       one shard of the rows: its own gradient, its own loss
-    UPDATE      one stretch of the flat buffers: shards added in a fixed order, then the optimizer
+    UPDATE      one stretch of the flat buffers: shards added in a fixed order, then the optimizer, then W'
 
 What an item computes depends on the job alone, never on who claims it, so the bits are the same for any number of
 threads, and a thread that comes late, or never, costs nothing but its help. Whoever finishes a phase's last item opens
@@ -22,7 +22,7 @@ import numpy as np
 from numba import carray
 
 from fastae.kernels import layer
-from fastae.kernels.compiler import inlined, kernel
+from fastae.kernels.compiler import ByAddress, inlined, kernel
 from fastae.kernels.layout import (
     ACTIVATION,
     BIAS,
@@ -31,6 +31,7 @@ from fastae.kernels.layout import (
     FAN_OUT,
     IDENTITY,
     OUTPUT,
+    PLAN,
     TRANSPOSED,
     WEIGHT,
 )
@@ -43,12 +44,13 @@ from fastae.kernels.optimizer import (
     SPARSITY_WEIGHT,
     add_penalty,
     add_up,
-    transpose_block,
+    transpose_squares,
     update,
 )
 from fastae.kernels.optimizer import SETTINGS as SETTINGS_SIZE
 from fastae.kernels.rows import add_lines, load_rows, store_rows, zero_lines
 from fastae.kernels.simd import (
+    call_at,
     compare_and_swap,
     exchange,
     fetch_add,
@@ -106,9 +108,15 @@ from fastae.kernels.target import LINE
     CODES,  # float64 (shards, code): sums of codes
     SLOPES,  # (code,): the cost's derivative by each unit's mean
     FIRST_ROW,  # number of the matrix's first row, for the noise: the matrix may be a block of a larger one
+    FORWARD_AT,  # where the layer kernels lie: addresses
+    RESIDUAL_AT,
+    BACKWARD_AT,
+    GRADIENT_AT,
+    LOAD_AT,  # and those of this file
+    SHARD_AT,
     SUMS,  # 1: loss and gradient as sums over the rows, not divided by the rows' weights
     JOB,
-) = range(43)
+) = range(49)
 STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)
 
 # The control block: int64s a cache line apart
@@ -131,8 +139,9 @@ COMPLETE, CANCELLED, DIVERGED = 1, 2, 3
 BUSY, WAITING, OVER = 0, 1, 2
 
 TRANSPOSE, CODE, SHARD, UPDATE, PHASES = range(5)
-STRETCH = 8192  # elements that an UPDATE item covers
+STRETCH = 4096  # elements of weights that an UPDATE item covers at most
 SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (96, 512), 4_000_000
+WORK_MOST = 1 << 40  # elements: the length of a thread's memory is not checked
 SPINS = 2000  # turns to wait within a job
 LISTEN = 20000  # turns a helper waits for another job: 0.2 ms where a pause is 10 ns
 
@@ -145,11 +154,15 @@ def shard_rows(rows, size):  # type: ignore[no-untyped-def]
     """Rows in each shard of a batch but the last, whole register tiles; `size` is that of the flat buffers.
 
     A shard has 512 rows or more, for its gradient has to be added up; a small batch, so that it can be shared out, is
-    cut into up to four, of SHARD_FLOPS each. Never by the number of threads: the same job has the same shards.
+    cut into up to four, of SHARD_FLOPS each. Their number is a power of two, which most numbers of threads share
+    evenly; it never depends on the number of threads: the same job has the same shards.
     """
     few, many = SHARD_ROWS_LEAST
     least = min(max(SHARD_FLOPS // (6 * size), few), many)
-    shards = min(max(rows // many, min(rows // least, 4), 1), SHARDS_MOST)
+    most = min(max(rows // many, min(rows // least, 4)), SHARDS_MOST)
+    shards = 1
+    while 2 * shards <= most:
+        shards *= 2
     each = (rows + shards - 1) // shards
     return (each + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
 
@@ -163,28 +176,59 @@ def _rows_in_step(job, step):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _items(job, plan, step, phase, size, lanes):  # type: ignore[no-untyped-def]
-    if phase == TRANSPOSE:
-        total = 0
-        for i in range(1, plan.shape[0]):
-            total += (plan[i, FAN_IN] + lanes - 1) // lanes
-        return total
+def stretches(plan, lanes):  # type: ignore[no-untyped-def]
+    """How many stretches the flat buffers fall into: whole squares of lanes x lanes weights, of one layer each."""
+    most = STRETCH // (lanes * lanes)
+    total = 0
+    for i in range(plan.shape[0]):
+        total += ((plan[i, BIAS] - plan[i, WEIGHT]) // (lanes * lanes) + most - 1) // most
+    return total
+
+
+@kernel
+def _stretch(plan, item, lanes):  # type: ignore[no-untyped-def]
+    """The layer of stretch `item`, its first and last square there, and its elements; a layer's last has its bias."""
+    square, most = lanes * lanes, STRETCH // (lanes * lanes)
+    for i in range(plan.shape[0]):
+        squares = (plan[i, BIAS] - plan[i, WEIGHT]) // square
+        count = (squares + most - 1) // most
+        if item < count:
+            first, last = item * most, min(item * most + most, squares)
+            end = plan[i, WEIGHT] + last * square
+            if last == squares:
+                end += (plan[i, FAN_OUT] + lanes - 1) // lanes * lanes
+            return i, first, last, plan[i, WEIGHT] + first * square, end
+        item -= count
+    return 0, 0, 0, 0, 0
+
+
+@kernel
+def _rows_of_shard(job, step, item):  # type: ignore[no-untyped-def]
+    """First and last + 1 row of a shard, counted within its step."""
+    _, rows = _rows_in_step(job, step)
+    each = shard_rows(rows, job[SIZE])
+    return each * item, min(each * (item + 1), rows)
+
+
+@kernel
+def _items(job, plan, step, phase, lanes):  # type: ignore[no-untyped-def]
+    if phase == UPDATE or (phase == TRANSPOSE and step == 0 and plan.shape[0] > 1):
+        return stretches(plan, lanes)
     if phase == SHARD or (phase == CODE and job[SPARSE] != 0):
         _, rows = _rows_in_step(job, step)
         each = shard_rows(rows, job[SIZE])
         return (rows + each - 1) // each
-    return (size + STRETCH - 1) // STRETCH if phase == UPDATE else 0
+    return 0
 
 
 @inlined
-def _forward_layers(like, plan, parameters, ones, tiles, rows, height, first, last):  # type: ignore[no-untyped-def]
+def _forward_layers(like, job, plan, tiles, rows, height, first, last):  # type: ignore[no-untyped-def]
     """Layers first .. last - 1 on a tile; the input of layer i lies where layer i - 1's output goes."""
-    size = like.itemsize
+    parameters, ones, size = job[PARAMETERS], job[ONES], like.itemsize
     lanes = LINE // size
     for i in range(first, last):
         source = tiles + (plan[i - 1, OUTPUT] * height * size if i > 0 else 0)
-        layer.forward(
-            like,
+        arguments = (
             tiles + plan[i, OUTPUT] * height * size,
             source,
             parameters + plan[i, WEIGHT] * size,
@@ -197,6 +241,7 @@ def _forward_layers(like, plan, parameters, ones, tiles, rows, height, first, la
             (plan[i, FAN_OUT] + lanes - 1) // lanes,
             (plan[i, FAN_IN] + lanes - 1) // lanes * lanes,
         )
+        call_at(job[FORWARD_AT], arguments)
 
 
 @inlined
@@ -221,22 +266,9 @@ def _tile_gradient(
         source = tiles + (plan[last - 1, OUTPUT] * height * size if last > 0 else 0)
         w, b = parameters + plan[last, WEIGHT] * size, parameters + plan[last, BIAS] * size
         depth = plan[last, FAN_IN]
-        layer.residual(
-            like,
-            tiles + wide,
-            source,
-            w,
-            b,
-            target,
-            weight,
-            top_sums,
-            loss,
-            whole,
-            height,
-            depth,
-            blocks,
-            fan_in,
-        )
+        out = tiles + wide
+        arguments = (out, source, w, b, target, weight, top_sums, loss, whole, height, depth, blocks, fan_in)
+        call_at(job[RESIDUAL_AT], arguments)
     else:
         layer.output_delta(
             like, tiles + wide, target, weight, top_sums, loss, plan[last, ACTIVATION], whole, height, blocks
@@ -247,13 +279,13 @@ def _tile_gradient(
         below = tiles + (plan[i - 1, OUTPUT] * height * size if i > 0 else 0)
         delta = tiles + plan[i, OUTPUT] * height * size
         dw = gradient + plan[i, WEIGHT] * size
-        layer.gradient(like, dw, below, delta, add, rows, height, plan[i, FAN_IN], blocks, fan_in)
+        product = dw, below, delta, add, rows, height, plan[i, FAN_IN], blocks, fan_in
+        call_at(job[GRADIENT_AT], product)
         if i > 0:
             sparse = job[SPARSE] != 0 and i - 1 == job[CODE_LAYER]
             if sparse:
                 layer.pull(like, spare, below, weight, job[SLOPES], whole, height, fan_in // lanes)
-            layer.backward(
-                like,
+            chained = (
                 below,
                 delta,
                 transposed + plan[i, TRANSPOSED] * size,
@@ -265,9 +297,16 @@ def _tile_gradient(
                 fan_in // lanes,
                 blocks * lanes,
             )
+            call_at(job[BACKWARD_AT], chained)
             if sparse:
                 below_sums = sums + plan[i - 1, COLUMN_SUMS] * size
                 layer.add_pull(like, below, spare, below_sums, whole, height, fan_in // lanes)
+
+
+@kernel
+def whole_rows(rows):  # type: ignore[no-untyped-def]
+    """Rows that are computed for `rows`: whole register tiles."""
+    return (rows + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
 
 
 @kernel
@@ -279,17 +318,20 @@ def target_place(plan, height, lanes):  # type: ignore[no-untyped-def]
     return tiles * height + sums + height + SCRATCH * lanes
 
 
-@kernel
-def _load_tile(work, job, plan, scratch, columns, place, first, rows, epoch, level):  # type: ignore[no-untyped-def]
-    """Rows into work[place:], and zeros below them down to a whole register tile; the rows to compute.
+@ByAddress
+def load_tile(out, job_at, scratch, columns, place, first, rows, epoch):  # type: ignore[no-untyped-def]
+    """Rows into work[place:], `out` being work, and zeros below them down to a whole register tile.
 
     Where cells may be missing, or noise is asked for, that holds the input and the rows as they are go to
-    work[target_place:].
+    work[target_place:], which is where the scratch ends.
     """
-    height, size = job[HEIGHT], work.itemsize
+    job = carray(pointer_to(job_at), (JOB,), np.int64)
+    height = job[HEIGHT]
+    work = carray(out, (WORK_MOST,))
+    size = work.itemsize
     lanes, base = LINE // size, np.int64(work.ctypes.data)
     spoilt = job[MISSING] != 0 or job[NOISE] != NO_NOISE
-    to = target_place(plan, height, lanes) if spoilt else place
+    to = scratch + SCRATCH * lanes if spoilt else place
     spare, cell = base + (scratch + SPARE * lanes) * size, scratch + CELL * lanes
     x, row_stride, column_stride, kind = job[X], job[ROW_STRIDE], job[COLUMN_STRIDE], job[KIND]
     index, shift, scale = job[INDEX], job[SHIFT], job[SCALE]
@@ -309,13 +351,14 @@ def _load_tile(work, job, plan, scratch, columns, place, first, rows, epoch, lev
         scale,
         spare,
     )
-    whole = (rows + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
+    whole = whole_rows(rows)
     if whole > rows:
         for j in range((columns + lanes - 1) // lanes):
             below = (j * height + rows) * lanes
             zero_lines(work, (base + (to + below) * size, whole - rows))
             zero_lines(work, (base + (place + below) * size, whole - rows))
     if spoilt:
+        level = load_float64(job[SETTINGS] + NOISE_LEVEL * 8) if job[NOISE] != NO_NOISE else 0.0
         work[scratch + LEVEL * lanes] = level
         for i in range(rows):
             row = load_int64(index + (first + i) * 8) if index != 0 else first + i
@@ -353,7 +396,6 @@ def _load_tile(work, job, plan, scratch, columns, place, first, rows, epoch, lev
                         value = work[cell]
                         at = place + (c // lanes * height + i) * lanes + c % lanes
                         work[at] = value if value == value else 0.0
-    return whole
 
 
 @kernel
@@ -415,12 +457,18 @@ def _close_codes(totals, codes, slopes, settings, losses, step, shards):  # type
     losses[step, 0] = settings[SPARSITY_WEIGHT] * cost
 
 
-@inlined
-def _shard_item(job, plan, work, totals, codes, settings, step, item, me, code_phase):  # type: ignore[no-untyped-def]
-    """Tiles of shard `item` from row me[PROGRESS] of it on, while the quota lasts; whether the shard is done.
+@ByAddress
+def shard_item(out, job_at, plan_at, layers, step, item, me_at, code_phase):  # type: ignore[no-untyped-def]
+    """Tiles of shard `item` from row me[PROGRESS] of it on, while the quota lasts; ``shard_rows_left`` are left.
 
-    In the CODE phase only the sums of their codes, else their loss and gradient.
+    In the CODE phase only the sums of their codes, else their loss and gradient. `out` is the thread's work.
     """
+    job = carray(pointer_to(job_at), (JOB,), np.int64)
+    plan = carray(pointer_to(plan_at), (layers, PLAN), np.int64)
+    me = carray(pointer_to(me_at), (8,), np.int64)
+    work = carray(out, (WORK_MOST,))
+    totals = carray(pointer_to(job[TOTALS]), (SHARDS_MOST, 2), np.float64)
+    codes = carray(pointer_to(job[CODES]), (SHARDS_MOST, plan[job[CODE_LAYER], FAN_OUT]), np.float64)
     size, height = work.itemsize, job[HEIGHT]
     lanes, base = LINE // size, np.int64(work.ctypes.data)
     features, code, last = plan[0, FAN_IN], job[CODE_LAYER], plan.shape[0] - 1
@@ -435,15 +483,12 @@ def _shard_item(job, plan, work, totals, codes, settings, step, item, me, code_p
     if job[MISSING] == 0 and job[NOISE] == NO_NOISE:
         target_at = 0
     gradient_at = job[GRADIENTS] + item * job[SIZE] * size
-    first, rows = _rows_in_step(job, step)
-    each = shard_rows(rows, job[SIZE])
-    end = min(each * (item + 1), rows)
+    first, _ = _rows_in_step(job, step)
+    start, end = _rows_of_shard(job, step, item)
     epoch = _epoch(job, step)
-    while me[QUOTA] > 0:
-        start = each * item + me[PROGRESS]
-        if start >= end:
-            return True
-        count = min(height, end - start)
+    while me[QUOTA] > 0 and start + me[PROGRESS] < end:
+        row = start + me[PROGRESS]
+        count = min(height, end - row)
         accumulate = 1 if me[PROGRESS] > 0 else 0
         if accumulate == 0:
             totals[item, 0] = 0.0
@@ -451,12 +496,11 @@ def _shard_item(job, plan, work, totals, codes, settings, step, item, me, code_p
             if code_phase:
                 for c in range(codes.shape[1]):
                     codes[item, c] = 0.0
-        whole = _load_tile(
-            work, job, plan, scratch, features, 0, first + start, count, epoch, settings[NOISE_LEVEL]
-        )
-        weights = _load_weights(job, work, weight_at, first + start, count, whole)
+        call_at(job[LOAD_AT], (base, job_at, scratch, features, 0, first + row, count, epoch))
+        whole = whole_rows(count)
+        weights = _load_weights(job, work, weight_at, first + row, count, whole)
         layers = code + 1 if code_phase else last if plan[last, ACTIVATION] == IDENTITY else last + 1
-        _forward_layers(work, plan, job[PARAMETERS], job[ONES], base, whole, height, 0, layers)
+        _forward_layers(work, job, plan, base, whole, height, 0, layers)
         if code_phase:
             place = plan[code, OUTPUT] * height
             _add_codes(work, place, plan[code, FAN_OUT], weight_at, count, height, codes[item])
@@ -492,21 +536,17 @@ def _shard_item(job, plan, work, totals, codes, settings, step, item, me, code_p
         totals[item, 1] += weights
         me[PROGRESS] += count
         me[QUOTA] -= count * features
-    return each * item + me[PROGRESS] >= end
 
 
 @kernel
-def _transpose_item(plan, parameters, transposed, item):  # type: ignore[no-untyped-def]
-    lanes = LINE // parameters.itemsize
-    for i in range(1, plan.shape[0]):
-        fan_in = (plan[i, FAN_IN] + lanes - 1) // lanes
-        if item < fan_in:
-            source = parameters[plan[i, WEIGHT] : plan[i, BIAS]]
-            fan_out = (plan[i, FAN_OUT] + lanes - 1) // lanes * lanes
-            target = transposed[plan[i, TRANSPOSED] : plan[i, TRANSPOSED] + source.size]
-            transpose_block(source, target, fan_in * lanes, fan_out, item)
-            return
-        item -= fan_in
+def _transpose_stretch(plan, parameters, transposed, layer, first, last):  # type: ignore[no-untyped-def]
+    """W' of squares first .. last - 1 of a layer's weights; the first layer's is not needed."""
+    if layer > 0:
+        row, lanes = plan[layer], LINE // parameters.itemsize
+        fan_in = (row[FAN_IN] + lanes - 1) // lanes * lanes
+        fan_out = (row[FAN_OUT] + lanes - 1) // lanes * lanes
+        target = transposed[row[TRANSPOSED] : row[TRANSPOSED] + fan_in * fan_out]
+        transpose_squares(parameters[row[WEIGHT] : row[BIAS]], target, fan_in, fan_out, first, last)
 
 
 @kernel
@@ -533,6 +573,11 @@ def _add_norms(norms, losses, step, alpha):  # type: ignore[no-untyped-def]
         total += norm
     if losses[step, 1] > 0:
         losses[step, 0] += alpha * total / (2.0 * losses[step, 1])
+
+
+def addresses(dtype):  # type: ignore[no-untyped-def]
+    """What a job holds from FORWARD_AT to SHARD_AT: the kernels that are called by their address."""
+    return [*layer.addresses(dtype), load_tile.address(dtype), shard_item.address(dtype)]
 
 
 @kernel
@@ -625,7 +670,7 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
     gradient = carray(pointer_to(job[GRADIENT]), (size,), like.dtype)
     moments = carray(pointer_to(job[MOMENTS]), (2, size), like.dtype)
     totals = carray(pointer_to(job[TOTALS]), (SHARDS_MOST, 2), np.float64)
-    norms = carray(pointer_to(job[NORMS]), ((size + STRETCH - 1) // STRETCH,), np.float64)
+    norms = carray(pointer_to(job[NORMS]), (stretches(plan, lanes),), np.float64)
     rates = carray(pointer_to(job[RATES]), (steps,), np.float64)
     settings = carray(pointer_to(job[SETTINGS]), (SETTINGS_SIZE,), np.float64)
     losses = carray(pointer_to(job[LOSSES]), (steps, 2), np.float64)
@@ -645,7 +690,7 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
                     continue
                 control[OUTCOME] = CANCELLED
                 return OVER
-            if item >= _items(job, plan, step, phase, size, lanes):
+            if item >= _items(job, plan, step, phase, lanes):
                 spins += 1
                 if spins > SPINS:
                     return WAITING
@@ -658,18 +703,30 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
         claim = me[HELD] - 1
         number, item = claim >> 32, claim & 0xFFFFFFFF
         step, phase = number // PHASES, number % PHASES
-        items = _items(job, plan, step, phase, size, lanes)
+        items = _items(job, plan, step, phase, lanes)
         if phase == TRANSPOSE:
-            _transpose_item(plan, parameters, transposed, item)
+            which, low, high, _, _ = _stretch(plan, item, lanes)
+            _transpose_stretch(plan, parameters, transposed, which, low, high)
         elif phase != UPDATE:
             if load_acquire(shared + CANCEL * 8) != 0:
                 me[HELD] = 0
                 continue
-            if not _shard_item(job, plan, work, totals, codes, settings, step, item, me, phase == CODE):
+            arguments = (
+                np.int64(work.ctypes.data),
+                np.int64(job.ctypes.data),
+                np.int64(plan.ctypes.data),
+                plan.shape[0],
+                step,
+                item,
+                np.int64(me.ctypes.data),
+                np.int64(phase == CODE),
+            )
+            call_at(job[SHARD_AT], arguments)
+            start, end = _rows_of_shard(job, step, item)
+            if start + me[PROGRESS] < end:
                 return BUSY
         else:
-            first = item * STRETCH
-            last = min(first + STRETCH, size)
+            which, low, high, first, last = _stretch(plan, item, lanes)
             _, rows = _rows_in_step(job, step)
             each = shard_rows(rows, job[SIZE])
             weight = losses[step, 1]
@@ -692,6 +749,8 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
                     step,
                     settings,
                 )
+                if step + 1 < steps:
+                    _transpose_stretch(plan, parameters, transposed, which, low, high)
         me[HELD] = 0
         if fetch_add(done_at, 1) + 1 == items:
             store_release(done_at, 0)
@@ -712,8 +771,8 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
                     store_release(claim_at, FINISHED_CLAIM)
                     return OVER
             following = number + 1
-            while _items(job, plan, following // PHASES, following % PHASES, size, lanes) == 0:
-                following += 1  # most steps have no CODE, and a single layer has nothing to transpose
+            while _items(job, plan, following // PHASES, following % PHASES, lanes) == 0:
+                following += 1  # most steps have nothing to TRANSPOSE and no CODE
             store_release(claim_at, following << 32)
 
 
@@ -762,8 +821,9 @@ def _infer(job, plan, control, me, work):  # type: ignore[no-untyped-def]
         if first >= job[ROWS]:
             return OVER
         rows = min(height, job[ROWS] - first)
-        whole = _load_tile(work, job, plan, scratch, columns, source, first, rows, 0, 0.0)
-        _forward_layers(work, plan, job[PARAMETERS], job[ONES], base, whole, height, start, last + 1)
+        call_at(job[LOAD_AT], (base, np.int64(job.ctypes.data), scratch, columns, source, first, rows, 0))
+        whole = whole_rows(rows)
+        _forward_layers(work, job, plan, base, whole, height, start, last + 1)
         out, features = plan[last, OUTPUT] * height, plan[last, FAN_OUT]
         if job[TASK] == ERRORS_TASK:
             _row_errors(job, work, out, target if job[MISSING] != 0 else 0, features, first, rows)

@@ -91,7 +91,7 @@ def test_the_settings_of_train_reach_the_estimator(place, tmp_path):
     out = tmp_path / "m.safetensors"
     words = (
         "--hidden 6,3 --activation relu --solver sgd --epochs 7 --batch-size 50 --learning-rate 0.01 --alpha 0.5 "
-        "--scale minmax --missing --noise mask --noise-level 0.2 --early-stopping --contamination 0.2 --seed 5 "
+        "--scale minmax --missing --noise mask --noise-level 0.2 --early-stopping --patience 20 --contamination 0.2 --seed 5 "
         "--threads 1 --dtype float64"
     )
     good("train", place / "benign.csv", "--out", out, *words.split())
@@ -109,6 +109,7 @@ def test_the_settings_of_train_reach_the_estimator(place, tmp_path):
         noise="mask",
         noise_level=0.2,
         early_stopping=True,
+        n_iter_no_change=20,
         contamination=0.2,
         random_state=5,
         n_threads=1,
@@ -234,7 +235,7 @@ def test_a_pipe_closed_early_is_no_error(place):
 def test_interrupted_it_says_so_and_can_go_on(tmp_path):
     data, out, kept = (tmp_path / name for name in ("x.npy", "m", "checkpoint"))
     np.save(data, np.random.default_rng(0).normal(size=(4000, 50)))
-    words = ["train", data, "--out", out, "--learning-rate", 1e-6, "--checkpoint", kept, "--epochs"]
+    words = ["train", data, "--out", out, "--patience", 10**9, "--checkpoint", kept, "--epochs"]
     process = subprocess.Popen([*COMMAND, *map(str, words), str(10**8)], stderr=subprocess.PIPE)
     until = time.monotonic() + 60
     while not kept.exists() and time.monotonic() < until:
@@ -423,6 +424,19 @@ def test_demo_says_what_is_wrong_before_it_trains(tmp_path):
     assert "no directory" in ran.output
     assert "rows per second" not in ran.output
     assert call("demo", "--epochs", 0).exit_code == 2
+    ran = call("demo", "--out", tmp_path)
+    assert ran.exit_code == 2
+    assert "is a directory" in ran.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_demo_says_why_there_is_no_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    ran = call("demo", "--epochs", 2, "--out", tmp_path / "digits.xyz")
+    assert ran.exit_code == 2
+    assert "rows per second" in ran.output
+    assert "--out" in ran.output
+    assert "xyz" in ran.output
 
 
 def test_version():

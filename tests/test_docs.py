@@ -1,4 +1,4 @@
-"""The code of README.md and docs/ runs as it stands and prints what they say; the commands are those that checks run."""
+"""The code of README.md and docs/ runs as it stands and prints what they say; the commands are those of the checks."""
 
 import re
 
@@ -14,9 +14,7 @@ def test_the_pages_code_runs_and_prints_what_the_page_says(page, tmp_path, monke
     monkeypatch.setenv("MPLBACKEND", "agg")
     if any("plots" in block.code for block in blocks(page)):
         pytest.importorskip("matplotlib")
-    assert run(page) == len([block for block in blocks(page) if block.needs is None]) or any(
-        block.needs for block in blocks(page)
-    )
+    assert run(page) >= sum(block.needs is None for block in blocks(page))
     for picture in tmp_path.glob("*.png"):  # what a page draws, it shows
         assert f"images/{picture.name}" in page.read_text()
 
@@ -33,6 +31,16 @@ def test_no_python_is_kept_from_running(page):
 def test_pictures_and_pages_linked_to_exist(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_a_page_that_says_something_else_fails(tmp_path):
+    page = tmp_path / "page.md"
+    text = "```python\na = 2\n```\n\n<!-- needs: nothing_of_this_name -->\n```python\na = 3\n```\n\n"
+    page.write_text(f"{text}```python\nprint('a is', a)\n```\n\n```text\na is 2\n```\n")
+    assert run(page) == 2
+    page.write_text(page.read_text().replace("a is 2", "a is 4"))
+    with pytest.raises(AssertionError, match=r"page.md:10: this block prints\na is 2\n\nand not\na is 4"):
+        run(page)
 
 
 def test_numbers_are_compared_to_the_last_digit():

@@ -11,9 +11,11 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numba.core.errors import TypingError
 
 import fastae
 from fastae import reference
@@ -378,6 +380,21 @@ def test_equal_weights_are_no_weights_and_whole_weights_repeat_rows():
     np.testing.assert_allclose(gradient.flat, wanted.flat, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("unit", [1e-300, 1e-40, 1e40, 1e300])
+def test_the_unit_of_the_weights_does_not_matter(unit, dtype):
+    engine, parameters, X = autoencoder(m=700, dtype=dtype)
+    weight = np.random.default_rng(0).random(700)
+    loss, gradient = engine.loss_and_gradient(
+        parameters, X, sample_weight=weight, objective=fastae.Objective(alpha=2.0)
+    )
+    scaled, also = engine.loss_and_gradient(
+        parameters, X, sample_weight=weight * unit, objective=fastae.Objective(alpha=2.0 * unit)
+    )
+    assert scaled == pytest.approx(loss, rel=1e-5)
+    np.testing.assert_allclose(also.flat, gradient.flat, rtol=1e-4, atol=1e-6)
+
+
 def test_a_row_of_weight_zero_does_not_count():
     engine, parameters, X = autoencoder(m=700)
     weight = np.ones(700)
@@ -650,6 +667,31 @@ def test_ctrl_c_several_times_over():
     assert float(out) < 0.5
 
 
+def test_kernels_that_do_not_compile_are_an_error_at_once(monkeypatch):
+    engine, parameters, X = autoencoder(m=10)
+
+    def run(*arguments):
+        raise TypingError("no such type")
+
+    monkeypatch.setattr(engine, "_step", SimpleNamespace(**{**vars(engine._step), "run": run}))
+    with pytest.raises(TypingError, match="no such type"):
+        engine.loss_and_gradient(parameters, X)
+
+
+def test_a_compiler_that_is_switched_off_is_named():
+    code = "import fastae; fastae.Engine(fastae.Network.autoencoder(3, 2))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert "RuntimeError: NUMBA_DISABLE_JIT is set" in ran.stderr
+
+
 def test_callers_floating_point_state_is_unchanged():
     engine, parameters, X = autoencoder(m=20_000)
     least = np.array([np.finfo("f4").smallest_subnormal] * 40)
@@ -748,6 +790,7 @@ def with_dtype(dtype):
         (lambda X: X[0], ValueError, "{name} must be two-dimensional (rows, features), got 1 dimensions"),
         (lambda X: X[None], ValueError, "{name} must be two-dimensional (rows, features), got 3 dimensions"),
         (lambda X: X[:0], ValueError, "{name} has no rows"),
+        (lambda X: np.ma.masked_less(X, 0), TypeError, "{name} is a masked array"),
         (
             with_dtype("c8"),
             TypeError,
@@ -789,6 +832,8 @@ def test_errors_name_the_argument_what_came_and_what_was_wanted(method, change, 
         ),
         ({"index": np.ones(10, bool)}, TypeError, "index must be .* integers, got 1-d bool"),
         ({"index": np.array([], int)}, ValueError, "index is empty"),
+        ({"index": []}, ValueError, "index is empty"),
+        ({"objective": "mask"}, TypeError, "objective must be an Objective, got 'mask'"),
         ({"shift": np.zeros(29)}, ValueError, r"shift has shape \(29,\), but \(30,\) is needed"),
         ({"scale": np.zeros((1, 30))}, ValueError, r"scale has shape \(1, 30\), but \(30,\) is needed"),
         (
@@ -833,6 +878,11 @@ def test_errors_of_parameters_and_engine():
         fastae.Engine(engine.network, 0)
     with pytest.raises(ValueError, match="dtype must be float32 or float64, got 'float16'"):
         fastae.Engine(engine.network, 1, "float16")
+    for method in (engine.reconstruct, engine.encode):
+        with pytest.raises(
+            TypeError, match=f"{method.__name__}.* unexpected keyword argument 'column_weight'"
+        ):
+            method(parameters, X, column_weight=np.ones(30))
 
 
 def test_threads_default_to_the_cpus_this_process_may_use():

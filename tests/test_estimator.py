@@ -10,6 +10,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPRegressor
@@ -85,6 +86,12 @@ def test_steps_are_those_of_mlpregressor(steps, options):
     assert ours.score(data) == pytest.approx(theirs.score(data, data), abs=1e-10)
     if options["alpha"] == 0:
         assert ours.loss_ / X.shape[1] == pytest.approx(theirs.loss_, abs=1e-12)
+
+
+def test_tol_stops_where_mlpregressor_does():
+    ours, theirs, _ = side_by_side(500, solver="adam", alpha=0, tol=0.01, n_iter_no_change=5)
+    assert ours.stop_reason_ == "tol"
+    assert ours.n_iter_ == theirs.n_iter_ < 100
 
 
 def test_another_step_would_be_seen():
@@ -176,6 +183,13 @@ def test_errors_are_those_of_the_reconstruction():
         assert model.score(X) == pytest.approx(r2_score(X, model.reconstruct(X)))
 
 
+def test_memory_order_does_not_matter():
+    model = Autoencoder(**QUICK).fit(X)
+    for other in (np.asfortranarray(X), np.repeat(X, 2, axis=1)[:, ::2], X[::-1].copy()[::-1]):
+        other.flags.writeable = False
+        assert np.array_equal(Autoencoder(**QUICK).fit(other).params_.flat, model.params_.flat)
+
+
 def test_dtype_is_kept_or_chosen():
     for given in ("float32", "float64"):
         model = Autoencoder(**QUICK).fit(X.astype(given))
@@ -205,6 +219,44 @@ def test_missing_cells_are_filled_in_from_the_rest():
     assert (model.reconstruction_error(HOLED, per_feature=True)[holes] == 0).all()
     assert model.score(HOLED) > 0.5
     assert np.isfinite(AutoencoderDetector(missing="mask", **QUICK).fit(HOLED).score_samples(HOLED)).all()
+
+
+@pytest.mark.parametrize("scale", ["standard", "minmax", None])
+def test_a_column_that_is_missing_throughout_does_no_harm(scale):
+    data = np.column_stack([HOLED, np.full(len(X), np.nan)])
+    model = AutoencoderDetector(missing="mask", scale=scale, **QUICK).fit(data)
+    assert np.isfinite(model.score(data))
+    for result in (model.reconstruct(data), model.score_samples(data), model.explain(data)[1]):
+        assert np.isfinite(result).all()
+
+
+def test_a_masked_array_is_not_taken_for_its_data():
+    masked = np.ma.masked_invalid(HOLED)
+    with pytest.raises(TypeError, match=r"X is a masked array: pass X.filled\(np.nan\)"):
+        Autoencoder(missing="mask", **QUICK).fit(masked)
+    with pytest.raises(TypeError, match="X_val is a masked array"):
+        Autoencoder(missing="mask", **QUICK).fit(HOLED, X_val=masked)
+
+
+def test_errors_keep_what_float32_could_not():
+    far = X + 1e9  # float32 values are 64 apart there
+    model = AutoencoderDetector(dtype="float32", **QUICK).fit(far)
+    cells = model.reconstruction_error(far, per_feature=True)
+    np.testing.assert_allclose(cells.mean(axis=1), model.reconstruction_error(far), rtol=1e-4)
+    near = AutoencoderDetector(dtype="float32", **QUICK).fit(X)
+    np.testing.assert_allclose(model.explain(far)[1], near.explain(X)[1], atol=1e-4)
+    small = (X * 1e-40).astype("f4")  # 1 / spread is no float32
+    plain = X.astype("f4")
+    expected = Autoencoder(**QUICK).fit(plain).score(plain)
+    assert Autoencoder(**QUICK).fit(small).score(small) == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_option_out_of_range_leaves_no_model_behind():
+    model = Autoencoder(noise="mask", noise_level=2, **QUICK)
+    for fit in (model.fit, model.partial_fit):
+        with pytest.raises(ValueError, match="noise_level must be a probability"):
+            fit(X)
+        assert not hasattr(model, "params_")
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
@@ -284,6 +336,18 @@ def test_early_stopping_goes_by_validation_loss_and_keeps_the_best_weights():
     assert [loss for loss, _ in seen] == model.validation_loss_curve_
 
 
+def test_lbfgs_stops_early_too():
+    noisy = np.random.default_rng(0).normal(size=(60, 12))
+    seconds = []
+    model = Autoencoder(
+        (10,), solver="lbfgs", early_stopping=True, validation_fraction=0.3, max_iter=3000, tol=0, alpha=0,
+        random_state=0, callback=lambda epoch: seconds.append(epoch.seconds),
+    ).fit(noisy)  # fmt: skip
+    assert model.stop_reason_ == "tol"
+    assert model.n_iter_ == 1 + int(np.argmin(model.validation_loss_curve_)) + 11
+    assert 0 < seconds[0] < seconds[-1]
+
+
 def test_validation_rows_can_be_given():
     model = Autoencoder(scale="standard", **QUICK).fit(X[:200], X_val=X[200:])
     assert len(model.validation_loss_curve_) == model.n_iter_ == 20
@@ -292,6 +356,9 @@ def test_validation_rows_can_be_given():
     assert min(model.validation_loss_curve_) == pytest.approx(loss, rel=1e-10)
     with pytest.raises(ValueError, match="X_val has 11 features, but X has 12"):
         Autoencoder(**QUICK).fit(X, X_val=X[:, :11])
+    frame = pd.DataFrame(X, columns=list("abcdefghijkl"))
+    with pytest.raises(ValueError, match="in the same order"):
+        Autoencoder(**QUICK).fit(frame, X_val=frame[frame.columns[::-1]])
 
 
 def test_partial_fit_is_an_epoch_a_call():
@@ -322,6 +389,13 @@ def test_warm_start_goes_on_and_fit_starts_anew():
     assert model.transform(X).shape == (260, 3)
 
 
+def test_warm_start_begins_its_schedule_anew():
+    model = Autoencoder(warm_start=True, learning_rate="cosine", **QUICK).fit(X)
+    before = model.params_.flat.copy()
+    model.fit(X)
+    assert np.abs(model.params_.flat - before).max() > 1e-3
+
+
 def test_a_callback_can_stop():
     model = Autoencoder(callback=lambda epoch: epoch.number == 3, **QUICK).fit(X)
     assert model.n_iter_ == 3
@@ -330,12 +404,13 @@ def test_a_callback_can_stop():
     assert (model.n_iter_, model.stop_reason_) == (3, "callback")
 
 
-def test_scikit_learns_callbacks_are_told():
+def recorder():
+    """A callback of scikit-learn's that keeps a log."""
     pytest.importorskip("sklearn.callback")
 
     class Recorder:
         def __init__(self):
-            self.log = []
+            self.log, self.scores = [], []
 
         def setup(self, estimator, context):
             self.log.append("setup")
@@ -346,19 +421,44 @@ def test_scikit_learns_callbacks_are_told():
         def on_fit_task_begin(self, estimator, context, **kwargs):
             self.log.append(f"begin {context.task_name}")
 
-        def on_fit_task_end(self, estimator, context, **kwargs):
+        def on_fit_task_end(self, estimator, context, *, X, fitted_estimator):
             self.log.append(f"end {context.task_name}")
+            self.scores.append(fitted_estimator.score(X))
 
-    recorder = Recorder()
-    Autoencoder(hidden_layer_sizes=(3,), max_iter=2, random_state=0).set_callbacks(recorder).fit(X)
-    epochs = ["begin epoch", "end epoch"] * 2
-    assert recorder.log == ["setup", "begin fit", *epochs, "end fit", "teardown"]
+    return Recorder()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_iter": 2},
+        {"tol": 1e9, "n_iter_no_change": 1},
+        {"callback": lambda epoch: epoch.number == 2},
+        {"max_iter": 2, "solver": "lbfgs"},
+        {"tol": 0.3, "solver": "lbfgs"},
+    ],
+)
+def test_scikit_learns_callbacks_are_told(options):
+    told = recorder()
+    model = Autoencoder(hidden_layer_sizes=(3,), random_state=0, **options).set_callbacks(told).fit(X)
+    epochs = ["begin epoch", "end epoch"] * model.n_iter_
+    assert told.log == ["setup", "begin fit", *epochs, "end fit", "teardown"]
+    assert told.scores[-1] == model.score(X)
+    assert len(set(told.scores)) == model.n_iter_
+
+
+def test_scikit_learns_callbacks_are_told_of_partial_fits():
+    told = recorder()
+    Autoencoder(hidden_layer_sizes=(3,), random_state=0).set_callbacks(told).partial_fit(X).partial_fit(X)
+    assert told.log == ["setup", "begin fit", "begin epoch", "end epoch", "end fit", "teardown"] * 2
 
 
 def test_a_progress_bar_only_where_asked_for(capsys):
     Autoencoder(**QUICK).fit(X)
     assert capsys.readouterr() == ("", "")
     Autoencoder(verbose=1, **QUICK).fit(X)
+    assert "20/20" in capsys.readouterr().err
+    Autoencoder(verbose=1, solver="lbfgs", **QUICK).fit(X)
     assert "20/20" in capsys.readouterr().err
 
 
@@ -371,6 +471,19 @@ def test_a_divergence_says_what_to_do_and_keeps_finite_parameters():
     ):
         model.fit(X)
     assert np.isfinite(model.params_.flat).all()
+    detector = AutoencoderDetector(**{**model.get_params(), "contamination": 0.1})
+    with pytest.raises(fastae.DivergenceError):
+        detector.fit(X)
+    assert np.isfinite(detector.score_samples(X)).all()
+    with pytest.raises(NotFittedError):  # there is no threshold
+        detector.predict(X)
+
+
+def test_lbfgs_diverging_is_an_error_too():
+    model = Autoencoder((4,), solver="lbfgs", scale=None, activation="relu", max_iter=50, random_state=0)
+    with pytest.raises(fastae.DivergenceError, match=r"not finite in iteration \d+: scale the data"):
+        model.fit(X * 1e100)
+    assert np.isfinite(model.transform(X)).all()
 
 
 def test_objectives_reach_training():
@@ -486,8 +599,13 @@ def test_the_threshold_can_be_set_after_fitting():
         {"error": 1.0, "contamination": 0.1},
         {"contamination": 0.1},
         {"contamination": 0.7, "X": X},
+        {"error": np.nan},
+        {"error": -1.0},
+        {"error": 1.0, "X": X},
     ):
-        with pytest.raises(ValueError, match=r"set_threshold takes|contamination must be"):
+        with pytest.raises(
+            ValueError, match=r"set_threshold takes|contamination must be|error must not be negative"
+        ):
             model.set_threshold(**wrong)
 
 
@@ -505,8 +623,9 @@ def test_explain_names_the_features_that_made_a_row_an_outlier():
     assert everything.shape == (5, 12)
     np.testing.assert_allclose(shares.sum(axis=1), 1)
     assert AutoencoderDetector(**QUICK).fit(X).explain(X[:2])[0].dtype.kind == "i"
-    with pytest.raises(ValueError, match="top must be at least 1"):
-        model.explain(odd, top=0)
+    for top in (0, 2.5):
+        with pytest.raises(ValueError, match="top must be an integer of at least 1"):
+            model.explain(odd, top=top)
 
 
 def test_parameters_out_of_range_are_named():

@@ -48,6 +48,14 @@ def test_network_errors_name_the_argument(widths, activations, error, message):
         fastae.Network(widths, activations)
 
 
+@pytest.mark.parametrize("code_layer", [1.5, True, "1"])
+def test_the_code_layer_is_a_number_of_a_layer(code_layer):
+    with pytest.raises(TypeError, match="code_layer must be an integer"):
+        fastae.Network((4, 2, 4), ("tanh", "tanh"), code_layer)
+    with pytest.raises(ValueError, match=r"code_layer must be within 1 \.\. 2, got 3"):
+        fastae.Network((4, 2, 4), ("tanh", "tanh"), 3)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "k"), SHAPES)
 def test_dense_arrays_go_in_and_come_out_by_name(n, k, dtype):
@@ -172,6 +180,8 @@ def test_parameters_errors_name_the_array():
     with pytest.raises(TypeError, match="W1 has dtype complex128, but real numbers are needed"):
         parameters["W1"] = np.zeros((4, 2), complex)
     assert not parameters.flat.any()
+    with pytest.raises(TypeError, match="network must be a Network, got tuple"):
+        fastae.Parameters((4, 2, 4))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int32", ">f4", "complex64", "nonsense", "O", None])

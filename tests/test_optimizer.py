@@ -115,12 +115,12 @@ def test_the_penalty_is_on_weights_alone():
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_blocks_are_transposed(dtype):
+def test_squares_are_transposed(dtype):
     lanes = layout.lanes(dtype)
     W = RNG.normal(size=(2 * lanes, 3 * lanes)).astype(dtype)
-    source = np.zeros((3, 2 * lanes, lanes), dtype)
+    source = layout.aligned_zeros(6 * lanes * lanes, dtype).reshape(3, 2 * lanes, lanes)
     layout.pack(W, source)
-    target = np.zeros((2, 3 * lanes, lanes), dtype)
-    for block in range(2):
-        optimizer.transpose_block(source.ravel(), target.reshape(-1), 2 * lanes, 3 * lanes, block)
+    target = layout.aligned_zeros(6 * lanes * lanes, dtype).reshape(2, 3 * lanes, lanes)
+    for first, last in [(0, 1), (1, 3), (3, 6)]:
+        optimizer.transpose_squares(source.ravel(), target.reshape(-1), 2 * lanes, 3 * lanes, first, last)
     assert np.array_equal(layout.unpack(target, W.T.shape), W.T)

@@ -225,6 +225,16 @@ def test_bad_data_is_blamed_and_nothing_changed(bad):
     assert np.array_equal(params.flat, before)
 
 
+def test_data_is_not_blamed_for_what_it_may_hold():
+    holed = X.astype("f4")
+    holed[17, 3] = np.nan
+    options = {"optimizer": fastae.SGD(learning_rate=1e6), "epochs": 50}
+    with pytest.raises(fastae.DivergenceError, match="lower the learning rate"):
+        fastae.train(start("float32"), holed, objective=fastae.Objective(missing=True), **options)
+    with pytest.raises(fastae.DivergenceError, match="lower the learning rate"):
+        fastae.train(start("float32"), np.full((20, 12), 6e4, "f2"), **options)  # twice that is infinite
+
+
 def test_bad_parameters_are_blamed():
     params = start()
     params["W1"] = np.full((12, 5), np.nan)
@@ -267,6 +277,9 @@ def test_progress_shows_the_loss_on_stderr(capsys):
     assert shown.out == ""
 
 
+MOMENTS = (2, start().flat.size)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -283,6 +296,12 @@ def test_progress_shows_the_loss_on_stderr(capsys):
         ({"params": {}}, TypeError, "params must be Parameters"),
         ({"engine": fastae.Engine(NETWORK)}, ValueError, "params are float64"),
         ({"state": State(0, np.zeros((2, 3)))}, ValueError, "state is of"),
+        ({"state": "adam"}, TypeError, "state must be a State"),
+        ({"state": State(0, np.zeros(MOMENTS, order="F"))}, ValueError, "state holds moments that are"),
+        ({"state": State(0, np.broadcast_to(0.0, MOMENTS))}, ValueError, "state holds moments that are"),
+        ({"objective": "mask"}, TypeError, "objective must be an Objective"),
+        ({"index": [[0, 1], [2, 3]], "batch_size": 2}, TypeError, "index must be a one-dimensional"),
+        ({"index": [99999], "batch_size": 2}, ValueError, "index must lie within"),
         ({"sample_weight": np.ones(3)}, ValueError, "sample_weight has shape"),
         ({"optimizer": fastae.SGD(learning_rate=lambda s: -s)}, ValueError, "learning_rate gave a negative"),
         ({"optimizer": fastae.SGD(learning_rate=lambda s: 0.1)}, ValueError, "learning_rate gave"),

@@ -1,0 +1,259 @@
+"""Model files: a loaded estimator is the saved one to the bit, and an ONNX graph does what it does."""
+
+import json
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+from disk import full_disk, names
+from safetensors.numpy import load_file, save_file
+from sklearn.exceptions import NotFittedError
+
+from fastae import Autoencoder, AutoencoderDetector, Parameters, reference, storage
+
+X = np.random.default_rng(0).normal(size=(260, 7)) @ np.random.default_rng(1).normal(size=(7, 12)) + 5
+HOLED = np.where(np.random.default_rng(2).random(X.shape) < 0.1, np.nan, X)
+FRAME = pd.DataFrame(X, columns=[f"feature {number}" for number in range(12)])
+QUICK = {"hidden_layer_sizes": (4,), "max_iter": 5, "random_state": 0}
+
+MODELS = {
+    "plain": (Autoencoder(**QUICK), X),
+    "float32": (Autoencoder(**QUICK), X.astype("f4")),
+    "dtype": (Autoencoder(**QUICK, dtype=np.float32, batch_size=np.int64(50), alpha=np.float32(0.1)), X),
+    "no-scale": (Autoencoder(**QUICK, scale=None, output_layer=False), X / 100),
+    "deep": (Autoencoder([8, 3], max_iter=5, scale="minmax", activation="relu", random_state=1), X),
+    "numpy-widths": (Autoencoder(np.array([8, 3]), max_iter=5, n_iter_no_change=np.inf, random_state=1), X),
+    "early": (Autoencoder(**QUICK, early_stopping=True, noise="mask", solver="sgd"), X),
+    "missing": (AutoencoderDetector(**QUICK, missing="mask"), HOLED),
+    "frame": (AutoencoderDetector(**QUICK, contamination=0.2), FRAME),
+    "lbfgs": (AutoencoderDetector(**QUICK, solver="lbfgs"), X),
+}
+
+
+def saved(tmp_path, name="plain"):
+    model, data = MODELS[name]
+    model.fit(data)
+    model.save(tmp_path / "a.safetensors")
+    return model, tmp_path / "a.safetensors"
+
+
+def same_bits(ours, theirs):
+    return np.asarray(ours).dtype == np.asarray(theirs).dtype and np.array_equal(
+        ours, theirs, equal_nan=False
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_loaded_model_gives_the_same_bits(tmp_path, name):
+    model, path = saved(tmp_path, name)
+    data = MODELS[name][1]
+    again = type(model).load(path)
+    assert type(again) is type(model)
+    asked = ["transform", "reconstruct", "reconstruction_error", "score"]
+    if isinstance(model, AutoencoderDetector):
+        asked += ["score_samples", "decision_function", "predict", "explain", "fit_predict"]
+    for method in asked:
+        ours, theirs = getattr(again, method)(data), getattr(model, method)(data)
+        assert same_bits(ours, theirs), method
+    codes = model.transform(data)
+    assert same_bits(again.inverse_transform(codes), model.inverse_transform(codes))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_settings_and_fitted_attributes_come_back(tmp_path, name):
+    model, path = saved(tmp_path, name)
+    again = type(model).load(path)
+    for setting, value in model.get_params().items():
+        if setting == "hidden_layer_sizes":
+            assert np.array_equal(again.hidden_layer_sizes, value)
+        elif setting == "dtype" and value is not None:
+            assert np.dtype(again.dtype) == np.dtype(value)
+        else:
+            assert getattr(again, setting) == value, setting
+    fitted = {part for part in vars(model) if part.endswith("_")}
+    assert fitted == {part for part in vars(again) if part.endswith("_")}
+    for part in fitted - {"params_"}:
+        assert np.array_equal(getattr(again, part), getattr(model, part)), part
+    assert list(again.get_feature_names_out()) == list(model.get_feature_names_out())
+
+
+def test_feature_names_are_checked_after_loading(tmp_path):
+    _, path = saved(tmp_path, "frame")
+    again = Autoencoder.load(path)
+    assert again.explain(FRAME, top=2)[0][0, 0].startswith("feature ")
+    with pytest.raises(ValueError, match="feature names"):
+        again.transform(FRAME.rename(columns={"feature 3": "other"}))
+
+
+def test_the_base_class_loads_what_is_derived_from_it_and_no_other_way_round(tmp_path):
+    _, path = saved(tmp_path, "lbfgs")
+    assert type(Autoencoder.load(path)) is AutoencoderDetector
+    _, path = saved(tmp_path, "plain")
+    with pytest.raises(
+        ValueError, match=r"a\.safetensors is a file of Autoencoder, not of AutoencoderDetector"
+    ):
+        AutoencoderDetector.load(path)
+    Parameters.random(Parameters.load(path).network).save(path)
+    with pytest.raises(ValueError, match=r"a\.safetensors is a file of Parameters, not of Autoencoder"):
+        Autoencoder.load(path)
+
+
+def test_a_class_of_ones_own_is_saved_and_loaded(tmp_path):
+    class Mine(Autoencoder):
+        pass
+
+    model = Mine(**QUICK).fit(X)
+    model.save(tmp_path / "a")
+    again = Autoencoder.load(tmp_path / "a")
+    assert type(again) is Mine
+    assert same_bits(again.transform(X), model.transform(X))
+
+
+def test_the_weights_are_there_for_anyone_to_read(tmp_path):
+    model, path = saved(tmp_path)
+    tensors = load_file(path)
+    shift, scale = tensors.pop("shift"), tensors.pop("scale")
+    xhat = reference.forward((X - shift) * scale, tensors)["xhat"] / scale + shift
+    np.testing.assert_allclose(model.reconstruct(X), xhat, rtol=1e-12)
+    assert same_bits(Parameters.load(path).flat, model.params_.flat)
+
+
+def test_what_cannot_be_saved_is_left_out(tmp_path):
+    model = Autoencoder((4,), max_iter=3, random_state=np.random.RandomState(0), callback=print).fit(X)
+    model.save(tmp_path / "a")
+    again = Autoencoder.load(tmp_path / "a")
+    assert again.random_state is None
+    assert again.callback is None
+    assert same_bits(again.transform(X), model.transform(X))
+
+
+def test_nothing_is_pickled(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("pickled")
+
+    for name in ("dump", "dumps", "load", "loads", "Pickler", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    model, path = saved(tmp_path)
+    Autoencoder.load(path)
+    model.fit(X, checkpoint=path)
+    model.fit(X, checkpoint=path, resume=True)
+
+
+def test_training_goes_on_after_loading(tmp_path):
+    model, path = saved(tmp_path)
+    again = Autoencoder.load(path)
+    loss = again.loss_
+    again.partial_fit(X)
+    assert again.loss_ < loss
+    assert again.loss_curve_[:-1] == model.loss_curve_
+    again = Autoencoder.load(path).set_params(warm_start=True)
+    assert again.fit(X).loss_curve_[0] < loss
+
+
+def test_an_unfitted_model_is_not_saved(tmp_path):
+    with pytest.raises(NotFittedError):
+        Autoencoder().save(tmp_path / "a")
+    with pytest.raises(NotFittedError):
+        Autoencoder().to_onnx(tmp_path / "a")
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_leaves_the_old_model(tmp_path):
+    model, path = saved(tmp_path)
+    model.set_params(hidden_layer_sizes=(5,)).fit(X)
+    with full_disk(), pytest.raises(OSError, match=r"a\.safetensors"):
+        model.save(path)
+    model.set_params(**QUICK)
+    assert Autoencoder.load(path).hidden_layer_sizes == (4,)
+    assert names(tmp_path) == ["a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("about", "tensors", "said"),
+    [
+        (None, lambda t: t.pop("W2"), "W2"),
+        (None, lambda t: t.pop("scale"), "scale"),
+        (None, lambda t: t.update(shift=np.zeros(11)), "shift has shape"),
+        (lambda a: a.pop("settings"), None, "settings"),
+        (lambda a: a.pop("fitted"), None, "fitted"),
+        (lambda a: a["settings"].update(learning=1), None, "learning"),
+    ],
+)
+def test_a_damaged_model_is_an_error_that_names_it(tmp_path, about, tensors, said):
+    _, path = saved(tmp_path)
+    stored = storage.read(path)
+    if about is not None:
+        about(stored.about)
+    if tensors is not None:
+        tensors(stored.tensors)
+    save_file(stored.tensors, path, metadata={"fastae": json.dumps(stored.about)})
+    with pytest.raises(ValueError, match=rf"a\.safetensors is damaged: [^:]*{said}"):
+        Autoencoder.load(path)
+
+
+# -- ONNX -------------------------------------------------------------------------------------------------------------
+
+
+def run(path, data):
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+    return dict(zip(outputs, session.run(None, {"X": data}), strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("scale", ["standard", "minmax", None])
+@pytest.mark.parametrize(("activation", "missing"), [("tanh", None), ("relu", "mask"), ("sigmoid", None)])
+def test_onnx_runtime_does_what_the_model_does(tmp_path, dtype, scale, activation, missing):
+    pytest.importorskip("onnx")
+    data = (HOLED if missing else X).astype(dtype) / (1 if scale else 10)
+    model = AutoencoderDetector(
+        (8, 3), activation=activation, scale=scale, missing=missing, max_iter=30, random_state=0
+    ).fit(data)
+    path = tmp_path / "a.onnx"
+    model.to_onnx(path)
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == "float32" else {"rtol": 1e-11, "atol": 1e-12}
+    for rows in (260, 1, 17):
+        made = run(path, data[:rows])
+        assert {array.dtype for array in made.values()} == {np.dtype(dtype)}
+        for output, method in {
+            "code": "transform",
+            "reconstruction": "reconstruct",
+            "score": "score_samples",
+            "decision": "decision_function",
+        }.items():
+            expected = getattr(model, method)(data[:rows])
+            assert made[output].shape == expected.shape
+            np.testing.assert_allclose(made[output], expected, **tolerance, err_msg=output)
+    assert names(tmp_path) == ["a.onnx"]
+
+
+def test_an_autoencoders_graph_has_no_scores_and_another_model_would_be_seen(tmp_path):
+    pytest.importorskip("onnx")
+    model, _ = saved(tmp_path)
+    model.to_onnx(tmp_path / "a.onnx")
+    made = run(tmp_path / "a.onnx", X)
+    assert sorted(made) == ["code", "reconstruction"]
+    np.testing.assert_allclose(made["reconstruction"], model.reconstruct(X), rtol=1e-11)
+    model.fit(X[::2])
+    assert np.abs(made["reconstruction"] - model.reconstruct(X)).max() > 1e-6
+
+
+def test_a_full_disk_leaves_the_old_graph(tmp_path):
+    pytest.importorskip("onnx")
+    model, _ = saved(tmp_path)
+    path = tmp_path / "a.onnx"
+    model.to_onnx(path)
+    old = path.read_bytes()
+    with full_disk(), pytest.raises(OSError, match="too large"):
+        model.fit(X[::2]).to_onnx(path)
+    assert path.read_bytes() == old
+    assert names(tmp_path) == ["a.onnx", "a.safetensors"]
+
+
+def test_without_onnx_the_error_says_what_to_install(tmp_path, monkeypatch):
+    model, _ = saved(tmp_path)
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    with pytest.raises(ImportError, match=r"fastae\[onnx\]"):
+        model.to_onnx(tmp_path / "a.onnx")

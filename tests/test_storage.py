@@ -1,0 +1,236 @@
+"""Files: whole or as they were, the same bits read back, and errors that name the file and what is wrong with it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from disk import full_disk, names
+from safetensors.numpy import load_file, save_file
+
+import fastae
+from fastae import reference, storage
+
+NETWORK = fastae.Network((12, 20, 5, 12), ("relu", "tanh", "identity"), code_layer=2)
+
+
+# -- written whole ----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "a.csv"
+    with storage.written_whole(path) as made:
+        assert made.suffix == ".csv"
+        assert made.parent == tmp_path
+        made.write_text("half")
+        assert not path.exists()
+        with open(made, "a") as file:
+            file.write(" and half")
+    assert path.read_text() == "half and half"
+    assert names(tmp_path) == ["a.csv"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail():
+        with storage.written_whole(path) as made:
+            made.write_text("ne")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_block_that_writes_nothing_is_an_error_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError), storage.written_whole(path):
+        pass
+    assert path.read_text() == "old"
+
+
+def test_links_are_followed_modes_kept_and_devices_left_alone(tmp_path):
+    path, link = tmp_path / "a.txt", tmp_path / "link.txt"
+    path.write_text("old")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    with storage.written_whole(link) as made:
+        made.write_text("new")
+    assert link.is_symlink()
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o640
+    with storage.written_whole("/dev/null") as made:
+        made.write_text("gone")
+    assert not os.path.isfile("/dev/null")
+
+
+def test_a_new_file_has_the_mode_that_any_new_file_has(tmp_path):
+    with storage.written_whole(tmp_path / "a") as made:
+        made.write_text("")
+    (tmp_path / "b").write_text("")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+@pytest.mark.parametrize("place", ["missing/a.safetensors", "file/a.safetensors"])
+def test_no_directory_to_write_to_is_an_error_that_names_the_path(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileNotFoundError, match=place):
+        fastae.Parameters(NETWORK).save(tmp_path / place)
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self"), reason="needs a directory that not even root may write to"
+)
+def test_a_directory_that_takes_no_files_is_an_error_that_names_the_path():
+    with pytest.raises(OSError, match=r"/proc/self/a\.safetensors"):
+        fastae.Parameters(NETWORK).save("/proc/self/a.safetensors")
+
+
+def test_a_directory_in_the_files_place_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(IsADirectoryError, match="a is a directory"):
+        fastae.Parameters(NETWORK).save(tmp_path / "a")
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.safetensors"
+    fastae.Parameters.random(NETWORK, seed=1).save(path)
+    old = path.read_bytes()
+    with full_disk(), pytest.raises(OSError, match=r"a\.safetensors"):
+        fastae.Parameters.random(NETWORK, seed=2).save(path)
+    assert path.read_bytes() == old
+    assert names(tmp_path) == ["a.safetensors"]
+
+
+# -- parameters -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_parameters_come_back_with_their_network_and_the_same_bits(tmp_path, dtype):
+    params = fastae.Parameters.random(NETWORK, seed=1, dtype=dtype)
+    params.save(tmp_path / "a.safetensors")
+    again = fastae.Parameters.load(tmp_path / "a.safetensors")
+    assert again.network == NETWORK
+    assert again.dtype == params.dtype
+    assert again.flat.tobytes() == params.flat.tobytes()
+    X = np.random.default_rng(0).random((9, 12))
+    engine = fastae.Engine(NETWORK, dtype=dtype)
+    assert engine.reconstruct(again, X).tobytes() == engine.reconstruct(params, X).tobytes()
+
+
+def test_the_tensors_are_dense_and_in_rows_for_anyone_to_read(tmp_path):
+    params = fastae.Parameters.random(fastae.Network.autoencoder(12, 5), seed=1)
+    params.save(tmp_path / "a.safetensors")
+    tensors = load_file(tmp_path / "a.safetensors")
+    assert sorted(tensors) == ["W1", "W2", "W3", "b1", "b2", "b3"]
+    X = np.random.default_rng(0).random((9, 12), "f4")
+    by_hand = reference.forward(X, tensors)["xhat"]
+    np.testing.assert_allclose(fastae.Engine(params.network).reconstruct(params, X), by_hand, atol=1e-5)
+
+
+def test_torch_reads_them_too(tmp_path):
+    pytest.importorskip("torch")
+    from safetensors.torch import load_file as torch_load_file
+
+    params = fastae.Parameters.random(NETWORK, seed=1)
+    params.save(tmp_path / "a.safetensors")
+    tensors = torch_load_file(tmp_path / "a.safetensors")
+    assert all((tensors[name].numpy() == params[name]).all() for name in params)
+
+
+def test_the_same_parameters_make_the_same_file(tmp_path):
+    for name in ("a", "b"):
+        fastae.Parameters.random(NETWORK, seed=1).save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_importing_fastae_does_not_import_safetensors():
+    code = "import sys, fastae; fastae.Parameters; assert not {'safetensors', 'numba', 'sklearn'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- files that are wrong ---------------------------------------------------------------------------------------------
+
+
+def written(path, change_about=None, change_tensors=None):
+    """A parameters file, with its metadata or its tensors tampered with."""
+    params = fastae.Parameters.random(NETWORK, seed=1)
+    params.save(path)
+    stored = storage.read(path)
+    about, tensors = stored.about, stored.tensors
+    if change_about is not None:
+        change_about(about)
+    if change_tensors is not None:
+        change_tensors(tensors)
+    save_file(tensors, path, metadata={"fastae": json.dumps(about)})
+    return path
+
+
+def test_a_file_cut_off_anywhere_is_an_error_that_names_it(tmp_path):
+    path = written(tmp_path / "a.safetensors")
+    whole = path.read_bytes()
+    fastae.Parameters.load(path)
+    for size in {*range(0, len(whole), 61), *range(12), len(whole) - 1}:
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"a\.safetensors is no whole safetensors file"):
+            fastae.Parameters.load(path)
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none"):
+        fastae.Parameters.load(tmp_path / "none")
+    with pytest.raises(IsADirectoryError):
+        fastae.Parameters.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        (None, "not one of fastae's"),
+        ({"format": "pt"}, "not one of fastae's"),
+        ({"fastae": "no JSON"}, "damaged"),
+        ({"fastae": "[1]"}, "damaged"),
+        ({"fastae": '{"kind": "Parameters"}'}, "damaged"),
+        ({"fastae": '{"format": 1}'}, "damaged"),
+        ({"fastae": '{"format": 2, "kind": "Parameters", "fastae": "9.9"}'}, "has format 2 .*9.9"),
+        ({"fastae": '{"format": 1, "kind": "Checkpoint"}'}, "a file of Checkpoint, not of Parameters"),
+    ],
+)
+def test_foreign_files_and_unknown_formats_are_errors_that_name_the_file(tmp_path, metadata, said):
+    save_file({"W1": np.zeros((2, 2), "f4")}, tmp_path / "a.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match=r"a\.safetensors.*" + said):
+        fastae.Parameters.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("about", "tensors", "said"),
+    [
+        (None, lambda t: t.pop("W1"), "W1"),
+        (None, lambda t: t.pop("b2"), "b2"),
+        (None, lambda t: t.update(W2=t["W2"].T.copy()), r"W2 has shape \(5, 20\)"),
+        (None, lambda t: t.update(b3=np.zeros(11, "f4")), "b3 has shape"),
+        (None, lambda t: t.update(W1=t["W1"].astype("f2")), "float16"),
+        (lambda a: a["network"].update(widths=[12, 0, 5, 12]), None, "widths"),
+        (lambda a: a["network"].update(activations=["exp"] * 3), None, "activations"),
+        (lambda a: a["network"].update(layers=3), None, "layers"),
+        (lambda a: a["network"].pop("widths"), None, "widths"),
+    ],
+)
+def test_what_is_missing_or_of_the_wrong_shape_is_named_with_the_file(tmp_path, about, tensors, said):
+    path = written(tmp_path / "a.safetensors", about, tensors)
+    with pytest.raises(ValueError, match=rf"a\.safetensors is damaged: .*{said}"):
+        fastae.Parameters.load(path)
+
+
+def test_what_json_cannot_hold_is_refused_and_nothing_written(tmp_path):
+    with pytest.raises(TypeError, match="object"):
+        storage.write(tmp_path / "a", "Parameters", {"thing": object()}, {})
+    assert names(tmp_path) == []

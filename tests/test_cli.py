@@ -91,8 +91,8 @@ def test_the_settings_of_train_reach_the_estimator(place, tmp_path):
     out = tmp_path / "m.safetensors"
     words = (
         "--hidden 6,3 --activation relu --solver sgd --epochs 7 --batch-size 50 --learning-rate 0.01 --alpha 0.5 "
-        "--scale minmax --missing --noise mask --noise-level 0.2 --early-stopping --patience 20 --contamination 0.2 --seed 5 "
-        "--threads 1 --dtype float64"
+        "--scale minmax --missing --noise mask --noise-level 0.2 --early-stopping --contamination 0.2 --seed 5 "
+        "--patience 20 --threads 1 --dtype float64"
     )
     good("train", place / "benign.csv", "--out", out, *words.split())
     model = fastae.Autoencoder.load(out)

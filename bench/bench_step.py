@@ -1,25 +1,45 @@
-"""One loss and gradient, the step of training: ours beside the NumPy reference, under the FMA peak of the same run."""
+"""One loss and gradient, the step of training: ours beside the peers, under the ceilings of the same run."""
 
 import pytest
 
-import fastae
 from fastae import team
-from fastae.bench.cases import CASES
-from fastae.bench.probe import Probe, against_peak
+from fastae.bench import compare
+from fastae.bench.cases import CASES, Case
+from fastae.bench.rounds import ROUNDS
+from fastae.bench.step_peers import PEERS, installed
 
 pytestmark = pytest.mark.benchmark(group="step")
 
 
-@pytest.mark.parametrize("by", ["fused", "numpy"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_step(benchmark, case, by):
-    if by == "numpy":
-        case.check(*case.numpy_step())
-        benchmark.pedantic(case.numpy_step, rounds=5, warmup_rounds=1)
+def test_step(benchmark, case):
+    names, _ = installed()
+    if not benchmark.enabled:
+        for peer in (compare.OURS, *(PEERS[name] for name in names)):
+            ours = compare.checked(peer, case, team.available_cpus())
+        benchmark.pedantic(ours.run, args=(1,))
         return
-    threads = team.available_cpus()
-    engine = fastae.Engine(case.network, threads, case.dtype)
-    case.check(*engine.loss_and_gradient(case.parameters, case.X))
-    probe = Probe(threads, case.dtype)
-    benchmark.extra_info["target"] = case.target
-    against_peak(benchmark, lambda: engine.loss_and_gradient(case.parameters, case.X), case.flops, probe)
+    told(benchmark, compare.measure(case, names))
+
+
+def test_step_in_float64(benchmark):
+    """Beside NumPy alone: the others are set up for float32."""
+    case = Case(784, 64, 4096, 0.8, "float64")
+    if not benchmark.enabled:
+        benchmark.pedantic(compare.checked(compare.OURS, case, team.available_cpus()).run, args=(1,))
+        return
+    told(benchmark, compare.measure(case, ["numpy"]))
+
+
+def told(benchmark, found):
+    """The comparison in the benchmark's own record too."""
+    ours = compare.checked(compare.OURS, found.case, team.available_cpus())
+    benchmark.pedantic(ours.run, args=(1,), rounds=ROUNDS)
+    benchmark.extra_info |= {
+        "milliseconds": {name: timing.median * 1e3 for name, timing in found.timings.items()},
+        "target_ratio": found.case.target_ratio,
+        "gflops": found.gflops(),
+        "share_of_peak": found.share_of_peak(),
+        "share_of_ceiling": found.share_of_ceiling(),
+        "target": found.case.target,
+    }

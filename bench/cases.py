@@ -1,4 +1,4 @@
-"""The five machines whose speed is promised, their data, and the work that one step of each is."""
+"""The nine networks whose speed is promised, their data, and the work that one step of each is."""
 
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -12,13 +12,24 @@ from fastae import reference
 
 @dataclass(frozen=True)
 class Case:
-    """The autoencoder n -> k -> n -> n on m rows; `target` is the share of the FMA peak it is to reach."""
+    """The autoencoder n -> k -> n -> n on m rows; `target` is the share of the FMA peak to reach, where one is set."""
 
     n: int
     k: int
     m: int
-    target: float
+    target: float | None = None
     dtype: str = "float32"
+
+    @classmethod
+    def parse(cls, words: str) -> "Case":
+        """A case from "n,k,m"."""
+        try:
+            n, k, m = map(int, words.split(","))
+        except ValueError:
+            raise ValueError(f"{words!r} is not of the form n,k,m") from None
+        if min(n, k, m) < 1:
+            raise ValueError(f"n, k and m must be at least 1, got {words}")
+        return cls(n, k, m)
 
     @property
     def id(self) -> str:
@@ -28,6 +39,16 @@ class Case:
     def flops(self) -> float:
         """Useful floating-point operations of one loss and gradient: three products a layer less x's own delta."""
         return float(self.m) * (10 * self.n * self.k + 6 * self.n * self.n)
+
+    @property
+    def sigmoids(self) -> int:
+        """Sigmoids in one step: those of the two hidden layers."""
+        return self.m * (self.k + self.n)
+
+    @property
+    def target_ratio(self) -> float:
+        """How many times as fast as the best peer of the same precision a step is to be."""
+        return 2.0 if self.n <= 200 else 1.35
 
     @property
     def network(self) -> fastae.Network:
@@ -43,33 +64,55 @@ class Case:
 
     def numpy_step(self) -> tuple[float, dict[str, Any]]:
         """The same step by the NumPy reference: loss and gradient."""
-        dense = self.dense
-        xhat = reference.forward(self.X, dense, self.network.activations)["xhat"]
-        d = reference.backward(self.X, dense, self.network.activations)
-        return float(reference.cost(self.X, xhat)), {name: d[f"d{name}"] for name in dense}
+        return _reference_step(self.X, self.dense)
 
     @cached_property
     def dense(self) -> dict[str, np.ndarray]:
         return dict(self.parameters)
 
     def check(self, loss: float, gradient: Any) -> None:
-        """Loss and gradient against the reference, to what rounding allows."""
+        """Loss and gradient against the reference in float64, to what rounding allows, or AssertionError."""
         wanted_loss, wanted = _answer(self)
-        tolerance = 2e-5 if self.dtype == "float32" else 1e-11
-        assert abs(loss - wanted_loss) <= tolerance * wanted_loss, (loss, wanted_loss)
+        tolerance = 5e-5 if self.dtype == "float32" else 1e-11
+        errors = {"loss": abs(loss - wanted_loss) / wanted_loss}
         for name, value in wanted.items():
-            assert np.abs(gradient[name] - value).max() <= tolerance * np.abs(value).max(), name
+            errors[name] = float(np.abs(gradient[name] - value).max() / np.abs(value).max())
+        if not all(error <= tolerance for error in errors.values()):
+            raise AssertionError(f"{self.id}: relative errors {errors}, more than {tolerance:g}")
+
+    def check_roughly(self, loss: float, gradient: Any) -> None:
+        """The same for arithmetic of lower precision: each gradient points the same way."""
+        wanted_loss, wanted = _answer(self)
+        cosines = {}
+        for name, value in wanted.items():
+            got = np.asarray(gradient[name], np.float64)
+            cosines[name] = float((got * value).sum() / (np.linalg.norm(got) * np.linalg.norm(value)))
+        if not (abs(loss - wanted_loss) <= 0.02 * wanted_loss and all(c > 0.999 for c in cosines.values())):
+            raise AssertionError(f"{self.id}: loss {loss}, not {wanted_loss}; cosines of gradients {cosines}")
+
+
+def _reference_step(X: np.ndarray, dense: dict[str, np.ndarray]) -> tuple[float, dict[str, Any]]:
+    d = reference.backward(X, dense)
+    loss = (
+        len(X) / 2 * float(np.vdot(d["dxhat"], d["dxhat"]))
+    )  # dxhat = (xhat - x) / m: no second forward pass
+    return loss, {name: d[f"d{name}"] for name in dense}
 
 
 @cache
 def _answer(case: Case) -> tuple[float, dict[str, Any]]:
-    return case.numpy_step()
+    dense = {name: array.astype(np.float64) for name, array in case.dense.items()}
+    return _reference_step(case.X.astype(np.float64), dense)
 
 
 CASES = [
-    Case(30, 8, 65536, 0.45),
-    Case(64, 32, 16384, 0.65),
-    Case(128, 64, 16384, 0.78),
+    Case(10, 3, 200_000),
+    Case(30, 8, 65_536, 0.45),
+    Case(51, 13, 30_011),
+    Case(64, 32, 16_384, 0.65),
+    Case(128, 64, 16_384, 0.78),
+    Case(200, 20, 10_000),
     Case(784, 64, 4096, 0.85),
     Case(784, 256, 4096, 0.85),
+    Case(1000, 100, 3000),
 ]

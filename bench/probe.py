@@ -1,6 +1,7 @@
-"""The machine's FMA peak, the roof of every figure here: independent accumulators in registers, no memory at all.
+"""The machine's two ceilings, the roof of every figure here, in what all threads do together.
 
-``python -m fastae.bench.probe`` prints it by dtype and thread count.
+FMA: independent accumulators in registers, no memory at all. Sigmoid: ours, over an array that stays in L1.
+``python -m fastae.bench.probe`` prints both by dtype and thread count.
 """
 
 import statistics
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastae import team
+from fastae.kernels import activations
 from fastae.kernels.compiler import kernel
 from fastae.kernels.simd import vector_kernel
 from fastae.kernels.target import LINE, TARGET
@@ -43,27 +45,48 @@ def _spin(out, count):
     _spin_words(out, (out.ctypes.data, count))
 
 
-class Probe:
-    """Readings of the FMA peak of `n_threads` threads in `dtype`.
+_sigmoid_words = activations._elementwise(lambda words, z: (words.sigmoid(z),))
 
-    Calling it takes a reading, in GF/s; ``median`` is that of all readings so far.
+
+@kernel
+def _sigmoid(z, h, count):
+    for _ in range(count):
+        _sigmoid_words(z, (h.ctypes.data, z.ctypes.data, z.size))
+
+
+def _spinner(dtype: str) -> tuple[Callable[[int], Any], float]:
+    """One thread's rounds of FMAs, and the FLOPs of one."""
+    lanes = LINE // np.dtype(dtype).itemsize
+    array = np.zeros((ACCUMULATORS + 2) * lanes, dtype)
+    skip = -array.ctypes.data % LINE // array.itemsize
+    array = array[skip : skip + (ACCUMULATORS + 1) * lanes]
+    array[:2] = 0.5, 1.0
+    return partial(_spin, array), 2.0 * lanes * ACCUMULATORS
+
+
+def _sigmoid_spinner(dtype: str) -> tuple[Callable[[int], Any], float]:
+    """One thread's rounds over 4 kB of sigmoids, and how many they are."""
+    z = np.linspace(-8, 8, 4096 // np.dtype(dtype).itemsize).astype(dtype)
+    return partial(_sigmoid, z, np.empty_like(z)), float(z.size)
+
+
+_SPINNERS = {"fma": _spinner, "sigmoid": _sigmoid_spinner}
+
+
+class Probe:
+    """Readings of a ceiling of `n_threads` threads in `dtype`: `of` "fma" in GF/s, `of` "sigmoid" in 1e9 sigmoids/s.
+
+    Calling it takes a reading; ``median`` is that of all readings so far.
     """
 
-    def __init__(self, n_threads: int = 1, dtype: str = "float32") -> None:
+    def __init__(self, n_threads: int = 1, dtype: str = "float32", of: str = "fma") -> None:
         self.n_threads, self.readings = n_threads, list[float]()
-        lanes = LINE // np.dtype(dtype).itemsize
-        self._arrays = []
-        for _ in range(n_threads):
-            array = np.zeros((ACCUMULATORS + 2) * lanes, dtype)
-            skip = -array.ctypes.data % LINE // array.itemsize
-            array = array[skip : skip + (ACCUMULATORS + 1) * lanes]
-            array[:2] = 0.5, 1.0
-            self._arrays.append(array)
-        self._flops = 2 * lanes * ACCUMULATORS
-        _spin(self._arrays[0], 100)
+        made = [_SPINNERS[of](dtype) for _ in range(n_threads)]
+        self._spins, self._work = [spin for spin, _ in made], made[0][1]
+        self._spins[0](1)
         start = time.perf_counter()
-        _spin(self._arrays[0], 100_000)
-        self._count = max(1000, int(100_000 * TURN / (time.perf_counter() - start)))
+        self._spins[0](2000)
+        self._count = max(100, int(2000 * TURN / (time.perf_counter() - start)))
 
     def __call__(self) -> float:
         spans: list[tuple[float, float]] = []
@@ -72,7 +95,7 @@ class Probe:
         def work(member: int) -> None:
             together.wait()
             start = time.perf_counter()
-            _spin(self._arrays[member], self._count)
+            self._spins[member](self._count)
             spans.append((start, time.perf_counter()))
             together.wait()
 
@@ -80,7 +103,7 @@ class Probe:
             team.lend(partial(work, member))
         work(0)
         seconds = max(end for _, end in spans) - min(start for start, _ in spans)
-        self.readings.append(self.n_threads * self._count * self._flops / seconds / 1e9)
+        self.readings.append(self.n_threads * self._count * self._work / seconds / 1e9)
         return self.readings[-1]
 
     @property
@@ -117,7 +140,10 @@ def against_peak(benchmark: Any, run: Callable[[], Any], flops: float, probe: Pr
 if __name__ == "__main__":
     for dtype in ("float32", "float64"):
         for n_threads in range(1, team.available_cpus() + 1):
-            probe = Probe(n_threads, dtype)
-            for _ in range(50):
-                probe()
-            print(f"{dtype}  {n_threads} threads  {probe.median:8.1f} GF/s  (best {max(probe.readings):.1f})")
+            for of, unit in (("fma", "GF/s"), ("sigmoid", "billion sigmoids/s")):
+                probe = Probe(n_threads, dtype, of)
+                for _ in range(50):
+                    probe()
+                print(
+                    f"{dtype}  {n_threads} threads  {probe.median:7.2f} {unit}  (best {max(probe.readings):.2f})"
+                )

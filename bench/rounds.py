@@ -1,36 +1,90 @@
-"""Several functions timed in turn, A B A B, in one process: what makes their ratio fair on a noisy machine."""
+"""Several contenders timed in turn, A B A B, in one process: what makes their ratio fair on a noisy machine.
+
+A thread pool spins for a while after its work (OpenBLAS's for 26 ms, OpenMP's for milliseconds) and so takes a core
+from whoever comes next. Before each turn all are left to fall asleep, and the contender's own threads are set. Then it
+runs untimed until its pool is awake and spread over the cores: unwarmed, torch was seen to take 2 to 10 times as long
+after NumPy's turn as by itself, and JAX half as long again; warmed like this, each takes what it takes alone.
+"""
 
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
-TURN = 0.03  # seconds that a turn lasts at least, so that what the last one left in the caches does not count
+from fastae.bench.pools import set_threads
+
+REST = 0.04  # seconds before a turn: longer than any pool spins
+WARM = 0.1  # seconds of running untimed
+TURN = 0.03  # seconds that are timed, at least
+ROUNDS = 15
 
 
-def in_turn(
-    benchmark: Any, functions: dict[str, Callable[[int], Any]], *, budget: float = 6.0, least: int = 15
-) -> dict[str, float]:
-    """Median seconds of one time of each, f(times); the first is also told to `benchmark`. Empty where it is disabled.
+class Contender(NamedTuple):
+    """What takes turns: run(times), so many times over, on `threads` threads."""
 
-    At least `least` rounds, and more until `budget` seconds are spent.
+    run: Callable[[int], Any]
+    threads: int
+
+
+class Timing(NamedTuple):
+    """Seconds of one time: median, 10th and 90th percentile of `rounds` turns."""
+
+    median: float
+    p10: float
+    p90: float
+    rounds: int
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> "Timing":
+        tenths = statistics.quantiles(seconds, n=10, method="inclusive")
+        return cls(statistics.median(seconds), tenths[0], tenths[-1], len(seconds))
+
+
+def in_turn(contenders: Mapping[Any, Contender], *, rounds: int = ROUNDS) -> dict[Any, Timing]:
+    """Timing of each over so many rounds."""
+    times = {name: _times_a_turn(contender) for name, contender in contenders.items()}
+    spent: dict[Any, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            spent[name].append(_turn(contender, times[name]) / times[name])
+    return {name: Timing.of(taken) for name, taken in spent.items()}
+
+
+def fastest(contenders: Iterable[Contender]) -> Contender:
+    """The one that takes least, by the medians of three rounds."""
+    among = dict(enumerate(contenders))
+    if len(among) == 1:
+        return among[0]
+    timings = in_turn(among, rounds=3)
+    return among[min(timings, key=lambda i: timings[i].median)]
+
+
+def recorded(benchmark: Any, contenders: Mapping[Any, Contender], **info: Any) -> dict[Any, Timing]:
+    """The same for a pytest-benchmark, which times the first contender by itself as well and keeps all medians.
+
+    Where it is disabled the first runs once, and nothing is returned.
     """
-    (first, measured), *_ = functions.items()
+    ours = next(iter(contenders.values()))
     if not benchmark.enabled:
-        benchmark.pedantic(measured, args=(1,), rounds=1)
+        benchmark.pedantic(ours.run, args=(1,))
         return {}
-    times = {}
-    for name, function in functions.items():
-        function(1)
-        start = time.perf_counter()
-        function(1)
-        times[name] = max(1, round(TURN / (time.perf_counter() - start)))
-    spent: dict[str, list[float]] = {name: [] for name in functions}
-    start = time.perf_counter()
-    while len(spent[first]) < least or time.perf_counter() - start < budget:
-        for name, function in functions.items():
-            began = time.perf_counter()
-            function(times[name])
-            spent[name].append((time.perf_counter() - began) / times[name])
-    benchmark.pedantic(measured, args=(1,), rounds=least)
-    return {name: statistics.median(taken) for name, taken in spent.items()}
+    timings = in_turn(contenders)
+    benchmark.pedantic(ours.run, args=(1,), rounds=ROUNDS)
+    benchmark.extra_info |= info
+    benchmark.extra_info["milliseconds"] = {name: timing.median * 1e3 for name, timing in timings.items()}
+    return timings
+
+
+def _times_a_turn(contender: Contender) -> int:
+    return max(1, round(TURN / _turn(contender, 1)))
+
+
+def _turn(contender: Contender, times: int) -> float:
+    time.sleep(REST)
+    set_threads(contender.threads)
+    began = time.perf_counter()
+    while time.perf_counter() - began < WARM:
+        contender.run(1)
+    began = time.perf_counter()
+    contender.run(times)
+    return time.perf_counter() - began

@@ -1,6 +1,6 @@
 """Where a step's time goes: every stage of one tile timed by itself on one thread, beside the FMA peak.
 
-``python -m fastae.bench.stages`` prints a table for each of the five sizes (``cases.py``). A stage is one call of a
+``python -m fastae.bench.stages`` prints a table for each of the nine sizes (``cases.py``). A stage is one call of a
 layer kernel on a tile that lies in L2, as in a step; loading walks through fresh rows of X, as in a step.
 """
 

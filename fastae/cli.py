@@ -415,8 +415,6 @@ def demo(
         raise typer.BadParameter(f"{out.parent} is no directory", param_hint="--out")
     if picture and out.is_dir():
         raise typer.BadParameter(f"{out} is a directory", param_hint="--out")
-    with Console(stderr=True).status("loading the kernels; the first time, compiling them takes about 15 s"):
-        job.warm_up(hidden)
     result = job.run(hidden=hidden, epochs=epochs, seed=seed, progress=True)
 
     rows, features = result.X.shape
@@ -442,6 +440,78 @@ def demo(
         console.print(f"reconstructions: {out}")
     else:
         console.print('reconstructions are drawn where matplotlib is installed: pip install "fastae\\[plot]"')
+
+
+@_command
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Three of the nine sizes.")] = False,
+    size: Annotated[
+        list[str] | None, typer.Option(help="A size of your own, n,k,m; may be repeated.")
+    ] = None,
+    peers: Annotated[
+        str | None, typer.Option(help="Names with commas between; all that are installed by default.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the figures into this file (matplotlib).")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all figures into this file.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Put the table between the two marks in this file.")
+    ] = None,
+) -> None:
+    """Time one loss and gradient beside NumPy, scikit-learn, torch and JAX, in turn, and under the CPU's peak."""
+    from rich.console import Console
+
+    from fastae.bench import report as reports
+    from fastae.bench.cases import CASES, Case
+    from fastae.bench.step_peers import PEERS
+
+    names = None if peers is None else [name.strip() for name in peers.split(",")]
+    if unknown := set(names or ()) - set(PEERS):
+        raise typer.BadParameter(
+            f"no peer {', '.join(unknown)}, only {', '.join(PEERS)}", param_hint="--peers"
+        )
+    cases = reports.QUICK if quick else CASES
+    try:
+        if size:
+            cases = [Case.parse(words) for words in size]
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--size") from None
+    if plot and not find_spec("matplotlib"):
+        raise typer.BadParameter('needs matplotlib: pip install "fastae[plot]"', param_hint="--plot")
+    for hint, path in (("--plot", plot), ("--json", json), ("--markdown", markdown)):
+        if path and not path.parent.is_dir():
+            raise typer.BadParameter(f"{path.parent} is no directory", param_hint=hint)
+    try:
+        text = reports.splice(markdown.read_text(), "") if markdown else ""
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{markdown}: {error}", param_hint="--markdown") from None
+
+    report = reports.Report.run(cases, names, tell=lambda words: typer.echo(words, err=True))
+    console = Console()
+    for line in report.header():
+        console.print(line, highlight=False)
+    console.print(report.details(), report.standing())
+    for line in report.notes():
+        console.print(line, highlight=False, markup=False)
+    if json:
+        json.write_text(report.to_json())
+    if markdown:
+        markdown.write_text(reports.splice(text, report.markdown()))
+    if plot:
+        from fastae.bench.pictures import save
+
+        save(report, plot)
+
+
+@_command
+def warmup() -> None:
+    """Compile the kernels ahead, for float32 and float64, on a build machine or in a Dockerfile.
+
+    They are kept for the CPU they are compiled for: this one's or, where images move, NUMBA_CPU_NAME's.
+    """
+    from fastae.warmup import warm_up
+
+    for dtype in ("float32", "float64"):
+        typer.echo(f"{dtype}: ready in {warm_up(dtype):.1f} s")
 
 
 def main() -> None:

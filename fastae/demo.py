@@ -10,6 +10,7 @@ from fastae.engine import Engine
 from fastae.network import Network, Parameters
 from fastae.optimizers import Adam
 from fastae.training import train
+from fastae.warmup import warm_up
 
 BATCH_SIZE = 200
 
@@ -49,18 +50,9 @@ def digits() -> np.ndarray:
     return np.asarray(load_digits().data / 16, np.float32)
 
 
-def warm_up(hidden: int = 32) -> None:
-    """Compile the kernels, or load them where they have been compiled before."""
-    X = digits()[:BATCH_SIZE]
-    network = Network.autoencoder(X.shape[1], hidden)
-    params = Parameters.random(network)
-    train(params, X, epochs=1)
-    Engine(network).reconstruct(params, X)
-
-
 def run(*, hidden: int = 32, epochs: int = 300, seed: int = 0, progress: bool = False) -> Result:
     """Train 64 -> hidden -> 64 -> 64 on the digits with Adam, then take the same steps in NumPy."""
-    warm_up(hidden)
+    warm_up()
     X = digits()
     network = Network.autoencoder(X.shape[1], hidden)
     engine = Engine(network)

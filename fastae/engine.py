@@ -90,7 +90,9 @@ class Engine:
         self._size = size
         self._gradients = layout.aligned_zeros(0, self.dtype).reshape(0, size)
         self._totals = np.zeros((step.SHARDS_MOST, 2))
-        self._norms = np.zeros(int(step.stretches(self.plan, lanes)))
+        stretches = int(step.stretches(self.plan, lanes))
+        self._norms = np.zeros(stretches)
+        self._taken = np.zeros(max(stretches, step.SHARDS_MOST), np.int64)
         self._codes = np.zeros((step.SHARDS_MOST, network.widths[network.code_layer]))
         self._slopes = layout.aligned_zeros(code, self.dtype)
         self._job = np.zeros(step.JOB, np.int64)
@@ -102,6 +104,7 @@ class Engine:
             self._slopes.ctypes.data,
             network.code_layer - 1,
         )
+        self._blank[step.TAKEN] = self._taken.ctypes.data
         self._blank[step.WT], self._blank[step.WT_SIZE] = self._transposed.ctypes.data, transposed
         self._control = layout.aligned_zeros(step.CONTROL, np.int64)
         self._members = layout.aligned_zeros(self.n_threads * 8, np.int64).reshape(-1, 8)
@@ -318,7 +321,7 @@ class Engine:
             if self._gradients.shape[0] < shards:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
             job[step.GRADIENTS] = self._gradients.ctypes.data
-            claim = (step.TRANSPOSE if self.network.n_layers > 1 else step.SHARD) << 32
+            claim = step.TRANSPOSE if self.network.n_layers > 1 else step.SHARD
             flops = 6.0 * batch * self._size
             self._run(job, claim, flops * rates.size if flops > SMALL_STEP else 0.0)
             done = int(self._control[step.STEPS_DONE])
@@ -402,6 +405,7 @@ class Engine:
         quota = max(1, int(2e7 * self.network.widths[0] // max(self._size, 1)))
         members[:, step.REFILL] = quota
         members[0, step.HELD] = 0
+        self._taken[:] = -1
         error: BaseException | None = None
         opened = False
         while True:

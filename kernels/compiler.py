@@ -7,6 +7,7 @@ cache directory can be written, functions are compiled afresh in each process.
 """
 
 import hashlib
+import sys
 from collections.abc import Callable
 from functools import cache
 from inspect import signature
@@ -17,6 +18,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from numba import types
+from numba.core import event
 
 
 @cache
@@ -26,6 +28,20 @@ def source_hash() -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+@cache  # said once
+def _announce(kept: str | None) -> None:
+    """Say on a terminal why the first call takes so long."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        later = (
+            f"later runs load them from {kept}" if kept else "no cache can be written: each run does so again"
+        )
+        print(
+            f"fastae: compiling kernels for this CPU, about 10 s a dtype; {later}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _cache_class() -> type | None:
@@ -46,15 +62,33 @@ def _cache_class() -> type | None:
 
         def load_overload(self, sig: Any, target_context: Any) -> Any:
             try:
-                return super().load_overload(sig, target_context)
+                found = super().load_overload(sig, target_context)
             except OSError:
                 self.disable()
-                return None
+                found = None
+            if found is None:
+                _announce(self.cache_path)
+            return found
 
     return SourceStampedCache
 
 
 _CACHE = _cache_class()
+
+
+class _Listener(event.Listener):  # type: ignore[misc]
+    """Announces a function of ours that Numba begins to compile."""
+
+    def on_start(self, compilation: Any) -> None:
+        dispatcher = compilation.data["dispatcher"]
+        if dispatcher.py_func.__module__.startswith("fastae."):
+            _announce(dispatcher.stats.cache_path)
+
+    def on_end(self, compilation: Any) -> None:
+        pass
+
+
+event.register("numba:compile", _Listener())
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -101,7 +135,7 @@ def _callback(function: Callable[..., Any], wanted: Any) -> Any:
         try:
             made._cache = _CACHE(function)
         except (RuntimeError, OSError, TypeError):
-            pass
+            _announce(None)
     made.compile()
     return made
 

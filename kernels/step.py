@@ -1,7 +1,7 @@
 """Gradient steps by a team of threads: a tile through all layers, a shard tile after tile, shards into a step.
 
 Each thread of a team makes one call, ``run``, on the same job. A step has up to four phases, each a number of items
-that threads claim one by one:
+that threads claim, each its own first and then what others have left:
 
     TRANSPOSE   one stretch of the flat buffers: W' of its weights; only in a job's first step
     CODE        one shard of the rows: the sum of its codes; only where the mean code has a cost
@@ -114,9 +114,10 @@ from fastae.kernels.target import LINE
     GRADIENT_AT,
     LOAD_AT,  # and those of this file
     SHARD_AT,
+    TAKEN,  # (most items of a phase,): which phase each was claimed for last
     SUMS,  # 1: loss and gradient as sums over the rows, not divided by the rows' weights
     JOB,
-) = range(49)
+) = range(50)
 STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)
 
 # The control block: int64s a cache line apart
@@ -126,13 +127,14 @@ FINISHED_CLAIM = -1
 # What a thread of the team keeps: a cache line of int64s
 (
     MEMBER,  # 0: the leader
-    HELD,  # the claim it holds + 1, or 0
+    HELD,  # the phase it holds an item of + 1, or 0
+    ITEM,
     PROGRESS,  # rows done of its shard
     QUOTA,  # rows x features it may still go through in this call, at least one tile
     REFILL,  # a helper's next quota
     PRESENT,  # a helper: 1 from when it is woken until it goes back to sleep
     WAKE,  # set by open_job: this helper is to be woken
-) = range(7)
+) = range(8)
 
 # How a run ended, or did not yet
 COMPLETE, CANCELLED, DIVERGED = 1, 2, 3
@@ -659,6 +661,24 @@ def _take_part(job, plan, control, me, work):  # type: ignore[no-untyped-def]
             return WAITING
 
 
+@kernel
+def _claim(job, control, me, number, items):  # type: ignore[no-untyped-def]
+    """An item of phase `number`, or -1 where all are claimed.
+
+    TAKEN holds the last phase that each item was claimed for. A thread begins at its own share of them, the same in
+    every step, so that what it wrote the last time is still in its own cache; then it helps the others out.
+    """
+    size = load_acquire(np.int64(control.ctypes.data) + OPEN * 8)
+    begin = me[MEMBER] * items // max(size, me[MEMBER] + 1)
+    for i in range(items):
+        item = begin + i if begin + i < items else begin + i - items
+        place = job[TAKEN] + item * 8
+        before = load_acquire(place)
+        if before < number and compare_and_swap(place, before, number):
+            return item
+    return -1
+
+
 @inlined
 def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
     shared = np.int64(control.ctypes.data)
@@ -677,31 +697,31 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
     code = plan[job[CODE_LAYER], FAN_OUT]
     codes = carray(pointer_to(job[CODES]), (SHARDS_MOST, code), np.float64)
     slopes = carray(pointer_to(job[SLOPES]), (code,), like.dtype)
-    spins = 0
+    spins, exhausted = 0, -1  # the phase that has no item left to claim
     while True:
         if me[HELD] == 0:
-            claim = load_acquire(claim_at)
-            if claim == FINISHED_CLAIM:
+            number = load_acquire(claim_at)
+            if number == FINISHED_CLAIM:
                 return OVER
-            number, item = claim >> 32, claim & 0xFFFFFFFF
             step, phase = number // PHASES, number % PHASES
             if phase != UPDATE and load_acquire(shared + CANCEL * 8) != 0:
-                if not compare_and_swap(claim_at, claim, FINISHED_CLAIM):
+                if not compare_and_swap(claim_at, number, FINISHED_CLAIM):
                     continue
                 control[OUTCOME] = CANCELLED
                 return OVER
-            if item >= _items(job, plan, step, phase, lanes):
+            item = -1
+            if number != exhausted:
+                item = _claim(job, control, me, number, _items(job, plan, step, phase, lanes))
+            if item < 0:
+                exhausted = number
                 spins += 1
                 if spins > SPINS:
                     return WAITING
                 pause()
                 continue
-            if not compare_and_swap(claim_at, claim, claim + 1):
-                continue
-            me[HELD], me[PROGRESS] = claim + 1, 0
+            me[HELD], me[ITEM], me[PROGRESS] = number + 1, item, 0
         spins = 0
-        claim = me[HELD] - 1
-        number, item = claim >> 32, claim & 0xFFFFFFFF
+        number, item = me[HELD] - 1, me[ITEM]
         step, phase = number // PHASES, number % PHASES
         items = _items(job, plan, step, phase, lanes)
         if phase == TRANSPOSE:
@@ -773,7 +793,7 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
             following = number + 1
             while _items(job, plan, following // PHASES, following % PHASES, lanes) == 0:
                 following += 1  # most steps have nothing to TRANSPOSE and no CODE
-            store_release(claim_at, following << 32)
+            store_release(claim_at, following)
 
 
 @kernel

@@ -149,3 +149,22 @@ def test_one_compilation_a_dtype_whatever_the_network():
                 engine.encode(params, X)
             fastae.train(params, X, engine=engine, epochs=2, batch_size=4)
     assert len(step.run.signatures) == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+def test_says_on_a_terminal_that_it_compiles(copy):
+    def said_on(terminal):
+        reader, writer = os.openpty() if terminal else os.pipe()
+        env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA")}
+        env |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-c", textwrap.dedent(CALL)]
+        subprocess.run(command, cwd=copy, env=env, stdout=subprocess.DEVNULL, stderr=writer, check=True)
+        os.write(writer, b".")
+        return os.read(reader, 10_000).decode()
+
+    first = said_on(terminal=True)
+    assert first.count("compiling kernels") == 1
+    assert str(copy) in first, "where they are kept"
+    assert said_on(terminal=True) == ".", "nothing to compile"
+    shutil.rmtree(copy / "fastae" / "kernels" / "__pycache__")
+    assert said_on(terminal=False) == "."

@@ -1,0 +1,231 @@
+"""The report of ``fastae bench``: every case against the peers, as tables, Markdown and JSON."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from fastae.bench import machine
+from fastae.bench.cases import CASES, Case
+from fastae.bench.compare import Comparison, measure
+from fastae.bench.rounds import Timing
+from fastae.bench.step_peers import PEERS, installed
+
+QUICK = [case for case in CASES if (case.n, case.k) in ((30, 8), (128, 64), (784, 64))]
+TARGET_MEAN = 2.2  # of the ratios, all cases
+
+
+@dataclass(frozen=True)
+class Report:
+    """The machine, a comparison a case, and why some peers were left out."""
+
+    machine: dict[str, Any]
+    comparisons: list[Comparison]
+    missing: dict[str, str]
+
+    @classmethod
+    def run(
+        cls,
+        cases: list[Case],
+        peers: list[str] | None = None,
+        tell: Callable[[str], Any] = lambda words: None,
+    ) -> "Report":
+        """Measure; `peers` None: all that are installed. `tell` hears which case is being timed."""
+        names, missing = installed(peers)
+        found = machine.describe()  # the load before ours
+        comparisons = []
+        for case in cases:
+            tell(f"timing n, k, m = {_size(case)}")
+            comparisons.append(measure(case, names))
+        return cls(found, comparisons, missing)
+
+    @property
+    def peers(self) -> list[str]:
+        """Those measured, in their order."""
+        return [name for name in PEERS if name in self.comparisons[0].timings]
+
+    @property
+    def mean_ratio(self) -> float | None:
+        """Geometric mean over the cases of the ratio to the best peer of our precision."""
+        ratios = [c.ratios[c.best_peer] for c in self.comparisons if c.best_peer]
+        return statistics.geometric_mean(ratios) if ratios else None
+
+    # -- out and in again ---------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """Everything measured, and what follows from it."""
+        found = {
+            "machine": self.machine,
+            "missing": self.missing,
+            "mean_ratio": self.mean_ratio,
+            "cases": [
+                {
+                    **asdict(c.case),
+                    "seconds": {name: timing._asdict() for name, timing in c.timings.items()},
+                    "threads": c.threads,
+                    "peak_gflops": c.peak,
+                    "peak_best": c.peak_best,
+                    "gigasigmoids": c.sigmoid_rate,
+                    "gflops": c.gflops(),
+                    "share_of_fma": c.share_of_peak(),
+                    "share_of_fma_and_sigmoid": c.share_of_ceiling(),
+                    "best_peer": c.best_peer,
+                    "ratios": c.ratios,
+                }
+                for c in self.comparisons
+            ],
+        }
+        return json.dumps(found, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        """A report written by ``to_json``."""
+        found = json.loads(text)
+        comparisons = [
+            Comparison(
+                Case(c["n"], c["k"], c["m"], c["target"], c["dtype"]),
+                {name: Timing(**timing) for name, timing in c["seconds"].items()},
+                c["threads"],
+                c["peak_gflops"],
+                c["peak_best"],
+                c["gigasigmoids"],
+            )
+            for c in found["cases"]
+        ]
+        return cls(found["machine"], comparisons, found["missing"])
+
+    # -- for people ---------------------------------------------------------------------------------------------
+
+    def header(self) -> list[str]:
+        """What the figures depend on, a line each."""
+        m = self.machine
+        lines = [
+            f"{m['cpu']} ({m['target']}, {m['features']}), {m['threads']} threads, load {m['load']}",
+            f"Python {m['python']}, {', '.join(f'{name} {v}' for name, v in m['versions'].items())}",
+            f"{m['system']}; BLAS: {'; '.join(m['blas'])}",
+        ]
+        if m["environment"]:
+            lines.append("environment: " + " ".join(f"{name}={v}" for name, v in m["environment"].items()))
+        return lines
+
+    def notes(self) -> list[str]:
+        """How to read the table, and what spoils it."""
+        first = self.comparisons[0]
+        peaks = [c.peak for c in self.comparisons]
+        sigmoids = [c.sigmoid_rate for c in self.comparisons]
+        lines = [
+            f"One loss and gradient: medians of {first.timings['fastae'].rounds} rounds in turn. All computed the same "
+            "first, to rounding; each peer is on one thread or all, whichever is faster for it (JAX always on all).",
+            f"Ceilings of {self.machine['threads']} threads in the same run: FMA {min(peaks):.0f} to {max(peaks):.0f} "
+            f"GF/s; sigmoid {1 / max(sigmoids):.3f} to {1 / min(sigmoids):.3f} ns.",
+            "Shares are of the FMA ceiling, and of FMA plus sigmoid: the time of both, one after the other.",
+        ]
+        if not all(PEERS[name].exact for name in self.peers):
+            lines.append("Those with * compute in lower precision, and are never the best peer.")
+        lines += [f"Left out: {name}, for {why}." for name, why in self.missing.items()]
+        if self.mean_ratio:
+            lines.append(
+                f"Geometric mean of the speedups: {self.mean_ratio:.2f}x over {len(self.comparisons)} sizes."
+            )
+        shared = [_size(c.case) for c in self.comparisons if c.shared_cores]
+        if shared:
+            lines.append(
+                f"DO NOT QUOTE {'; '.join(shared)}: the peak's median was far below its best: the cores were shared."
+            )
+        if (self.machine["load"] or 0) > 0.7:
+            lines.append(f"The machine was not idle in the minute before: load {self.machine['load']}.")
+        if any(name.startswith("OPENBLAS_") for name in self.machine["environment"]):
+            lines.append("OPENBLAS_ variables are set: they may slow NumPy and scikit-learn.")
+        return lines
+
+    def details(self) -> Table:
+        """Everyone's times."""
+        table = _table("n, k, m", "threads", "ms", "p10", "p90", "GF/s", "FMA", "speedup")
+        for c in self.comparisons:
+            table.add_row(_size(c.case), style="bold")
+            for name in ("fastae", *self.peers):
+                low, middle, high = milliseconds(c.timings[name])
+                table.add_row(
+                    f"  {label(name)}",
+                    str(c.threads[name]),
+                    *(middle, low, high),
+                    f"{c.gflops(name):.0f}",
+                    f"{c.share_of_peak(name):.0%}",
+                    f"{c.ratios[name]:.2f}x" if name in c.ratios else "",
+                )
+        return table
+
+    def standing(self) -> Table:
+        """How ours stand beside the best peer and under the ceilings, and the targets."""
+        table = _table("n, k, m", "best peer", "speedup", "target", "FMA", "target", "+ sigmoid")
+        table.caption = f"the mean speedup of all {len(CASES)} sizes is to be {TARGET_MEAN}x"
+        for c in self.comparisons:
+            best = c.best_peer
+            table.add_row(
+                _size(c.case),
+                best or "",
+                f"{c.ratios[best]:.2f}x" if best else "",
+                f"{c.case.target_ratio}x",
+                f"{c.share_of_peak():.0%}",
+                f"{c.case.target:.0%}" if c.case.target else "",
+                f"{c.share_of_ceiling():.0%}",
+            )
+        return table
+
+    def markdown(self) -> str:
+        """The README's block: the table in milliseconds, and beneath it header and notes."""
+        names = ["fastae", *self.peers]
+        heads = ["n, k, m", *map(label, names), "speedup", "FMA", "+ sigmoid"]
+        lines = [heads, ["---", *("---:" for _ in heads[1:])]]
+        for c in self.comparisons:
+            lines.append(
+                [
+                    _size(c.case),
+                    *(milliseconds(c.timings[name])[1] for name in names),
+                    f"**{c.ratios[c.best_peer]:.1f}x** {c.best_peer}" if c.best_peer else "",
+                    f"{c.share_of_peak():.0%}",
+                    f"{c.share_of_ceiling():.0%}",
+                ]
+            )
+        table = ["| " + " | ".join(line) + " |" for line in lines]
+        return (
+            "\n".join([*table, "", "Milliseconds. " + "\n".join(self.notes()), "", "\n".join(self.header())])
+            + "\n"
+        )
+
+
+MARKS = "<!-- fastae bench -->\n", "<!-- end of fastae bench -->\n"
+
+
+def splice(text: str, inner: str) -> str:
+    """`text` with what stands between the two marks replaced; ValueError where there are none."""
+    if not all(text.count(mark) == 1 for mark in MARKS):
+        raise ValueError(f"no lines {' and '.join(mark.strip() for mark in MARKS)}")
+    head, rest = text.split(MARKS[0])
+    return head + MARKS[0] + inner + MARKS[1] + rest.split(MARKS[1])[1]
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for head in heads:
+        table.add_column(head, justify="left" if head in ("n, k, m", "best peer") else "right", no_wrap=True)
+    return table
+
+
+def _size(case: Case) -> str:
+    return f"{case.n}, {case.k}, {case.m}"
+
+
+def label(name: str) -> str:
+    return name if name == "fastae" or PEERS[name].exact else f"{name}*"
+
+
+def milliseconds(timing: Timing) -> list[str]:
+    """p10, median and p90, the median to three digits."""
+    digits = max(0, 2 - math.floor(math.log10(timing.median * 1e3)))
+    return [f"{seconds * 1e3:.{digits}f}" for seconds in (timing.p10, timing.median, timing.p90)]

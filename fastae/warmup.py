@@ -1,0 +1,27 @@
+"""The kernels compiled ahead, or loaded where they have been: all that engines, training and estimators call."""
+
+import time
+
+import numpy as np
+
+from fastae.engine import Engine
+from fastae.kernels import exp, sigmoid_with_derivative
+from fastae.network import Network, Parameters
+from fastae.training import train
+
+
+def warm_up(dtype: str = "float32") -> float:
+    """Compile every kernel for "float32" or "float64" on a tiny network; returns the seconds it took.
+
+    A kernel is compiled once a dtype, whatever the network, and kept in Numba's cache (``NUMBA_CACHE_DIR``).
+    """
+    start = time.perf_counter()
+    network = Network.autoencoder(2, 1)
+    params = Parameters.random(network, dtype=dtype)
+    X = np.zeros((2, 2), dtype)
+    engine = Engine(network, dtype=dtype)
+    train(params, X, engine=engine, epochs=1)
+    engine.reconstruct(params, X)
+    sigmoid_with_derivative(X, np.empty_like(X), np.empty_like(X))
+    exp(X, np.empty_like(X))
+    return time.perf_counter() - start

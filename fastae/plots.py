@@ -20,6 +20,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
 
 from fastae.estimator import Autoencoder, AutoencoderDetector
+from fastae.rows import Rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -198,7 +199,7 @@ class ReconstructionDisplay(_Display):
         Parameters
         ----------
         estimator : Autoencoder
-        X : array-like of shape (m, n)
+        X : array-like of shape (m, n), or Rows
         rows : int or sequence of int, optional
             How many of the first rows, or which; 10 images or 3 profiles by default.
         image_shape : (height, width), optional
@@ -210,7 +211,7 @@ class ReconstructionDisplay(_Display):
         if rows is None:
             rows = 10 if image_shape is not None else 3
         chosen = np.arange(min(int(rows), len(X))) if np.ndim(rows) == 0 else np.asarray(rows)
-        part = _safe_indexing(X, chosen)
+        part = _rows_of(X, chosen)
         xhat, part = estimator.reconstruct(part), np.asarray(part)
         value = "value"
         if image_shape is None:
@@ -495,7 +496,7 @@ class WorstRowsDisplay(_Display):
         Parameters
         ----------
         estimator : AutoencoderDetector
-        X : array-like of shape (m, n)
+        X : array-like of shape (m, n), or Rows
         count : int, default 10
             How many rows.
         top : int, default 3
@@ -508,7 +509,7 @@ class WorstRowsDisplay(_Display):
                 raise ValueError(f"{name} must be at least 1, got {number!r}")
         error = -estimator.score_samples(X)
         rows = np.argsort(-error, kind="stable")[:count]
-        names, shares = estimator.explain(_safe_indexing(X, rows), top=estimator.n_features_in_)
+        names, shares = estimator.explain(_rows_of(X, rows), top=estimator.n_features_in_)
         shown = list(dict.fromkeys(names[:, :top].ravel().tolist()))
         by_name = [dict(zip(*pair, strict=True)) for pair in zip(names.tolist(), shares, strict=True)]
         table = np.array([[row[name] for name in shown] for row in by_name])
@@ -568,6 +569,10 @@ def _classes(labels: np.ndarray) -> list[tuple[Any, tuple[str, str]]]:
     if names.size > looks * len(MARKERS):
         raise ValueError(f"labels has {names.size} classes, but {looks * len(MARKERS)} can be told apart")
     return [(name, (COLOURS[i % looks], MARKERS[(i + i // looks) % looks])) for i, name in enumerate(names)]
+
+
+def _rows_of(X: Any, numbers: np.ndarray) -> Any:
+    return X.take(numbers) if isinstance(X, Rows) else _safe_indexing(X, numbers)
 
 
 def _check_fitted(estimator: Any) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from fastae.engine import Engine, check_index
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Adam, Optimizer, State
+from fastae.rows import Rows
+from fastae.streaming import run_epoch
 
 # Unshuffled and unwatched: what a divergence, or Ctrl-C, takes back at most
 EPOCHS_A_CALL, STEPS_A_CALL = 64, 1000
@@ -99,7 +102,7 @@ class History:
 
 def train(
     params: Parameters,
-    X: npt.ArrayLike,
+    X: "npt.ArrayLike | Rows",
     *,
     engine: Engine | None = None,
     optimizer: Optimizer | None = None,
@@ -128,8 +131,10 @@ def train(
     ----------
     params : Parameters
         Changed in place.
-    X : array of shape (m, n), any float or integer dtype, any strides
-        Never copied whole, never written.
+    X : array of shape (m, n), any float or integer dtype, any strides; or Rows
+        Never copied whole, never written. Rows (``fastae.open_rows``) are read block by block, in each epoch anew. A
+        batch larger than a block is a step from the sums of its blocks. Shuffled, pieces of the file come in random
+        order, and so do the rows of each block.
     engine : Engine, optional
         Of the parameters' network and dtype; by default one on all CPUs of this process.
     optimizer : Optimizer, optional
@@ -145,7 +150,7 @@ def train(
     seed : int or numpy.random.Generator, default 0
         For the shuffling and the noise.
     shift, scale, sample_weight, objective : optional
-        As for ``Engine.loss_and_gradient``, of each batch.
+        As for ``Engine.loss_and_gradient``, of each batch. No sample_weight, nor `index`, for Rows of many blocks.
     validate : callable, optional
         Called with the parameters after each epoch, gives the validation loss. The best parameters are kept at the end.
     patience : int, optional
@@ -191,8 +196,11 @@ def train(
     if not isinstance(objective, Objective):
         raise TypeError(f"objective must be an Objective, got {objective!r}")
     _check_count("epochs", epochs)
-    X = np.asarray(X)
-    rows = X.shape[0] if X.ndim else 0
+    X = X.resident() if isinstance(X, Rows) else np.asarray(X)
+    streamed = isinstance(X, Rows)
+    if streamed and (index is not None or sample_weight is not None):
+        raise ValueError("index and sample_weight need X in memory, but X is Rows of many blocks")
+    rows = X.shape[0] if len(X.shape) else 0
     if index is not None:
         index = check_index(index, rows)
         rows = index.size
@@ -220,11 +228,12 @@ def train(
             "optimizer": optimizer, "batch_size": batch, "shuffle": shuffle, "seed": seed, "patience": patience,
             "tol": tol, "adaptive": adaptive, "validate": validate is not None, "index": index, "shift": shift,
             "scale": scale, "sample_weight": sample_weight,
+            "X.block_bytes": getattr(X, "block_bytes", None),
         }  # fmt: skip
         checkpoint.agree("training", run)
     watched = callback is not None or progress or validate is not None or patience is not None
     epochs_a_call = 1
-    if not shuffle and not watched:
+    if not shuffle and not watched and not streamed:
         epochs_a_call = max(1, min(EPOCHS_A_CALL, STEPS_A_CALL // max(steps_per_epoch, 1)))
 
     gradient = Parameters(params.network, params.dtype)
@@ -245,7 +254,7 @@ def train(
         }
         checkpoint.write(params, state, generator, best_flat, loop)
 
-    with progress_bar(progress, epochs) as show:
+    with progress_bar(progress, epochs, rows) as show:
         while len(history.loss) < epochs and history.stop_reason != "tol":
             if checkpoint is not None and history.loss and checkpoint.due:
                 write_checkpoint(checkpoint)
@@ -255,19 +264,22 @@ def train(
                 count = max(1, min(count, int(in_time)))
             rates = factor * optimizer.rates(state.steps, count * steps_per_epoch)
             order = index
-            if shuffle:
+            if shuffle and not streamed:
                 drawn = generator.permutation(rows)
                 order = drawn if index is None else index[drawn]
             kept.before()
+            run_steps: Callable[..., np.ndarray]
+            if streamed:
+                run_steps = partial(run_epoch, engine, generator=generator if shuffle else None)
+            else:
+                run_steps = partial(engine.run_steps, index=order, sample_weight=sample_weight)
             try:
-                losses = engine.run_steps(
+                losses = run_steps(
                     params,
                     X,
                     gradient=gradient,
-                    index=order,
                     shift=shift,
                     scale=scale,
-                    sample_weight=sample_weight,
                     batch_size=batch,
                     optimizer=optimizer.code,
                     moments=state.moments,
@@ -371,15 +383,16 @@ def _resumed(checkpoint: Checkpoint, state: State, optimizer: Optimizer, epochs:
 
 
 def _what_helps(
-    epoch: int, rate: float, first_step: bool, kept: _Kept, X: np.ndarray, objective: Objective
+    epoch: int, rate: float, first_step: bool, kept: _Kept, X: "np.ndarray | Rows", objective: Objective
 ) -> str:
     said = f"the loss was not finite in epoch {epoch}, at learning rate {rate:.3g}"
     if epoch == 1 and first_step:
         if not np.isfinite(kept.params.flat).all():
             return f"{said}: params hold NaN or infinity; start from finite ones"
         return f"{said}, before any step: X holds NaN or infinity, or values too large; clean or scale it"
+    blocks = X if isinstance(X, Rows) else [X]
     least, most = (np.fmin, np.fmax) if objective.missing else (np.minimum, np.maximum)  # NaN or not
-    if not np.isfinite([least.reduce(X, axis=None), most.reduce(X, axis=None)]).all():
+    if not all(np.isfinite([f.reduce(block, axis=None) for f in (least, most)]).all() for block in blocks):
         return f"{said}: X holds NaN or infinity; clean it. The parameters are back at the last finite loss"
     return (
         f"{said}: lower the learning rate, or scale the data. The parameters are back at the last finite loss"
@@ -387,7 +400,7 @@ def _what_helps(
 
 
 @contextmanager
-def progress_bar(wanted: bool, epochs: int) -> Iterator[Callable[[Epoch], None]]:
+def progress_bar(wanted: bool, epochs: int, rows: int) -> Iterator[Callable[[Epoch], None]]:
     """A bar on stderr, moved by the function it gives; where it is not `wanted` that function does nothing."""
     if not wanted:
         yield lambda epoch: None
@@ -399,20 +412,23 @@ def progress_bar(wanted: bool, epochs: int) -> Iterator[Callable[[Epoch], None]]
         TextColumn("training"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.6g}"),
+        TextColumn("{task.fields[said]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=epochs, loss=float("nan"))
+        task = bar.add_task("training", total=epochs, said="")
         shown = 0.0
 
         def show(epoch: Epoch) -> None:
             nonlocal shown
-            if (
-                epoch.seconds - shown > 0.05 or epoch.number == epochs
-            ):  # an update costs as much as a small epoch
+            # an update costs as much as a small epoch
+            if epoch.seconds - shown > 0.05 or epoch.number == epochs:
                 shown = epoch.seconds
-                bar.update(task, completed=epoch.number, loss=epoch.loss)
+                said = f"loss {epoch.loss:.6g}"
+                if epoch.validation_loss is not None:
+                    said += f", validation {epoch.validation_loss:.6g}"
+                said += f", {epoch.number * rows / epoch.seconds:,.0f} rows/s"
+                bar.update(task, completed=epoch.number, said=said)
 
         yield show
 

@@ -1,7 +1,8 @@
 """Training: epochs of mini-batch or full-batch gradient descent over an engine.
 
 An epoch is one call of ``Engine.run_steps``, so that many small steps cost one jitted call; where rows keep their
-order and nobody watches, a call takes many epochs.
+order and nobody watches, a call takes many epochs. ``descend`` is the loop without the data: other rows than an
+array's, on other machines, are trained on by the same one.
 """
 
 import time
@@ -169,67 +170,127 @@ def train(
         The loss was no longer finite: says at which epoch and learning rate, and what helps. `params` and `state` are
         then back at the last point from which a finite loss was computed.
     """
-    if not isinstance(params, Parameters):
-        raise TypeError(f"params must be Parameters, got {type(params).__name__}")
-    optimizer = Adam() if optimizer is None else optimizer
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be an Optimizer, such as fastae.Adam(), got {optimizer!r}")
-    _check_count("epochs", epochs)
+    optimizer, state = check_start(params, optimizer, state)
     X = np.asarray(X)
     rows = X.shape[0] if X.ndim else 0
     if index is not None:
         index = np.asarray(index)
         rows = index.size
-    if patience is not None:
-        _check_count("patience", patience)
     if batch_size is not None:
-        _check_count("batch_size", batch_size)
+        check_count("batch_size", batch_size)
     batch = min(batch_size or rows, rows)
     engine = Engine(params.network, dtype=params.dtype) if engine is None else engine
+    generator = np.random.default_rng(seed)
+    noise_seed = draw_noise_seed(generator, objective)
+    shuffle = shuffle and batch < rows
+    gradient = Parameters(params.network, params.dtype)
+
+    def run(rates: np.ndarray) -> np.ndarray:
+        order = index
+        if shuffle:
+            drawn = generator.permutation(rows)
+            order = drawn if index is None else index[drawn]
+        return engine.run_steps(
+            params,
+            X,
+            gradient=gradient,
+            index=order,
+            shift=shift,
+            scale=scale,
+            sample_weight=sample_weight,
+            batch_size=batch,
+            optimizer=optimizer.code,
+            moments=state.moments,
+            rates=rates,
+            settings=optimizer.settings(state.steps),
+            objective=objective,
+            seed=noise_seed,
+            epoch=state.epochs,
+        )
+
+    return descend(
+        params,
+        run,
+        rows=rows,
+        steps_per_epoch=-(-rows // max(batch, 1)),
+        optimizer=optimizer,
+        state=state,
+        epochs=epochs,
+        many_epochs_a_run=not shuffle,
+        validate=validate,
+        patience=patience,
+        tol=tol,
+        adaptive=adaptive,
+        callback=callback,
+        progress=progress,
+        is_finite=lambda: X.dtype.kind != "f" or bool(np.isfinite(X.min() + X.max())),
+    )
+
+
+def check_start(
+    params: Parameters, optimizer: Optimizer | None, state: State | None
+) -> tuple[Optimizer, State]:
+    """The optimizer and the state to begin with, checked against `params`; Adam and a new state where they are None."""
+    if not isinstance(params, Parameters):
+        raise TypeError(f"params must be Parameters, got {type(params).__name__}")
+    optimizer = Adam() if optimizer is None else optimizer
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be an Optimizer, such as fastae.Adam(), got {optimizer!r}")
     state = State.zeros(params) if state is None else state
     if state.moments.shape != (2, params.flat.size) or state.moments.dtype != params.dtype:
         raise ValueError(f"state is of {state.moments.shape} {state.moments.dtype}, not of these params")
-    generator = np.random.default_rng(seed)
-    noise_seed = int(generator.spawn(1)[0].integers(1 << 63)) if objective.noise else 0
-    shuffle = shuffle and batch < rows
-    steps_per_epoch = -(-rows // max(batch, 1))
-    watched = callback is not None or progress or validate is not None or patience is not None
-    epochs_a_call = 1
-    if not shuffle and not watched:
-        epochs_a_call = max(1, min(EPOCHS_A_CALL, STEPS_A_CALL // max(steps_per_epoch, 1)))
+    return optimizer, state
 
-    gradient = Parameters(params.network, params.dtype)
+
+def draw_noise_seed(generator: np.random.Generator, objective: Objective) -> int:
+    """What the noise is drawn by; the generator's own numbers stay as they are."""
+    return int(generator.spawn(1)[0].integers(1 << 63)) if objective.noise else 0
+
+
+def descend(
+    params: Parameters,
+    run: Callable[[np.ndarray], np.ndarray],
+    *,
+    rows: int,
+    steps_per_epoch: int,
+    optimizer: Optimizer,
+    state: State,
+    epochs: int,
+    many_epochs_a_run: bool = False,
+    validate: Callable[[Parameters], float] | None = None,
+    patience: int | None = None,
+    tol: float = 0.0,
+    adaptive: bool = False,
+    callback: Callable[[Epoch], bool | None] | None = None,
+    progress: bool = False,
+    is_finite: Callable[[], bool] = lambda: True,
+) -> History:
+    """The epochs of ``train``, wherever the rows are: `run` takes the steps, this keeps the books.
+
+    `run` is given the learning rates of the steps of one whole epoch, or with `many_epochs_a_run` of several. It takes
+    these steps, changing `params` and ``state.moments`` in place, and returns (steps, 2): each step's loss before it
+    and the sum of its rows' weights, no further than the first loss that is not finite. `is_finite` says whether the
+    data are. The other options, and what is returned and raised, are ``train``'s.
+    """
+    check_count("epochs", epochs)
+    if patience is not None:
+        check_count("patience", patience)
+    watched = callback is not None or progress or validate is not None or patience is not None
+    epochs_a_run = 1
+    if many_epochs_a_run and not watched:
+        epochs_a_run = max(1, min(EPOCHS_A_CALL, STEPS_A_CALL // max(steps_per_epoch, 1)))
+
     kept = _Kept(params, state)
     history = History(state)
     best, best_flat, stale, factor = np.inf, None, 0, 1.0
     began = time.perf_counter()
     with _progress_bar(progress, epochs) as show:
         while len(history.loss) < epochs:
-            count = min(epochs_a_call, epochs - len(history.loss))
+            count = min(epochs_a_run, epochs - len(history.loss))
             rates = factor * optimizer.rates(state.steps, count * steps_per_epoch)
-            order = index
-            if shuffle:
-                drawn = generator.permutation(rows)
-                order = drawn if index is None else index[drawn]
             kept.before()
             try:
-                losses = engine.run_steps(
-                    params,
-                    X,
-                    gradient=gradient,
-                    index=order,
-                    shift=shift,
-                    scale=scale,
-                    sample_weight=sample_weight,
-                    batch_size=batch,
-                    optimizer=optimizer.code,
-                    moments=state.moments,
-                    rates=rates,
-                    settings=optimizer.settings(state.steps),
-                    objective=objective,
-                    seed=noise_seed,
-                    epoch=state.epochs,
-                )
+                losses = run(rates)
             except BaseException:  # Ctrl-C too: whole epochs only, and a state that belongs to the parameters
                 kept.restore(first_step=False)
                 raise
@@ -237,7 +298,9 @@ def train(
             if bad.size:
                 kept.restore(first_step=bad[0] == 0)
                 epoch = len(history.loss) + 1 + int(bad[0]) // steps_per_epoch
-                raise DivergenceError(_what_helps(epoch, float(rates[bad[0]]), bool(bad[0] == 0), kept, X))
+                raise DivergenceError(
+                    _what_helps(epoch, float(rates[bad[0]]), bool(bad[0] == 0), kept, is_finite)
+                )
             state.steps += rates.size
             state.epochs += count
             by_epoch = losses.reshape(count, steps_per_epoch, 2)
@@ -300,13 +363,13 @@ class _Kept:
         self.params.flat[:], self.state.moments[:], self.state.steps = flat, moments, steps
 
 
-def _what_helps(epoch: int, rate: float, first_step: bool, kept: _Kept, X: np.ndarray) -> str:
+def _what_helps(epoch: int, rate: float, first_step: bool, kept: _Kept, is_finite: Callable[[], bool]) -> str:
     said = f"the loss was not finite in epoch {epoch}, at learning rate {rate:.3g}"
     if epoch == 1 and first_step:
         if not np.isfinite(kept.params.flat).all():
             return f"{said}: params hold NaN or infinity; start from finite ones"
         return f"{said}, before any step: X holds NaN or infinity, or values too large; clean or scale it"
-    if X.dtype.kind == "f" and not np.isfinite(X.min() + X.max()):
+    if not is_finite():
         return f"{said}: X holds NaN or infinity; clean it. The parameters are back at the last finite loss"
     return (
         f"{said}: lower the learning rate, or scale the data. The parameters are back at the last finite loss"
@@ -343,7 +406,8 @@ def _progress_bar(wanted: bool, epochs: int) -> Iterator[Callable[[Epoch], None]
         yield show
 
 
-def _check_count(name: str, value: int) -> None:
+def check_count(name: str, value: int) -> None:
+    """An error that names `value` unless it is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < 1:

@@ -1,0 +1,382 @@
+"""The same training over the workers of a Dask cluster, on blocks of rows that stay where Dask put them.
+
+Each worker holds its blocks and an engine as an actor. A step is one round trip: parameters out, sums of gradients
+back, added up along the tree of ``blocks.py``, the optimizer here. No task graph is made for a step, and no rows come
+here. Work of a lost worker is done again by the others, with the same bits.
+
+Needs the extra ``dask``.
+"""
+
+import asyncio
+import copy
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from dask.base import flatten
+from dask.distributed import Client, Future, KilledWorker, default_client, futures_of, get_worker, wait
+
+from fastae.blocks import (
+    BlockEngine,
+    Node,
+    Setup,
+    Shard,
+    Step,
+    Sum,
+    assemble,
+    halves,
+    make_setup,
+    without_penalty,
+)
+from fastae.network import Network
+from fastae.objective import PLAIN, Objective
+
+LOSSES_MOST = 3  # of a block, on end, before it is taken to be what kills its workers
+UNIT_DEPTH = 6  # blocks below one node of this depth of the tree lie together: no step brings back more than 64 sums
+POLL = 1.0  # seconds of silence after which the scheduler is asked who is still there
+
+
+class LostBlockError(RuntimeError):
+    """A block of rows cannot be had any more; the parameters are those of the last whole epoch."""
+
+
+class _Actor(Shard):
+    """A shard that uses the threads of the Dask worker it is on."""
+
+    def __init__(
+        self, setup: Setup, numbers: list[int], first_rows: list[int], n_blocks: int, blocks: list[np.ndarray]
+    ) -> None:
+        super().__init__(
+            setup,
+            dict(zip(numbers, blocks, strict=True)),
+            dict(zip(numbers, first_rows, strict=True)),
+            n_blocks,
+            get_worker().state.nthreads,
+        )
+
+
+@dataclass(eq=False)
+class _Held:
+    """An actor, and what it holds."""
+
+    address: str
+    numbers: list[int]
+    actor: Any
+
+
+class DistributedEngine(BlockEngine):
+    """Trains on a Dask array or DataFrame: synchronous, data-parallel, with the same bits for any number of workers.
+
+    Parameters
+    ----------
+    client : dask.distributed.Client
+        Of the cluster; one made with ``direct_to_workers=True`` takes shorter steps.
+    network : Network
+    X : dask.array.Array of shape (m, n), or dask.dataframe.DataFrame
+        Blocks that are on the workers already stay there. Others are computed there now, neighbours on one worker.
+    dtype, shift, scale, objective : optional
+        As for ``fastae.Engine`` and ``fastae.train``.
+
+    Notes
+    -----
+    Workers must be able to import fastae, and be of one kind of CPU for results to have the same bits. A worker uses
+    as many threads as Dask gives it. One that joins is used from the next epoch on.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        network: Network,
+        X: Any,
+        *,
+        dtype: npt.DTypeLike = "float32",
+        shift: npt.ArrayLike | None = None,
+        scale: npt.ArrayLike | None = None,
+        objective: Objective = PLAIN,
+    ) -> None:
+        self.client = _check_client(client)
+        self.blocks = X.futures if isinstance(X, Blocks) else Blocks(client, X).futures
+        super().__init__(
+            make_setup(network, dtype, shift, scale, objective), _each(client, self.blocks, _rows, network.widths[0])
+        )
+        self._losses = [0] * len(self.rows)
+        self._held: list[_Held] = []
+        self._workers: set[str] = set()
+        self.new_epoch()
+
+    def new_epoch(self) -> None:
+        """Spread the blocks anew where workers have joined or left."""
+        workers = set(self.client.nthreads())
+        if not self._held or workers != self._workers:
+            self._workers = workers
+            placed = self._place(range(len(self.rows)))
+            self._held = [held for held in self._held if placed.get(held.address) == held.numbers]
+            for held in self._held:
+                del placed[held.address]
+            self._build(placed)
+
+    def sums(self, flat: np.ndarray, step: Step) -> Sum | None:
+        """The root's sum, from all workers, and from others where some are lost."""
+        sums: dict[Node, Sum | None] = {}
+        asked = list(self._held)
+        while asked:
+            answers = self._ask(asked, flat, step)
+            lost = [held for held, answer in zip(asked, answers, strict=True) if answer is None]
+            for answer in answers:
+                sums |= answer or {}
+            asked = self._replace(lost) if lost else []
+        self._losses = [0] * len(self.rows)
+        return assemble(sums, self.root)
+
+    # -- within -------------------------------------------------------------------------------------------------
+
+    def _ask(self, asked: list[_Held], flat: np.ndarray, step: Step) -> list[dict[Node, Sum | None] | None]:
+        """What each actor answers; None where its worker is lost."""
+
+
+        async def answer(held: _Held) -> dict[Node, Sum | None] | None:
+            try:
+                call = held.actor.sums(flat, step)
+            except RuntimeError:  # Dask knows already that the actor is gone
+                return None
+            try:
+                found: dict[Node, Sum | None] = await call
+            except OSError:
+                return None
+            return found
+
+        async def answers() -> list[dict[Node, Sum | None] | None]:
+            tasks = [asyncio.create_task(answer(held)) for held in asked]
+            try:
+                while silent := (await asyncio.wait(tasks, timeout=POLL))[1]:
+                    workers = await self.client.nthreads(asynchronous=True)
+                    for held, task in zip(asked, tasks, strict=True):
+                        if task in silent and held.address not in workers:
+                            task.cancel()
+                return [None if task.cancelled() else task.result() for task in tasks]
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+        found: list[dict[Node, Sum | None] | None] = self.client.sync(answers)
+        return found
+
+    def _replace(self, lost: list[_Held]) -> list[_Held]:
+        """Actors for the blocks of lost ones."""
+        self._held = [held for held in self._held if held not in lost]
+        numbers = sorted(number for held in lost for number in held.numbers)
+        self._count_loss(numbers)
+        return self._build(self._place(numbers))
+
+    def _count_loss(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self._losses[number] += 1
+            if self._losses[number] >= LOSSES_MOST:
+                raise LostBlockError(
+                    f"the worker that held block {number} of X (rows {self.first_rows[number]} to "
+                    f"{self.first_rows[number] + self.rows[number] - 1}) was lost {LOSSES_MOST} times on end: too "
+                    "little memory? The parameters are those of the last whole epoch"
+                )
+
+    def _place(self, numbers: Sequence[int]) -> dict[str, list[int]]:
+        """Which worker is to hold which of the blocks `numbers`, once all of them are somewhere."""
+        blocks = [self.blocks[number] for number in numbers]
+        while not (threads := self.client.nthreads()):
+            self.client.wait_for_workers(1)
+        _wait(blocks)
+        found = self.client.who_has(blocks)
+        holders = {number: set(found.get(self.blocks[number].key, ())) for number in numbers}
+        return place(self.rows, holders, threads)
+
+    def _build(self, placed: dict[str, list[int]]) -> list[_Held]:
+        """Make the actors, and others where a worker is lost meanwhile."""
+        built = []
+        while placed:
+            futures = {address: self._submit(address, numbers) for address, numbers in placed.items()}
+            lost: list[int] = []
+            for address, future in futures.items():
+                actor = self._result(address, future)
+                if actor is None:
+                    lost += placed[address]
+                else:
+                    built.append(_Held(address, placed[address], actor))
+            self._count_loss(lost)
+            placed = self._place(sorted(lost)) if lost else {}
+        self._held += built
+        return built
+
+    def _submit(self, address: str, numbers: list[int]) -> Future:
+        return self.client.submit(
+            _Actor,
+            without_penalty(self.setup),
+            numbers,
+            [self.first_rows[number] for number in numbers],
+            len(self.rows),
+            [self.blocks[number] for number in numbers],
+            actor=True,
+            workers=[address],
+            allow_other_workers=False,
+        )
+
+    def _result(self, address: str, future: Future) -> Any:
+        """The actor; None where its worker is lost."""
+        with self.client.as_current():
+            while True:
+                try:
+                    return future.result(timeout=POLL)
+                except TimeoutError:
+                    if address not in self.client.nthreads():
+                        future.cancel()
+                        return None
+                except KilledWorker:
+                    return None
+                except RuntimeError:
+                    if address in self.client.nthreads():
+                        raise
+                    return None
+
+
+def place(
+    rows: Sequence[int], holders: dict[int, set[str]], threads: dict[str, int]
+) -> dict[str, list[int]]:
+    """Which worker is to hold which blocks: those that have them, unless one is left with much more than another.
+
+    Parameters
+    ----------
+    rows : sequence of int
+        Of all blocks.
+    holders : dict of sets
+        The workers where each block lies now, of the blocks to be placed.
+    threads : dict
+        Of each worker.
+    """
+    load = dict.fromkeys(threads, 0.0)  # rows a thread
+    given: dict[str, list[list[int]]] = {address: [] for address in threads}
+
+    def take(address: str, unit: list[int], sign: int = 1) -> float:
+        return load[address] + sign * sum(rows[number] for number in unit) / threads[address]
+
+    def give(address: str, unit: list[int]) -> None:
+        load[address] = take(address, unit)
+        given[address].append(unit)
+
+    for node in _units((0, len(rows)), UNIT_DEPTH):
+        unit = [number for number in range(*node) if number in holders]
+        if unit:
+            here = {
+                address: sum(rows[number] for number in unit if address in holders[number])
+                for address in threads
+            }
+            give(min(threads, key=lambda address: (-here[address], load[address])), unit)
+    while True:
+        most, least = max(load, key=load.__getitem__), min(load, key=load.__getitem__)
+        unit = given[most][-1] if given[most] else []
+        if not unit or take(least, unit) >= load[most]:
+            return {address: sorted(sum(units, [])) for address, units in given.items() if units}
+        load[most] = take(most, given[most].pop(), -1)
+        give(least, unit)
+
+
+def _units(node: Node, depth: int) -> Iterator[Node]:
+    if depth == 0 or node[1] - node[0] == 1:
+        yield node
+    else:
+        for half in halves(node):
+            yield from _units(half, depth - 1)
+
+
+# -- blocks of a collection -------------------------------------------------------------------------------------------
+
+
+class Blocks:
+    """The blocks of rows of a Dask array or DataFrame, on the workers.
+
+    Attributes
+    ----------
+    futures : list of Future
+        Of each block, in order, a NumPy array.
+    names : list of str or None
+        The columns' names, where there are any.
+    dtype : numpy.dtype
+    n_features : int
+    """
+
+    def __init__(self, client: Client, X: Any) -> None:
+        self.client = _check_client(client)
+        if not is_dask(X):
+            raise TypeError(f"X must be a Dask array or DataFrame, got {type(X).__name__}")
+        self.names = [str(name) for name in X.columns] if hasattr(X, "columns") else None
+        array = _as_array(X)
+        self.dtype, self.n_features = array.dtype, int(array.shape[1])
+        if self.dtype.kind not in "fiub":
+            raise TypeError(f"X has dtype {self.dtype}, but floats or integers are needed")
+        if futures_of(array):  # parts of it are on the workers: Dask computes the rest beside them
+            kept = {future.key: future for future in futures_of(client.persist(array))}
+            self.futures = [kept[key] for key in flatten(array.__dask_keys__())]
+        else:
+            self.futures = _compute_in_runs(client, array.to_delayed().ravel().tolist())
+        _wait(self.futures)
+
+    def each(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """function(block, *args) of every block, in order."""
+        return _each(self.client, self.futures, function, *args)
+
+
+def is_dask(X: Any) -> bool:
+    """Whether `X` is a Dask array or DataFrame."""
+    return hasattr(X, "__dask_keys__") and hasattr(X, "ndim") and X.ndim == 2
+
+
+def _as_array(X: Any) -> Any:
+    array = X.to_dask_array() if hasattr(X, "to_dask_array") else X
+    return array if array.numblocks[1] == 1 else array.rechunk({1: -1})
+
+
+def _compute_in_runs(client: Client, delayed: list[Any]) -> list[Future]:
+    """Each worker computes its share of neighbours, so that few sums travel."""
+    while not (threads := client.nthreads()):
+        client.wait_for_workers(1)
+    ends = np.cumsum(list(threads.values())) * len(delayed) // sum(threads.values())
+    futures: list[Future] = []
+    for address, end in zip(threads, ends.tolist(), strict=True):
+        run = delayed[len(futures) : end]
+        futures += client.compute(run, workers=[address], allow_other_workers=True)
+    return futures
+
+
+def _wait(blocks: Sequence[Future]) -> None:
+    """Until all blocks are somewhere."""
+    try:
+        wait(blocks)
+    except asyncio.CancelledError:
+        pass
+    for future in blocks:
+        if future.status in ("cancelled", "lost"):
+            raise LostBlockError(
+                f"block {future.key} of X was lost with its worker, and nothing says how to compute it again: "
+                "scattered data are not rebuilt. Load them by a Dask task instead"
+            )
+        if future.status == "error":
+            future.result()
+
+
+def _each(client: Client, blocks: Sequence[Future], function: Callable[..., Any], *args: Any) -> list[Any]:
+    futures = [client.submit(function, block, *args, pure=False) for block in blocks]
+    return list(client.gather(futures))
+
+
+def _rows(block: np.ndarray, columns: int) -> int:
+    if block.shape[1] != columns:
+        raise ValueError(f"X has {block.shape[1]} features, but the network takes {columns}")
+    return len(block)
+
+
+def _check_client(client: Any) -> Client:
+    if not isinstance(client, Client):
+        raise TypeError(f"client must be a dask.distributed.Client, got {type(client).__name__}")
+    if client.asynchronous:
+        raise ValueError("client must not be asynchronous")
+    return client

@@ -6,6 +6,7 @@ travel; so the same additions are made wherever the blocks are. How sums travel 
 ``LocalEngine`` here, Dask in ``distributed.py``, MPI in ``mpi.py``.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fastae.checkpoint import Checkpoint
 from fastae.engine import Engine
 from fastae.network import Network, Parameters
 from fastae.objective import PLAIN, Objective
@@ -208,7 +210,9 @@ class BlockEngine(ABC):
 
     def __init__(self, setup: Setup, rows: Sequence[int]) -> None:
         if setup.objective.sparsity_weight:
-            raise ValueError("sparsity_weight needs the mean code of all rows, which blocks of rows do not have")
+            raise ValueError(
+                "sparsity_weight needs the mean code of all rows, which blocks of rows do not have"
+            )
         if not sum(rows):
             raise ValueError("X has no rows")
         self.setup, self.rows = setup, list(rows)
@@ -217,9 +221,6 @@ class BlockEngine(ABC):
     @abstractmethod
     def sums(self, flat: np.ndarray, step: Step) -> Sum | None:
         """The root's sum, at the parameters `flat`; None where the step takes no rows."""
-
-    def new_epoch(self) -> None:
-        """Called before each epoch: the moment to use machines that have joined."""
 
     @property
     def root(self) -> Node:
@@ -254,6 +255,8 @@ class BlockEngine(ABC):
         state: State | None = None,
         callback: Callable[[Epoch], bool | None] | None = None,
         progress: bool = False,
+        checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+        resume: bool = False,
     ) -> History:
         """Train `params`, in place, as ``fastae.train`` does.
 
@@ -280,10 +283,20 @@ class BlockEngine(ABC):
         generator = np.random.default_rng(seed)
         noise_seed = draw_noise_seed(generator, self.setup.objective)
         order_seed = int(generator.integers(1 << 63)) if shuffle and steps_per_epoch > 1 else None
+        checkpoint = Checkpoint.at(checkpoint, resume)
+        if checkpoint is not None:
+            settings = {
+                "rows": self.rows, "shift": self.setup.shift, "scale": self.setup.scale,
+                "network": params.network, "dtype": params.dtype, "objective": self.setup.objective,
+                "optimizer": optimizer, "batch_size": batch_size, "shuffle": shuffle, "seed": seed,
+                "validate": validate is not None, "patience": patience, "tol": tol, "adaptive": adaptive,
+            }  # fmt: skip
+            checkpoint.agree("training", settings)
+            noise_seed = checkpoint.keep("noise_seed", noise_seed)
+            order_seed = checkpoint.keep("order_seed", order_seed)
         gradient = Parameters(params.network, params.dtype)
 
         def run(rates: np.ndarray) -> np.ndarray:
-            self.new_epoch()
             steps = [
                 (Step(number, steps_per_epoch, state.epochs, order_seed, noise_seed), float(rate))
                 for number, rate in enumerate(rates)
@@ -304,6 +317,8 @@ class BlockEngine(ABC):
             adaptive=adaptive,
             callback=callback,
             progress=progress,
+            checkpoint=checkpoint,
+            generator=generator,
         )
 
     def _run(
@@ -363,7 +378,9 @@ class LocalEngine(BlockEngine):
         scale: npt.ArrayLike | None = None,
         objective: Objective = PLAIN,
     ) -> None:
-        super().__init__(make_setup(network, dtype, shift, scale, objective), [len(block) for block in blocks])
+        super().__init__(
+            make_setup(network, dtype, shift, scale, objective), [len(block) for block in blocks]
+        )
         first_rows = dict(enumerate(self.first_rows))
         self._shard = Shard(
             without_penalty(self.setup), dict(enumerate(blocks)), first_rows, len(blocks), n_threads

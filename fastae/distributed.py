@@ -8,8 +8,7 @@ Needs the extra ``dask``.
 """
 
 import asyncio
-import copy
-import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +34,9 @@ from fastae.network import Network
 from fastae.objective import PLAIN, Objective
 
 LOSSES_MOST = 3  # of a block, on end, before it is taken to be what kills its workers
-UNIT_DEPTH = 6  # blocks below one node of this depth of the tree lie together: no step brings back more than 64 sums
+UNIT_DEPTH = (
+    6  # blocks below one node of this depth of the tree lie together: no step brings back more than 64 sums
+)
 POLL = 1.0  # seconds of silence after which the scheduler is asked who is still there
 
 
@@ -100,26 +101,18 @@ class DistributedEngine(BlockEngine):
         self.client = _check_client(client)
         self.blocks = X.futures if isinstance(X, Blocks) else Blocks(client, X).futures
         super().__init__(
-            make_setup(network, dtype, shift, scale, objective), _each(client, self.blocks, _rows, network.widths[0])
+            make_setup(network, dtype, shift, scale, objective),
+            _each(client, self.blocks, _rows, network.widths[0]),
         )
         self._losses = [0] * len(self.rows)
         self._held: list[_Held] = []
         self._workers: set[str] = set()
-        self.new_epoch()
-
-    def new_epoch(self) -> None:
-        """Spread the blocks anew where workers have joined or left."""
-        workers = set(self.client.nthreads())
-        if not self._held or workers != self._workers:
-            self._workers = workers
-            placed = self._place(range(len(self.rows)))
-            self._held = [held for held in self._held if placed.get(held.address) == held.numbers]
-            for held in self._held:
-                del placed[held.address]
-            self._build(placed)
+        self._spread()
 
     def sums(self, flat: np.ndarray, step: Step) -> Sum | None:
         """The root's sum, from all workers, and from others where some are lost."""
+        if step.number == 0:
+            self._spread()
         sums: dict[Node, Sum | None] = {}
         asked = list(self._held)
         while asked:
@@ -133,9 +126,19 @@ class DistributedEngine(BlockEngine):
 
     # -- within -------------------------------------------------------------------------------------------------
 
+    def _spread(self) -> None:
+        """Spread the blocks anew where workers have joined or left."""
+        workers = set(self.client.nthreads())
+        if not self._held or workers != self._workers:
+            self._workers = workers
+            placed = self._place(range(len(self.rows)))
+            self._held = [held for held in self._held if placed.get(held.address) == held.numbers]
+            for held in self._held:
+                del placed[held.address]
+            self._build(placed)
+
     def _ask(self, asked: list[_Held], flat: np.ndarray, step: Step) -> list[dict[Node, Sum | None] | None]:
         """What each actor answers; None where its worker is lost."""
-
 
         async def answer(held: _Held) -> dict[Node, Sum | None] | None:
             try:
@@ -239,9 +242,7 @@ class DistributedEngine(BlockEngine):
                     return None
 
 
-def place(
-    rows: Sequence[int], holders: dict[int, set[str]], threads: dict[str, int]
-) -> dict[str, list[int]]:
+def place(rows: Sequence[int], holders: dict[int, set[str]], threads: dict[str, int]) -> dict[str, list[int]]:
     """Which worker is to hold which blocks: those that have them, unless one is left with much more than another.
 
     Parameters
@@ -275,7 +276,7 @@ def place(
         most, least = max(load, key=load.__getitem__), min(load, key=load.__getitem__)
         unit = given[most][-1] if given[most] else []
         if not unit or take(least, unit) >= load[most]:
-            return {address: sorted(sum(units, [])) for address, units in given.items() if units}
+            return {address: sorted(itertools.chain(*units)) for address, units in given.items() if units}
         load[most] = take(most, given[most].pop(), -1)
         give(least, unit)
 

@@ -1,5 +1,6 @@
 """Autoencoder and AutoencoderDetector: scikit-learn's way to the engine."""
 
+import os
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, Self
@@ -21,7 +22,9 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from fastae import optimizers
+from fastae.checkpoint import Checkpoint
 from fastae.engine import Engine
+from fastae.model_files import ModelFiles
 from fastae.network import Network, Parameters
 from fastae.objective import Objective
 from fastae.training import DivergenceError, Epoch, History, train
@@ -40,6 +43,7 @@ except ImportError:  # before scikit-learn 1.9
 
 BLOCK = 4096  # rows that statistics are taken of at a time
 _POSITIVE, _NOT_NEGATIVE = Interval(Real, 0, None, closed="neither"), Interval(Real, 0, None, closed="left")
+_MAY_DIFFER = {"max_iter", "n_threads", "warm_start", "callback", "verbose"}  # where a checkpoint is resumed
 _FRACTION = Interval(Real, 0, 1, closed="left")
 
 
@@ -50,6 +54,7 @@ def _goes_by_steps(model: "Autoencoder") -> bool:
 
 
 class Autoencoder(
+    ModelFiles,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
     CallbackSupportMixin,
@@ -238,7 +243,15 @@ class Autoencoder(
 
     @with_callbacks
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any = None, *, X_val: Any = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        X_val: Any = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+    ) -> Self:
         """Train on the rows of `X`.
 
         Parameters
@@ -249,11 +262,19 @@ class Autoencoder(
         X_val : array-like of shape (m', n), optional
             Validation rows: the parameters best for them are kept. `early_stopping` also stops by their loss, and then
             sets none aside.
+        checkpoint : path, optional
+            A file to go on from after an interruption: written when training ends, and before that at most every 5
+            seconds and for at most a twentieth of the time. "lbfgs" has none.
+        resume : bool, default False
+            Go on from `checkpoint`, to the same bits as a fit that was never interrupted; where there is no such file,
+            begin. `X` and the settings must be as they were, but `max_iter` may have grown.
 
         Raises
         ------
         ValueError
-            Data or a parameter is wrong, named.
+            Data or a parameter is wrong, named; `checkpoint` is damaged, or of another run.
+        OSError
+            `checkpoint` cannot be written.
         DivergenceError
             The loss was no longer finite: says when, and what helps. The estimator keeps the last finite parameters.
         """
@@ -262,7 +283,16 @@ class Autoencoder(
             X_val = self._check(X_val, name="X_val")
         rows = len(X)
         random = check_random_state(self.random_state)
-        seed = random.randint(np.iinfo(np.int32).max, size=3)
+        seed = random.randint(np.iinfo(np.int32).max, size=3).tolist()
+        saved = Checkpoint.at(checkpoint, resume)
+        if saved is not None:
+            if self.solver == "lbfgs":
+                raise ValueError(
+                    "checkpoint needs solver 'adam', 'adamw' or 'sgd', got 'lbfgs', which has none"
+                )
+            settings = {name: value for name, value in self._settings().items() if name not in _MAY_DIFFER}
+            saved.agree("estimator", {**settings, "X_val.shape": None if X_val is None else X_val.shape})
+            seed = saved.keep("seed", seed)  # random_state may be None
         index = validation = None
         if self.early_stopping and X_val is None:
             held_out = int(np.ceil(self.validation_fraction * rows))
@@ -286,7 +316,13 @@ class Autoencoder(
             stops_early = self.early_stopping or validate is None
             patience = int(self.n_iter_no_change) if stops_early and self.n_iter_no_change < np.inf else None
             history = self._descend(
-                X, int(seed[1]), epochs=self.max_iter, index=index, validate=validate, patience=patience
+                X,
+                int(seed[1]),
+                epochs=self.max_iter,
+                index=index,
+                validate=validate,
+                patience=patience,
+                checkpoint=saved,
             )
         self._finish(history)
         return self
@@ -692,9 +728,17 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         for name in self._get_param_names():
             setattr(self, name, options[name])
 
-    def fit(self, X: Any, y: Any = None, *, X_val: Any = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        X_val: Any = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+    ) -> Self:
         """Train on the rows of `X`, as ``Autoencoder.fit``, and put the threshold where `contamination` says."""
-        super().fit(X, y, X_val=X_val)
+        super().fit(X, y, X_val=X_val, checkpoint=checkpoint, resume=resume)
         return self.set_threshold(contamination=self.contamination, X=X)
 
     @available_if(_goes_by_steps)

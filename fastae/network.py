@@ -4,14 +4,16 @@ Parameters live in the kernels' blocked layout (``kernels/layout.py``); what goe
 """
 
 import itertools
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fastae import storage
 from fastae.kernels import layout
 
 
@@ -143,6 +145,38 @@ class Parameters(Mapping[str, np.ndarray]):
         made = Parameters(self.network, self.dtype)
         made.flat[:] = self.flat
         return made
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file of the dense, row-major W1, b1, ... and the network; whole or not at all.
+
+        Raises
+        ------
+        OSError
+            It cannot be written; a file that was there is as it was.
+        """
+        storage.write(path, "Parameters", {"network": asdict(self.network)}, self)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Parameters":
+        """The parameters in a file of ``Parameters.save``, or in that of an estimator: the same bits.
+
+        Raises
+        ------
+        OSError
+            There is no such file.
+        ValueError
+            It is cut off, or holds no parameters, or not all, or of wrong shapes, or its format is not known.
+        """
+        return cls.from_stored(storage.read(path))
+
+    @classmethod
+    def from_stored(cls, stored: storage.Stored) -> "Parameters":
+        """The parameters in what has been read of a file."""
+        if "network" not in stored.about:
+            raise ValueError(f"{stored.path} is a file of {stored.kind}, not of Parameters")
+        with stored.blamed():
+            network = Network(**stored.about["network"])
+            return cls.from_arrays(network, stored.tensors, stored.tensors["W1"].dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Parameters.from_arrays, (

@@ -5,6 +5,7 @@ order and nobody watches, a call takes many epochs. ``descend`` is the loop with
 array's, on other machines, are trained on by the same one.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from fastae.checkpoint import Checkpoint
 from fastae.engine import Engine
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
@@ -118,6 +120,8 @@ def train(
     state: State | None = None,
     callback: Callable[[Epoch], bool | None] | None = None,
     progress: bool = False,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+    resume: bool = False,
 ) -> History:
     """Train `params`, in place, to reconstruct the rows of `X`.
 
@@ -157,6 +161,14 @@ def train(
         Called with an ``Epoch`` after each epoch; training stops where it returns True.
     progress : bool, default False
         Show a progress bar on stderr.
+    checkpoint : path, optional
+        A file to go on from after an interruption. Written when training ends and, between epochs, at most every 5
+        seconds and for at most a twentieth of the time: parameters, best parameters, `state`, the generator's state
+        and the history so far. Always the last one or the one before, whole.
+    resume : bool, default False
+        Go on from `checkpoint`, to the same bits as a run that was never interrupted; where there is no such file,
+        begin. `epochs` counts the earlier ones and may have grown; all else must be as it was. What is passed in
+        `params`, `state` and a generator is overwritten. A run that `tol` stopped is at its end.
 
     Returns
     -------
@@ -165,7 +177,9 @@ def train(
     Raises
     ------
     TypeError, ValueError
-        A wrong argument, named; nothing has been changed then.
+        A wrong argument, named; nothing has been changed then. Or `checkpoint` is damaged, or of another run.
+    OSError
+        `checkpoint` cannot be written; what was there before is whole.
     DivergenceError
         The loss was no longer finite: says at which epoch and learning rate, and what helps. `params` and `state` are
         then back at the last point from which a finite loss was computed.
@@ -183,6 +197,16 @@ def train(
     generator = np.random.default_rng(seed)
     noise_seed = draw_noise_seed(generator, objective)
     shuffle = shuffle and batch < rows
+    checkpoint = Checkpoint.at(checkpoint, resume)
+    if checkpoint is not None:
+        settings = {
+            "X.shape": X.shape, "index": index, "shift": shift, "scale": scale, "sample_weight": sample_weight,
+            "network": params.network, "dtype": params.dtype, "objective": objective, "optimizer": optimizer,
+            "batch_size": batch, "shuffle": shuffle, "seed": seed, "validate": validate is not None,
+            "patience": patience, "tol": tol, "adaptive": adaptive,
+        }  # fmt: skip
+        checkpoint.agree("training", settings)
+        noise_seed = checkpoint.keep("noise_seed", noise_seed)
     gradient = Parameters(params.network, params.dtype)
 
     def run(rates: np.ndarray) -> np.ndarray:
@@ -223,6 +247,8 @@ def train(
         adaptive=adaptive,
         callback=callback,
         progress=progress,
+        checkpoint=checkpoint,
+        generator=generator,
         is_finite=lambda: X.dtype.kind != "f" or bool(np.isfinite(X.min() + X.max())),
     )
 
@@ -263,6 +289,8 @@ def descend(
     adaptive: bool = False,
     callback: Callable[[Epoch], bool | None] | None = None,
     progress: bool = False,
+    checkpoint: Checkpoint | None = None,
+    generator: np.random.Generator,
     is_finite: Callable[[], bool] = lambda: True,
 ) -> History:
     """The epochs of ``train``, wherever the rows are: `run` takes the steps, this keeps the books.
@@ -270,22 +298,38 @@ def descend(
     `run` is given the learning rates of the steps of one whole epoch, or with `many_epochs_a_run` of several. It takes
     these steps, changing `params` and ``state.moments`` in place, and returns (steps, 2): each step's loss before it
     and the sum of its rows' weights, no further than the first loss that is not finite. `is_finite` says whether the
-    data are. The other options, and what is returned and raised, are ``train``'s.
+    data are; a checkpoint keeps the state of `generator`. The other options, and what is returned and raised, are
+    ``train``'s.
     """
     check_count("epochs", epochs)
     if patience is not None:
         check_count("patience", patience)
     watched = callback is not None or progress or validate is not None or patience is not None
     epochs_a_run = 1
-    if many_epochs_a_run and not watched:
+    if many_epochs_a_run and not watched and checkpoint is None:
         epochs_a_run = max(1, min(EPOCHS_A_CALL, STEPS_A_CALL // max(steps_per_epoch, 1)))
 
-    kept = _Kept(params, state)
     history = History(state)
-    best, best_flat, stale, factor = np.inf, None, 0, 1.0
-    began = time.perf_counter()
+    best, best_flat, best_epoch, stale, factor = np.inf, None, 0, 0, 1.0
+    if checkpoint is not None and checkpoint.loop is not None:
+        history = _resumed(checkpoint, state, optimizer, epochs)
+        best, best_epoch, stale, factor = checkpoint.loop["watch"]
+        best_flat = checkpoint.restore(params, state, generator)
+    kept = _Kept(params, state)
+    began = time.perf_counter() - history.seconds
+
+    def write_checkpoint(checkpoint: Checkpoint) -> None:
+        loop = {
+            "watch": (best, best_epoch, stale, factor),
+            "history": {name: value for name, value in vars(history).items() if name != "state"},
+            "rate": (state.steps - 1, optimizer.rates(state.steps - 1, 1)[0]),
+        }
+        checkpoint.write(params, state, generator, best_flat, loop)
+
     with _progress_bar(progress, epochs) as show:
-        while len(history.loss) < epochs:
+        while len(history.loss) < epochs and history.stop_reason != "tol":
+            if checkpoint is not None and checkpoint.due:
+                write_checkpoint(checkpoint)
             count = min(epochs_a_run, epochs - len(history.loss))
             rates = factor * optimizer.rates(state.steps, count * steps_per_epoch)
             kept.before()
@@ -338,6 +382,8 @@ def descend(
                 if not adaptive or history.learning_rate[-1] <= 1e-6:
                     history.stop_reason = "tol"
                     break
+    if checkpoint is not None:
+        write_checkpoint(checkpoint)
     if best_flat is not None:
         params.flat[:], history.best_epoch = best_flat, best_epoch
     return history
@@ -361,6 +407,25 @@ class _Kept:
         """To before this call or, where that already gave no finite loss, to before the one before."""
         flat, moments, steps = self._saved[(self.calls - 1 - (first_step and self.calls > 1)) % 2]
         self.params.flat[:], self.state.moments[:], self.state.steps = flat, moments, steps
+
+
+def _resumed(checkpoint: Checkpoint, state: State, optimizer: Optimizer, epochs: int) -> History:
+    """The history up to the checkpoint, if `epochs` and the learning rate's schedule let it go on."""
+    loop = checkpoint.loop or {}
+    history = History(state, **loop["history"])
+    if len(history.loss) > epochs:
+        raise ValueError(
+            f"{checkpoint.path} is of {len(history.loss)} epochs already, but {epochs} are asked for"
+        )
+    step, was = loop["rate"]
+    if (rate := optimizer.rates(step, 1)[0]) != was:
+        raise ValueError(
+            f"{checkpoint.path} is of another run: learning_rate was {was!r} in step {step}, "
+            f"and is {float(rate)!r} now"
+        )
+    if history.stop_reason == "callback":  # what a callback stopped may go on
+        history.stop_reason = "epochs"
+    return history
 
 
 def _what_helps(epoch: int, rate: float, first_step: bool, kept: _Kept, is_finite: Callable[[], bool]) -> str:

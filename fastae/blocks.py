@@ -195,6 +195,36 @@ def rows_of_step(number: int, rows: int, step: Step) -> tuple[int, int]:
     return first, min(last, rows)
 
 
+# -- what a machine is asked ------------------------------------------------------------------------------------------
+
+
+class Blocks(ABC):
+    """A matrix in blocks of rows, wherever they are: what ``fastae.Autoencoder`` is fitted on.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : numpy.dtype
+    feature_names : list of str or None
+        The columns' names, where they have some.
+    """
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    feature_names: list[str] | None = None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @abstractmethod
+    def each(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """function(block, *args) of every block, in order, computed where it is; for small results."""
+
+    @abstractmethod
+    def engine(self, network: Network, **options: Any) -> "BlockEngine":
+        """An engine for these blocks; options are `dtype`, `shift`, `scale` and `objective`."""
+
+
 # -- the training loop ----------------------------------------------------------------------------------------------
 
 

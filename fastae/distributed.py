@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from dask.base import flatten
-from dask.distributed import Client, Future, KilledWorker, default_client, futures_of, get_worker, wait
+from dask.distributed import Client, Future, KilledWorker, futures_of, get_worker, wait
+from dask.graph_manipulation import clone
 
 from fastae.blocks import (
     BlockEngine,
+    Blocks,
     Node,
     Setup,
     Shard,
@@ -99,11 +101,12 @@ class DistributedEngine(BlockEngine):
         objective: Objective = PLAIN,
     ) -> None:
         self.client = _check_client(client)
-        self.blocks = X.futures if isinstance(X, Blocks) else Blocks(client, X).futures
-        super().__init__(
-            make_setup(network, dtype, shift, scale, objective),
-            _each(client, self.blocks, _rows, network.widths[0]),
-        )
+        self.blocks = X if isinstance(X, DaskBlocks) else DaskBlocks(client, X)
+        if self.blocks.shape[1] != network.widths[0]:
+            raise ValueError(
+                f"X has {self.blocks.shape[1]} features, but the network takes {network.widths[0]}"
+            )
+        super().__init__(make_setup(network, dtype, shift, scale, objective), self.blocks.rows)
         self._losses = [0] * len(self.rows)
         self._held: list[_Held] = []
         self._workers: set[str] = set()
@@ -186,12 +189,12 @@ class DistributedEngine(BlockEngine):
 
     def _place(self, numbers: Sequence[int]) -> dict[str, list[int]]:
         """Which worker is to hold which of the blocks `numbers`, once all of them are somewhere."""
-        blocks = [self.blocks[number] for number in numbers]
+        self.blocks.settle(numbers)
+        blocks = self.blocks.futures
+        found = self.client.who_has([blocks[number] for number in numbers])
+        holders = {number: set(found.get(blocks[number].key, ())) for number in numbers}
         while not (threads := self.client.nthreads()):
             self.client.wait_for_workers(1)
-        _wait(blocks)
-        found = self.client.who_has(blocks)
-        holders = {number: set(found.get(self.blocks[number].key, ())) for number in numbers}
         return place(self.rows, holders, threads)
 
     def _build(self, placed: dict[str, list[int]]) -> list[_Held]:
@@ -218,7 +221,7 @@ class DistributedEngine(BlockEngine):
             numbers,
             [self.first_rows[number] for number in numbers],
             len(self.rows),
-            [self.blocks[number] for number in numbers],
+            [self.blocks.futures[number] for number in numbers],
             actor=True,
             workers=[address],
             allow_other_workers=False,
@@ -292,87 +295,113 @@ def _units(node: Node, depth: int) -> Iterator[Node]:
 # -- blocks of a collection -------------------------------------------------------------------------------------------
 
 
-class Blocks:
-    """The blocks of rows of a Dask array or DataFrame, on the workers.
+class DaskBlocks(Blocks):
+    """The blocks of a Dask array or DataFrame, as NumPy arrays on the workers.
+
+    Parameters
+    ----------
+    client : dask.distributed.Client
+    X : dask.array.Array of shape (m, n), or dask.dataframe.DataFrame
+        Blocks that are on the workers stay there; others are computed now, neighbours on one worker.
 
     Attributes
     ----------
     futures : list of Future
-        Of each block, in order, a NumPy array.
-    names : list of str or None
-        The columns' names, where there are any.
-    dtype : numpy.dtype
-    n_features : int
+        The blocks, in order.
+    rows : list of int
+        Of each.
     """
 
     def __init__(self, client: Client, X: Any) -> None:
         self.client = _check_client(client)
         if not is_dask(X):
             raise TypeError(f"X must be a Dask array or DataFrame, got {type(X).__name__}")
-        self.names = [str(name) for name in X.columns] if hasattr(X, "columns") else None
-        array = _as_array(X)
-        self.dtype, self.n_features = array.dtype, int(array.shape[1])
-        if self.dtype.kind not in "fiub":
-            raise TypeError(f"X has dtype {self.dtype}, but floats or integers are needed")
-        if futures_of(array):  # parts of it are on the workers: Dask computes the rest beside them
+        if hasattr(X, "columns"):
+            self.feature_names = [str(name) for name in X.columns]
+        array = X.to_dask_array() if hasattr(X, "to_dask_array") else X
+        array = array if array.numblocks[1] == 1 else array.rechunk({1: -1})
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"X has dtype {array.dtype}, but floats or integers are needed")
+        self.dtype = array.dtype
+        self._recipes: list[Any] = []  # of blocks that are ours to place
+        self._bound: dict[int, str] = {}  # blocks to the worker that was told to compute them
+        if futures_of(array):  # Dask computes the rest beside what is on the workers
             kept = {future.key: future for future in futures_of(client.persist(array))}
             self.futures = [kept[key] for key in flatten(array.__dask_keys__())]
         else:
-            self.futures = _compute_in_runs(client, array.to_delayed().ravel().tolist())
-        _wait(self.futures)
+            self._recipes = array.to_delayed().ravel().tolist()
+            self.futures = self._compute_in_runs()
+        self.rows: list[int] = self.each(len)
+        self.shape = sum(self.rows), int(array.shape[1])
 
     def each(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """function(block, *args) of every block, in order."""
-        return _each(self.client, self.futures, function, *args)
+        while True:
+            self.settle(range(len(self.futures)))
+            blocks = list(self.futures)
+            tasks = [self.client.submit(function, block, *args, pure=False) for block in blocks]
+            while not _done(tasks):
+                self._revive(range(len(blocks)))
+                if self.futures != blocks:
+                    break
+            else:
+                return list(self.client.gather(tasks))
+
+    def engine(self, network: Network, **options: Any) -> DistributedEngine:
+        """An engine for these blocks."""
+        return DistributedEngine(self.client, network, self, **options)
+
+    def settle(self, numbers: Iterable[int]) -> None:
+        """Wait until the blocks `numbers` are somewhere; compute again those that were lost."""
+        numbers = list(numbers)
+        while not _done([self.futures[number] for number in numbers]):
+            self._revive(numbers)
+        for number in numbers:
+            future = self.futures[number]
+            if future.status in ("cancelled", "lost"):
+                raise LostBlockError(
+                    f"block {number} of X was lost with its worker, and Dask does not know how to compute it again: "
+                    "scattered data are not rebuilt. Load them in a Dask task instead"
+                )
+            if future.status == "error":
+                future.result()
+
+    def _compute_in_runs(self) -> list[Future]:
+        """Each worker computes its share of neighbours, so that few sums travel."""
+        self.client.wait_for_workers(1)
+        threads = self.client.nthreads()
+        ends = np.cumsum(list(threads.values())) * len(self._recipes) // sum(threads.values())
+        futures: list[Future] = []
+        for address, end in zip(threads, ends.tolist(), strict=True):
+            run = range(len(futures), end)
+            self._bound |= dict.fromkeys(run, address)
+            recipes = [self._recipes[number] for number in run]
+            futures += self.client.compute(recipes, workers=[address], allow_other_workers=True)
+        return futures
+
+    def _revive(self, numbers: Iterable[int]) -> None:
+        """Have blocks computed anywhere whose worker is gone: Dask goes on waiting for it where no other was left."""
+        threads = self.client.nthreads()
+        for number in numbers:
+            if number in self._bound and self._bound[number] not in threads:
+                del self._bound[number]
+                self.futures[number] = self.client.compute(clone(self._recipes[number]))
 
 
 def is_dask(X: Any) -> bool:
     """Whether `X` is a Dask array or DataFrame."""
-    return hasattr(X, "__dask_keys__") and hasattr(X, "ndim") and X.ndim == 2
+    return hasattr(X, "__dask_keys__") and getattr(X, "ndim", 0) == 2
 
 
-def _as_array(X: Any) -> Any:
-    array = X.to_dask_array() if hasattr(X, "to_dask_array") else X
-    return array if array.numblocks[1] == 1 else array.rechunk({1: -1})
-
-
-def _compute_in_runs(client: Client, delayed: list[Any]) -> list[Future]:
-    """Each worker computes its share of neighbours, so that few sums travel."""
-    while not (threads := client.nthreads()):
-        client.wait_for_workers(1)
-    ends = np.cumsum(list(threads.values())) * len(delayed) // sum(threads.values())
-    futures: list[Future] = []
-    for address, end in zip(threads, ends.tolist(), strict=True):
-        run = delayed[len(futures) : end]
-        futures += client.compute(run, workers=[address], allow_other_workers=True)
-    return futures
-
-
-def _wait(blocks: Sequence[Future]) -> None:
-    """Until all blocks are somewhere."""
+def _done(futures: list[Future]) -> bool:
+    """Whether all are, however it ended, within a second."""
     try:
-        wait(blocks)
+        wait(futures, timeout=POLL)
+    except TimeoutError:
+        return False
     except asyncio.CancelledError:
         pass
-    for future in blocks:
-        if future.status in ("cancelled", "lost"):
-            raise LostBlockError(
-                f"block {future.key} of X was lost with its worker, and nothing says how to compute it again: "
-                "scattered data are not rebuilt. Load them by a Dask task instead"
-            )
-        if future.status == "error":
-            future.result()
-
-
-def _each(client: Client, blocks: Sequence[Future], function: Callable[..., Any], *args: Any) -> list[Any]:
-    futures = [client.submit(function, block, *args, pure=False) for block in blocks]
-    return list(client.gather(futures))
-
-
-def _rows(block: np.ndarray, columns: int) -> int:
-    if block.shape[1] != columns:
-        raise ValueError(f"X has {block.shape[1]} features, but the network takes {columns}")
-    return len(block)
+    return True
 
 
 def _check_client(client: Any) -> Client:

@@ -10,6 +10,7 @@ Needs the extra ``dask``.
 import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,7 +238,7 @@ class DistributedEngine(BlockEngine):
                     if address not in self.client.nthreads():
                         future.cancel()
                         return None
-                except KilledWorker:
+                except (KilledWorker, CancelledError):  # the latter: a block went with its worker
                     return None
                 except RuntimeError:
                     if address in self.client.nthreads():
@@ -354,17 +355,19 @@ class DaskBlocks(Blocks):
     def settle(self, numbers: Iterable[int]) -> None:
         """Wait until the blocks `numbers` are somewhere; compute again those that were lost."""
         numbers = list(numbers)
-        while not _done([self.futures[number] for number in numbers]):
-            self._revive(numbers)
-        for number in numbers:
-            future = self.futures[number]
-            if future.status in ("cancelled", "lost"):
-                raise LostBlockError(
-                    f"block {number} of X was lost with its worker, and Dask does not know how to compute it again: "
-                    "scattered data are not rebuilt. Load them in a Dask task instead"
-                )
-            if future.status == "error":
-                future.result()
+        futures: list[Future] = []
+        while not all(future.status == "finished" for future in futures) or not futures:
+            if not _done([self.futures[number] for number in numbers]):
+                self._revive(numbers)
+            futures = [self.futures[number] for number in numbers]
+            for number, future in zip(numbers, futures, strict=True):
+                if future.status == "error":
+                    future.result()
+                elif future.status == "cancelled":
+                    raise LostBlockError(
+                        f"block {number} of X was lost with its worker, and Dask does not know how to compute it "
+                        "again: scattered data are not rebuilt. Load them in a Dask task instead"
+                    )
 
     def _compute_in_runs(self) -> list[Future]:
         """Each worker computes its share of neighbours, so that few sums travel."""
@@ -399,7 +402,7 @@ def _done(futures: list[Future]) -> bool:
         wait(futures, timeout=POLL)
     except TimeoutError:
         return False
-    except asyncio.CancelledError:
+    except CancelledError:
         pass
     return True
 

@@ -16,9 +16,6 @@ from fastae import storage
 from fastae.network import Parameters
 from fastae.optimizers import State
 
-SECONDS = 5.0  # between two writes, at least: a kill takes back no more than that and an epoch
-SHARE = 20  # times what the last write took, at least, between two writes
-
 
 class Checkpoint:
     """A checkpoint file and, where a run is resumed, what it held.
@@ -37,6 +34,9 @@ class Checkpoint:
         The file to go on from is damaged, or no checkpoint.
     """
 
+    SECONDS = 5.0  # between two writes, at least: a kill takes back no more than that and an epoch
+    SHARE = 20  # times what the last write took, at least, between two writes
+
     def __init__(self, path: str | os.PathLike[str], resume: bool = False) -> None:
         self.path = os.fspath(path)
         storage.check_directory(path)
@@ -44,7 +44,7 @@ class Checkpoint:
         if self._stored is not None and self._stored.kind != "Checkpoint":
             raise ValueError(f"{self.path} is a file of {self._stored.kind}, not of Checkpoint")
         self._run: dict[str, Any] = {}
-        self._due = time.perf_counter() + SECONDS
+        self._due = time.perf_counter() + self.SECONDS
 
     @classmethod
     def at(
@@ -112,7 +112,7 @@ class Checkpoint:
             tensors["best"] = best
         storage.write(self.path, "Checkpoint", about, tensors)
         ended = time.perf_counter()
-        self._due = ended + max(SECONDS, SHARE * (ended - began))
+        self._due = ended + max(self.SECONDS, self.SHARE * (ended - began))
 
     def restore(self, params: Parameters, state: State, generator: np.random.Generator) -> np.ndarray | None:
         """Put parameters, state and generator back to where the run was; gives the `best` of then."""

@@ -1,7 +1,7 @@
 """Autoencoder and AutoencoderDetector: scikit-learn's way to the engine."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -15,14 +15,15 @@ from sklearn.base import (
     TransformerMixin,
     _fit_context,
 )
-from sklearn.metrics import r2_score
-from sklearn.utils import check_random_state
+from sklearn.utils import assert_all_finite, check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from fastae import optimizers
+from fastae import optimizers, streaming
 from fastae.checkpoint import Checkpoint
+from fastae.column_statistics import ColumnStatistics
+from fastae.data import Rows, difference_of_names, refuse_columns
 from fastae.engine import Engine
 from fastae.model_files import ModelFiles
 from fastae.network import Network, Parameters
@@ -42,6 +43,7 @@ except ImportError:  # before scikit-learn 1.9
 
 
 BLOCK = 4096  # rows that statistics are taken of at a time
+Data = np.ndarray | Rows  # checked
 _POSITIVE, _NOT_NEGATIVE = Interval(Real, 0, None, closed="neither"), Interval(Real, 0, None, closed="left")
 _MAY_DIFFER = {"max_iter", "n_threads", "warm_start", "callback", "verbose"}  # where a checkpoint is resumed
 _FRACTION = Interval(Real, 0, 1, closed="left")
@@ -256,10 +258,11 @@ class Autoencoder(
 
         Parameters
         ----------
-        X : array-like of shape (m, n)
-            Read as it is: float32 and float64 data are not copied.
+        X : array-like of shape (m, n), frame, or Rows
+            Read as it is: float32 and float64 data are not copied. Rows (``fastae.open_rows``) that fill more than a
+            block are read block by block, and need not fit in memory.
         y : ignored
-        X_val : array-like of shape (m', n), optional
+        X_val : array-like of shape (m', n) or Rows, optional
             Validation rows: the parameters best for them are kept. `early_stopping` also stops by their loss, and then
             sets none aside.
         checkpoint : path, optional
@@ -294,7 +297,9 @@ class Autoencoder(
             saved.agree("estimator", {**settings, "X_val.shape": None if X_val is None else X_val.shape})
             seed = saved.keep("seed", seed)  # random_state may be None
         index = validation = None
-        if self.early_stopping and X_val is None:
+        if self.early_stopping and X_val is None and isinstance(X, Rows):
+            X, X_val = X.split(self.validation_fraction, int(seed[2]))
+        elif self.early_stopping and X_val is None:
             held_out = int(np.ceil(self.validation_fraction * rows))
             if held_out >= rows:
                 raise ValueError(
@@ -349,7 +354,7 @@ class Autoencoder(
         self._finish(history)
         return self
 
-    def _start(self, X: np.ndarray, index: np.ndarray | None, seed: int) -> None:
+    def _start(self, X: Data, index: np.ndarray | None, seed: int) -> None:
         """Network, scale, parameters and optimizer state to train from."""
         n = X.shape[1]
         encoder = tuple(np.atleast_1d(self.hidden_layer_sizes).tolist())
@@ -374,9 +379,7 @@ class Autoencoder(
         self.network_ = network
         self._n_features_out = encoder[-1]
 
-    def _descend(
-        self, X: np.ndarray, seed: int, *, epochs: int, index: Any = None, **options: Any
-    ) -> History:
+    def _descend(self, X: Data, seed: int, *, epochs: int, index: Any = None, **options: Any) -> History:
         rows = len(X) if index is None else len(index)
         batch = min(200, rows) if self.batch_size == "auto" else int(self.batch_size)
         steps = -(-rows // min(batch, rows))
@@ -406,7 +409,7 @@ class Autoencoder(
                 str(error).replace("lower the learning rate", "lower learning_rate_init")
             ) from None
 
-    def _minimize(self, X: np.ndarray, index: Any, seed: int, validate: Any) -> History:
+    def _minimize(self, X: Data, index: Any, seed: int, validate: Any) -> History:
         """L-BFGS on the flat buffer (SciPy)."""
         params, engine, objective = self.params_, self._engine(), self._objective()
         history = History(self._state)
@@ -418,15 +421,11 @@ class Autoencoder(
             nonlocal last
             trial = Parameters(params.network, params.dtype)
             trial.flat[:] = flat
-            last, gradient = engine.loss_and_gradient(
-                trial,
-                X,
-                index=index,
-                shift=self.shift_,
-                scale=self.scale_,
-                objective=objective,
-                seed=seed,
-            )
+            options = {"shift": self.shift_, "scale": self.scale_, "objective": objective, "seed": seed}
+            if isinstance(X, Rows):
+                last, gradient = streaming.loss_and_gradient(engine, trial, X, **options)
+            else:
+                last, gradient = engine.loss_and_gradient(trial, X, index=index, **options)
             return last, gradient.flat.astype(np.float64)
 
         def step(intermediate_result: Any) -> None:
@@ -503,7 +502,7 @@ class Autoencoder(
             missing=self.missing is not None,
         )
 
-    def _callback(self, X: np.ndarray, epochs: int) -> Callable[[Epoch], bool] | None:
+    def _callback(self, X: Data, epochs: int) -> Callable[[Epoch], bool] | None:
         """The user's callback and scikit-learn's, as one; None where there is neither."""
         context = None
         if getattr(self, "_skl_callbacks", None):
@@ -530,7 +529,7 @@ class Autoencoder(
     def transform(self, X: Any) -> np.ndarray:
         """The code of each row: (m, k), the widths of the narrowest layer, in the model's dtype."""
         X = self._check_fitted(X)
-        return self._engine().encode(self.params_, X, **self._in())
+        return self._over(X, lambda block: self._engine().encode(self.params_, block, **self._in()))
 
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Rows from codes of shape (m, k), as ``transform`` gives: (m, n), in the scale of the data."""
@@ -542,7 +541,7 @@ class Autoencoder(
 
     def reconstruct(self, X: Any) -> np.ndarray:
         """Each row as the network gives it back: (m, n), in the scale of the data; missing cells filled in."""
-        return self._reconstruct(self._check_fitted(X))
+        return self._over(self._check_fitted(X), self._reconstruct)
 
     def reconstruction_error(self, X: Any, *, per_feature: bool = False) -> np.ndarray:
         """Mean over features of the squared error of each row: (m,) float64, in the squared units of the data.
@@ -551,63 +550,111 @@ class Autoencoder(
         """
         X = self._check_fitted(X)
         if per_feature:
-            return self._cell_errors(X)
-        weight = None if self.scale_ is None else 1 / np.square(self.scale_)
-        return np.asarray(self._errors(X, None, self.params_, weight) / self._observed(X))
+            return self._over(X, self._cell_errors)
+        return self._mean_errors(X, None if self.scale_ is None else 1 / np.square(self.scale_))
 
     def score(self, X: Any, y: Any = None) -> float:
         """R^2 of the reconstruction, the mean over features: 1 is perfect, 0 is as good as each feature's mean."""
         X = self._check_fitted(X)
-        xhat = self._reconstruct(X)
-        if self.missing:
-            seen = ~np.isnan(X)
-            X, xhat = np.where(seen, X, np.nanmean(X, axis=0)), np.where(seen, xhat, np.nanmean(X, axis=0))
-        return float(r2_score(X, xhat))
+        seen, left = ColumnStatistics(X.shape[1]), np.zeros(X.shape[1])
+        for block in self._blocks(X):
+            seen.add(block)
+            left += self._cell_errors(block).sum(axis=0)
+        varies = seen.square > 0
+        return float(np.mean(np.where(varies, 1 - left / np.where(varies, seen.square, 1), left == 0)))
 
     # -- within -----------------------------------------------------------------------------------------------
 
-    def _dtype(self, X: np.ndarray) -> np.dtype[Any]:
+    def _dtype(self, X: Data) -> np.dtype[Any]:
         if self.dtype is not None:
             return np.dtype(self.dtype)
         return np.dtype(np.float32 if X.dtype == np.float32 else np.float64)
 
-    def _check(self, X: Any, *, reset: bool = False, name: str = "X") -> np.ndarray:
-        finite = "allow-nan" if self.missing else True
-        kinds = (np.float64, np.float32)
+    def _check(self, X: Any, *, reset: bool = False, name: str = "X") -> Data:
+        checks: dict[str, Any] = {
+            "dtype": (np.float64, np.float32),
+            "ensure_all_finite": "allow-nan" if self.missing else True,
+        }
         checked: np.ndarray
+        if isinstance(X, Rows):
+            self._check_columns(X, reset, name)
+            data = X.resident()
+            return data if isinstance(data, Rows) else check_array(data, input_name=name, **checks)
+        refuse_columns(X, name)
         if name != "X":
-            checked = check_array(X, dtype=kinds, ensure_all_finite=finite, input_name=name)
+            checked = check_array(X, input_name=name, **checks)
             if checked.shape[1] != self.n_features_in_:
                 raise ValueError(f"{name} has {checked.shape[1]} features, but X has {self.n_features_in_}")
             return checked
-        checked = validate_data(self, X, reset=reset, dtype=kinds, ensure_all_finite=finite)
+        checked = validate_data(self, X, reset=reset, **checks)
         return checked
 
-    def _check_fitted(self, X: Any) -> np.ndarray:
+    def _check_columns(self, rows: Rows, reset: bool, name: str) -> None:
+        """What scikit-learn's ``validate_data`` does with the columns of a frame, for Rows."""
+        names = rows.feature_names
+        if reset:
+            self.n_features_in_ = rows.shape[1]
+            if names is not None:
+                self.feature_names_in_ = np.asarray(names, object)
+            elif hasattr(self, "feature_names_in_"):
+                del self.feature_names_in_
+            return
+        fitted = getattr(self, "feature_names_in_", None)
+        if names is not None and fitted is not None and list(names) != list(fitted):
+            raise ValueError(
+                f"{rows.name} has other columns than the model was fitted with: "
+                f"{difference_of_names(names, list(fitted))}"
+            )
+        called = name if rows.name == "X" else rows.name
+        if rows.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"{called} has {rows.shape[1]} features, but the model was fitted with {self.n_features_in_}"
+            )
+
+    def _check_fitted(self, X: Any) -> Data:
         check_is_fitted(self)
         return self._check(X)
 
-    def _statistics(self, X: np.ndarray, index: np.ndarray | None) -> tuple[Any, Any]:
-        """Shift and scale of each column over the rows in `index`, a block of rows at a time, in float64."""
+    def _read(self, X: Rows) -> Iterator[np.ndarray]:
+        """The blocks of Rows, checked as arrays are."""
+        for block in X:
+            assert_all_finite(block, allow_nan=self.missing is not None, input_name="X")
+            yield block
+
+    def _blocks(self, X: Data, index: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """A few rows at a time of `X`, or of its rows in `index`."""
+        for block in self._read(X) if isinstance(X, Rows) else [X]:
+            rows = len(block) if index is None else len(index)
+            for first in range(0, rows, BLOCK):
+                part = slice(first, first + BLOCK)
+                yield block[part] if index is None else block[index[part]]
+
+    def _over(self, X: Data, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """function(X), for Rows block by block."""
+        if not isinstance(X, Rows):
+            return function(X)
+        made, first = np.empty(0), 0
+        for block in self._read(X):
+            some = function(block)
+            if not first:
+                made = np.empty((len(X), *some.shape[1:]), some.dtype)
+            made[first : first + len(some)] = some
+            first += len(some)
+        return made
+
+    def _statistics(self, X: Data, index: np.ndarray | None) -> tuple[Any, Any]:
+        """Shift and scale of each column over the rows in `index`."""
         if self.scale is None:
             return None, None
-        rows = len(X) if index is None else len(index)
-        places = range(0, rows, BLOCK)
-
-        def block(first: int) -> np.ndarray:
-            part = slice(first, first + BLOCK)
-            return np.asarray(X[part] if index is None else X[index[part]], np.float64)
-
+        seen = ColumnStatistics(X.shape[1])
+        for block in self._blocks(X, index):
+            seen.add(block)
         if self.scale == "minmax":
-            least = np.fmin.reduce([np.fmin.reduce(block(first)) for first in places])
-            most = np.fmax.reduce([np.fmax.reduce(block(first)) for first in places])
-            shift, spread = least, most - least
+            shift, spread = seen.least, seen.most - seen.least
         else:
-            count = sum((~np.isnan(block(first))).sum(axis=0) for first in places)
-            shift = sum(np.nansum(block(first), axis=0) for first in places) / np.maximum(count, 1)
-            square = sum(np.nansum(np.square(block(first) - shift), axis=0) for first in places)
-            spread = np.sqrt(square / np.maximum(count, 1))
+            shift, spread = seen.mean, np.sqrt(seen.square / np.maximum(seen.count, 1))
             # A column of one value has a spread of nothing but rounding; the bound is scikit-learn's.
+            rows = len(X) if index is None else len(index)
             spread[spread <= rows * np.finfo(np.float64).eps * np.abs(shift)] = 0
         shift = np.nan_to_num(shift)
         return shift, 1 / np.where(np.nan_to_num(spread) > 0, np.nan_to_num(spread), 1)
@@ -643,17 +690,22 @@ class Autoencoder(
         return np.where(np.isnan(X), 0.0, error) if self.missing else error
 
     def _errors(
-        self, X: np.ndarray, index: Any, params: Parameters, column_weight: np.ndarray | None = None
+        self, X: Data, index: Any, params: Parameters, column_weight: np.ndarray | None = None
     ) -> np.ndarray:
         """Sum of squared errors by row, in the scale the network sees, or in that which `column_weight` makes."""
-        errors: np.ndarray = self._engine().errors(
-            params, X, index=index, column_weight=column_weight, **self._in()
-        )
-        return errors
+        options = {"index": index, "column_weight": column_weight, **self._in()}
+        return self._over(X, lambda block: self._engine().errors(params, block, **options))
 
-    def _observed(self, X: np.ndarray) -> Any:
-        """How many cells of each row are not missing."""
-        return np.maximum((~np.isnan(X)).sum(axis=1), 1) if self.missing else X.shape[1]
+    def _mean_errors(self, X: Data, column_weight: np.ndarray | None = None) -> np.ndarray:
+        """Mean over the cells that are not missing of each row's squared error."""
+
+        def mean(block: np.ndarray) -> np.ndarray:
+            cells: Any = block.shape[1]
+            if self.missing:
+                cells = np.maximum((~np.isnan(block)).sum(axis=1), 1)
+            return np.asarray(self._errors(block, None, self.params_, column_weight) / cells)
+
+        return self._over(X, mean)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -776,8 +828,7 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Minus the mean over features of each row's squared error, in the scale the network sees: (m,) float64."""
-        X = self._check_fitted(X)
-        return np.asarray(-self._errors(X, None, self.params_) / self._observed(X))
+        return -self._mean_errors(self._check_fitted(X))
 
     def decision_function(self, X: Any) -> np.ndarray:
         """score_samples(X) - offset_: below 0 for outliers."""
@@ -800,11 +851,17 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         X = self._check_fitted(X)
         if top < 1:
             raise ValueError(f"top must be at least 1, got {top!r}")
-        error = self._cell_errors(X)
-        if self.scale_ is not None:
-            error *= np.square(self.scale_)
-        worst = np.argsort(-error, axis=1, kind="stable")[:, : int(top)]
-        total = error.sum(axis=1, keepdims=True)
-        shares = np.take_along_axis(error, worst, axis=1) / np.where(total > 0, total, 1)
+        shape = (len(X), min(int(top), X.shape[1]))
+        features, shares, first = np.empty(shape, np.intp), np.empty(shape), 0
+        for block in self._blocks(X):
+            error = self._cell_errors(block)
+            if self.scale_ is not None:
+                error *= np.square(self.scale_)
+            worst = np.argsort(-error, axis=1, kind="stable")[:, : int(top)]
+            total = error.sum(axis=1, keepdims=True)
+            part = slice(first, first + len(block))
+            features[part] = worst
+            shares[part] = np.take_along_axis(error, worst, axis=1) / np.where(total > 0, total, 1)
+            first += len(block)
         names = getattr(self, "feature_names_in_", None)
-        return (worst if names is None else np.asarray(names, object)[worst]), shares
+        return (features if names is None else np.asarray(names, object)[features]), shares

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from fastae import storage
+from fastae import onnx_export, storage
 from fastae.network import Parameters
 from fastae.optimizers import State
 
@@ -78,6 +78,26 @@ class ModelFiles:
         model.params_, model.network_, model._state = params, params.network, State.zeros(params)
         model._n_features_out = params.network.widths[params.network.code_layer]
         return model  # type: ignore[no-any-return]
+
+    def to_onnx(self: Any, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model as an ONNX graph, for ONNX Runtime and others; needs the ``onnx`` extra.
+
+        It takes `X` of shape (rows, n) in the model's dtype, in the scale of the data, and gives `code` and
+        `reconstruction`, as ``transform`` and ``reconstruct`` do; that of a detector also gives `score` and `decision`,
+        as ``score_samples`` and ``decision_function`` do, in the model's dtype.
+
+        Raises
+        ------
+        NotFittedError
+        ImportError
+            onnx is not installed.
+        OSError
+            The file cannot be written; one that was there is as it was.
+        """
+        check_is_fitted(self)
+        made = onnx_export.build(self).SerializeToString()
+        with storage.written_whole(path) as file:
+            file.write_bytes(made)
 
     def _settings(self: Any) -> dict[str, Any]:
         """The constructor's arguments, as far as a file can hold them."""

@@ -10,15 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from fastae.checkpoint import Checkpoint
+from fastae.data import Rows
 from fastae.engine import Engine
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Adam, Optimizer, State
+from fastae.streaming import run_epoch
 
 # Unshuffled and unwatched: what a divergence, or Ctrl-C, takes back at most
 EPOCHS_A_CALL, STEPS_A_CALL = 64, 1000
@@ -100,7 +103,7 @@ class History:
 
 def train(
     params: Parameters,
-    X: npt.ArrayLike,
+    X: "npt.ArrayLike | Rows",
     *,
     engine: Engine | None = None,
     optimizer: Optimizer | None = None,
@@ -129,8 +132,10 @@ def train(
     ----------
     params : Parameters
         Changed in place.
-    X : array of shape (m, n), any float or integer dtype, any strides
-        Never copied whole, never written.
+    X : array of shape (m, n), any float or integer dtype, any strides; or Rows
+        Never copied whole, never written. Rows (``fastae.open_rows``) are read block by block, in each epoch anew. A
+        batch larger than a block is a step from the sums of its blocks. Shuffled, pieces of the file come in random
+        order, and so do the rows of each block.
     engine : Engine, optional
         Of the parameters' network and dtype; by default one on all CPUs of this process.
     optimizer : Optimizer, optional
@@ -146,7 +151,7 @@ def train(
     seed : int or numpy.random.Generator, default 0
         For the shuffling and the noise.
     shift, scale, sample_weight, objective : optional
-        As for ``Engine.loss_and_gradient``, of each batch.
+        As for ``Engine.loss_and_gradient``, of each batch. No sample_weight, nor `index`, for Rows of many blocks.
     validate : callable, optional
         Called with the parameters after each epoch, gives the validation loss. The best parameters are kept at the end.
     patience : int, optional
@@ -185,8 +190,11 @@ def train(
         then back at the last point from which a finite loss was computed.
     """
     optimizer, state = check_start(params, optimizer, state)
-    X = np.asarray(X)
-    rows = X.shape[0] if X.ndim else 0
+    X = X.resident() if isinstance(X, Rows) else np.asarray(X)
+    streamed = isinstance(X, Rows)
+    if streamed and (index is not None or sample_weight is not None):
+        raise ValueError("index and sample_weight need X in memory, but X is Rows of many blocks")
+    rows = X.shape[0] if len(X.shape) else 0
     if index is not None:
         index = np.asarray(index)
         rows = index.size
@@ -204,24 +212,28 @@ def train(
             "network": params.network, "dtype": params.dtype, "objective": objective, "optimizer": optimizer,
             "batch_size": batch, "shuffle": shuffle, "seed": seed, "validate": validate is not None,
             "patience": patience, "tol": tol, "adaptive": adaptive,
+            "X.block_bytes": getattr(X, "block_bytes", None),
         }  # fmt: skip
         checkpoint.agree("training", settings)
         noise_seed = checkpoint.keep("noise_seed", noise_seed)
     gradient = Parameters(params.network, params.dtype)
 
     def run(rates: np.ndarray) -> np.ndarray:
-        order = index
-        if shuffle:
-            drawn = generator.permutation(rows)
-            order = drawn if index is None else index[drawn]
-        return engine.run_steps(
+        run_steps: Callable[..., np.ndarray]
+        if streamed:
+            run_steps = partial(run_epoch, engine, generator=generator if shuffle else None)
+        else:
+            order = index
+            if shuffle:
+                drawn = generator.permutation(rows)
+                order = drawn if index is None else index[drawn]
+            run_steps = partial(engine.run_steps, index=order, sample_weight=sample_weight)
+        return run_steps(
             params,
             X,
             gradient=gradient,
-            index=order,
             shift=shift,
             scale=scale,
-            sample_weight=sample_weight,
             batch_size=batch,
             optimizer=optimizer.code,
             moments=state.moments,
@@ -232,6 +244,10 @@ def train(
             epoch=state.epochs,
         )
 
+    def is_finite() -> bool:
+        blocks = X if isinstance(X, Rows) else [X]
+        return X.dtype.kind != "f" or all(np.isfinite(block.min() + block.max()) for block in blocks)
+
     return descend(
         params,
         run,
@@ -240,7 +256,7 @@ def train(
         optimizer=optimizer,
         state=state,
         epochs=epochs,
-        many_epochs_a_run=not shuffle,
+        many_epochs_a_run=not shuffle and not streamed,
         validate=validate,
         patience=patience,
         tol=tol,
@@ -249,7 +265,7 @@ def train(
         progress=progress,
         checkpoint=checkpoint,
         generator=generator,
-        is_finite=lambda: X.dtype.kind != "f" or bool(np.isfinite(X.min() + X.max())),
+        is_finite=is_finite,
     )
 
 
@@ -306,7 +322,7 @@ def descend(
         check_count("patience", patience)
     watched = callback is not None or progress or validate is not None or patience is not None
     epochs_a_run = 1
-    if many_epochs_a_run and not watched and checkpoint is None:
+    if many_epochs_a_run and not watched:
         epochs_a_run = max(1, min(EPOCHS_A_CALL, STEPS_A_CALL // max(steps_per_epoch, 1)))
 
     history = History(state)
@@ -326,11 +342,14 @@ def descend(
         }
         checkpoint.write(params, state, generator, best_flat, loop)
 
-    with _progress_bar(progress, epochs) as show:
+    with _progress_bar(progress, epochs, rows) as show:
         while len(history.loss) < epochs and history.stop_reason != "tol":
             if checkpoint is not None and checkpoint.due:
                 write_checkpoint(checkpoint)
             count = min(epochs_a_run, epochs - len(history.loss))
+            if checkpoint is not None:  # a call should not outlast the time between two writes
+                in_time = len(history.loss) * checkpoint.SECONDS / max(history.seconds, 1e-9)
+                count = max(1, min(count, int(in_time)))
             rates = factor * optimizer.rates(state.steps, count * steps_per_epoch)
             kept.before()
             try:
@@ -442,7 +461,7 @@ def _what_helps(epoch: int, rate: float, first_step: bool, kept: _Kept, is_finit
 
 
 @contextmanager
-def _progress_bar(wanted: bool, epochs: int) -> Iterator[Callable[[Epoch], None]]:
+def _progress_bar(wanted: bool, epochs: int, rows: int) -> Iterator[Callable[[Epoch], None]]:
     if not wanted:
         yield lambda epoch: None
         return
@@ -453,20 +472,23 @@ def _progress_bar(wanted: bool, epochs: int) -> Iterator[Callable[[Epoch], None]
         TextColumn("training"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.6g}"),
+        TextColumn("{task.fields[said]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=epochs, loss=float("nan"))
+        task = bar.add_task("training", total=epochs, said="")
         shown = 0.0
 
         def show(epoch: Epoch) -> None:
             nonlocal shown
-            if (
-                epoch.seconds - shown > 0.05 or epoch.number == epochs
-            ):  # an update costs as much as a small epoch
+            # an update costs as much as a small epoch
+            if epoch.seconds - shown > 0.05 or epoch.number == epochs:
                 shown = epoch.seconds
-                bar.update(task, completed=epoch.number, loss=epoch.loss)
+                said = f"loss {epoch.loss:.6g}"
+                if epoch.validation_loss is not None:
+                    said += f", validation {epoch.validation_loss:.6g}"
+                said += f", {epoch.number * rows / epoch.seconds:,.0f} rows/s"
+                bar.update(task, completed=epoch.number, said=said)
 
         yield show
 

@@ -1,0 +1,84 @@
+"""An estimator as an ONNX graph (the ``onnx`` extra, which is imported when one is made)."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+OPSET, IR = 17, 8  # of 2022: what runtimes in use can read
+_OPERATORS = {"sigmoid": "Sigmoid", "tanh": "Tanh", "relu": "Relu"}
+
+
+def build(model: Any) -> Any:
+    """The ``onnx.ModelProto`` of a fitted estimator: what it does with rows `X`, from the data's scale and back to it.
+
+    Input is `X` of shape (rows, n) and the model's dtype; outputs are `code` (rows, k) and `reconstruction` (rows, n),
+    of a detector `score` and `decision` (rows,) too.
+    """
+    try:
+        import onnx
+        from onnx import helper, numpy_helper
+    except ImportError as error:
+        raise ImportError('to_onnx needs onnx: pip install "fastae[onnx]"') from error
+    params, network = model.params_, model.network_
+    kind = helper.np_dtype_to_tensor_dtype(params.dtype)
+    nodes, constants, names = [], [], (f"t{number}" for number in itertools.count())
+
+    def constant(value: Any, dtype: Any = params.dtype) -> str:
+        constants.append(numpy_helper.from_array(np.asarray(value, dtype), next(names)))
+        return str(constants[-1].name)
+
+    def node(operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        output = output or next(names)
+        nodes.append(helper.make_node(operator, inputs, [output], **attributes))
+        return output
+
+    x, scaled = "X", model.scale_ is not None
+    if scaled:  # in float64 and rounded once, as the engine does
+        shift, scale = constant(model.shift_, np.float64), constant(model.scale_, np.float64)
+        x = node("Cast", x, to=onnx.TensorProto.DOUBLE)
+        x = node("Cast", node("Mul", node("Sub", x, shift), scale), to=kind)
+    missing = model.missing is not None
+    if missing:
+        zero, hole = constant(0), node("IsNaN", "X")
+        x = node("Where", hole, zero, x)
+    h = x
+    for layer, activation in enumerate(network.activations, start=1):
+        weights = constant(params[f"W{layer}"]), constant(params[f"b{layer}"])
+        h = node("Gemm", h, *weights)
+        if activation != "identity":
+            h = node(_OPERATORS[activation], h)
+        if layer == network.code_layer:
+            node("Identity", h, output="code")
+    back = h
+    if scaled:
+        back = node("Add", node("Div", h, constant(model.scale_)), constant(model.shift_))
+    node("Identity", back, output="reconstruction")
+    shapes = {
+        "code": ["rows", network.widths[network.code_layer]],
+        "reconstruction": ["rows", network.widths[-1]],
+    }
+    if hasattr(model, "offset_"):
+        residual, columns = node("Sub", h, x), constant([1], np.int64)
+        square = node("Mul", residual, residual)
+        if missing:
+            square = node("Where", hole, zero, square)
+            seen = node("ReduceSum", node("Cast", node("Not", hole), to=kind), columns, keepdims=0)
+            count = node("Max", seen, constant(1))
+        else:
+            count = constant(network.widths[0])
+        node("Neg", node("Div", node("ReduceSum", square, columns, keepdims=0), count), output="score")
+        node("Sub", "score", constant(model.offset_), output="decision")
+        shapes |= {"score": ["rows"], "decision": ["rows"]}
+    graph = helper.make_graph(
+        nodes,
+        type(model).__name__,
+        [helper.make_tensor_value_info("X", kind, ["rows", network.widths[0]])],
+        [helper.make_tensor_value_info(name, kind, shape) for name, shape in shapes.items()],
+        constants,
+    )
+    made = helper.make_model(
+        graph, producer_name="fastae", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR
+    )
+    onnx.checker.check_model(made)
+    return made

@@ -1,0 +1,487 @@
+"""Rows: every kind of file and frame gives the same numbers; larger than a block, the same training."""
+
+import io
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_breast_cancer
+
+import fastae
+from fastae import Autoencoder, AutoencoderDetector, open_rows
+from fastae.optimizers import State
+
+DATA = load_breast_cancer()
+NAMES = tuple(DATA.feature_names[:6])
+X = DATA.data[:, :6]
+FRAME = pd.DataFrame(X, columns=NAMES)
+BIG = np.random.default_rng(0).normal(size=(5000, 12)).cumsum(axis=0).astype("f4") / 10
+BLOCK = 12 * 4 * 700  # bytes: seven blocks and more
+
+
+def whole(rows):
+    return np.concatenate([block.copy() for block in rows]) if len(rows) else np.empty(rows.shape)
+
+
+def saved(tmp_path, array, name="x.npy"):
+    path = tmp_path / name
+    np.save(path, array)
+    return path
+
+
+def parquet(path, frame, **options):
+    pytest.importorskip("pyarrow")
+    frame.to_parquet(path, index=False, **options)
+    return path
+
+
+# -- kinds of source --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind", ["npy", "npz", "csv", "tsv", "parquet", "pandas", "polars", "pyarrow", "array"]
+)
+def test_every_source_gives_the_same_rows_and_its_names(kind, tmp_path):
+    path = tmp_path / f"x.{kind}"
+    if kind == "npy":
+        np.save(path, X)
+    elif kind == "npz":
+        np.savez(path, X=X, other=np.arange(3))
+    elif kind in ("csv", "tsv"):
+        FRAME.to_csv(path, index=False, sep=",\t"[kind == "tsv"])
+    elif kind == "parquet":
+        parquet(path, FRAME)
+    source = path
+    if kind == "array":
+        source = X
+    elif kind in ("pandas", "polars", "pyarrow"):
+        source = FRAME
+        if kind == "polars":
+            source = pytest.importorskip("polars").DataFrame({name: FRAME[name].to_numpy() for name in NAMES})
+        if kind == "pyarrow":
+            source = pytest.importorskip("pyarrow").Table.from_pandas(FRAME)
+    rows = open_rows(source)
+    assert rows.shape == X.shape
+    assert len(rows) == len(X)
+    assert rows.dtype == np.float64
+    assert rows.feature_names == (None if kind in ("npy", "npz", "array") else NAMES)
+    np.testing.assert_array_equal(whole(rows), X)
+    np.testing.assert_array_equal(rows.resident(), X)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["f2", "f4", ">f4", "f8", "u1", ">i2", "i8", "?"])
+def test_an_npy_file_in_any_order_and_dtype_is_read_in_pieces(order, dtype, tmp_path):
+    array = np.asarray(np.random.default_rng(0).integers(0, 2, (999, 7)).astype(dtype), order=order)
+    rows = open_rows(saved(tmp_path, array), block_bytes=2000)
+    assert len(list(rows)) > 3
+    assert rows.dtype == np.dtype(dtype).newbyteorder("=")
+    np.testing.assert_array_equal(whole(rows), array)
+    assert all(block.rows.nbytes <= 2000 for block in rows.blocks())
+
+
+def test_cells_that_are_missing_true_or_false_become_numbers(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text('a,"b ""x""",c\n1,true,\n"2.5",False,NA\n-1e3,TRUE,7\n\n')
+    rows = open_rows(path)
+    assert rows.feature_names == ("a", 'b "x"', "c")
+    expected = [[1, 1, np.nan], [2.5, 0, np.nan], [-1000, 1, 7]]
+    np.testing.assert_array_equal(rows.resident(), expected)
+    frame = pd.DataFrame(
+        {"a": [1, 2.5, -1000], "b": [True, False, True], "c": pd.array([None, None, 7], "Int64")}
+    )
+    np.testing.assert_array_equal(open_rows(frame).resident(), expected)
+    polars = pytest.importorskip("polars")
+    table = polars.DataFrame({"a": [1.0, 2.5, -1000.0], "b": [True, False, True], "c": [None, None, 7]})
+    np.testing.assert_array_equal(open_rows(table).resident(), expected)
+    np.testing.assert_array_equal(open_rows(parquet(tmp_path / "x.parquet", frame)).resident(), expected)
+
+
+def test_csv_without_a_header_with_semicolons_or_a_byte_order_mark(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("1,2\n3,4\n")
+    rows = open_rows(path)
+    assert (rows.feature_names, rows.resident().tolist()) == (None, [[1, 2], [3, 4]])
+    assert open_rows(path, feature_names=["a", "b"]).feature_names == ("a", "b")
+    path.write_bytes("\ufeffa;b\r\n1;2\r\n".encode())
+    rows = open_rows(path)
+    assert (rows.feature_names, rows.resident().tolist()) == (("a", "b"), [[1, 2]])
+    path.write_text("a,b\n")
+    assert open_rows(path).shape == (0, 2)
+
+
+def test_csv_on_standard_input(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a,b\n1,2\n"))
+    rows = open_rows("-")
+    assert (rows.feature_names, rows.resident().tolist()) == (("a", "b"), [[1, 2]])
+
+
+def test_parquet_files_one_after_another(tmp_path):
+    parquet(tmp_path / "part-1.parquet", FRAME[:200], row_group_size=60)
+    parquet(tmp_path / "part-2.parquet", FRAME[200:][list(reversed(NAMES))])
+    rows = open_rows(tmp_path / "part-*.parquet", block_bytes=100 * 48)
+    assert rows.feature_names == NAMES
+    np.testing.assert_array_equal(whole(rows), X)
+    narrow = open_rows(parquet(tmp_path / "narrow.parquet", FRAME.astype("f4")))
+    assert narrow.dtype == np.float32
+    np.testing.assert_array_equal(narrow.resident(), X.astype("f4"))
+
+
+def test_columns_can_be_left_out(tmp_path):
+    frame = FRAME.assign(name="Ann")[["name", *NAMES]]
+    csv = tmp_path / "x.csv"
+    frame.to_csv(csv, index=False)
+    for source in (frame, csv, parquet(tmp_path / "x.parquet", frame)):
+        rows = open_rows(source, drop=["name", NAMES[2]])
+        assert rows.feature_names == NAMES[:2] + NAMES[3:]
+        np.testing.assert_array_equal(rows.resident(), np.delete(X, 2, axis=1))
+        with pytest.raises(ValueError, match="has no column 'nowhere' to drop"):
+            open_rows(source, drop=["nowhere"])
+    with pytest.raises(ValueError, match="has no names of columns to drop 'a' by"):
+        open_rows(X, drop=["a"])
+
+
+def test_columns_that_are_not_numeric_are_refused_by_name(tmp_path):
+    frame = FRAME[:3].assign(name=["Ann", "Bob", "Eve"], day=pd.Timestamp("2026-01-01"))
+    csv = tmp_path / "x.csv"
+    frame.to_csv(csv, index=False)
+    polars = pytest.importorskip("polars").DataFrame({"x": [1.0], "name": ["Ann"], "day": ["2026"]})
+    for source in (frame, csv, parquet(tmp_path / "x.parquet", frame), polars):
+        with pytest.raises(TypeError, match=r"not numeric: columns 'name' \(.*\), 'day' \("):
+            open_rows(source)
+    for source in (frame, polars):
+        with pytest.raises(TypeError, match="X: not numeric: columns 'name'"):
+            Autoencoder((2,)).fit(source)
+    with pytest.raises(TypeError, match="X_val: not numeric: columns 'name'"):
+        Autoencoder((2,), max_iter=1).fit(FRAME, X_val=frame)
+
+
+def test_errors_name_the_file_and_what_is_wrong(tmp_path):
+    def broken(name, content):
+        path = tmp_path / name
+        path.write_bytes(content)
+        return path
+
+    good = saved(tmp_path, X).read_bytes()
+    for path, error, message in (
+        (tmp_path / "no.npy", FileNotFoundError, "no.npy"),
+        (tmp_path / "no.csv", FileNotFoundError, "no.csv"),
+        (tmp_path / "no-*.parquet", FileNotFoundError, r"no such file: .*no-\*.parquet"),
+        (tmp_path / "x.txt", ValueError, "the suffix must be .npy, .npz, .csv, .tsv or .parquet, got '.txt'"),
+        (broken("cut.npy", good[:-1]), ValueError, "cut.npy ends early"),
+        (broken("bad.npy", b"abc"), ValueError, "bad.npy is not an .npy file"),
+        (broken("bad.npz", b"abc"), ValueError, "bad.npz is not an .npz file"),
+        (broken("bad.parquet", b"abc"), ValueError, "bad.parquet is not a Parquet file"),
+        (broken("empty.csv", b"\n"), ValueError, "empty.csv is empty"),
+        (broken("utf.csv", b"a,\xff\n1,2\n"), ValueError, "utf.csv is not a CSV file in UTF-8"),
+        (broken("ragged.csv", b"a,b\n1,2\n1,2,3\n"), ValueError, "line 3 has 3 cells, the first line 2"),
+        (broken("narrow.csv", b"a,b\n1\n1\n"), ValueError, "line 2 has 1 cells, the first line 2"),
+        (broken("twice.csv", b"a,a\n1,2\n"), ValueError, "more than one column 'a'"),
+        (
+            saved(tmp_path, X[0], "flat.npy"),
+            ValueError,
+            r"flat.npy must be two-dimensional .*, got shape \(6,\)",
+        ),
+        (saved(tmp_path, np.array([["a"]]), "text.npy"), TypeError, "text.npy has dtype <U1"),
+        (saved(tmp_path, np.empty((3, 0)), "none.npy"), ValueError, "none.npy has no columns"),
+    ):
+        with pytest.raises(error, match=message):
+            open_rows(path)
+    np.savez(tmp_path / "two.npz", a=X, b=X)
+    with pytest.raises(ValueError, match="holds a, b: one array, or one named X, is wanted"):
+        open_rows(tmp_path / "two.npz")
+    with pytest.raises(ValueError, match="feature_names has 2 names, but X has 6 columns"):
+        open_rows(X, feature_names=["a", "b"])
+    with pytest.raises(ValueError, match="feature_names cannot be given"):
+        open_rows(FRAME, feature_names=NAMES)
+    with pytest.raises(ValueError, match="block_bytes must be at least 1, got 0"):
+        open_rows(X, block_bytes=0)
+    parquet(tmp_path / "part-1.parquet", FRAME)
+    parquet(tmp_path / "part-2.parquet", FRAME.rename(columns={NAMES[0]: "other"}))
+    with pytest.raises(ValueError, match=rf"part-2.* it lacks '{NAMES[0]}'; it has besides 'other'"):
+        open_rows(tmp_path / "part-*.parquet")
+    rows = open_rows(good_path := saved(tmp_path, BIG), block_bytes=BLOCK)
+    os.truncate(good_path, 1000)
+    with pytest.raises(ValueError, match="ends early: it was changed"):
+        list(rows)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    path = parquet(tmp_path / "x.parquet", FRAME)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ImportError, match=r'pip install "fastae\[parquet\]"'):
+        open_rows(path)
+
+
+# -- blocks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("multiple", [1, 64, 700])
+def test_shuffled_blocks_hold_each_row_once_in_whole_batches(multiple, tmp_path):
+    numbered = np.arange(5000.0).repeat(4).reshape(5000, 4)
+    rows = open_rows(saved(tmp_path, numbered), block_bytes=32 * 700)
+
+    def drawn(seed):
+        blocks = [block.rows[block.order, 0] for block in rows.blocks(np.random.default_rng(seed), multiple)]
+        assert all(len(block) % multiple == 0 for block in blocks[:-1])
+        return blocks
+
+    blocks = drawn(0)
+    assert len(blocks) > 5
+    assert np.array_equal(np.sort(np.concatenate(blocks)), np.arange(5000))
+    assert np.ptp(blocks[0]) > 3500  # a block holds rows from all over the file
+    assert np.abs(np.diff(blocks[0])).min() >= 1
+    assert np.mean(np.diff(blocks[0]) == 1) < 0.05
+    assert np.array_equal(np.concatenate(blocks), np.concatenate(drawn(0)))
+    assert not np.array_equal(np.concatenate(blocks), np.concatenate(drawn(1)))
+    in_order = list(np.concatenate([block.rows[:, 0].copy() for block in rows.blocks(None, multiple)]))
+    assert in_order == list(range(5000))
+
+
+def test_a_split_is_of_all_rows_at_random(tmp_path):
+    numbered = np.arange(5000.0).repeat(4).reshape(5000, 4)
+    rows = open_rows(saved(tmp_path, numbered), block_bytes=32 * 700)
+    most, less = rows.split(0.1, seed=3)
+    assert most.shape == (5000 - len(less), 4)
+    assert 400 < len(less) < 600
+    assert np.array_equal(np.sort(np.concatenate([whole(most)[:, 0], whole(less)[:, 0]])), np.arange(5000))
+    assert np.array_equal(whole(less), whole(rows.split(0.1, seed=3)[1]))
+    assert not np.array_equal(whole(less)[:100], whole(rows.split(0.1, seed=4)[1])[:100])
+    with pytest.raises(ValueError, match="too few pieces"):
+        open_rows(numbered[:1]).split(0.1, seed=0)
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+NETWORK = fastae.Network.autoencoder(12, 5)
+
+
+def trained(source, dtype="float64", **options):
+    params = fastae.Parameters.random(NETWORK, 1, dtype)
+    options = {
+        "optimizer": fastae.Adam(learning_rate=0.01),
+        "epochs": 4,
+        "scale": np.full(12, 0.1),
+        **options,
+    }
+    history = fastae.train(params, source, **options)
+    return params, history
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"optimizer": fastae.SGD(learning_rate=0.1, momentum=0.5)},
+        {"objective": fastae.Objective(alpha=5.0, noise="gaussian")},
+        {"batch_size": 200, "shuffle": False},
+        {"batch_size": 3000, "shuffle": False, "objective": fastae.Objective(alpha=5.0)},
+        {
+            "batch_size": 190,
+            "shuffle": False,
+            "objective": fastae.Objective(noise="mask", sparsity_weight=0.1),
+        },
+    ],
+)
+def test_in_order_the_stream_takes_the_steps_of_the_array(options, order, tmp_path):
+    rows = open_rows(saved(tmp_path, np.asarray(BIG, order=order)), block_bytes=BLOCK)
+    ours, history = trained(rows, **options)
+    theirs, expected = trained(BIG, **options)
+    np.testing.assert_allclose(history.loss, expected.loss, rtol=1e-11)
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-9, err_msg=name)
+    assert history.state.steps == expected.state.steps
+    assert history.rows == expected.rows
+
+
+@pytest.mark.parametrize("batch_size", [64, 1500])
+def test_shuffled_mini_batches_are_seeded_and_train_as_well_as_the_array(batch_size, tmp_path):
+    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    options = {"batch_size": batch_size, "epochs": 12, "dtype": "float32"}
+    first, history = trained(rows, **options)
+    again, _ = trained(rows, **options)
+    other, _ = trained(rows, seed=1, **options)
+    _, expected = trained(BIG, **options)
+    assert np.array_equal(first.flat, again.flat)
+    assert not np.array_equal(first.flat, other.flat)
+    assert history.state.steps == expected.state.steps
+    assert history.loss[-1] == pytest.approx(expected.loss[-1], rel=0.1)
+    assert history.loss[-1] < 0.5 * history.loss[0]
+
+
+def test_same_bits_for_any_thread_count(tmp_path):
+    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK * 4)
+    flats = [
+        trained(rows, engine=fastae.Engine(NETWORK, threads, "float64"), batch_size=batch)[0].flat
+        for batch in (None, 2000)
+        for threads in (1, 2)
+    ]
+    assert np.array_equal(flats[0], flats[1])
+    assert np.array_equal(flats[2], flats[3])
+
+
+def test_parquet_trains_as_the_array_does(tmp_path):
+    frame = pd.DataFrame(BIG, columns=[f"f{i}" for i in range(12)])
+    rows = open_rows(parquet(tmp_path / "x.parquet", frame, row_group_size=300), block_bytes=BLOCK)
+    _, history = trained(rows)
+    _, expected = trained(BIG)
+    np.testing.assert_allclose(history.loss, expected.loss, rtol=1e-11)
+
+
+def test_a_stream_goes_on_from_a_state_and_stops_where_told(tmp_path):
+    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    params = fastae.Parameters.random(NETWORK, 1)
+    state = State.zeros(params)
+    for epochs in (2, 3):
+        fastae.train(params, rows, epochs=epochs, batch_size=256, state=state, shuffle=False)
+    straight = fastae.Parameters.random(NETWORK, 1)
+    fastae.train(straight, rows, epochs=5, batch_size=256, shuffle=False)
+    assert np.array_equal(params.flat, straight.flat)
+    stopped = fastae.train(straight, rows, batch_size=256, callback=lambda epoch: epoch.number == 2)
+    assert (stopped.stop_reason, len(stopped.loss)) == ("callback", 2)
+
+
+def test_what_a_stream_cannot_do_is_said(tmp_path):
+    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    for options in ({"index": [0]}, {"sample_weight": np.ones(5000)}):
+        with pytest.raises(ValueError, match="index and sample_weight need X in memory"):
+            trained(rows, **options)
+    with pytest.raises(ValueError, match="sparsity_weight goes by the mean code of a batch, which must fit"):
+        trained(rows, objective=fastae.Objective(sparsity_weight=1.0))
+    with pytest.raises(ValueError, match="X has 12 features, but the network takes 3"):
+        fastae.train(fastae.Parameters.random(fastae.Network.autoencoder(3, 2)), rows)
+
+
+@pytest.mark.parametrize("batch_size", [None, 64])
+def test_a_stream_with_nan_is_an_error_and_leaves_the_parameters(batch_size, tmp_path):
+    holed = BIG.copy()
+    holed[4900, 3] = np.nan
+    rows = open_rows(saved(tmp_path, holed), block_bytes=BLOCK)
+    params = fastae.Parameters.random(NETWORK, 1)
+    before = params.flat.copy()
+    with pytest.raises(fastae.DivergenceError, match="X holds NaN or infinity"):
+        fastae.train(params, rows, batch_size=batch_size)
+    assert np.array_equal(params.flat, before)
+
+
+# -- estimators -------------------------------------------------------------------------------------------------------
+
+QUICK = {"hidden_layer_sizes": (4,), "max_iter": 5, "random_state": 0}
+
+
+def test_a_small_file_is_an_array_to_an_estimator(tmp_path):
+    path = tmp_path / "x.csv"
+    FRAME.to_csv(path, index=False)
+    ours, theirs = Autoencoder(**QUICK).fit(open_rows(path)), Autoencoder(**QUICK).fit(FRAME)
+    np.testing.assert_allclose(ours.params_.flat, theirs.params_.flat, rtol=0, atol=1e-13)
+    assert list(ours.feature_names_in_) == list(theirs.feature_names_in_) == list(NAMES)
+    assert np.array_equal(ours.transform(open_rows(path)), ours.transform(FRAME))
+    nameless = Autoencoder(**QUICK).fit(open_rows(X))
+    assert not hasattr(nameless.fit(open_rows(FRAME)).fit(open_rows(X)), "feature_names_in_")
+
+
+@pytest.mark.parametrize("scale", ["standard", "minmax", None])
+def test_an_estimator_fits_a_stream_as_it_fits_the_array(scale, tmp_path):
+    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    options = {**QUICK, "batch_size": 5000, "scale": scale, "dtype": "float64"}
+    ours, theirs = Autoencoder(**options).fit(rows), Autoencoder(**options).fit(BIG)
+    if scale:
+        np.testing.assert_allclose(ours.shift_, theirs.shift_, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(ours.scale_, theirs.scale_, rtol=1e-12)
+    np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-10)
+    for method in ("transform", "reconstruct", "reconstruction_error"):
+        ours_made, theirs_made = getattr(theirs, method)(rows), getattr(theirs, method)(BIG)
+        assert ours_made.dtype == theirs_made.dtype
+        np.testing.assert_array_equal(ours_made, theirs_made)
+    assert theirs.score(rows) == pytest.approx(theirs.score(BIG), rel=1e-12)
+
+
+def test_a_stream_of_holes_is_scaled_and_scored_as_the_array(tmp_path):
+    holed = np.where(np.random.default_rng(2).random(BIG.shape) < 0.1, np.nan, BIG)
+    rows = open_rows(saved(tmp_path, holed), block_bytes=2 * BLOCK)
+    options = {**QUICK, "batch_size": 5000, "missing": "mask", "dtype": "float64"}
+    ours, theirs = Autoencoder(**options).fit(rows), Autoencoder(**options).fit(holed)
+    np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-10)
+    np.testing.assert_array_equal(theirs.reconstruction_error(rows), theirs.reconstruction_error(holed))
+    assert theirs.score(rows) == pytest.approx(theirs.score(holed), rel=1e-12)
+    with pytest.raises(ValueError, match="X contains NaN"):
+        Autoencoder(**QUICK).fit(rows)
+
+
+def test_a_detector_on_a_stream_with_rows_set_aside(tmp_path):
+    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    detector = AutoencoderDetector(**QUICK, early_stopping=True, contamination=0.05).fit(rows)
+    assert len(detector.validation_loss_curve_) == detector.n_iter_
+    assert detector.validation_loss_curve_[-1] < detector.validation_loss_curve_[0]
+    assert (detector.predict(rows) == -1).sum() == 250
+    np.testing.assert_array_equal(detector.score_samples(rows), detector.score_samples(BIG))
+    for ours, theirs in zip(detector.explain(rows, top=2), detector.explain(BIG, top=2), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_lbfgs_and_partial_fit_take_streams(tmp_path):
+    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    options = {**QUICK, "solver": "lbfgs", "dtype": "float64"}
+    ours, theirs = Autoencoder(**options).fit(rows), Autoencoder(**options).fit(BIG)
+    np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-6)
+    model = Autoencoder(**QUICK).partial_fit(rows)
+    assert model.partial_fit(rows).loss_curve_[1] < model.loss_curve_[0]
+
+
+def test_other_columns_than_the_models_are_refused_by_name(tmp_path):
+    model = Autoencoder(**QUICK).fit(open_rows(FRAME))
+    swapped = FRAME[[NAMES[1], NAMES[0], *NAMES[2:]]]
+    with pytest.raises(ValueError, match=f"column 1 is '{NAMES[1]}', not '{NAMES[0]}'"):
+        model.transform(open_rows(swapped))
+    with pytest.raises(ValueError, match=f"it lacks '{NAMES[0]}'; it has besides 'other'"):
+        model.transform(open_rows(FRAME.rename(columns={NAMES[0]: "other"})))
+    with pytest.raises(ValueError, match="X has 5 features, but the model was fitted with 6"):
+        model.transform(open_rows(X[:, :5]))
+    with pytest.raises(ValueError, match="X_val has 5 features"):
+        Autoencoder(**QUICK).fit(X, X_val=open_rows(X[:, :5]))
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+TRAIN_AND_MEASURE = """
+    import resource
+    import sys
+    import numpy as np
+    import fastae
+
+    def peak():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    network = fastae.Network((1024, 8, 1024), ("sigmoid", "identity"))
+    params = fastae.Parameters.random(network)
+    engine = fastae.Engine(network, 2)
+    fastae.train(params, np.zeros((4096, 1024), "f4"), engine=engine, epochs=1, batch_size=1024)
+    rows = fastae.open_rows(sys.argv[1], block_bytes=1 << 24)
+    used = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1]) << 10
+    resource.setrlimit(resource.RLIMIT_DATA, (used + (1 << 27), used + (1 << 27)))
+    before = peak()
+    history = fastae.train(params, rows, engine=engine, epochs=1, batch_size=eval(sys.argv[2]))
+    assert history.rows == len(rows), history
+    print(peak() - before, history.loss[0])
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+@pytest.mark.parametrize(("batch_size", "rows"), [(1000, 1 << 20), (None, 1 << 18)])
+def test_four_gigabytes_train_in_the_memory_of_a_block(batch_size, rows, tmp_path):
+    path = tmp_path / "sparse.npy"
+    np.lib.format.open_memmap(path, "w+", np.float32, (rows, 1024))[-1] = 1  # a hole but for its last row
+    assert path.stat().st_size > rows << 12
+    script = [sys.executable, "-c", textwrap.dedent(TRAIN_AND_MEASURE), path, repr(batch_size)]
+    ran = subprocess.run(script, capture_output=True, text=True, check=False)
+    path.unlink()
+    assert ran.returncode == 0, ran.stderr
+    grown, loss = ran.stdout.split()
+    assert int(grown) < (1 << 24) + (1 << 23)  # a block of 16 MB, and half as much for all else
+    assert float(loss) > 0

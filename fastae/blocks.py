@@ -6,6 +6,7 @@ travel; so the same additions are made wherever the blocks are. How sums travel 
 ``LocalEngine`` here, Dask in ``distributed.py``, MPI in ``mpi.py``.
 """
 
+import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastae.checkpoint import Checkpoint
+from fastae.data import Rows
 from fastae.engine import Engine
 from fastae.network import Network, Parameters
 from fastae.objective import PLAIN, Objective
@@ -23,7 +25,7 @@ from fastae.optimizers import Optimizer, State
 from fastae.training import Epoch, History, check_count, check_start, descend, draw_noise_seed
 
 GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly however many there are
-ROWS_A_STEP = 512  # of each block, where nobody says: few round trips, and a shard's worth of work in each
+ROWS_A_STEP = 512  # of each block, where nobody says
 
 Node = tuple[int, int]  # blocks first .. last - 1, a node of the tree
 
@@ -195,7 +197,32 @@ def rows_of_step(number: int, rows: int, step: Step) -> tuple[int, int]:
     return first, min(last, rows)
 
 
-# -- what a machine is asked ------------------------------------------------------------------------------------------
+BLOCKS_MOST = 64  # that files are cut into
+
+
+def cut_rows(rows: Rows) -> list[tuple[int, int]]:
+    """Blocks of about the same number of rows, each whole pieces of a file, first .. last - 1: by the file alone."""
+    wanted = np.linspace(0, len(rows), min(BLOCKS_MOST, len(rows.bounds) - 1) + 1)
+    cuts = np.unique(np.searchsorted(rows.bounds, wanted)).tolist()
+    return list(itertools.pairwise(cuts))
+
+
+def read_pieces(rows: Rows, first: int, last: int) -> np.ndarray:
+    """Pieces `first` .. `last` - 1 of a file, as one array."""
+    start = int(rows.bounds[first])
+    out = np.empty((int(rows.bounds[last]) - start, rows.shape[1]), rows.dtype)
+    for piece in range(first, last):
+        rows.read(piece, out[rows.bounds[piece] - start : rows.bounds[piece + 1] - start])
+    return out
+
+
+def is_dask(X: Any) -> bool:
+    """Whether `X` is a Dask array or DataFrame; Dask is not imported to say so."""
+    dask = any(kind.__module__.partition(".")[0] in ("dask", "dask_expr") for kind in type(X).__mro__)
+    return dask and getattr(X, "ndim", 0) == 2
+
+
+# -- the border to the machines ---------------------------------------------------------------------------------------
 
 
 class Blocks(ABC):
@@ -205,16 +232,25 @@ class Blocks(ABC):
     ----------
     shape : tuple of int
     dtype : numpy.dtype
+    rows : list of int
+        Of each block, in order.
     feature_names : list of str or None
         The columns' names, where they have some.
     """
 
+    name = "X"  # in messages
     shape: tuple[int, int]
     dtype: np.dtype[Any]
+    rows: list[int]
     feature_names: list[str] | None = None
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    @property
+    def rows_a_step(self) -> int:
+        """Where nobody says: few round trips, and work enough for all of a machine's threads in each."""
+        return min(ROWS_A_STEP * len(self.rows), len(self))
 
     @abstractmethod
     def each(self, function: Callable[..., Any], *args: Any) -> list[Any]:

@@ -8,16 +8,30 @@ Needs the extra ``dask``.
 """
 
 import asyncio
+import functools
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import dask
+import dask.array
 import numpy as np
 import numpy.typing as npt
 from dask.base import flatten
-from dask.distributed import Client, Future, KilledWorker, futures_of, get_worker, wait
+from dask.distributed import (
+    Client,
+    Future,
+    KilledWorker,
+    LocalCluster,
+    default_client,
+    futures_of,
+    get_worker,
+    wait,
+)
 from dask.graph_manipulation import clone
 
 from fastae.blocks import (
@@ -29,12 +43,17 @@ from fastae.blocks import (
     Step,
     Sum,
     assemble,
+    cut_rows,
     halves,
+    is_dask,
     make_setup,
+    read_pieces,
     without_penalty,
 )
+from fastae.data import open_rows
 from fastae.network import Network
 from fastae.objective import PLAIN, Objective
+from fastae.team import available_cpus
 
 LOSSES_MOST = 3  # of a block, on end, before it is taken to be what kills its workers
 UNIT_DEPTH = (
@@ -319,8 +338,7 @@ class DaskBlocks(Blocks):
             raise TypeError(f"X must be a Dask array or DataFrame, got {type(X).__name__}")
         if hasattr(X, "columns"):
             self.feature_names = [str(name) for name in X.columns]
-        array = X.to_dask_array() if hasattr(X, "to_dask_array") else X
-        array = array if array.numblocks[1] == 1 else array.rechunk({1: -1})
+        array = _in_rows(X)
         if array.dtype.kind not in "fiub":
             raise TypeError(f"X has dtype {array.dtype}, but floats or integers are needed")
         self.dtype = array.dtype
@@ -391,9 +409,85 @@ class DaskBlocks(Blocks):
                 self.futures[number] = self.client.compute(clone(self._recipes[number]))
 
 
-def is_dask(X: Any) -> bool:
-    """Whether `X` is a Dask array or DataFrame."""
-    return hasattr(X, "__dask_keys__") and getattr(X, "ndim", 0) == 2
+def find_client() -> Client:
+    """The client in use.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
+    try:
+        return default_client()
+    except ValueError:
+        raise ValueError(
+            "X is a Dask collection, but there is no cluster: make a dask.distributed.Client first"
+        ) from None
+
+
+@contextmanager
+def connect(where: str) -> Iterator[Client]:
+    """A client of the scheduler at an address such as tcp://host:8786, or of a cluster here for "local"."""
+    if where != "local":
+        with Client(where, direct_to_workers=True) as client:
+            yield client
+        return
+    workers = available_cpus()
+    cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+    with cluster, Client(cluster, direct_to_workers=True) as client:
+        yield client
+
+
+def open_array(path: str, drop: Sequence[str] = ()) -> Any:
+    """A lazy Dask array of the rows of files: each block is read, by ``fastae.open_rows``, on the worker it is for.
+
+    Parameters
+    ----------
+    path : str
+        As for ``fastae.open_rows``; the workers must see the same files there.
+    drop : sequence of str
+        Columns to leave out.
+    """
+    rows = open_rows(path, drop=drop)
+    blocks = [
+        dask.array.from_delayed(
+            dask.delayed(_read)(os.path.abspath(path), drop, *cut),
+            (int(rows.bounds[cut[1]] - rows.bounds[cut[0]]), rows.shape[1]),
+            rows.dtype,
+        )
+        for cut in cut_rows(rows)
+    ]
+    return dask.array.concatenate(blocks)
+
+
+def _read(path: str, drop: Sequence[str], first: int, last: int) -> np.ndarray:
+    return read_pieces(open_rows(path, drop=drop), first, last)
+
+
+def map_rows(model: Any, method: str, X: Any, **options: Any) -> Any:
+    """A lazy Dask array of what a fitted model's method makes of each block of a Dask array or DataFrame."""
+    names = [str(name) for name in X.columns] if hasattr(X, "columns") else None
+    model.check_columns(X.shape[1], names)
+    array = _in_rows(X)
+    apply = functools.partial(_apply, model.for_one_thread(), method, options=options)
+    like = apply(np.zeros((1, array.shape[1]), array.dtype))
+    if like.ndim == 1:
+        return array.map_blocks(apply, dtype=like.dtype, drop_axis=1, meta=like[:0])
+    return array.map_blocks(
+        apply, dtype=like.dtype, chunks=(array.chunks[0], (like.shape[1],)), meta=like[:0]
+    )
+
+
+def _apply(model: Any, method: str, block: np.ndarray, options: dict[str, Any]) -> Any:
+    if not len(block):
+        return _apply(model, method, np.zeros((1, block.shape[1]), block.dtype), options)[:0]
+    return getattr(model.for_one_thread(), method)(block, **options)
+
+
+def _in_rows(X: Any) -> Any:
+    """A Dask array whose blocks are whole rows."""
+    array = X.to_dask_array() if hasattr(X, "to_dask_array") else X
+    return array if array.numblocks[1] == 1 else array.rechunk({1: -1})
 
 
 def _done(futures: list[Future]) -> bool:

@@ -130,7 +130,7 @@ class Shard:
     ) -> None:
         self.setup, self.blocks, self.first_rows = setup, blocks, first_rows
         self.engine = Engine(setup.network, n_threads, setup.dtype)
-        self._params = Parameters(setup.network, setup.dtype)
+        self.params = Parameters(setup.network, setup.dtype)
         self._free: list[Parameters] = []
         self._used: list[Parameters] = []
         self._orders: dict[int, np.ndarray] = {}
@@ -139,7 +139,7 @@ class Shard:
 
     def sums(self, flat: np.ndarray, step: Step) -> dict[Node, Sum | None]:
         """The sums of the largest nodes held, at the parameters `flat`; good until the next call."""
-        self._params.flat[:] = flat
+        self.params.flat[:] = flat
         self._free += self._used
         self._used = []
         if self._orders_of != (step.order_seed, step.epoch):
@@ -171,7 +171,7 @@ class Shard:
         gradient = self._free.pop() if self._free else Parameters(self.setup.network, self.setup.dtype)
         self._used.append(gradient)
         totals = self.engine.run_steps(
-            self._params,
+            self.params,
             block,
             gradient=gradient,
             index=index,

@@ -17,22 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import dask
-import dask.array
 import numpy as np
 import numpy.typing as npt
-from dask.base import flatten
-from dask.distributed import (
-    Client,
-    Future,
-    KilledWorker,
-    LocalCluster,
-    default_client,
-    futures_of,
-    get_worker,
-    wait,
-)
-from dask.graph_manipulation import clone
 
 from fastae.blocks import (
     BlockEngine,
@@ -54,6 +40,25 @@ from fastae.data import open_rows
 from fastae.network import Network
 from fastae.objective import PLAIN, Objective
 from fastae.team import available_cpus
+
+try:
+    import dask
+    import dask.array
+    from dask.base import flatten
+    from dask.distributed import (
+        Client,
+        Future,
+        KilledWorker,
+        LocalCluster,
+        default_client,
+        futures_of,
+        get_worker,
+        wait,
+    )
+    from dask.graph_manipulation import clone
+except ImportError as error:
+    raise ImportError(f'fastae.distributed needs Dask: pip install "fastae[dask]" ({error})') from error
+
 
 LOSSES_MOST = 3  # of a block, on end, before it is taken to be what kills its workers
 UNIT_DEPTH = (
@@ -438,26 +443,28 @@ def connect(where: str) -> Iterator[Client]:
         yield client
 
 
-def open_array(path: str, drop: Sequence[str] = ()) -> Any:
-    """A lazy Dask array of the rows of files: each block is read, by ``fastae.open_rows``, on the worker it is for.
+def open_blocks(client: Client, path: str | os.PathLike[str], drop: Sequence[str] = ()) -> DaskBlocks:
+    """The rows of files, read by ``fastae.open_rows`` on the workers, each a part of them.
 
     Parameters
     ----------
-    path : str
+    client : dask.distributed.Client
+    path : path
         As for ``fastae.open_rows``; the workers must see the same files there.
     drop : sequence of str
         Columns to leave out.
     """
+    path = os.path.abspath(path)
     rows = open_rows(path, drop=drop)
-    blocks = [
-        dask.array.from_delayed(
-            dask.delayed(_read)(os.path.abspath(path), drop, *cut),
-            (int(rows.bounds[cut[1]] - rows.bounds[cut[0]]), rows.shape[1]),
-            rows.dtype,
-        )
-        for cut in cut_rows(rows)
-    ]
-    return dask.array.concatenate(blocks)
+    read = dask.delayed(_read)
+    blocks = []
+    for first, last in cut_rows(rows):
+        shape = int(rows.bounds[last] - rows.bounds[first]), rows.shape[1]
+        blocks.append(dask.array.from_delayed(read(path, drop, first, last), shape, rows.dtype))
+    made = DaskBlocks(client, dask.array.concatenate(blocks))
+    made.name = rows.name
+    made.feature_names = None if rows.feature_names is None else list(rows.feature_names)
+    return made
 
 
 def _read(path: str, drop: Sequence[str], first: int, last: int) -> np.ndarray:

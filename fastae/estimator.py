@@ -79,6 +79,10 @@ def _sum_of_errors(block: np.ndarray, model: "Autoencoder", params: Parameters) 
     return float(model._errors(block, None, params).sum()) if len(block) else 0.0
 
 
+def _scores(block: np.ndarray, model: "AutoencoderDetector") -> np.ndarray:
+    return model.score_samples(block) if len(block) else np.empty(0)
+
+
 def _check_finite(block: np.ndarray, allow_nan: bool) -> None:
     assert_all_finite(block, allow_nan=allow_nan, input_name="X")
 
@@ -286,9 +290,10 @@ class Autoencoder(
 
         Parameters
         ----------
-        X : array-like of shape (m, n), frame, or Rows
+        X : array-like of shape (m, n), frame, Rows, or Dask array or DataFrame
             Read as it is: float32 and float64 data are not copied. Rows (``fastae.open_rows``) that fill more than a
-            block are read block by block, and need not fit in memory.
+            block are read block by block, and need not fit in memory. Dask collections stay on the workers, which
+            train (``fastae.distributed``); "auto" is then a batch of 512 rows of each of their blocks.
         y : ignored
         X_val : array-like of shape (m', n) or Rows, optional
             Validation rows: the parameters best for them are kept. `early_stopping` also stops by their loss, and then
@@ -613,10 +618,7 @@ class Autoencoder(
             "ensure_all_finite": "allow-nan" if self.missing else True,
         }
         checked: np.ndarray
-        if is_dask(X):
-            from fastae.distributed import DaskBlocks, find_client
-
-            X = DaskBlocks(find_client(), X)
+        X = self._in_blocks(X)
         if isinstance(X, (Blocks, Rows)):
             self.check_columns(X.shape[1], X.feature_names, reset=reset, name=name, source=X.name)
         if isinstance(X, Blocks):
@@ -633,6 +635,15 @@ class Autoencoder(
             return checked
         checked = validate_data(self, X, reset=reset, **checks)
         return checked
+
+    @staticmethod
+    def _in_blocks(X: Any) -> Any:
+        """A Dask array or DataFrame as Blocks, on its workers; anything else as it is."""
+        if not is_dask(X):
+            return X
+        from fastae.distributed import DaskBlocks, find_client
+
+        return DaskBlocks(find_client(), X)
 
     def check_columns(
         self,
@@ -858,6 +869,7 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         resume: bool = False,
     ) -> Self:
         """Train on the rows of `X`, as ``Autoencoder.fit``, and put the threshold where `contamination` says."""
+        X = self._in_blocks(X)  # here, so that it is loaded once
         super().fit(X, y, X_val=X_val, checkpoint=checkpoint, resume=resume)
         return self.set_threshold(contamination=self.contamination, X=X)
 
@@ -891,7 +903,12 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
             return self
         if X is None or not 0 < float(contamination or 0) <= 0.5:
             raise ValueError(f"contamination must be in (0, 0.5] and come with X, got {contamination!r}")
-        self.offset_ = float(np.percentile(self.score_samples(X), 100.0 * float(contamination or 0)))
+        X = self._in_blocks(X)
+        if isinstance(X, Blocks):
+            scores = np.concatenate(X.each(_scores, self.for_one_thread()))
+        else:
+            scores = self.score_samples(X)
+        self.offset_ = float(np.percentile(scores, 100.0 * float(contamination or 0)))
         return self
 
     @_also_lazily

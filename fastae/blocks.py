@@ -197,7 +197,7 @@ def rows_of_step(number: int, rows: int, step: Step) -> tuple[int, int]:
     return first, min(last, rows)
 
 
-BLOCKS_MOST = 64  # that files are cut into
+BLOCKS_MOST = 32  # that files are cut into
 
 
 def cut_rows(rows: Rows) -> list[tuple[int, int]]:

@@ -55,7 +55,6 @@ try:
         get_worker,
         wait,
     )
-    from dask.graph_manipulation import clone
 except ImportError as error:
     raise ImportError(f'fastae.distributed needs Dask: pip install "fastae[dask]" ({error})') from error
 
@@ -104,7 +103,7 @@ class DistributedEngine(BlockEngine):
         Of the cluster; one made with ``direct_to_workers=True`` takes shorter steps.
     network : Network
     X : dask.array.Array of shape (m, n), or dask.dataframe.DataFrame
-        Blocks that are on the workers already stay there. Others are computed there now, neighbours on one worker.
+        Blocks that are not on the workers yet are computed now, where Dask likes.
     dtype, shift, scale, objective : optional
         As for ``fastae.Engine`` and ``fastae.train``.
 
@@ -155,15 +154,18 @@ class DistributedEngine(BlockEngine):
     # -- within -------------------------------------------------------------------------------------------------
 
     def _spread(self) -> None:
-        """Spread the blocks anew where workers have joined or left."""
+        """Place the blocks anew where workers have joined or left, or an error has left some without a place."""
         workers = set(self.client.nthreads())
-        if not self._held or workers != self._workers:
-            self._workers = workers
-            placed = self._place(range(len(self.rows)))
-            self._held = [held for held in self._held if placed.get(held.address) == held.numbers]
-            for held in self._held:
-                del placed[held.address]
-            self._build(placed)
+        if self._held and workers == self._workers:
+            return
+        self._losses = [0] * len(self.rows)
+        placed = self._place(range(len(self.rows)))
+        kept = [held for held in self._held if placed.get(held.address) == held.numbers]
+        self._held = []
+        for held in kept:
+            del placed[held.address]
+        self._held = kept + self._build(placed)
+        self._workers = workers
 
     def _ask(self, asked: list[_Held], flat: np.ndarray, step: Step) -> list[dict[Node, Sum | None] | None]:
         """What each actor answers; None where its worker is lost."""
@@ -197,10 +199,13 @@ class DistributedEngine(BlockEngine):
 
     def _replace(self, lost: list[_Held]) -> list[_Held]:
         """Actors for the blocks of lost ones."""
-        self._held = [held for held in self._held if held not in lost]
+        kept = [held for held in self._held if held not in lost]
+        self._held = []
         numbers = sorted(number for held in lost for number in held.numbers)
         self._count_loss(numbers)
-        return self._build(self._place(numbers))
+        built = self._build(self._place(numbers))
+        self._held = kept + built
+        return built
 
     def _count_loss(self, numbers: Iterable[int]) -> None:
         for number in numbers:
@@ -236,7 +241,6 @@ class DistributedEngine(BlockEngine):
                     built.append(_Held(address, placed[address], actor))
             self._count_loss(lost)
             placed = self._place(sorted(lost)) if lost else {}
-        self._held += built
         return built
 
     def _submit(self, address: str, numbers: list[int]) -> Future:
@@ -327,7 +331,7 @@ class DaskBlocks(Blocks):
     ----------
     client : dask.distributed.Client
     X : dask.array.Array of shape (m, n), or dask.dataframe.DataFrame
-        Blocks that are on the workers stay there; others are computed now, neighbours on one worker.
+        Blocks that are not on the workers yet are computed now, where Dask likes.
 
     Attributes
     ----------
@@ -347,43 +351,31 @@ class DaskBlocks(Blocks):
         if array.dtype.kind not in "fiub":
             raise TypeError(f"X has dtype {array.dtype}, but floats or integers are needed")
         self.dtype = array.dtype
-        self._recipes: list[Any] = []  # of blocks that are ours to place
-        self._bound: dict[int, str] = {}  # blocks to the worker that was told to compute them
-        if futures_of(array):  # Dask computes the rest beside what is on the workers
-            kept = {future.key: future for future in futures_of(client.persist(array))}
-            self.futures = [kept[key] for key in flatten(array.__dask_keys__())]
-        else:
-            self._recipes = array.to_delayed().ravel().tolist()
-            self.futures = self._compute_in_runs()
+        kept = {future.key: future for future in futures_of(client.persist(array))}
+        self.futures = [kept[key] for key in flatten(array.__dask_keys__())]
         self.rows: list[int] = self.each(len)
         self.shape = sum(self.rows), int(array.shape[1])
 
     def each(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """function(block, *args) of every block, in order."""
-        while True:
-            self.settle(range(len(self.futures)))
-            blocks = list(self.futures)
-            tasks = [self.client.submit(function, block, *args, pure=False) for block in blocks]
-            while not _done(tasks):
-                self._revive(range(len(blocks)))
-                if self.futures != blocks:
-                    break
-            else:
-                return list(self.client.gather(tasks))
+        self.settle(range(len(self.futures)))
+        tasks = [self.client.submit(function, block, *args, pure=False) for block in self.futures]
+        return list(self.client.gather(tasks))
 
     def engine(self, network: Network, **options: Any) -> DistributedEngine:
         """An engine for these blocks."""
         return DistributedEngine(self.client, network, self, **options)
 
     def settle(self, numbers: Iterable[int]) -> None:
-        """Wait until the blocks `numbers` are somewhere; compute again those that were lost."""
-        numbers = list(numbers)
-        futures: list[Future] = []
-        while not all(future.status == "finished" for future in futures) or not futures:
-            if not _done([self.futures[number] for number in numbers]):
-                self._revive(numbers)
-            futures = [self.futures[number] for number in numbers]
-            for number, future in zip(numbers, futures, strict=True):
+        """Wait until the blocks `numbers` are somewhere; Dask computes again those that were lost."""
+        waiting = list(numbers)
+        while waiting:
+            try:
+                wait([self.futures[number] for number in waiting])
+            except CancelledError:
+                pass
+            for number in waiting:
+                future = self.futures[number]
                 if future.status == "error":
                     future.result()
                 elif future.status == "cancelled":
@@ -391,27 +383,7 @@ class DaskBlocks(Blocks):
                         f"block {number} of X was lost with its worker, and Dask does not know how to compute it "
                         "again: scattered data are not rebuilt. Load them in a Dask task instead"
                     )
-
-    def _compute_in_runs(self) -> list[Future]:
-        """Each worker computes its share of neighbours, so that few sums travel."""
-        self.client.wait_for_workers(1)
-        threads = self.client.nthreads()
-        ends = np.cumsum(list(threads.values())) * len(self._recipes) // sum(threads.values())
-        futures: list[Future] = []
-        for address, end in zip(threads, ends.tolist(), strict=True):
-            run = range(len(futures), end)
-            self._bound |= dict.fromkeys(run, address)
-            recipes = [self._recipes[number] for number in run]
-            futures += self.client.compute(recipes, workers=[address], allow_other_workers=True)
-        return futures
-
-    def _revive(self, numbers: Iterable[int]) -> None:
-        """Have blocks computed anywhere whose worker is gone: Dask goes on waiting for it where no other was left."""
-        threads = self.client.nthreads()
-        for number in numbers:
-            if number in self._bound and self._bound[number] not in threads:
-                del self._bound[number]
-                self.futures[number] = self.client.compute(clone(self._recipes[number]))
+            waiting = [number for number in waiting if self.futures[number].status != "finished"]
 
 
 def find_client() -> Client:
@@ -495,17 +467,6 @@ def _in_rows(X: Any) -> Any:
     """A Dask array whose blocks are whole rows."""
     array = X.to_dask_array() if hasattr(X, "to_dask_array") else X
     return array if array.numblocks[1] == 1 else array.rechunk({1: -1})
-
-
-def _done(futures: list[Future]) -> bool:
-    """Whether all are, however it ended, within a second."""
-    try:
-        wait(futures, timeout=POLL)
-    except TimeoutError:
-        return False
-    except CancelledError:
-        pass
-    return True
 
 
 def _check_client(client: Any) -> Client:

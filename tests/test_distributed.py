@@ -76,9 +76,9 @@ def test_same_bits_as_one_machine_for_any_number_of_workers(cluster, client):
         blocks = client.persist(array().rechunk({1: -1}), workers=some, allow_other_workers=False)
         distributed.wait(blocks)
         engine = DistributedEngine(client, NETWORK, blocks, **DATA)
-        engine._workers = set(client.nthreads())  # as if there were no others to be given some
-        engine._held = []
-        engine._build(place(engine.rows, {i: set(some) for i in range(9)}, dict.fromkeys(some, 1)))
+        engine._held = engine._build(
+            place(engine.rows, {i: set(some) for i in range(9)}, dict.fromkeys(some, 1))
+        )
         assert len({held.address for held in engine._held}) == workers
         params, seen = start(), []
         history = engine.train(params, **OPTIONS, callback=lambda epoch, seen=seen: seen.append(epoch.number))

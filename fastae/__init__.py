@@ -20,13 +20,24 @@ _HOME = {
     "SGD": "fastae.optimizers",
     "Adam": "fastae.optimizers",
     "AdamW": "fastae.optimizers",
-    "Rows": "fastae.data",
+    "Rows": "fastae.rows",
     "open_rows": "fastae.data",
     "train": "fastae.training",
     "DivergenceError": "fastae.training",
     "History": "fastae.training",
 }
-_MODULES = ("reference", "network", "engine", "data", "optimizers", "training", "kernels", "bench")
+_MODULES = (
+    "reference",
+    "network",
+    "engine",
+    "data",
+    "rows",
+    "optimizers",
+    "training",
+    "plots",
+    "kernels",
+    "bench",
+)
 
 __all__ = ["__version__", *_HOME, "kernels", "reference"]
 

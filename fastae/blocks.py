@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastae.checkpoint import Checkpoint
-from fastae.data import Rows
+from fastae.rows import Rows
 from fastae.engine import Engine
 from fastae.network import Network, Parameters
 from fastae.objective import PLAIN, Objective

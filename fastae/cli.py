@@ -124,6 +124,7 @@ Data = Annotated[
 ]
 Model = Annotated[Path, typer.Argument(help="A file that train wrote, or Autoencoder.save.")]
 Drop = Annotated[list[str] | None, typer.Option(help="Leave out the column of this name; may be repeated.")]
+Plot = Annotated[Path | None, typer.Option(help="Draw a picture of it into this .png, .svg or .pdf file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Activation = Literal["sigmoid", "tanh", "relu", "identity"]
 
@@ -186,16 +187,21 @@ def train(
     ] = None,
     mpi: Annotated[bool, typer.Option("--mpi", help="Train on all ranks, under mpirun.")] = False,
     drop: Drop = None,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """Train an autoencoder on the rows of a file, and save it."""
     widths = _widths(hidden)
-    from fastae import storage
+    from fastae import figures, storage
     from fastae.blocks import Blocks
     from fastae.estimator import Autoencoder, AutoencoderDetector
     from fastae.training import Epoch
 
     storage.check_directory(out)
+    if plot is not None:
+        figures.check(plot)
+    if plot is not None and (dask or mpi):
+        raise typer.BadParameter("draws rows, which --dask and --mpi leave elsewhere", param_hint="--plot")
     last: deque[Epoch] = deque(maxlen=1)
     model: Any = AutoencoderDetector(contamination=contamination) if detector else Autoencoder()
     model.set_params(
@@ -223,7 +229,8 @@ def train(
         if not first:
             return
         model.save(out)
-        seconds = last[0].seconds if last else 0.0
+        if plot is not None:
+            figures.save_training(plot, model, rows)
         facts = {
             "model": str(out),
             "rows": len(rows),
@@ -235,8 +242,7 @@ def train(
             "validation_loss": min(model.validation_loss_curve_, default=None),
             "r2": None if isinstance(rows, Blocks) else model.score(rows),
             "threshold": -model.offset_ if detector else None,
-            "seconds": seconds,
-            "rows_per_second": int(model.n_iter_ * len(rows) / seconds) if seconds else None,
+            "seconds": last[0].seconds if last else None,
         }
     _print(facts, as_json)
 
@@ -306,6 +312,7 @@ def score(
     ] = Path("-"),
     top: Annotated[int, typer.Option(min=1, help="How many features to name, the worst first.")] = 3,
     drop: Drop = None,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """Say of each row how large its error is, whether that makes it an outlier, and by which features.
@@ -313,10 +320,12 @@ def score(
     The error is the mean over features of the squared error, in the scale that the network sees; a share is a feature's
     part of it.
     """
-    from fastae import outputs
+    from fastae import figures, outputs
     from fastae.estimator import AutoencoderDetector
 
     outputs.check_suffix(out, (".csv", ".parquet", ".pq"))
+    if plot is not None:
+        figures.check(plot)
     detector, rows = _open_model(model), _open_data(data, drop)
     if not isinstance(detector, AutoencoderDetector):
         raise ValueError(f"{model} has no threshold: score needs a model trained without --no-detector")
@@ -329,6 +338,8 @@ def score(
             yield table
 
     outputs.save_scores(out, counted(), as_json=as_json)
+    if plot is not None:
+        figures.save_scoring(plot, detector, rows)
     if str(out) != "-":
         facts = {"file": str(out), "rows": len(rows), "outliers": outliers, "threshold": -detector.offset_}
         _print(facts, as_json)

@@ -26,11 +26,12 @@ from fastae import optimizers, streaming
 from fastae.blocks import Blocks, is_dask
 from fastae.checkpoint import Checkpoint
 from fastae.column_statistics import ColumnStatistics
-from fastae.data import Rows, difference_of_names, refuse_columns
+from fastae.columns import difference_of_names, refuse_columns
 from fastae.engine import Engine
 from fastae.model_files import ModelFiles
 from fastae.network import Network, Parameters
 from fastae.objective import Objective
+from fastae.rows import Rows
 from fastae.training import DivergenceError, Epoch, History, train
 
 try:

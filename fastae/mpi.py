@@ -32,7 +32,7 @@ from fastae.blocks import (
     without_penalty,
 )
 from fastae.checkpoint import Checkpoint
-from fastae.data import Rows
+from fastae.rows import Rows
 from fastae.network import Network, Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.team import available_cpus

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from fastae.data import Rows
+from fastae.rows import Rows
 from fastae.storage import written_whole
 
 Table = dict[str, np.ndarray]  # columns of equal length

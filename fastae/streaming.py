@@ -1,4 +1,4 @@
-"""An epoch over rows that are read block by block: ``Engine.run_steps`` for ``fastae.data.Rows``.
+"""An epoch over rows that are read block by block: ``Engine.run_steps`` for ``fastae.rows.Rows``.
 
 A batch that fits in a block is a step like any other. A larger one, such as all rows, is a step from the sums of its
 blocks' gradients: the same step, up to rounding.
@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from fastae.data import Rows
 from fastae.engine import Engine
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
+from fastae.rows import Rows
 
 
 def run_epoch(

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastae.checkpoint import Checkpoint
-from fastae.data import Rows
 from fastae.engine import Engine
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Adam, Optimizer, State
+from fastae.rows import Rows
 from fastae.streaming import run_epoch
 
 # Unshuffled and unwatched: what a divergence, or Ctrl-C, takes back at most

@@ -1,17 +1,389 @@
-"""The command: the demo from end to end, on real data."""
+"""The command, from end to end on real data: what it writes is what the estimators say, and errors are a line."""
 
+import csv
+import json
+import os
+import signal
+import subprocess
 import sys
+import time
 
+import numpy as np
+import pandas as pd
 import pytest
+from sklearn.datasets import load_breast_cancer
 from typer.testing import CliRunner
 
 import fastae
+import fastae.storage
 from fastae import demo
 from fastae.cli import app
 
+DATA = load_breast_cancer(as_frame=True)
+BENIGN, ALL = DATA.data[DATA.target == 1], DATA.data
+QUICK = ("--hidden", 4, "--activation", "tanh", "--epochs", 30)
+COMMAND = [sys.executable, "-c", "from fastae.cli import main; main()"]
 
-def call(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+def call(*arguments, **options):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
+
+
+def run(*arguments, **options):
+    """The command in a process of its own."""
+    words = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, check=False, **options)
+
+
+def good(*arguments, **options):
+    ran = call(*arguments, **options)
+    assert ran.exit_code == 0, ran.output
+    return ran.stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory with benign.csv, all.csv and model.safetensors, trained on the former."""
+    place = tmp_path_factory.mktemp("cli")
+    BENIGN.to_csv(place / "benign.csv", index=False)
+    ALL.to_csv(place / "all.csv", index=False)
+    good("train", place / "benign.csv", *QUICK, "--out", place / "model.safetensors", "--contamination", 0.05)
+    return place
+
+
+# -- train, inspect, score, encode, reconstruct -----------------------------------------------------------------------
+
+
+def test_train_is_the_estimators_fit(place):
+    model = fastae.Autoencoder.load(place / "model.safetensors")
+    settings = {"activation": "tanh", "max_iter": 30, "random_state": 0, "dtype": "float32"}
+    expected = fastae.AutoencoderDetector((4,), contamination=0.05, **settings).fit(BENIGN)
+    assert type(model) is fastae.AutoencoderDetector
+    np.testing.assert_allclose(model.params_.flat, expected.params_.flat, rtol=0, atol=1e-5)
+    assert model.offset_ == pytest.approx(expected.offset_, rel=1e-4)
+    assert list(model.feature_names_in_) == list(ALL.columns)
+    assert model.get_params() == expected.get_params()
+
+
+def test_train_says_what_it_made(place, tmp_path):
+    out = tmp_path / "m.safetensors"
+    ran = run("train", place / "benign.csv", *QUICK, "--out", out, "--early-stopping")
+    assert ran.returncode == 0, ran.stderr
+    for words in (
+        "rows             357",
+        "features         30",
+        "validation loss",
+        "r2",
+        "threshold",
+        "seconds",
+    ):
+        assert words in ran.stdout
+    for words in ("30/30", "loss", "validation", "rows/s"):
+        assert words in ran.stderr
+    facts = json.loads(good("train", place / "benign.csv", *QUICK, "--out", out, "--json", "--no-detector"))
+    assert (facts["rows"], facts["features"], facts["hidden"], facts["epochs"]) == (357, 30, [4], 30)
+    assert facts["threshold"] is None
+    assert facts["r2"] == pytest.approx(fastae.Autoencoder.load(out).score(BENIGN))
+    assert facts["stopped_by"] == "max_iter"
+
+
+def test_the_settings_of_train_reach_the_estimator(place, tmp_path):
+    out = tmp_path / "m.safetensors"
+    words = (
+        "--hidden 6,3 --activation relu --solver sgd --epochs 7 --batch-size 50 --learning-rate 0.01 --alpha 0.5 "
+        "--scale minmax --missing --noise mask --noise-level 0.2 --early-stopping --contamination 0.2 --seed 5 "
+        "--threads 1 --dtype float64"
+    )
+    good("train", place / "benign.csv", "--out", out, *words.split())
+    model = fastae.Autoencoder.load(out)
+    expected = fastae.AutoencoderDetector(
+        (6, 3),
+        activation="relu",
+        solver="sgd",
+        max_iter=7,
+        batch_size=50,
+        learning_rate_init=0.01,
+        alpha=0.5,
+        scale="minmax",
+        missing="mask",
+        noise="mask",
+        noise_level=0.2,
+        early_stopping=True,
+        contamination=0.2,
+        random_state=5,
+        n_threads=1,
+        dtype="float64",
+    )
+    assert model.get_params() == expected.get_params()
+
+
+def test_inspect_says_what_was_trained(place):
+    said = good("inspect", place / "model.safetensors")
+    for words in (
+        "30 -> 4 tanh -> 30 tanh -> 30 identity",
+        "float32",
+        "mean radius, mean texture",
+        "threshold",
+    ):
+        assert words in said
+    facts = json.loads(good("inspect", place / "model.safetensors", "--json"))
+    assert facts["parameters"] == 30 * 4 + 4 + 4 * 30 + 30 + 30 * 30 + 30
+    assert facts["features"] == list(ALL.columns)
+    assert facts["model"] == "AutoencoderDetector"
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "json"])
+def test_scores_are_the_estimators(kind, place, tmp_path):
+    model = fastae.Autoencoder.load(place / "model.safetensors")
+    if kind == "json":
+        said = good("score", place / "model.safetensors", place / "all.csv", "--top", 2, "--json")
+        table = pd.DataFrame([json.loads(line) for line in said.splitlines()])
+    else:
+        out = tmp_path / f"s.{kind}"
+        said = good("score", place / "model.safetensors", place / "all.csv", "--top", 2, "--out", out)
+        table = {"csv": pd.read_csv, "parquet": pd.read_parquet}[kind](out)
+        assert f"outliers   {table.outlier.sum()}" in said
+    assert list(table) == ["error", "outlier", "feature_1", "share_1", "feature_2", "share_2"]
+    np.testing.assert_allclose(table.error, -model.score_samples(ALL), rtol=1e-6)
+    assert table.outlier.dtype == bool
+    assert np.array_equal(table.outlier, model.predict(ALL) == -1)
+    features, shares = model.explain(ALL, top=2)
+    assert np.array_equal(table[["feature_1", "feature_2"]], features)
+    np.testing.assert_allclose(table[["share_1", "share_2"]], shares, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("command", "method"), [("encode", "transform"), ("reconstruct", "reconstruct")])
+def test_arrays_are_the_estimators_and_written_block_by_block(command, method, place, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastae.cli.BLOCK_BYTES", 50_000)
+    data, out = tmp_path / "x.npy", tmp_path / "made.npy"
+    np.save(data, ALL.to_numpy())
+    facts = json.loads(good(command, place / "model.safetensors", data, "--out", out, "--json"))
+    made = np.load(out)
+    assert (facts["shape"], facts["dtype"]) == (list(made.shape), "float32")
+    np.testing.assert_array_equal(
+        made, getattr(fastae.Autoencoder.load(place / "model.safetensors"), method)(ALL)
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made.npy", "x.npy"]
+
+
+def test_missing_cells_are_filled_in(place, tmp_path):
+    holed = BENIGN.mask(np.random.default_rng(0).random(BENIGN.shape) < 0.05)
+    holed.to_csv(tmp_path / "x.csv", index=False)
+    ran = call("train", tmp_path / "x.csv", *QUICK, "--out", tmp_path / "m")
+    assert (ran.exit_code, ran.stderr) == (
+        1,
+        "fastae: Input X contains NaN. train with --missing, for missing cells\n",
+    )
+    good("train", tmp_path / "x.csv", *QUICK, "--missing", "--out", tmp_path / "m")
+    good("reconstruct", tmp_path / "m", tmp_path / "x.csv", "--out", tmp_path / "y.npy")
+    assert np.isfinite(np.load(tmp_path / "y.npy")).all()
+
+
+def test_a_checkpoint_is_resumed(place, tmp_path):
+    data, kept = place / "benign.csv", ("--checkpoint", tmp_path / "c")
+    good("train", data, *QUICK, "--out", tmp_path / "straight")
+    good("train", data, *QUICK[:-1], 12, *kept, "--out", tmp_path / "part")
+    good("train", data, *QUICK, *kept, "--resume", "--out", tmp_path / "rest")
+    models = [fastae.Autoencoder.load(tmp_path / name) for name in ("straight", "rest")]
+    assert np.array_equal(models[0].params_.flat, models[1].params_.flat)
+    assert models[0].loss_curve_ == models[1].loss_curve_
+
+
+def test_pictures_are_drawn(place, tmp_path):
+    pytest.importorskip("matplotlib")
+    trained, scored = tmp_path / "t.png", tmp_path / "s.svg"
+    good(
+        "train", place / "benign.csv", *QUICK, "--out", tmp_path / "m", "--plot", trained, "--early-stopping"
+    )
+    assert trained.read_bytes().startswith(b"\x89PNG")
+    good("train", place / "benign.csv", *QUICK, "--hidden", 1, "--out", tmp_path / "m", "--plot", trained)
+    good("score", tmp_path / "m", place / "all.csv", "--out", tmp_path / "s.csv", "--plot", scored)
+    assert b"<svg" in scored.read_bytes()
+    assert trained.stat().st_size > 20_000 < scored.stat().st_size
+    for words in (
+        ("train", place / "all.csv", "--out", tmp_path / "n"),
+        ("score", tmp_path / "m", place / "all.csv"),
+    ):
+        ran = call(*words, "--plot", tmp_path / "x.txt")
+        assert (ran.exit_code, ran.stdout) == (1, "")
+        assert "the suffix must be one of" in ran.stderr
+    assert not (tmp_path / "n").exists()
+
+
+# -- pipes ------------------------------------------------------------------------------------------------------------
+
+
+def test_works_in_a_pipe(place):
+    model = place / "model.safetensors"
+    ran = run("score", model, "-", input=(place / "all.csv").read_text())
+    assert (ran.returncode, ran.stderr) == (0, "")
+    rows = list(csv.DictReader(ran.stdout.splitlines()))
+    assert len(rows) == len(ALL)
+    assert "\x1b" not in ran.stdout + run("inspect", model).stdout
+
+
+def test_a_pipe_closed_early_is_no_error(place):
+    words = [*COMMAND, "score", str(place / "model.safetensors"), str(place / "all.csv")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+def test_interrupted_it_says_so_and_can_go_on(tmp_path):
+    data, out, kept = (tmp_path / name for name in ("x.npy", "m", "checkpoint"))
+    np.save(data, np.random.default_rng(0).normal(size=(4000, 50)))
+    words = ["train", data, "--out", out, "--learning-rate", 1e-6, "--checkpoint", kept, "--epochs"]
+    process = subprocess.Popen([*COMMAND, *map(str, words), str(10**8)], stderr=subprocess.PIPE)
+    until = time.monotonic() + 60
+    while not kept.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.endswith(b"fastae: interrupted\n")
+    assert not out.exists()
+    done = len(fastae.storage.read(kept).about["loop"]["history"]["loss"])
+    facts = json.loads(good(*words, done + 1, "--resume", "--json"))
+    assert facts["epochs"] == done + 1
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_errors_are_one_line_that_names_what_is_wrong(place, tmp_path):
+    model, data = place / "model.safetensors", place / "all.csv"
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(model.read_bytes()[:-8])
+    text = tmp_path / "text.csv"
+    ALL.assign(name="Ann").to_csv(text, index=False)
+    swapped = tmp_path / "swapped.csv"
+    ALL[list(reversed(ALL.columns))].to_csv(swapped, index=False)
+    lacking = tmp_path / "lacking.csv"
+    ALL.drop(columns="mean radius").to_csv(lacking, index=False)
+    narrow = tmp_path / "narrow.npy"
+    np.save(narrow, ALL.to_numpy()[:, :3])
+    plain = tmp_path / "plain.safetensors"
+    good("train", data, *QUICK, "--no-detector", "--out", plain)
+    for words, message in (
+        (("train", "no.csv", "--out", tmp_path / "m"), "no.csv: No such file or directory"),
+        (("train", text, "--out", tmp_path / "m"), f"{text}: not numeric: column 'name' ('Ann')"),
+        (
+            ("train", data, "--out", tmp_path / "no" / "m"),
+            f"{tmp_path / 'no' / 'm'}: {tmp_path / 'no'} is no directory",
+        ),
+        (("train", data, "--drop", "age", "--out", tmp_path / "m"), f"{data} has no column 'age' to drop"),
+        (("train", data, "--resume", "--out", tmp_path / "m"), "resume=True needs checkpoint"),
+        (("inspect", data), f"{data} is no whole safetensors file"),
+        (("inspect", cut), f"{cut} is no whole safetensors file"),
+        (("inspect", "no.safetensors"), "no.safetensors: No such file or directory"),
+        (
+            ("score", model, swapped),
+            f"{swapped} has other columns than the model was fitted with: column 1 is 'worst",
+        ),
+        (("encode", model, lacking, "--out", tmp_path / "z.npy"), "it lacks 'mean radius'"),
+        (("score", model, text, "--drop", "mean radius", "--drop", "name"), "it lacks 'mean radius'"),
+        (("score", model, narrow), f"{narrow} has 3 features, but the model was fitted with 30"),
+        (("score", plain, data), "score needs a model trained without --no-detector"),
+        (
+            ("score", model, data, "--out", tmp_path / "s.txt"),
+            "the suffix must be .csv or .parquet or .pq, got '.txt'",
+        ),
+        (("encode", model, data, "--out", tmp_path / "z.csv"), "the suffix must be .npy, got '.csv'"),
+    ):
+        ran = call(*words)
+        assert ran.exit_code == 1, (words, ran.output)
+        assert ran.stderr.startswith("fastae: ")
+        assert ran.stderr.count("\n") == 1
+        assert message in ran.stderr
+        assert ran.stdout == ""
+    assert not list(tmp_path.glob("z.*"))
+    assert not list(tmp_path.glob("m*"))
+
+
+def test_wrong_arguments_end_in_2(place, tmp_path):
+    for words in (
+        ("train", place / "all.csv"),
+        ("train", place / "all.csv", "--out", tmp_path / "m", "--hidden", "4,x"),
+        ("train", place / "all.csv", "--out", tmp_path / "m", "--epochs", 0),
+        ("train", place / "all.csv", "--out", tmp_path / "m", "--activation", "step"),
+        ("nonsense",),
+    ):
+        assert call(*words).exit_code == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [("--debug", "inspect", "no"), ("inspect", "no", "--debug")])
+def test_debug_shows_where_an_error_came_from(words):
+    ran = run(*words)
+    assert ran.returncode == 1
+    assert "Traceback" in ran.stderr
+    assert "FileNotFoundError" in ran.stderr
+
+
+def test_a_failed_write_leaves_the_old_file(place, tmp_path):
+    out = tmp_path / "z.npy"
+    out.write_bytes(b"old")
+    holed = tmp_path / "x.npy"
+    np.save(holed, np.where(np.arange(30) == 3, np.nan, ALL.to_numpy()))
+    assert call("encode", place / "model.safetensors", holed, "--out", out).exit_code == 1
+    assert out.read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["x.npy", "z.npy"]
+
+
+# -- the others -------------------------------------------------------------------------------------------------------
+
+
+def test_check_gradients_finds_them_right_and_a_wrong_one(monkeypatch):
+    errors = json.loads(good("check-gradients", "--json"))
+    assert errors["good"]
+    assert max(errors["float64"].values()) < 1e-8 < max(errors["float32"].values()) < 1e-4
+    assert "W3" in good("check-gradients", "--activation", "tanh", "--features", 5, "--hidden", 2)
+    right = fastae.Engine.loss_and_gradient
+
+    def wrong(self, params, X, **options):
+        loss, gradient = right(self, params, X, **options)
+        gradient["b1"] = gradient["b1"] / 40
+        return loss, gradient
+
+    monkeypatch.setattr(fastae.Engine, "loss_and_gradient", wrong)
+    assert call("check-gradients").exit_code == 1
+
+
+def test_doctor_tells_this_machine():
+    from fastae.kernels.target import TARGET
+
+    facts = json.loads(good("doctor", "--json"))
+    assert facts["versions"]["fastae"] == fastae.__version__
+    assert facts["versions"]["numpy"] == np.__version__
+    assert f"{TARGET.tiles[1]}x1" in facts["cpu"]["register_tiles"]
+    assert facts["threads"]["used_by_default"] >= 1
+    assert os.path.isdir(facts["cache"]["place"])
+    assert "compiled" in facts["cache"]["state"]
+    assert "register tiles" in good("doctor")
+
+
+def test_doctor_sees_a_cache_that_is_empty(tmp_path):
+    ran = run("doctor", "--json", env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)})
+    facts = json.loads(ran.stdout)
+    assert facts["cache"]["place"].startswith(str(tmp_path))
+    assert facts["cache"]["state"].startswith("empty")
+    assert facts["environment"]["NUMBA_CACHE_DIR"] == str(tmp_path)
+
+
+def test_shells_complete_its_commands():
+    environment = {
+        **os.environ,
+        "_FASTAE_COMPLETE": "complete_bash",
+        "COMP_WORDS": "fastae sc",
+        "COMP_CWORD": "1",
+    }
+    script = "import sys; sys.argv[0] = 'fastae'; from fastae.cli import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.stdout.split() == ["score"]
 
 
 def test_demo_trains_and_numpy_agrees():

@@ -110,6 +110,8 @@ def test_csv_without_a_header_with_semicolons_or_a_byte_order_mark(tmp_path):
     path.write_bytes("\ufeffa;b\r\n1;2\r\n".encode())
     rows = open_rows(path)
     assert (rows.feature_names, rows.resident().tolist()) == (("a", "b"), [[1, 2]])
+    path.write_text("1,\n3,4\n")
+    np.testing.assert_array_equal(open_rows(path).resident(), [[1, np.nan], [3, 4]])
     path.write_text("a,b\n")
     assert open_rows(path).shape == (0, 2)
 
@@ -243,6 +245,40 @@ def test_shuffled_blocks_hold_each_row_once_in_whole_batches(multiple, tmp_path)
     assert in_order == list(range(5000))
 
 
+def test_parts_are_the_blocks_with_their_names(tmp_path):
+    frame = pd.DataFrame(BIG, columns=list("abcdefghijkl"))
+    rows = open_rows(parquet(tmp_path / "x.parquet", frame, row_group_size=300), block_bytes=BLOCK)
+    parts = [(part.name, part.feature_names, part.resident().copy()) for part in rows.parts()]
+    assert len(parts) > 5
+    assert {part[:2] for part in parts} == {(str(tmp_path / "x.parquet"), tuple("abcdefghijkl"))}
+    np.testing.assert_array_equal(np.concatenate([part[2] for part in parts]), BIG)
+
+
+def test_rows_are_taken_by_number_and_made_an_array(tmp_path):
+    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    numbers = np.array([4999, 3, 3, 2500])
+    np.testing.assert_array_equal(rows.take(numbers).resident(), BIG[numbers])
+    np.testing.assert_array_equal(np.asarray(rows), BIG)
+    np.testing.assert_array_equal(np.asarray(open_rows(X)), X)
+    assert np.asarray(rows, np.float64).dtype == np.float64
+
+
+def test_pictures_of_a_stream_are_those_of_the_array(tmp_path):
+    plots = pytest.importorskip("fastae.plots")
+    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    model = AutoencoderDetector(**QUICK).fit(BIG)
+    axes = pytest.importorskip("matplotlib.figure").Figure().subplots(2)
+    for kind, names in (
+        (plots.WorstRowsDisplay, ("rows", "shares")),
+        (plots.ReconstructionDisplay, ("X", "xhat")),
+    ):
+        ours, theirs = (
+            kind.from_estimator(model, source, ax=ax) for source, ax in zip((rows, BIG), axes, strict=True)
+        )
+        for name in names:
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
 def test_a_split_is_of_all_rows_at_random(tmp_path):
     numbered = np.arange(5000.0).repeat(4).reshape(5000, 4)
     rows = open_rows(saved(tmp_path, numbered), block_bytes=32 * 700)
@@ -358,6 +394,18 @@ def test_what_a_stream_cannot_do_is_said(tmp_path):
         fastae.train(fastae.Parameters.random(fastae.Network.autoencoder(3, 2)), rows)
 
 
+def test_a_stream_resumed_from_a_checkpoint_has_the_same_bits(tmp_path):
+    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    options = {"batch_size": 128, "checkpoint": tmp_path / "c"}
+    straight, _ = trained(rows, epochs=6, batch_size=128)
+    trained(rows, epochs=2, **options)
+    params, history = trained(rows, epochs=6, resume=True, **options)
+    assert len(history.loss) == 6
+    assert np.array_equal(params.flat, straight.flat)
+    with pytest.raises(ValueError, match=r"X.block_bytes was"):
+        trained(open_rows(tmp_path / "x.npy", block_bytes=2 * BLOCK), resume=True, **options)
+
+
 @pytest.mark.parametrize("batch_size", [None, 64])
 def test_a_stream_with_nan_is_an_error_and_leaves_the_parameters(batch_size, tmp_path):
     holed = BIG.copy()
@@ -443,6 +491,8 @@ def test_other_columns_than_the_models_are_refused_by_name(tmp_path):
         model.transform(open_rows(FRAME.rename(columns={NAMES[0]: "other"})))
     with pytest.raises(ValueError, match="X has 5 features, but the model was fitted with 6"):
         model.transform(open_rows(X[:, :5]))
+    with pytest.raises(ValueError, match=r"x.npy has 5 features, but the model was fitted with 6"):
+        model.transform(open_rows(saved(tmp_path, X[:, :5])))
     with pytest.raises(ValueError, match="X_val has 5 features"):
         Autoencoder(**QUICK).fit(X, X_val=open_rows(X[:, :5]))
 

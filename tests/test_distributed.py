@@ -274,3 +274,23 @@ def test_numpy_data_import_no_dask():
         "assert 'dask' not in sys.modules and 'mpi4py' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_the_command_trains_on_a_cluster(cluster, client, tmp_path):
+    import json
+
+    from typer.testing import CliRunner
+
+    from fastae.cli import app
+
+    np.save(tmp_path / "x.npy", X)
+    command = ["train", tmp_path / "x.npy", "--out", tmp_path / "m.safetensors", "--epochs", 2, "--json"]
+    ran = CliRunner().invoke(app, [*map(str, command), "--dask", cluster.scheduler_address])
+    assert ran.exit_code == 0, ran.output
+    facts = json.loads(ran.stdout)
+    assert (facts["rows"], facts["epochs"]) == (4000, 2)
+    model = fastae.AutoencoderDetector.load(tmp_path / "m.safetensors")
+    assert (model.predict(X) == -1).mean() == pytest.approx(0.1, abs=0.001)
+    ran = CliRunner().invoke(app, [*map(str, command), "--dask", "local", "--mpi"])
+    assert ran.exit_code == 2
+    assert "exclude each other" in ran.output

@@ -1,0 +1,85 @@
+"""CSV files: all of one in float64, with the names in its first line."""
+
+import csv
+import io
+import sys
+
+import numpy as np
+
+from fastae.columns import kept_columns, refuse
+from fastae.rows import ArrayRows, Rows
+
+_WORDS = {"": np.nan, "na": np.nan, "nan": np.nan, "null": np.nan, "true": 1.0, "false": 0.0}
+
+
+def _cell(text: str) -> float:
+    word = text.strip().lower()
+    return _WORDS[word] if word in _WORDS else float(word)
+
+
+def _numbers_alone(cells: list[str]) -> bool:
+    try:
+        return bool([_cell(cell) for cell in cells])
+    except ValueError:
+        return False
+
+
+def csv_rows(path: str, names: tuple[str, ...] | None, drop: tuple[str, ...]) -> Rows:
+    """All of a CSV file, in float64; its first line is the header unless it holds numbers, or missing ones, alone."""
+    name = "standard input" if path == "-" else path
+    try:
+        if path == "-":
+            text = sys.stdin.read()
+        else:
+            with open(path, encoding="utf-8", newline="") as file:
+                text = file.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not a CSV file in UTF-8: {error}") from None
+    lines = list(io.StringIO(text.removeprefix("\ufeff"), newline=""))
+    if not text.strip():
+        raise ValueError(f"{name} is empty")
+    delimiter = max(",;\t", key=lines[0].count)
+    first = next(csv.reader(lines[:1], delimiter=delimiter))
+    places = list(range(len(first)))
+    header = not _numbers_alone(first)
+    if header:
+        if names is not None:
+            raise ValueError(f"{name} has names for its columns: feature_names cannot be given")
+        names = tuple(kept_columns(first, drop, name))
+        places = [first.index(column) for column in names]
+    try:  # numbers alone: NumPy's reader, in C
+        array = np.empty((0, len(first)))
+        if lines[header:]:
+            array = np.loadtxt(lines[header:], delimiter=delimiter, ndmin=2, comments=None)
+        if array.shape[1] != len(first):
+            raise ValueError
+        array = array[:, places] if drop else array
+    except ValueError:
+        array = _csv_cells(lines, delimiter, header, first, places, name)
+    return ArrayRows(array, name, names)
+
+
+def _csv_cells(
+    lines: list[str], delimiter: str, header: bool, first: list[str], places: list[int], name: str
+) -> np.ndarray:
+    """Cell by cell: for missing ones, true and false, quotes, and to say which column is not numeric."""
+    reader = csv.reader(lines, delimiter=delimiter)
+    cells: list[list[str]] = []
+    for row in reader:
+        if row and len(row) != len(first):
+            raise ValueError(
+                f"{name}: line {reader.line_num} has {len(row)} cells, the first line {len(first)}"
+            )
+        if row:
+            cells.append(row)
+    cells = cells[header:]
+    array = np.empty((len(cells), len(places)))
+    refused = {}
+    for j, place in enumerate(places):
+        try:
+            for i, row in enumerate(cells):
+                array[i, j] = _cell(row[place])
+        except ValueError:
+            refused[first[place] if header else f"number {place + 1}"] = repr(row[place])
+    refuse(refused, name)
+    return array

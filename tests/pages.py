@@ -1,0 +1,84 @@
+"""The Python of README.md and docs/: a page's blocks run in order, in one namespace, as a reader would run them.
+
+A ``text`` block right after a Python block is what that block prints, numbers to one in the last digit. A block under a
+line ``<!-- needs: torch -->`` is left out where that module is not installed.
+
+``python tests/pages.py`` runs docs/ in docs/images/, where the pictures that the pages save are shown from.
+"""
+
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+FENCE = re.compile(r"^ *```[ \t]*(\S*)", re.MULTILINE)
+BLOCK = re.compile(
+    r"(?:^<!-- needs: (\w+) -->\n)?^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?",
+    re.DOTALL | re.MULTILINE,
+)
+NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:e[-+]?\d+)?")
+
+
+class Block(NamedTuple):
+    """One block of Python: where it begins in its page, what must be installed, and what it is to print."""
+
+    line: int
+    needs: str | None
+    code: str
+    output: str | None
+
+
+def blocks(page: Path) -> list[Block]:
+    """The page's Python, in order."""
+    text = page.read_text()
+    return [Block(text.count("\n", 0, found.start(2)), *found.groups()) for found in BLOCK.finditer(text)]
+
+
+def run(page: Path) -> int:
+    """Run the page's blocks where the process stands; how many ran."""
+    namespace, ran = {"__name__": page.stem}, 0
+    with np.printoptions(), warnings.catch_warnings():  # what a page sets is the page's
+        for block in blocks(page):
+            if block.needs and importlib.util.find_spec(block.needs) is None:
+                continue
+            code = compile(
+                "\n" * block.line + block.code, str(page), "exec"
+            )  # a traceback shows the page's line
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(code, namespace)
+            if block.output is not None and not says(printed.getvalue(), block.output):
+                raise AssertionError(
+                    f"{page.name}:{block.line}: this block prints\n{printed.getvalue()}\nand not\n{block.output}"
+                )
+            ran += 1
+    return ran
+
+
+def says(printed: str, wanted: str) -> bool:
+    """Whether two texts say the same: word for word, and numbers to one in the last digit of the wanted one."""
+    if NUMBER.sub("#", printed).split() != NUMBER.sub("#", wanted).split():
+        return False
+    pairs = zip(NUMBER.findall(printed), NUMBER.findall(wanted), strict=True)
+    return all(abs(float(got) - float(number)) <= 1.01 * last_digit(number) for got, number in pairs)
+
+
+def last_digit(number: str) -> float:
+    """What one in the last digit of a printed number is worth."""
+    digits, _, exponent = number.partition("e")
+    return 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
+
+
+if __name__ == "__main__":
+    os.environ["MPLBACKEND"] = "agg"
+    os.chdir(ROOT / "docs" / "images")
+    for page in PAGES[1:]:
+        print(f"{page.name}: {run(page)} blocks", file=sys.stderr)

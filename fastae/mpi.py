@@ -40,8 +40,10 @@ from fastae.training import History
 
 try:
     from mpi4py import MPI
-except ImportError as error:
-    raise ImportError(f'fastae.mpi needs mpi4py: pip install "fastae[mpi]" ({error})') from error
+except (ImportError, RuntimeError) as error:  # the latter: mpi4py finds no MPI library
+    raise ImportError(
+        f'fastae.mpi needs mpi4py and an MPI: pip install "fastae[mpi]" ({str(error).splitlines()[0]})'
+    ) from error
 
 
 class MPIBlocks(Blocks):

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastae.checkpoint import Checkpoint
-from fastae.rows import Rows
 from fastae.engine import Engine
 from fastae.network import Network, Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Optimizer, State
+from fastae.rows import Rows
 from fastae.training import Epoch, History, check_count, check_start, descend, draw_noise_seed
 
 GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly however many there are

@@ -352,10 +352,14 @@ def descend(
                 count = max(1, min(count, int(in_time)))
             rates = factor * optimizer.rates(state.steps, count * steps_per_epoch)
             kept.before()
+            drawn_from = generator.bit_generator.state
             try:
                 losses = run(rates)
             except BaseException:  # Ctrl-C too: whole epochs only, and a state that belongs to the parameters
                 kept.restore(first_step=False)
+                if checkpoint is not None and history.loss:
+                    generator.bit_generator.state = drawn_from
+                    write_checkpoint(checkpoint)
                 raise
             bad = np.flatnonzero(~np.isfinite(losses[:, 0]))
             if bad.size:

@@ -170,6 +170,11 @@ def test_a_block_lost_three_times_on_end_is_an_error_that_leaves_a_usable_state(
     engine._ask = ask
     engine.train(params, state=state, **{**OPTIONS, "epochs": 4})
     assert params.flat.tobytes() == alone()[0]
+    resumed = start()
+    history = engine.train(resumed, checkpoint=file, resume=True, **OPTIONS)  # written at the error
+    assert len(history.loss) == 6
+    assert history.state.steps == 30
+    assert resumed.flat.tobytes() == params.flat.tobytes()
 
 
 def test_scattered_blocks_that_are_lost_are_named(client):

@@ -43,6 +43,7 @@ class Checkpoint:
         self._stored = storage.read(path) if resume and os.path.exists(path) else None
         if self._stored is not None and self._stored.kind != "Checkpoint":
             raise ValueError(f"{self.path} is a file of {self._stored.kind}, not of Checkpoint")
+        self.read_only = False  # of a process that takes part in a run that another one writes of
         self._run: dict[str, Any] = {}
         self._due = time.perf_counter() + self.SECONDS
 
@@ -88,7 +89,7 @@ class Checkpoint:
     @property
     def due(self) -> bool:
         """Whether it is time to write."""
-        return time.perf_counter() >= self._due
+        return not self.read_only and time.perf_counter() >= self._due
 
     def write(
         self,
@@ -99,6 +100,8 @@ class Checkpoint:
         loop: dict[str, Any],
     ) -> None:
         """Write the file: `best` are the best parameters so far, as ``Parameters.flat``, `loop` is for JSON."""
+        if self.read_only:
+            return
         began = time.perf_counter()
         about = {
             "run": self._run,

@@ -9,6 +9,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
@@ -183,6 +184,11 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from --checkpoint, if it is there.")
     ] = False,
+    dask: Annotated[
+        str | None,
+        typer.Option(help="Train on a Dask cluster: its scheduler's address, or local to start one here."),
+    ] = None,
+    mpi: Annotated[bool, typer.Option("--mpi", help="Train on all ranks, under mpirun.")] = False,
     drop: Drop = None,
     plot: Plot = None,
     as_json: Json = False,
@@ -190,14 +196,15 @@ def train(
     """Train an autoencoder on the rows of a file, and save it."""
     widths = _widths(hidden)
     from fastae import figures, storage
-    from fastae.data import open_rows
+    from fastae.blocks import Blocks
     from fastae.estimator import Autoencoder, AutoencoderDetector
     from fastae.training import Epoch
 
     storage.check_place(out)
     if plot is not None:
         figures.check(plot)
-    rows = open_rows(data, drop=drop or ())
+    if plot is not None and (dask or mpi):
+        raise typer.BadParameter("draws rows, which --dask and --mpi leave elsewhere", param_hint="--plot")
     last: deque[Epoch] = deque(maxlen=1)
     model: Any = AutoencoderDetector(contamination=contamination) if detector else Autoencoder()
     model.set_params(
@@ -220,25 +227,51 @@ def train(
         callback=last.append,
         verbose=0 if as_json else 1,
     )
-    model.fit(rows, checkpoint=checkpoint, resume=resume)
-    model.set_params(verbose=0, callback=None)
-    model.save(out)
-    if plot is not None:
-        figures.save_training(plot, model, rows)
-    facts = {
-        "model": str(out),
-        "rows": len(rows),
-        "features": rows.shape[1],
-        "hidden": list(widths),
-        "epochs": model.n_iter_,
-        "stopped_by": model.stop_reason_,
-        "loss": model.loss_,
-        "validation_loss": min(model.validation_loss_curve_, default=None),
-        "r2": model.score(rows),
-        "threshold": -model.offset_ if detector else None,
-        "seconds": last[0].seconds if last else None,
-    }
+    with _training_rows(data, drop, dask, mpi) as (rows, first):
+        model.fit(rows, checkpoint=checkpoint, resume=resume)
+        model.set_params(verbose=0, callback=None)
+        if not first:
+            return
+        model.save(out)
+        if plot is not None:
+            figures.save_training(plot, model, rows)
+        facts = {
+            "model": str(out),
+            "rows": len(rows),
+            "features": rows.shape[1],
+            "hidden": list(widths),
+            "epochs": model.n_iter_,
+            "stopped_by": model.stop_reason_,
+            "loss": model.loss_,
+            "validation_loss": min(model.validation_loss_curve_, default=None),
+            "r2": None if isinstance(rows, Blocks) else model.score(rows),
+            "threshold": -model.offset_ if detector else None,
+            "seconds": last[0].seconds if last else None,
+        }
     _print(facts, as_json)
+
+
+@contextmanager
+def _training_rows(
+    path: Path, drop: list[str] | None, dask: str | None, mpi: bool
+) -> Iterator[tuple[Any, bool]]:
+    """The rows, wherever they are to be trained on, and whether this process is the one that reports."""
+    from fastae.data import open_rows
+
+    if dask and mpi:
+        raise typer.BadParameter("--dask and --mpi exclude each other", param_hint="--dask")
+    if dask:
+        from fastae import distributed
+
+        with distributed.connect(dask) as client:
+            yield distributed.open_blocks(client, path, drop or ()), True
+    elif mpi:
+        from fastae.mpi import MPIBlocks, abort_on_error
+
+        with abort_on_error() as rank:
+            yield MPIBlocks(open_rows(path, drop=drop or ())), rank == 0
+    else:
+        yield open_rows(path, drop=drop or ()), True
 
 
 @_command

@@ -1,5 +1,7 @@
 """Count, mean, spread and range of each column, over blocks of rows, each read once."""
 
+from typing import Self
+
 import numpy as np
 
 
@@ -24,16 +26,28 @@ class ColumnStatistics:
         self.mean, self.square = np.zeros(columns), np.zeros(columns)
         self.least, self.most = np.full(columns, np.nan), np.full(columns, np.nan)
 
+    @classmethod
+    def of(cls, block: np.ndarray) -> Self:
+        """Those of one array of shape (rows, n)."""
+        block = np.asarray(block, np.float64, order="C")  # the same bits in any order
+        made = cls(block.shape[1])
+        made.count = (~np.isnan(block)).sum(axis=0)
+        made.mean = np.nansum(block, axis=0) / np.maximum(made.count, 1)
+        made.square = np.nansum(np.square(block - made.mean), axis=0)
+        if len(block):
+            made.least, made.most = np.fmin.reduce(block), np.fmax.reduce(block)
+        return made
+
     def add(self, block: np.ndarray) -> None:
         """Take in an array of shape (rows, n)."""
-        block = np.asarray(block, np.float64, order="C")  # the same bits in any order
-        count = (~np.isnan(block)).sum(axis=0)
-        mean = np.nansum(block, axis=0) / np.maximum(count, 1)
-        square = np.nansum(np.square(block - mean), axis=0)
-        total = np.maximum(self.count + count, 1)
-        apart = mean - self.mean
-        self.square += square + np.square(apart) * (self.count * (count / total))
-        self.mean += apart * (count / total)
-        self.count += count
-        self.least = np.fmin(self.least, np.fmin.reduce(block))
-        self.most = np.fmax(self.most, np.fmax.reduce(block))
+        self.merge(self.of(block))
+
+    def merge(self, other: "ColumnStatistics") -> None:
+        """Take in what is known of other rows."""
+        total = np.maximum(self.count + other.count, 1)
+        apart = other.mean - self.mean
+        self.square += other.square + np.square(apart) * (self.count * (other.count / total))
+        self.mean += apart * (other.count / total)
+        self.count += other.count
+        self.least = np.fmin(self.least, other.least)
+        self.most = np.fmax(self.most, other.most)

@@ -1,11 +1,13 @@
 """Autoencoder and AutoencoderDetector: scikit-learn's way to the engine."""
 
+import copy
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from numbers import Integral, Real
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_feature_names, check_array, check_is_fitted, validate_data
 
 from fastae import optimizers, streaming
+from fastae.blocks import Blocks, is_dask
 from fastae.checkpoint import Checkpoint
 from fastae.column_statistics import ColumnStatistics
 from fastae.columns import difference_of_names, refuse_columns
@@ -46,7 +49,9 @@ except ImportError:  # before scikit-learn 1.9
 
 
 BLOCK = 4096  # rows that statistics are taken of at a time
-Data = np.ndarray | Rows  # checked
+Here = np.ndarray | Rows  # checked, and on this machine
+Data = Here | Blocks
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 _POSITIVE, _NOT_NEGATIVE = Interval(Real, 0, None, closed="neither"), Interval(Real, 0, None, closed="left")
 _MAY_DIFFER = {"max_iter", "n_threads", "warm_start", "callback", "verbose"}  # where a checkpoint is resumed
 _FRACTION = Interval(Real, 0, 1, closed="left")
@@ -56,6 +61,33 @@ def _goes_by_steps(model: "Autoencoder") -> bool:
     if model.solver == "lbfgs":
         raise AttributeError("partial_fit needs solver 'adam', 'adamw' or 'sgd', got 'lbfgs'")
     return True
+
+
+def _also_lazily(method: _Method) -> _Method:
+    """For a Dask array or DataFrame, a lazy Dask array of the results of its blocks."""
+
+    @wraps(method)
+    def call(self: "Autoencoder", X: Any, **options: Any) -> Any:
+        if not is_dask(X):
+            return method(self, X, **options)
+        from fastae.distributed import map_rows
+
+        check_is_fitted(self)
+        return map_rows(self, method.__name__, X, **options)
+
+    return cast(_Method, call)
+
+
+def _sum_of_errors(block: np.ndarray, model: "Autoencoder", params: Parameters) -> float:
+    return float(model._errors(block, None, params).sum()) if len(block) else 0.0
+
+
+def _scores(block: np.ndarray, model: "AutoencoderDetector") -> np.ndarray:
+    return model.score_samples(block) if len(block) else np.empty(0)
+
+
+def _check_finite(block: np.ndarray, allow_nan: bool) -> None:
+    assert_all_finite(block, allow_nan=allow_nan, input_name="X")
 
 
 class Autoencoder(
@@ -262,9 +294,10 @@ class Autoencoder(
 
         Parameters
         ----------
-        X : array-like of shape (m, n), frame, or Rows
+        X : array-like of shape (m, n), frame, Rows, or Dask array or DataFrame
             Read as it is: float32 and float64 data are not copied. Rows (``fastae.open_rows``) that fill more than a
-            block are read block by block, and need not fit in memory.
+            block are read block by block, and need not fit in memory. Dask collections stay on the workers, which
+            train (``fastae.distributed``); "auto" is then a batch of 512 rows of each of their blocks.
         y : ignored
         X_val : array-like of shape (m', n) or Rows, optional
             Validation rows: the parameters best for them are kept. `early_stopping` also stops by their loss, and then
@@ -301,6 +334,8 @@ class Autoencoder(
             saved.agree("estimator", {**settings, "X_val.shape": None if X_val is None else X_val.shape})
             seed = saved.keep("seed", seed)  # random_state may be None
         index = validation = None
+        if isinstance(X, Blocks) and self.early_stopping and X_val is None:
+            raise ValueError("early_stopping needs X_val where X is on several machines")
         if self.early_stopping and X_val is None and isinstance(X, Rows):
             X, X_val = X.split(self.validation_fraction, int(seed[2]))
         elif self.early_stopping and X_val is None:
@@ -317,11 +352,16 @@ class Autoencoder(
             data = X if X_val is None else X_val
 
             def validate(params: Parameters) -> float:
+                if isinstance(data, Blocks):
+                    sums = data.each(_sum_of_errors, self.for_one_thread(), params)
+                    return float(sum(sums) / (2 * len(data)))
                 return float(self._errors(data, validation, params).mean() / 2)
 
         stops_early = self.early_stopping or validate is None
         patience = int(self.n_iter_no_change) if stops_early and self.n_iter_no_change < np.inf else None
         if self.solver == "lbfgs":
+            if isinstance(X, Blocks):
+                raise ValueError("solver 'lbfgs' needs X on one machine; 'adam', 'adamw' and 'sgd' do not")
             history = self._minimize(X, index, int(seed[1]), validate, patience)
         else:
             history = self._descend(
@@ -386,36 +426,34 @@ class Autoencoder(
 
     def _descend(self, X: Data, seed: int, *, epochs: int, index: Any = None, **options: Any) -> History:
         rows = len(X) if index is None else len(index)
-        batch = min(200, rows) if self.batch_size == "auto" else int(self.batch_size)
+        auto = X.rows_a_step if isinstance(X, Blocks) else min(200, rows)
+        batch = auto if self.batch_size == "auto" else int(self.batch_size)
         steps = -(-rows // min(batch, rows))
+        data = {"shift": self.shift_, "scale": self.scale_, "objective": self._objective()}
+        options |= {
+            "optimizer": self._optimizer(rows, steps),
+            "epochs": epochs,
+            "batch_size": batch,
+            "shuffle": self.shuffle,
+            "seed": seed,
+            "tol": self.tol * X.shape[1],
+            "adaptive": self.learning_rate == "adaptive",
+            "state": self._state,
+            "progress": self.verbose > 0,
+        }
         try:
             with self._callbacks(X, epochs) as callback:
-                return train(
-                    self.params_,
-                    X,
-                    engine=self._engine(),
-                    optimizer=self._optimizer(rows, steps),
-                    epochs=epochs,
-                    batch_size=batch,
-                    index=index,
-                    shuffle=self.shuffle,
-                    seed=seed,
-                    shift=self.shift_,
-                    scale=self.scale_,
-                    objective=self._objective(),
-                    tol=self.tol * X.shape[1],
-                    adaptive=self.learning_rate == "adaptive",
-                    state=self._state,
-                    callback=callback,
-                    progress=self.verbose > 0,
-                    **options,
-                )
+                options["callback"] = callback
+                if isinstance(X, Blocks):
+                    engine = X.engine(self.network_, dtype=self.params_.dtype, **data)
+                    return engine.train(self.params_, **options)
+                return train(self.params_, X, engine=self._engine(), index=index, **data, **options)
         except DivergenceError as error:
             raise DivergenceError(
                 str(error).replace("lower the learning rate", "lower learning_rate_init")
             ) from None
 
-    def _minimize(self, X: Data, index: Any, seed: int, validate: Any, patience: int | None) -> History:
+    def _minimize(self, X: Here, index: Any, seed: int, validate: Any, patience: int | None) -> History:
         """L-BFGS on the flat buffer (SciPy)."""
         params, engine, objective = self.params_, self._engine(), self._objective()
         history = History(self._state)
@@ -552,6 +590,7 @@ class Autoencoder(
 
     # -- what a fitted model does ---------------------------------------------------------------------------------
 
+    @_also_lazily
     def transform(self, X: Any) -> np.ndarray:
         """The code of each row: (m, k), k the last of `hidden_layer_sizes`, in the model's dtype."""
         X = self._check_fitted(X)
@@ -565,10 +604,12 @@ class Autoencoder(
             raise ValueError(f"X has {X.shape[1]} features, but the code has {self._n_features_out}")
         return self._out(self._engine().decode(self.params_, X))
 
+    @_also_lazily
     def reconstruct(self, X: Any) -> np.ndarray:
         """Each row as the network gives it back: (m, n), in the scale of the data; missing cells filled in."""
         return self._over(self._check_fitted(X), self._reconstruct)
 
+    @_also_lazily
     def reconstruction_error(self, X: Any, *, per_feature: bool = False) -> np.ndarray:
         """Mean over features of the squared error of each row: (m,) float64, in the squared units of the data.
 
@@ -607,8 +648,13 @@ class Autoencoder(
         checked: np.ndarray
         if np.ma.isMaskedArray(X):
             raise TypeError(f"{name} is a masked array: pass {name}.filled(np.nan), with missing='mask'")
+        X = self._in_blocks(X)
+        if isinstance(X, (Blocks, Rows)):
+            self.check_columns(X.shape[1], X.feature_names, reset=reset, name=name, source=X.name)
+        if isinstance(X, Blocks):
+            X.each(_check_finite, self.missing is not None)
+            return X
         if isinstance(X, Rows):
-            self._check_columns(X, reset, name)
             data = X.resident()
             return data if isinstance(data, Rows) else check_array(data, input_name=name, **checks)
         refuse_columns(X, name)
@@ -621,11 +667,27 @@ class Autoencoder(
         checked = validate_data(self, X, reset=reset, **checks)
         return checked
 
-    def _check_columns(self, rows: Rows, reset: bool, name: str) -> None:
-        """What scikit-learn's ``validate_data`` does with the columns of a frame, for Rows."""
-        names = rows.feature_names
+    @staticmethod
+    def _in_blocks(X: Any) -> Any:
+        """A Dask array or DataFrame as Blocks, on its workers; anything else as it is."""
+        if not is_dask(X):
+            return X
+        from fastae.distributed import DaskBlocks, find_client
+
+        return DaskBlocks(find_client(), X)
+
+    def check_columns(
+        self,
+        columns: int,
+        names: Sequence[str] | None,
+        *,
+        reset: bool = False,
+        name: str = "X",
+        source: str = "X",
+    ) -> None:
+        """What scikit-learn's ``validate_data`` does with the columns of a frame, for other data."""
         if reset:
-            self.n_features_in_ = rows.shape[1]
+            self.n_features_in_ = columns
             if names is not None:
                 self.feature_names_in_ = np.asarray(names, object)
             elif hasattr(self, "feature_names_in_"):
@@ -634,18 +696,22 @@ class Autoencoder(
         fitted = getattr(self, "feature_names_in_", None)
         if names is not None and fitted is not None and list(names) != list(fitted):
             raise ValueError(
-                f"{rows.name} has other columns than the model was fitted with: "
+                f"{source} has other columns than the model was fitted with: "
                 f"{difference_of_names(names, list(fitted))}"
             )
-        called = name if rows.name == "X" else rows.name
-        if rows.shape[1] != self.n_features_in_:
+        called = name if source == "X" else source
+        if columns != self.n_features_in_:
             raise ValueError(
-                f"{called} has {rows.shape[1]} features, but the model was fitted with {self.n_features_in_}"
+                f"{called} has {columns} features, but the model was fitted with {self.n_features_in_}"
             )
 
-    def _check_fitted(self, X: Any) -> Data:
+    def _check_fitted(self, X: Any) -> Here:
         check_is_fitted(self)
-        return self._check(X)
+        if is_dask(X) or isinstance(X, Blocks):
+            raise TypeError("X must be on this machine here; give it as an array, block by block")
+        checked = self._check(X)
+        assert not isinstance(checked, Blocks)
+        return checked
 
     def _read(self, X: Rows) -> Iterator[np.ndarray]:
         """The blocks of Rows, checked as arrays are."""
@@ -653,7 +719,7 @@ class Autoencoder(
             assert_all_finite(block, allow_nan=self.missing is not None, input_name="X")
             yield block
 
-    def _blocks(self, X: Data, index: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    def _blocks(self, X: Here, index: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """A few rows at a time of `X`, or of its rows in `index`."""
         for block in self._read(X) if isinstance(X, Rows) else [X]:
             rows = len(block) if index is None else len(index)
@@ -661,7 +727,7 @@ class Autoencoder(
                 part = slice(first, first + BLOCK)
                 yield block[part] if index is None else block[index[part]]
 
-    def _over(self, X: Data, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    def _over(self, X: Here, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """function(X), for Rows block by block."""
         if not isinstance(X, Rows):
             return function(X)
@@ -679,8 +745,12 @@ class Autoencoder(
         if self.scale is None:
             return None, None
         seen = ColumnStatistics(X.shape[1])
-        for block in self._blocks(X, index):
-            seen.add(block)
+        if isinstance(X, Blocks):
+            for some in X.each(ColumnStatistics.of):
+                seen.merge(some)
+        else:
+            for block in self._blocks(X, index):
+                seen.add(block)
         if self.scale == "minmax":
             shift, spread = seen.least, seen.most - seen.least
         else:
@@ -690,6 +760,14 @@ class Autoencoder(
             spread[spread <= rows * np.finfo(np.float64).eps * np.abs(shift)] = 0
         shift = np.nan_to_num(shift)
         return shift, 1 / np.where(np.nan_to_num(spread) > 0, np.nan_to_num(spread), 1)
+
+    def for_one_thread(self) -> Self:
+        """A copy to be run on blocks, arrays without names, one by each of many threads."""
+        made: Self = copy.copy(self)
+        made.n_threads, made.callback = 1, None
+        for name in ("_kept_engine", "_engine_key", "feature_names_in_"):
+            made.__dict__.pop(name, None)
+        return made
 
     def _engine(self) -> Engine:
         """The engine of these parameters; made when first used, and not part of the model."""
@@ -724,13 +802,13 @@ class Autoencoder(
         return np.where(np.isnan(X), 0.0, error) if self.missing else error
 
     def _errors(
-        self, X: Data, index: Any, params: Parameters, column_weight: np.ndarray | None = None
+        self, X: Here, index: Any, params: Parameters, column_weight: np.ndarray | None = None
     ) -> np.ndarray:
         """Sum of squared errors by row, in the scale the network sees, or in that which `column_weight` makes."""
         options = {"index": index, "column_weight": column_weight, **self._in()}
         return self._over(X, lambda block: self._engine().errors(params, block, **options))
 
-    def _mean_errors(self, X: Data, column_weight: np.ndarray | None = None) -> np.ndarray:
+    def _mean_errors(self, X: Here, column_weight: np.ndarray | None = None) -> np.ndarray:
         """Mean over the cells that are not missing of each row's squared error."""
 
         def mean(block: np.ndarray) -> np.ndarray:
@@ -824,6 +902,7 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         resume: bool = False,
     ) -> Self:
         """Train on the rows of `X`, as ``Autoencoder.fit``, and put the threshold where `contamination` says."""
+        X = self._in_blocks(X)  # here, so that it is loaded once
         super().fit(X, y, X_val=X_val, checkpoint=checkpoint, resume=resume)
         return self.set_threshold(contamination=self.contamination, X=X)
 
@@ -859,9 +938,15 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
             return self
         if X is None or not 0 < float(contamination or 0) <= 0.5:
             raise ValueError(f"contamination must be in (0, 0.5] and come with X, got {contamination!r}")
-        self.offset_ = float(np.percentile(self.score_samples(X), 100.0 * float(contamination or 0)))
+        X = self._in_blocks(X)
+        if isinstance(X, Blocks):
+            scores = np.concatenate(X.each(_scores, self.for_one_thread()))
+        else:
+            scores = self.score_samples(X)
+        self.offset_ = float(np.percentile(scores, 100.0 * float(contamination or 0)))
         return self
 
+    @_also_lazily
     def score_samples(self, X: Any) -> np.ndarray:
         """Minus the mean over features of each row's squared error, in the scale the network sees: (m,) float64."""
         return -self._mean_errors(self._check_fitted(X))

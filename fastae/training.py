@@ -1,7 +1,8 @@
 """Training: epochs of mini-batch or full-batch gradient descent over an engine.
 
 An epoch is one call of ``Engine.run_steps``, so that many small steps cost one jitted call; where rows keep their
-order and nobody watches, a call takes many epochs.
+order and nobody watches, a call takes many epochs. ``descend`` is the loop without the data: other rows than an
+array's, on other machines, are trained on by the same one.
 """
 
 import os
@@ -188,14 +189,9 @@ def train(
         The loss was no longer finite: says at which epoch and learning rate, and what helps. `params` and `state` are
         then back at the last point from which a finite loss was computed.
     """
-    if not isinstance(params, Parameters):
-        raise TypeError(f"params must be Parameters, got {type(params).__name__}")
-    optimizer = Adam() if optimizer is None else optimizer
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be an Optimizer, such as fastae.Adam(), got {optimizer!r}")
+    optimizer, state = check_start(params, optimizer, state)
     if not isinstance(objective, Objective):
         raise TypeError(f"objective must be an Objective, got {objective!r}")
-    _check_count("epochs", epochs)
     X = X.resident() if isinstance(X, Rows) else np.asarray(X)
     streamed = isinstance(X, Rows)
     if streamed and (index is not None or sample_weight is not None):
@@ -204,12 +200,87 @@ def train(
     if index is not None:
         index = check_index(index, rows)
         rows = index.size
-    if patience is not None:
-        _check_count("patience", patience)
     if batch_size is not None:
-        _check_count("batch_size", batch_size)
+        check_count("batch_size", batch_size)
     batch = min(batch_size or rows, rows)
     engine = Engine(params.network, dtype=params.dtype) if engine is None else engine
+    generator = np.random.default_rng(seed)
+    noise_seed = draw_noise_seed(generator, objective)
+    shuffle = shuffle and batch < rows
+    checkpoint = Checkpoint.at(checkpoint, resume)
+    if checkpoint is not None:
+        settings = {
+            "X.shape": X.shape, "network": params.network, "dtype": params.dtype, "objective": objective,
+            "optimizer": optimizer, "batch_size": batch, "shuffle": shuffle, "seed": seed, "patience": patience,
+            "tol": tol, "adaptive": adaptive, "validate": validate is not None, "index": index, "shift": shift,
+            "scale": scale, "sample_weight": sample_weight,
+            "X.block_bytes": getattr(X, "block_bytes", None),
+        }  # fmt: skip
+        checkpoint.agree("training", settings)
+        noise_seed = checkpoint.keep("noise_seed", noise_seed)
+    gradient = Parameters(params.network, params.dtype)
+
+    def run(rates: np.ndarray) -> np.ndarray:
+        run_steps: Callable[..., np.ndarray]
+        if streamed:
+            run_steps = partial(run_epoch, engine, generator=generator if shuffle else None)
+        else:
+            order = index
+            if shuffle:
+                drawn = generator.permutation(rows)
+                order = drawn if index is None else index[drawn]
+            run_steps = partial(engine.run_steps, index=order, sample_weight=sample_weight)
+        return run_steps(
+            params,
+            X,
+            gradient=gradient,
+            shift=shift,
+            scale=scale,
+            batch_size=batch,
+            optimizer=optimizer.code,
+            moments=state.moments,
+            rates=rates,
+            settings=optimizer.settings(state.steps),
+            objective=objective,
+            seed=noise_seed,
+            epoch=state.epochs,
+        )
+
+    def is_finite() -> bool:
+        blocks = X if isinstance(X, Rows) else [X]
+        least, most = (np.fmin, np.fmax) if objective.missing else (np.minimum, np.maximum)  # NaN or not
+        return all(np.isfinite([f.reduce(block, axis=None) for f in (least, most)]).all() for block in blocks)
+
+    return descend(
+        params,
+        run,
+        rows=rows,
+        steps_per_epoch=-(-rows // max(batch, 1)),
+        optimizer=optimizer,
+        state=state,
+        epochs=epochs,
+        many_epochs_a_run=not shuffle and not streamed,
+        validate=validate,
+        patience=patience,
+        tol=tol,
+        adaptive=adaptive,
+        callback=callback,
+        progress=progress,
+        checkpoint=checkpoint,
+        generator=generator,
+        is_finite=is_finite,
+    )
+
+
+def check_start(
+    params: Parameters, optimizer: Optimizer | None, state: State | None
+) -> tuple[Optimizer, State]:
+    """The optimizer and the state to begin with, checked against `params`; Adam and a new state where they are None."""
+    if not isinstance(params, Parameters):
+        raise TypeError(f"params must be Parameters, got {type(params).__name__}")
+    optimizer = Adam() if optimizer is None else optimizer
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be an Optimizer, such as fastae.Adam(), got {optimizer!r}")
     state = State.zeros(params) if state is None else state
     if not isinstance(state, State):
         raise TypeError(f"state must be a State, got {type(state).__name__}")
@@ -217,38 +288,62 @@ def train(
         raise ValueError(f"state is of {state.moments.shape} {state.moments.dtype}, not of these params")
     if not (state.moments.flags.c_contiguous and state.moments.flags.writeable):
         raise ValueError("state holds moments that are read-only or not C-contiguous")
-    generator = np.random.default_rng(seed)
-    noise_seed = int(generator.spawn(1)[0].integers(1 << 63)) if objective.noise else 0
-    shuffle = shuffle and batch < rows
-    steps_per_epoch = -(-rows // max(batch, 1))
-    checkpoint = Checkpoint.at(checkpoint, resume)
-    if checkpoint is not None:
-        run = {
-            "X.shape": X.shape, "network": params.network, "dtype": params.dtype, "objective": objective,
-            "optimizer": optimizer, "batch_size": batch, "shuffle": shuffle, "seed": seed, "patience": patience,
-            "tol": tol, "adaptive": adaptive, "validate": validate is not None, "index": index, "shift": shift,
-            "scale": scale, "sample_weight": sample_weight,
-            "X.block_bytes": getattr(X, "block_bytes", None),
-        }  # fmt: skip
-        checkpoint.agree("training", run)
-    watched = callback is not None or progress or validate is not None or patience is not None
-    epochs_a_call = 1
-    if not shuffle and not watched and not streamed:
-        epochs_a_call = max(1, min(EPOCHS_A_CALL, STEPS_A_CALL // max(steps_per_epoch, 1)))
+    return optimizer, state
 
-    gradient = Parameters(params.network, params.dtype)
+
+def draw_noise_seed(generator: np.random.Generator, objective: Objective) -> int:
+    """What the noise is drawn by; the generator's own numbers stay as they are."""
+    return int(generator.spawn(1)[0].integers(1 << 63)) if objective.noise else 0
+
+
+def descend(
+    params: Parameters,
+    run: Callable[[np.ndarray], np.ndarray],
+    *,
+    rows: int,
+    steps_per_epoch: int,
+    optimizer: Optimizer,
+    state: State,
+    epochs: int,
+    many_epochs_a_run: bool = False,
+    validate: Callable[[Parameters], float] | None = None,
+    patience: int | None = None,
+    tol: float = 0.0,
+    adaptive: bool = False,
+    callback: Callable[[Epoch], bool | None] | None = None,
+    progress: bool = False,
+    checkpoint: Checkpoint | None = None,
+    generator: np.random.Generator,
+    is_finite: Callable[[], bool] = lambda: True,
+) -> History:
+    """The epochs of ``train``, wherever the rows are: `run` takes the steps, this keeps the books.
+
+    `run` is given the learning rates of the steps of one whole epoch, or with `many_epochs_a_run` of several. It takes
+    these steps, changing `params` and ``state.moments`` in place, and returns (steps, 2): each step's loss before it
+    and the sum of its rows' weights, no further than the first loss that is not finite. `is_finite` says whether the
+    data are; a checkpoint keeps the state of `generator`. The other options, and what is returned and raised, are
+    ``train``'s.
+    """
+    check_count("epochs", epochs)
+    if patience is not None:
+        check_count("patience", patience)
+    watched = callback is not None or progress or validate is not None or patience is not None
+    epochs_a_run = 1
+    if many_epochs_a_run and not watched:
+        epochs_a_run = max(1, min(EPOCHS_A_CALL, STEPS_A_CALL // max(steps_per_epoch, 1)))
+
     history = History(state)
     best, best_flat, best_epoch, stale, factor = np.inf, None, 0, 0, 1.0
     if checkpoint is not None and checkpoint.loop is not None:
         history = _resumed(checkpoint, state, optimizer, epochs)
-        best, best_epoch, stale, factor, noise_seed = checkpoint.loop["watch"]
+        best, best_epoch, stale, factor = checkpoint.loop["watch"]
         best_flat = checkpoint.restore(params, state, generator)
     kept = _Kept(params, state)
     began = time.perf_counter() - history.seconds
 
     def write_checkpoint(checkpoint: Checkpoint) -> None:
         loop = {
-            "watch": (best, best_epoch, stale, factor, noise_seed),
+            "watch": (best, best_epoch, stale, factor),
             "history": {name: value for name, value in vars(history).items() if name != "state"},
             "rate": (state.steps - 1, optimizer.rates(state.steps - 1, 1)[0]),
         }
@@ -258,46 +353,27 @@ def train(
         while len(history.loss) < epochs and history.stop_reason != "tol":
             if checkpoint is not None and history.loss and checkpoint.due:
                 write_checkpoint(checkpoint)
-            count = min(epochs_a_call, epochs - len(history.loss))
+            count = min(epochs_a_run, epochs - len(history.loss))
             if checkpoint is not None:  # a call should not outlast the time between two writes
                 in_time = len(history.loss) * checkpoint.SECONDS / max(history.seconds, 1e-9)
                 count = max(1, min(count, int(in_time)))
             rates = factor * optimizer.rates(state.steps, count * steps_per_epoch)
-            order = index
-            if shuffle and not streamed:
-                drawn = generator.permutation(rows)
-                order = drawn if index is None else index[drawn]
             kept.before()
-            run_steps: Callable[..., np.ndarray]
-            if streamed:
-                run_steps = partial(run_epoch, engine, generator=generator if shuffle else None)
-            else:
-                run_steps = partial(engine.run_steps, index=order, sample_weight=sample_weight)
+            drawn_from = generator.bit_generator.state
             try:
-                losses = run_steps(
-                    params,
-                    X,
-                    gradient=gradient,
-                    shift=shift,
-                    scale=scale,
-                    batch_size=batch,
-                    optimizer=optimizer.code,
-                    moments=state.moments,
-                    rates=rates,
-                    settings=optimizer.settings(state.steps),
-                    objective=objective,
-                    seed=noise_seed,
-                    epoch=state.epochs,
-                )
+                losses = run(rates)
             except BaseException:  # Ctrl-C too: whole epochs only, and a state that belongs to the parameters
                 kept.restore(first_step=False)
+                if checkpoint is not None and history.loss:
+                    generator.bit_generator.state = drawn_from
+                    write_checkpoint(checkpoint)
                 raise
             bad = np.flatnonzero(~np.isfinite(losses[:, 0]))
             if bad.size:
                 kept.restore(first_step=bad[0] == 0)
                 epoch = len(history.loss) + 1 + int(bad[0]) // steps_per_epoch
                 raise DivergenceError(
-                    _what_helps(epoch, float(rates[bad[0]]), bool(bad[0] == 0), kept, X, objective)
+                    _what_helps(epoch, float(rates[bad[0]]), bool(bad[0] == 0), kept, is_finite)
                 )
             state.steps += rates.size
             state.epochs += count
@@ -382,17 +458,13 @@ def _resumed(checkpoint: Checkpoint, state: State, optimizer: Optimizer, epochs:
     return history
 
 
-def _what_helps(
-    epoch: int, rate: float, first_step: bool, kept: _Kept, X: "np.ndarray | Rows", objective: Objective
-) -> str:
+def _what_helps(epoch: int, rate: float, first_step: bool, kept: _Kept, is_finite: Callable[[], bool]) -> str:
     said = f"the loss was not finite in epoch {epoch}, at learning rate {rate:.3g}"
     if epoch == 1 and first_step:
         if not np.isfinite(kept.params.flat).all():
             return f"{said}: params hold NaN or infinity; start from finite ones"
         return f"{said}, before any step: X holds NaN or infinity, or values too large; clean or scale it"
-    blocks = X if isinstance(X, Rows) else [X]
-    least, most = (np.fmin, np.fmax) if objective.missing else (np.minimum, np.maximum)  # NaN or not
-    if not all(np.isfinite([f.reduce(block, axis=None) for f in (least, most)]).all() for block in blocks):
+    if not is_finite():
         return f"{said}: X holds NaN or infinity; clean it. The parameters are back at the last finite loss"
     return (
         f"{said}: lower the learning rate, or scale the data. The parameters are back at the last finite loss"
@@ -433,7 +505,8 @@ def progress_bar(wanted: bool, epochs: int, rows: int) -> Iterator[Callable[[Epo
         yield show
 
 
-def _check_count(name: str, value: int) -> None:
+def check_count(name: str, value: int) -> None:
+    """An error that names `value` unless it is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < 1:

@@ -216,3 +216,20 @@ def test_the_baseline_ships_and_is_of_the_cases():
     for kept in baseline.stored().values():
         assert set(kept["ratios"]) == {case.id for case in CASES}
         assert all(ratio > 0 for ratios in kept["ratios"].values() for ratio in ratios.values())
+
+
+def test_the_cost_model_of_several_machines_is_fitted():
+    from fastae.bench import distributed
+
+    a, b, out, c, back = 2e-4, 5e-4, 1 / 1.2e9, 1e-5, 1 / 4e9
+    measured = {}
+    for name, size in distributed.SIZES.items():
+        for workers in (1, 2, 4):
+            traffic = workers * distributed.size_in_bytes(*size)
+            without = a + b * workers + out * traffic
+            rounds = -(-workers // distributed.available_cpus())
+            whole = without + c * workers + back * traffic + rounds * 3e-3
+            measured[workers, name] = {"no rows": without, "whole": whole, "one thread": 3e-3}
+    found = distributed.fit(measured)
+    assert found[0] == pytest.approx([a, b, out], rel=1e-6)
+    assert found[1] == pytest.approx([c, back], rel=1e-6)

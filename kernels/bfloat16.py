@@ -1,11 +1,11 @@
 """A step's products in bfloat16, two at a time (AVX512_BF16), added up in float32. Compiled only where asked for.
 
-Parameters, gradients, bias gradients, the loss and all arithmetic outside the products stay float32, and so do the
-places of layout.py: what is narrowed lies twice where the float32 would lie, once for each form of product.
+Parameters, gradients, the loss and all arithmetic outside the products stay float32. What is narrowed begins where the
+float32 of layout.py would, and takes no more room:
 
-    tile      of a block of 16 columns, the first half are the rows as they are, (height, 16), where a lane's pair is
-              two columns of a row; the second half are pairs of rows, (height / 2, 16, 2)
-    weights   in pairs of rows, (fan_out / 16, fan_in / 2, 16, 2), in the first half; the second half is not used
+    tile      a block of 16 columns twice: first its rows as they are, (height, 16), where two columns of a row are
+              side by side; then pairs of rows, (height / 2, 16, 2)
+    weights   pairs of rows, (fan_out / 16, fan_in / 2, 16, 2), and W' likewise in its own place
 
 So a product over columns (forward, backward) takes a tile's rows and pairs of weights; one over rows (gradient) takes
 two tiles' pairs. Addresses and strides are in bytes; `block` is that of a tile, from one column block to the next, and

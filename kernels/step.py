@@ -3,7 +3,7 @@
 Each thread of a team makes one call, ``run``, on the same job. A step has up to four phases, each a number of items
 that threads claim, each its own first and then what others have left:
 
-    TRANSPOSE   one stretch of the flat buffers: W' of its weights; only in a job's first step
+    TRANSPOSE   one stretch of the flat buffers: W' of its weights, or both as bfloat16; only in a job's first step
     CODE        one shard of the rows: the sum of its codes; only where the mean code has a cost
     SHARD       one shard of the rows: its own gradient, its own loss
     UPDATE      one stretch of the flat buffers: shards added in a fixed order, then the optimizer, then W'
@@ -597,7 +597,7 @@ def narrow_all(job, plan):  # type: ignore[no-untyped-def]
 
 @kernel
 def _transpose_stretch(job, plan, parameters, transposed, layer, first, last):  # type: ignore[no-untyped-def]
-    """W' of squares first .. last - 1 of a layer's weights; the first layer's is not needed."""
+    """W' of squares first .. last - 1 of a layer's weights; the first layer's is not needed. Or both as bfloat16."""
     if job[NARROW_AT] != 0:
         _narrow_stretch(job, plan, layer, first, last)
     elif layer > 0:

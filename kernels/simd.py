@@ -353,7 +353,7 @@ class Words:
 
     def dot(self, x: Value, y: Value, z: Value) -> Value:
         """z + x0 y0 + x1 y1 in each lane, of the two bfloat16 in each of x and y (vdpbf16ps)."""
-        # LLVM before 18 knows the pairs as integers, later ones take that for an old spelling
+        # pairs as integers: older LLVMs know no others, newer ones take that for an old spelling
         pairs = [self.builder.bitcast(value, self.int_line) for value in (x, y)]
         return self._call("llvm.x86.avx512bf16.dpbf16ps.512", self.line, [z, *pairs])
 

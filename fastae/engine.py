@@ -35,8 +35,15 @@ class Engine:
     n_threads : int, optional
         Threads to use; by default the CPUs this process may use (affinity and cgroup quota). The results have the
         same bits for any number.
-    dtype : "float32" or "float64"
-        Of parameters, arithmetic and results. Losses are added up in float64.
+    dtype : "float32", "float64" or "bfloat16"
+        Of parameters, arithmetic and results. Losses are added up in float64. With "bfloat16", parameters and results
+        are float32, and so is all arithmetic but matrix products: their operands are rounded to 8 bits of precision,
+        and added up in float32. It takes a CPU with AVX512_BF16.
+
+    Raises
+    ------
+    RuntimeError
+        dtype "bfloat16" on a CPU that has no such products, or where Numba compiles for one.
 
     Notes
     -----
@@ -55,7 +62,9 @@ class Engine:
             raise TypeError(f"n_threads must be an integer or None, got {n_threads!r}")
         if n_threads < 1:
             raise ValueError(f"n_threads must be at least 1, got {n_threads}")
-        self.network, self.n_threads, self.dtype = network, int(n_threads), check_dtype(dtype)
+        narrow = isinstance(dtype, str) and dtype == "bfloat16"
+        self.network, self.n_threads = network, int(n_threads)
+        self.dtype = check_dtype("float32" if narrow else dtype)
 
         from numba import config  # here, not above: the compiler is loaded when an engine is made
 
@@ -64,7 +73,12 @@ class Engine:
         from numba.core.errors import NumbaError
 
         from fastae.kernels import step
+        from fastae.kernels.target import TARGET
 
+        if narrow and not TARGET.bfloat16:
+            raise RuntimeError(
+                f"dtype bfloat16 takes a CPU with AVX512_BF16, but kernels are compiled for {TARGET.cpu}"
+            )
         self._step, self._not_compiled = step, NumbaError
         self.plan, size, transposed = layout.plan(network.widths, network.activations, self.dtype)
         lanes = layout.lanes(self.dtype)
@@ -75,10 +89,12 @@ class Engine:
         self.tile_rows = 192 if width * self.dtype.itemsize * 192 <= WORKSPACE else 144
         sums = int(last[layout.COLUMN_SUMS] + outputs)
         code = layout.blocks(network.widths[network.code_layer], self.dtype) * lanes
-        # A clean copy of a corrupted input, and a tile of codes; untouched, so no memory, where nothing needs them.
-        extra = (int(self.plan[0][layout.OUTPUT]) + code) * self.tile_rows
+        # A clean copy of a corrupted input, and a spare tile; untouched, so no memory, where nothing needs them.
+        inputs = int(self.plan[0][layout.OUTPUT])
+        extra = (inputs + (max(inputs, code) if narrow else code)) * self.tile_rows
         scratch = int(step.target_place(self.plan, self.tile_rows, lanes)) + extra
         self._work = [layout.aligned_zeros(scratch, self.dtype) for _ in range(self.n_threads)]
+        self._narrow = layout.aligned_zeros(size, self.dtype) if narrow else None
         self._transposed = layout.aligned_zeros(transposed, self.dtype)
         self._ones = layout.aligned_zeros(sums, self.dtype)
         for row in self.plan:
@@ -310,6 +326,7 @@ class Engine:
         job[step.TASK], job[step.BATCH], job[step.STEPS] = step.STEPS_TASK, batch, rates.size
         job[step.OPTIMIZER], job[step.FIRST_ROW], job[step.SUMS] = optimizer, first_row, sums
         job[step.PARAMETERS], job[step.GRADIENT] = params.flat.ctypes.data, gradient.flat.ctypes.data
+        job[step.WEIGHTS] = (params.flat if self._narrow is None else self._narrow).ctypes.data
         job[step.MOMENTS] = 0 if moments is None else moments.ctypes.data
         job[step.RATES], job[step.SETTINGS] = rates.ctypes.data, settings.ctypes.data
         job[step.LOSSES] = losses.ctypes.data
@@ -318,7 +335,7 @@ class Engine:
             if self._gradients.shape[0] < shards:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
             job[step.GRADIENTS] = self._gradients.ctypes.data
-            claim = step.TRANSPOSE if self.network.n_layers > 1 else step.SHARD
+            claim = step.TRANSPOSE
             flops = 6.0 * batch * self._size
             shared = shards > 1 or flops > SMALL_JOB  # a step of one shard has little else to share out
             self._run(job, claim, flops * rates.size if shared else 0.0)
@@ -386,9 +403,12 @@ class Engine:
             out = np.empty(rows)
             job[step.TASK], job[step.COLUMN_WEIGHT] = step.ERRORS_TASK, column_weight.ctypes.data
         job[step.MISSING], job[step.PARAMETERS] = missing, params.flat.ctypes.data
+        job[step.WEIGHTS] = (params.flat if self._narrow is None else self._narrow).ctypes.data
         job[step.OUT], job[step.OUT_STRIDE] = out.ctypes.data, out.strides[0]
         job[step.FIRST_LAYER], job[step.LAST_LAYER] = first, last
         with self._lock:
+            if self._narrow is not None:
+                step.narrow_all(job, self.plan)
             self._run(job, 0, 2.0 * rows * self._size)
         del alive
         return out
@@ -455,7 +475,7 @@ class Engine:
 
         step = self._step
         job = self._blank.copy()
-        job[step.FORWARD_AT : step.SHARD_AT + 1] = step.addresses(self.dtype)
+        job[step.FORWARD_AT : step.ADD_PULL_AT + 1] = step.addresses(self.dtype, self._narrow is not None)
         job[step.X], job[step.ROW_STRIDE], job[step.COLUMN_STRIDE] = X.ctypes.data, *X.strides
         if X.shape[1] == 1:
             job[step.COLUMN_STRIDE] = X.itemsize

@@ -5,6 +5,7 @@ A map, from the call down:
     step.py         a shard of rows, tile after tile, through all layers; the team of threads' one jitted call
     layer.py        one layer's forward step and backward step on a tile of rows, in place
     gemm.py         the register tile, in its three forms
+    bfloat16.py     layer.py and gemm.py for products of bfloat16 pairs
     activations.py  sigmoid with derivative, tanh, relu, identity
     optimizer.py    fused parameter updates
     rows.py         rows of any dtype and stride into a tile, and back out

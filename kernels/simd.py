@@ -349,6 +349,36 @@ class Words:
             ]
         return lines
 
+    # -- bfloat16, the upper half of a float32: a line of float32 may hold 32 of them, two in each lane -----------
+
+    def dot(self, x: Value, y: Value, z: Value) -> Value:
+        """z + x0 y0 + x1 y1 in each lane, of the two bfloat16 in each of x and y (vdpbf16ps)."""
+        # pairs as integers: older LLVMs know no others, newer ones take that for an old spelling
+        pairs = [self.builder.bitcast(value, self.int_line) for value in (x, y)]
+        return self._call("llvm.x86.avx512bf16.dpbf16ps.512", self.line, [z, *pairs])
+
+    def narrow(self, first: Value, second: Value) -> Value:
+        """The lanes of `first`, then those of `second`, as bfloat16, rounded to nearest even (vcvtne2ps2bf16)."""
+        halves = ir.VectorType(I16, 2 * self.lanes)
+        line = self._call("llvm.x86.avx512bf16.cvtne2ps2bf16.512", halves, [second, first])
+        return self.builder.bitcast(line, self.line)
+
+    def paired(self, line: Value) -> Value:
+        """What ``narrow`` made, lane by lane: the first's beside the second's."""
+        halves = self.builder.bitcast(line, ir.VectorType(I16, 2 * self.lanes))
+        order = [i // 2 + i % 2 * self.lanes for i in range(2 * self.lanes)]
+        mixed = self.builder.shuffle_vector(
+            halves, halves, ir.Constant(ir.VectorType(I32, 2 * self.lanes), order)
+        )
+        return self.builder.bitcast(mixed, self.line)
+
+    def unpaired(self, pairs: Value) -> tuple[Value, Value]:
+        """The two lines that ``narrow`` was given, of ``paired``, as they were rounded."""
+        b = self.builder
+        bits = b.bitcast(pairs, self.int_line)
+        first, second = b.shl(bits, self._int_line(16)), b.and_(bits, self._int_line(0xFFFF0000))
+        return b.bitcast(first, self.line), b.bitcast(second, self.line)
+
     # -- conversion -------------------------------------------------------------------------------------------
 
     def convert(self, value: Value, signed: bool, to: ir.Type | None = None) -> Value:

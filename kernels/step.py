@@ -3,7 +3,7 @@
 Each thread of a team makes one call, ``run``, on the same job. A step has up to four phases, each a number of items
 that threads claim, each its own first and then what others have left:
 
-    TRANSPOSE   one stretch of the flat buffers: W' of its weights; only in a job's first step
+    TRANSPOSE   one stretch of the flat buffers: W' of its weights, or both as bfloat16; only in a job's first step
     CODE        one shard of the rows: the sum of its codes; only where the mean code has a cost
     SHARD       one shard of the rows: its own gradient, its own loss
     UPDATE      one stretch of the flat buffers: shards added in a fixed order, then the optimizer, then W'
@@ -82,6 +82,7 @@ from fastae.kernels.target import LINE
     HEIGHT,  # rows of a tile
     SIZE,  # elements of the flat buffers
     PARAMETERS,  # flat
+    WEIGHTS,  # what products take: PARAMETERS, or the flat buffer with weights as bfloat16.py has them
     ONES,  # lines of ones, zero in padding lanes, by COLUMN_SUMS
     WT,  # every W' but the first layer's
     WT_SIZE,
@@ -114,10 +115,15 @@ from fastae.kernels.target import LINE
     GRADIENT_AT,
     LOAD_AT,  # and those of this file
     SHARD_AT,
+    WIDE_AT,  # the forward kernel whose output is of the engine's dtype
+    NARROW_AT,  # and the others of bfloat16.py; 0 where products are in the engine's dtype
+    NARROW_WEIGHTS_AT,
+    PULL_AT,
+    ADD_PULL_AT,
     TAKEN,  # (most items of a phase,): which phase each was claimed for last
     SUMS,  # 1: loss and gradient as sums over the rows, not divided by the rows' weights
     JOB,
-) = range(50)
+) = range(56)
 STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)
 
 # The control block: int64s a cache line apart
@@ -214,7 +220,7 @@ def _rows_of_shard(job, step, item):  # type: ignore[no-untyped-def]
 
 @kernel
 def _items(job, plan, step, phase, lanes):  # type: ignore[no-untyped-def]
-    if phase == UPDATE or (phase == TRANSPOSE and step == 0 and plan.shape[0] > 1):
+    if phase == UPDATE or (phase == TRANSPOSE and step == 0):
         return stretches(plan, lanes)
     if phase == SHARD or (phase == CODE and job[SPARSE] != 0):
         _, rows = _rows_in_step(job, step)
@@ -224,16 +230,20 @@ def _items(job, plan, step, phase, lanes):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _forward_layers(like, job, plan, tiles, rows, height, first, last):  # type: ignore[no-untyped-def]
-    """Layers first .. last - 1 on a tile; the input of layer i lies where layer i - 1's output goes."""
-    parameters, ones, size = job[PARAMETERS], job[ONES], like.itemsize
+def _forward_layers(like, job, plan, tiles, wide, rows, height, first, last):  # type: ignore[no-untyped-def]
+    """Layers first .. last - 1 on a tile; the input of layer i lies where layer i - 1's output goes.
+
+    The last one's output goes to `wide`, in the engine's dtype, unless that is 0.
+    """
+    parameters, weights, ones, size = job[PARAMETERS], job[WEIGHTS], job[ONES], like.itemsize
     lanes = LINE // size
     for i in range(first, last):
         source = tiles + (plan[i - 1, OUTPUT] * height * size if i > 0 else 0)
+        ends = wide != 0 and i == last - 1
         arguments = (
-            tiles + plan[i, OUTPUT] * height * size,
+            wide if ends else tiles + plan[i, OUTPUT] * height * size,
             source,
-            parameters + plan[i, WEIGHT] * size,
+            weights + plan[i, WEIGHT] * size,
             parameters + plan[i, BIAS] * size,
             ones + plan[i, COLUMN_SUMS] * size,
             plan[i, ACTIVATION],
@@ -243,7 +253,7 @@ def _forward_layers(like, job, plan, tiles, rows, height, first, last):  # type:
             (plan[i, FAN_OUT] + lanes - 1) // lanes,
             (plan[i, FAN_IN] + lanes - 1) // lanes * lanes,
         )
-        call_at(job[FORWARD_AT], arguments)
+        call_at(job[WIDE_AT] if ends else job[FORWARD_AT], arguments)
 
 
 @inlined
@@ -252,29 +262,31 @@ def _tile_gradient(
 ):  # type: ignore[no-untyped-def]
     """Loss and gradient of a tile of `rows` rows, computed as `whole`, into (`add`: onto) a shard's gradient.
 
-    All layers are done already, but a linear last one.
-    Deltas overwrite the activations they belong to; `spare` is a tile of codes.
+    All layers are done already, but a linear last one. Deltas overwrite the activations they belong to. `spare` is a
+    tile of codes; where products are narrow, the output of a last layer that is not linear comes in it.
     """
-    parameters, transposed = job[PARAMETERS], job[WT]
+    parameters, transposed, narrow = job[PARAMETERS], job[WT], job[NARROW_AT] != 0
     size = like.itemsize
     lanes = LINE // size
     last = plan.shape[0] - 1
-    wide = plan[last, OUTPUT] * height * size
+    top = tiles + plan[last, OUTPUT] * height * size
     fan_in = (plan[last, FAN_IN] + lanes - 1) // lanes * lanes
     blocks = (plan[last, FAN_OUT] + lanes - 1) // lanes
     top_sums = sums + plan[last, COLUMN_SUMS] * size
     linear = plan[last, ACTIVATION] == IDENTITY
     if linear:
         source = tiles + (plan[last - 1, OUTPUT] * height * size if last > 0 else 0)
-        w, b = parameters + plan[last, WEIGHT] * size, parameters + plan[last, BIAS] * size
+        w, b = job[WEIGHTS] + plan[last, WEIGHT] * size, parameters + plan[last, BIAS] * size
         depth = plan[last, FAN_IN]
-        out = tiles + wide
-        arguments = (out, source, w, b, target, weight, top_sums, loss, whole, height, depth, blocks, fan_in)
+        arguments = (top, source, w, b, target, weight, top_sums, loss, whole, height, depth, blocks, fan_in)
         call_at(job[RESIDUAL_AT], arguments)
     else:
+        wide = spare if narrow else top
         layer.output_delta(
-            like, tiles + wide, target, weight, top_sums, loss, plan[last, ACTIVATION], whole, height, blocks
+            like, wide, target, weight, top_sums, loss, plan[last, ACTIVATION], whole, height, blocks
         )
+        if narrow:
+            call_at(job[NARROW_AT], (top, wide, whole, height, blocks))
     for i in range(last, -1, -1):
         blocks = (plan[i, FAN_OUT] + lanes - 1) // lanes
         fan_in = (plan[i, FAN_IN] + lanes - 1) // lanes * lanes
@@ -285,7 +297,10 @@ def _tile_gradient(
         call_at(job[GRADIENT_AT], product)
         if i > 0:
             sparse = job[SPARSE] != 0 and i - 1 == job[CODE_LAYER]
-            if sparse:
+            if sparse and narrow:
+                pull = spare, below, weight, job[SLOPES], whole, height, fan_in // lanes
+                call_at(job[PULL_AT], pull)
+            elif sparse:
                 layer.pull(like, spare, below, weight, job[SLOPES], whole, height, fan_in // lanes)
             chained = (
                 below,
@@ -300,8 +315,10 @@ def _tile_gradient(
                 blocks * lanes,
             )
             call_at(job[BACKWARD_AT], chained)
-            if sparse:
-                below_sums = sums + plan[i - 1, COLUMN_SUMS] * size
+            below_sums = sums + plan[i - 1, COLUMN_SUMS] * size
+            if sparse and narrow:
+                call_at(job[ADD_PULL_AT], (below, spare, below_sums, whole, height, fan_in // lanes))
+            elif sparse:
                 layer.add_pull(like, below, spare, below_sums, whole, height, fan_in // lanes)
 
 
@@ -313,7 +330,7 @@ def whole_rows(rows):  # type: ignore[no-untyped-def]
 
 @kernel
 def target_place(plan, height, lanes):  # type: ignore[no-untyped-def]
-    """Where in a thread's `work` the clean copy of a corrupted tile begins; a spare tile of codes follows it."""
+    """Where in a thread's `work` the clean copy of a corrupted tile begins; a spare tile follows it."""
     last = plan.shape[0] - 1
     outputs = (plan[last, FAN_OUT] + lanes - 1) // lanes * lanes
     tiles, sums = plan[last, OUTPUT] + outputs, plan[last, COLUMN_SUMS] + outputs
@@ -401,6 +418,23 @@ def load_tile(out, job_at, scratch, columns, place, first, rows, epoch):  # type
 
 
 @kernel
+def _load_input(like, job, job_at, base, scratch, columns, place, first, rows, epoch):  # type: ignore[no-untyped-def]
+    """``load_tile``; where products are narrow, as bfloat16, with the rows as they are at target_place."""
+    height, size = job[HEIGHT], like.itemsize
+    lanes = LINE // size
+    blocks = (columns + lanes - 1) // lanes
+    loaded = place
+    if job[NARROW_AT] != 0:
+        loaded = scratch + SCRATCH * lanes
+        if job[MISSING] != 0 or job[NOISE] != NO_NOISE:
+            loaded += blocks * lanes * height  # the spare tile
+    call_at(job[LOAD_AT], (base, job_at, scratch, columns, loaded, first, rows, epoch))
+    if job[NARROW_AT] != 0:
+        tile = base + place * size, base + loaded * size, whole_rows(rows), height, blocks
+        call_at(job[NARROW_AT], tile)
+
+
+@kernel
 def _load_weights(job, work, place, first, rows, whole):  # type: ignore[no-untyped-def]
     """The weights of a tile's rows, 1 by default, and 0 for those below them, from work[place] on; their sum."""
     for i in range(rows, whole):
@@ -481,8 +515,9 @@ def shard_item(out, job_at, plan_at, layers, step, item, me_at, code_phase):  # 
     scratch = weight_at + height
     loss_at = scratch + LOSS * lanes
     target_at = target_place(plan, height, lanes)
-    code_at = target_at + (features + lanes - 1) // lanes * lanes * height
-    if job[MISSING] == 0 and job[NOISE] == NO_NOISE:
+    spare_at = target_at + (features + lanes - 1) // lanes * lanes * height
+    narrow = job[NARROW_AT] != 0
+    if job[MISSING] == 0 and job[NOISE] == NO_NOISE and not narrow:
         target_at = 0
     gradient_at = job[GRADIENTS] + item * job[SIZE] * size
     first, _ = _rows_in_step(job, step)
@@ -498,13 +533,17 @@ def shard_item(out, job_at, plan_at, layers, step, item, me_at, code_phase):  # 
             if code_phase:
                 for c in range(codes.shape[1]):
                     codes[item, c] = 0.0
-        call_at(job[LOAD_AT], (base, job_at, scratch, features, 0, first + row, count, epoch))
+        _load_input(work, job, job_at, base, scratch, features, 0, first + row, count, epoch)
         whole = whole_rows(count)
         weights = _load_weights(job, work, weight_at, first + row, count, whole)
-        layers = code + 1 if code_phase else last if plan[last, ACTIVATION] == IDENTITY else last + 1
-        _forward_layers(work, job, plan, base, whole, height, 0, layers)
+        place = plan[code, OUTPUT] * height
+        layers, wide = code + 1, base + place * size
+        if code_phase == 0:
+            linear = plan[last, ACTIVATION] == IDENTITY
+            layers = last if linear else last + 1
+            wide = 0 if linear or not narrow else base + spare_at * size
+        _forward_layers(work, job, plan, base, wide, whole, height, 0, layers)
         if code_phase:
-            place = plan[code, OUTPUT] * height
             _add_codes(work, place, plan[code, FAN_OUT], weight_at, count, height, codes[item])
             totals[item, 1] += weights
             me[PROGRESS] += count
@@ -518,7 +557,7 @@ def shard_item(out, job_at, plan_at, layers, step, item, me_at, code_phase):  # 
             plan,
             base,
             base + target_at * size,
-            base + code_at * size,
+            base + spare_at * size,
             base + sums_at * size,
             base + weight_at * size,
             base + loss_at * size,
@@ -541,9 +580,27 @@ def shard_item(out, job_at, plan_at, layers, step, item, me_at, code_phase):  # 
 
 
 @kernel
-def _transpose_stretch(plan, parameters, transposed, layer, first, last):  # type: ignore[no-untyped-def]
-    """W' of squares first .. last - 1 of a layer's weights; the first layer's is not needed."""
-    if layer > 0:
+def _narrow_stretch(job, plan, layer, first, last):  # type: ignore[no-untyped-def]
+    """Squares first .. last - 1 of a layer's weights, W and W', as bfloat16; the first layer's W' is not needed."""
+    row = plan[layer]
+    narrow, turned = job[WEIGHTS] + row[WEIGHT] * 4, job[WT] + row[TRANSPOSED] * 4 if layer > 0 else 0
+    source = job[PARAMETERS] + row[WEIGHT] * 4
+    call_at(job[NARROW_WEIGHTS_AT], (narrow, turned, source, row[FAN_IN], row[FAN_OUT], first, last))
+
+
+@kernel
+def narrow_all(job, plan):  # type: ignore[no-untyped-def]
+    """All weights as bfloat16."""
+    for i in range(plan.shape[0]):
+        _narrow_stretch(job, plan, i, 0, (plan[i, BIAS] - plan[i, WEIGHT]) // 256)
+
+
+@kernel
+def _transpose_stretch(job, plan, parameters, transposed, layer, first, last):  # type: ignore[no-untyped-def]
+    """W' of squares first .. last - 1 of a layer's weights; the first layer's is not needed. Or both as bfloat16."""
+    if job[NARROW_AT] != 0:
+        _narrow_stretch(job, plan, layer, first, last)
+    elif layer > 0:
         row, lanes = plan[layer], LINE // parameters.itemsize
         fan_in = (row[FAN_IN] + lanes - 1) // lanes * lanes
         fan_out = (row[FAN_OUT] + lanes - 1) // lanes * lanes
@@ -577,9 +634,16 @@ def _add_norms(norms, losses, step, alpha):  # type: ignore[no-untyped-def]
         losses[step, 0] += alpha * total / (2.0 * losses[step, 1])
 
 
-def addresses(dtype):  # type: ignore[no-untyped-def]
-    """What a job holds from FORWARD_AT to SHARD_AT: the kernels that are called by their address."""
-    return [*layer.addresses(dtype), load_tile.address(dtype), shard_item.address(dtype)]
+def addresses(dtype, narrow):  # type: ignore[no-untyped-def]
+    """What a job holds from FORWARD_AT to ADD_PULL_AT: the kernels that are called by their address."""
+    own = [load_tile.address(dtype), shard_item.address(dtype)]
+    if narrow:
+        from fastae.kernels import bfloat16
+
+        products, others = bfloat16.addresses()
+        return [*products, *own, *others]
+    products = layer.addresses(dtype)
+    return [*products, *own, products[0], 0, 0, 0, 0]
 
 
 @kernel
@@ -726,7 +790,7 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
         items = _items(job, plan, step, phase, lanes)
         if phase == TRANSPOSE:
             which, low, high, _, _ = _stretch(plan, item, lanes)
-            _transpose_stretch(plan, parameters, transposed, which, low, high)
+            _transpose_stretch(job, plan, parameters, transposed, which, low, high)
         elif phase != UPDATE:
             if load_acquire(shared + CANCEL * 8) != 0:
                 me[HELD] = 0
@@ -770,7 +834,7 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
                     settings,
                 )
                 if step + 1 < steps:
-                    _transpose_stretch(plan, parameters, transposed, which, low, high)
+                    _transpose_stretch(job, plan, parameters, transposed, which, low, high)
         me[HELD] = 0
         if fetch_add(done_at, 1) + 1 == items:
             store_release(done_at, 0)
@@ -841,12 +905,12 @@ def _infer(job, plan, control, me, work):  # type: ignore[no-untyped-def]
         if first >= job[ROWS]:
             return OVER
         rows = min(height, job[ROWS] - first)
-        call_at(job[LOAD_AT], (base, np.int64(job.ctypes.data), scratch, columns, source, first, rows, 0))
-        whole = whole_rows(rows)
-        _forward_layers(work, job, plan, base, whole, height, start, last + 1)
+        _load_input(work, job, np.int64(job.ctypes.data), base, scratch, columns, source, first, rows, 0)
         out, features = plan[last, OUTPUT] * height, plan[last, FAN_OUT]
+        _forward_layers(work, job, plan, base, base + out * size, whole_rows(rows), height, start, last + 1)
         if job[TASK] == ERRORS_TASK:
-            _row_errors(job, work, out, target if job[MISSING] != 0 else 0, features, first, rows)
+            kept = job[MISSING] != 0 or job[NARROW_AT] != 0
+            _row_errors(job, work, out, target if kept else 0, features, first, rows)
         else:
             stride = job[OUT_STRIDE]
             store_rows(work, job[OUT] + first * stride, stride, base + out * size, height, features, rows)

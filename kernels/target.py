@@ -29,6 +29,7 @@ class Target:
     isa: str  # "avx512", "avx2", "neon" or "generic"
     fma: bool
     x86: bool
+    bfloat16: bool  # products of bfloat16 pairs, added up in float32: AVX512_BF16
     tiles: dict[int, int]  # blocks -> rows
 
     @property
@@ -61,12 +62,12 @@ def _features() -> tuple[str, set[str]]:
 def _target() -> Target:
     name, has = _features()
     if platform.machine().lower() not in ("x86_64", "amd64"):
-        return Target(name, "neon", True, False, {1: 6})
+        return Target(name, "neon", True, False, False, {1: 6})
     if has >= _AVX512:
-        return Target(name, "avx512", True, True, {1: 16, 2: 8, 3: 8})
+        return Target(name, "avx512", True, True, "avx512bf16" in has, {1: 16, 2: 8, 3: 8})
     if has >= _AVX2:
-        return Target(name, "avx2", True, True, {1: 6})
-    return Target(name, "generic", "fma" in has, True, {1: 2})
+        return Target(name, "avx2", True, True, False, {1: 6})
+    return Target(name, "generic", "fma" in has, True, False, {1: 2})
 
 
 TARGET = _target()

@@ -97,6 +97,15 @@ def test_features_asked_for_decide(monkeypatch, features, isa, fma):
     assert (chosen.isa, chosen.fma) == (isa, fma)
 
 
+@pytest.mark.skipif(not X86, reason="features are those of x86 CPUs")
+def test_bfloat16_only_where_there_is_avx512_bf16(monkeypatch):
+    avx512 = "+avx,+avx2,+fma,+avx512f,+avx512vl,+avx512bw,+avx512dq"
+    assert choose(monkeypatch, "znver5", f"{avx512},+avx512bf16").bfloat16
+    assert not choose(monkeypatch, "znver5", f"{avx512},-avx512bf16").bfloat16
+    assert not choose(monkeypatch, "haswell", f"{avx512},+avx512bf16").bfloat16
+    assert not choose(monkeypatch, "znver5", "+avx,+avx2,+fma,+avx512bf16").bfloat16
+
+
 @pytest.mark.parametrize("machine", ["arm64", "aarch64", "AMD64", "x86_64"])
 def test_the_machine_decides_between_neon_and_the_rest(monkeypatch, machine):
     monkeypatch.setattr(target.platform, "machine", lambda: machine)

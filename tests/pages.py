@@ -1,7 +1,8 @@
-"""The Python of README.md and docs/: a page's blocks run in order, in one namespace, as a reader would run them.
+"""The code of README.md and docs/: a page's blocks run in order, in one place, as a reader would run them.
 
-A ``text`` block right after a Python block is what that block prints, numbers to one in the last digit. A block under a
-line ``<!-- needs: torch -->`` is left out where that module is not installed.
+All Python runs, in one namespace; of shell blocks those under a line ``<!-- runs -->`` do. A ``text`` block right after
+one is what it prints, numbers to one in the last digit. A block under a line ``<!-- needs: torch -->`` is left out where
+that module is not installed.
 
 ``python tests/pages.py`` runs docs/ in docs/images/, where the pictures that the pages save are shown from.
 """
@@ -11,6 +12,7 @@ import importlib.util
 import io
 import os
 import re
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -22,25 +24,30 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 FENCE = re.compile(r"^ *```[ \t]*(\S*)", re.MULTILINE)
 BLOCK = re.compile(
-    r"(?:^<!-- needs: (\w+) -->\n)?^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?",
+    r"(?:(?:^<!-- needs: (?P<needs>\w+) -->\n)?^```python\n|^<!-- (?P<runs>runs) -->\n```sh\n)(?P<code>.*?)^```\n"
+    r"(?:\n```text\n(?P<output>.*?)^```\n)?",
     re.DOTALL | re.MULTILINE,
 )
 NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:e[-+]?\d+)?")
 
 
 class Block(NamedTuple):
-    """One block of Python: where it begins in its page, what must be installed, and what it is to print."""
+    """One block: where it begins in its page, what must be installed, its language, and what it is to print."""
 
     line: int
     needs: str | None
+    shell: bool
     code: str
     output: str | None
 
 
 def blocks(page: Path) -> list[Block]:
-    """The page's Python, in order."""
-    text = page.read_text()
-    return [Block(text.count("\n", 0, found.start(2)), *found.groups()) for found in BLOCK.finditer(text)]
+    """The blocks that run, in order."""
+    text, made = page.read_text(), []
+    for found in BLOCK.finditer(text):
+        line, shell = text.count("\n", 0, found.start("code")), found["runs"] is not None
+        made.append(Block(line, found["needs"], shell, found["code"], found["output"]))
+    return made
 
 
 def run(page: Path) -> int:
@@ -50,17 +57,30 @@ def run(page: Path) -> int:
         for block in blocks(page):
             if block.needs and importlib.util.find_spec(block.needs) is None:
                 continue
-            code = compile(
-                "\n" * block.line + block.code, str(page), "exec"
-            )  # a traceback shows the page's line
-            with contextlib.redirect_stdout(io.StringIO()) as printed:
-                exec(code, namespace)
-            if block.output is not None and not says(printed.getvalue(), block.output):
-                raise AssertionError(
-                    f"{page.name}:{block.line}: this block prints\n{printed.getvalue()}\nand not\n{block.output}"
-                )
+            place = f"{page.name}:{block.line}"
+            printed = in_shell(block.code, place) if block.shell else in_python(block, page, namespace)
+            if block.output is not None and not says(printed, block.output):
+                raise AssertionError(f"{place}: this block prints\n{printed}\nand not\n{block.output}")
             ran += 1
     return ran
+
+
+def in_python(block: Block, page: Path, namespace: dict[str, object]) -> str:
+    """What the block prints."""
+    code = compile("\n" * block.line + block.code, str(page), "exec")  # a traceback shows the page's line
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(code, namespace)
+    return printed.getvalue()
+
+
+def in_shell(code: str, place: str) -> str:
+    """What the commands write to standard output; AssertionError where one fails. ``fastae`` is this Python's."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path}
+    ran = subprocess.run(["sh", "-e", "-c", code], env=environment, capture_output=True, text=True)
+    if ran.returncode:
+        raise AssertionError(f"{place}: exit status {ran.returncode}\n{ran.stdout}{ran.stderr}")
+    return ran.stdout
 
 
 def says(printed: str, wanted: str) -> bool:

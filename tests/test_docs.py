@@ -24,7 +24,8 @@ def test_no_python_is_kept_from_running(page):
     text = page.read_text()
     openings = FENCE.findall(text)[::2]
     assert set(openings) <= {"python", "sh", "text", ""}
-    assert openings.count("python") == len(blocks(page))
+    assert openings.count("python") == sum(not block.shell for block in blocks(page))
+    assert text.count("<!-- runs -->") == sum(block.shell for block in blocks(page))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -40,6 +41,18 @@ def test_a_page_that_says_something_else_fails(tmp_path):
     assert run(page) == 2
     page.write_text(page.read_text().replace("a is 2", "a is 4"))
     with pytest.raises(AssertionError, match=r"page.md:10: this block prints\na is 2\n\nand not\na is 4"):
+        run(page)
+
+
+def test_a_page_whose_command_fails_or_says_something_else_fails(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```sh\nnot run\n```\n\n<!-- runs -->\n```sh\nfastae --version\n```\n")
+    assert run(page) == 1
+    page.write_text(page.read_text().replace("--version", "--versoin"))
+    with pytest.raises(AssertionError, match=r"page.md:6: exit status 2"):
+        run(page)
+    page.write_text("<!-- runs -->\n```sh\necho a is 4\n```\n\n```text\na is 2\n```\n")
+    with pytest.raises(AssertionError, match=r"page.md:2: this block prints\na is 4\n\nand not\na is 2"):
         run(page)
 
 

@@ -1,7 +1,7 @@
 """The code of README.md and docs/: a page's blocks run in order, in one place, as a reader would run them.
 
 All Python runs, in one namespace; of shell blocks those under a line ``<!-- runs -->`` do. A ``text`` block right after
-one is what it prints, numbers to one in the last digit. A block under a line ``<!-- needs: torch -->`` is left out where
+one is what it prints, numbers to one in the last digit. One under a line ``<!-- needs: torch -->`` is left out where
 that module is not installed.
 
 ``python tests/pages.py`` runs docs/ in docs/images/, where the pictures that the pages save are shown from.

@@ -125,6 +125,7 @@ from fastae.kernels.simd import (
 )
 from fastae.kernels.target import LINE
 
+NOT_YET = -1
 SPINS = 20000  # turns to wait within a job, longer than a phase of a small step lasts: 0.2 ms
 LISTEN = 20000  # turns a helper waits for another job: 0.2 ms where a pause is 10 ns
 
@@ -232,6 +233,18 @@ def open_job(control, members, claim, size):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def _close_job(control):  # type: ignore[no-untyped-def]
+    """Let nobody in any more: OVER, or WAITING while helpers are still inside."""
+    shared = np.int64(control.ctypes.data)
+    exchange(shared + OPEN * 8, 0)
+    for _ in range(SPINS):
+        if load_acquire(shared + INSIDE * 8) == 0:
+            return OVER
+        pause()
+    return WAITING
+
+
+@kernel
 def run(job, plan, control, me, work):  # type: ignore[no-untyped-def]
     """Take part in the job: OVER, BUSY or WAITING.
 
@@ -242,18 +255,11 @@ def run(job, plan, control, me, work):  # type: ignore[no-untyped-def]
     work      this thread's tiles and scratch; its dtype is that of all arithmetic
     """
     state = flush_subnormals()
-    outcome = _take_part(job, plan, control, me, work)
-    restore_float_state(state)
-    return outcome
-
-
-@inlined
-def _take_part(job, plan, control, me, work):  # type: ignore[no-untyped-def]
     shared, present = np.int64(control.ctypes.data), np.int64(me.ctypes.data) + PRESENT * 8
     open_at, inside_at, member = shared + OPEN * 8, shared + INSIDE * 8, me[MEMBER]
     inside = False  # a helper in an open job: what the job points at stays until it is out again
-    turns = 0
-    while True:
+    turns, status = 0, NOT_YET
+    while status == NOT_YET:
         if member > 0 and load_acquire(open_at) <= member:
             if inside:
                 fetch_add(inside_at, -1)
@@ -264,37 +270,30 @@ def _take_part(job, plan, control, me, work):  # type: ignore[no-untyped-def]
                 exchange(present, 0)
                 # A leader that opened a job just before may have counted on this helper.
                 if load_acquire(open_at) <= member or not compare_and_swap(present, 0, 1):
-                    return OVER
+                    status = OVER
                 turns = 0
-            continue
-        if member > 0 and not inside:
+        elif member > 0 and not inside:
             fetch_add(inside_at, 1)
-            inside, turns = True, 0
-            continue  # to see whether the job is still open
-        if job[TASK] == STEPS_TASK:
-            outcome = _steps(job, plan, control, me, work)
+            inside, turns = True, 0  # now see whether the job is still open
         else:
-            outcome = infer(job, plan, control, me, work)
-        if member == 0:
-            if outcome != OVER:
-                return outcome
-            exchange(open_at, 0)
-            while load_acquire(inside_at) != 0:
-                pause()
-                turns += 1
-                if turns > SPINS:
-                    return WAITING
-            return OVER
-        if outcome == BUSY:
-            me[QUOTA] = me[REFILL]
-            continue
-        while outcome == OVER and turns < LISTEN and load_acquire(open_at) > member:
-            pause()
-            turns += 1
-        fetch_add(inside_at, -1)
-        inside = False
-        if outcome == WAITING or turns >= LISTEN:
-            return WAITING
+            if job[TASK] == STEPS_TASK:
+                outcome = _steps(job, plan, control, me, work)
+            else:
+                outcome = infer(job, plan, control, me, work)
+            if member == 0:
+                status = _close_job(control) if outcome == OVER else outcome
+            elif outcome == BUSY:
+                me[QUOTA] = me[REFILL]
+            else:
+                while outcome == OVER and turns < LISTEN and load_acquire(open_at) > member:
+                    pause()
+                    turns += 1
+                fetch_add(inside_at, -1)
+                inside = False
+                if outcome == WAITING or turns >= LISTEN:
+                    status = WAITING
+    restore_float_state(state)
+    return status
 
 
 @kernel

@@ -4,7 +4,8 @@ All Python runs, in one namespace; of shell blocks those under a line ``<!-- run
 one is what it prints, numbers to one in the last digit. One under a line ``<!-- needs: torch -->`` is left out where
 that module is not installed.
 
-``python tests/pages.py`` runs docs/ in docs/images/, where the pictures that the pages save are shown from.
+``python tests/pages.py`` runs docs/ and puts the pictures that the pages save into docs/images/, where they are shown
+from.
 """
 
 import contextlib
@@ -12,8 +13,10 @@ import importlib.util
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -99,6 +102,8 @@ def last_digit(number: str) -> float:
 
 if __name__ == "__main__":
     os.environ["MPLBACKEND"] = "agg"
-    os.chdir(ROOT / "docs" / "images")
-    for page in PAGES[1:]:
-        print(f"{page.name}: {run(page)} blocks", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
+        for page in PAGES[1:]:
+            print(f"{page.name}: {run(page)} blocks", file=sys.stderr)
+        for picture in Path().glob("*.png"):
+            shutil.copy(picture, ROOT / "docs" / "images")

@@ -117,9 +117,9 @@ def _text(value: Any) -> str:
 # -- arguments that commands share ----------------------------------------------------------------------------------
 
 Data = Annotated[
-    Path,
+    list[Path],
     typer.Argument(
-        help="An .npy, .npz, .csv, .tsv or .parquet file; 'part-*.parquet' for several; - for CSV on standard input."
+        help="One or more .npy, .npz, .csv, .tsv or .parquet files of the same columns; - for CSV on standard input."
     ),
 ]
 Model = Annotated[Path, typer.Argument(help="A file that train wrote, or Autoencoder.save.")]
@@ -135,10 +135,10 @@ def _open_model(path: Path) -> Any:
     return Autoencoder.load(path)
 
 
-def _open_data(path: Path, drop: list[str] | None) -> Any:
+def _open_data(paths: list[Path], drop: list[str] | None) -> Any:
     from fastae.data import open_rows
 
-    return open_rows(path, drop=drop or (), block_bytes=BLOCK_BYTES)
+    return open_rows(paths, drop=drop or (), block_bytes=BLOCK_BYTES)
 
 
 # -- commands -------------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def train(
 
 @contextmanager
 def _training_rows(
-    path: Path, drop: list[str] | None, dask: str | None, mpi: bool
+    paths: list[Path], drop: list[str] | None, dask: str | None, mpi: bool
 ) -> Iterator[tuple[Any, bool]]:
     """The rows, wherever they are to be trained on, and whether this process is the one that reports."""
     from fastae.data import open_rows
@@ -264,14 +264,14 @@ def _training_rows(
         from fastae import distributed
 
         with distributed.connect(dask) as client:
-            yield distributed.open_blocks(client, path, drop or ()), True
+            yield distributed.open_blocks(client, paths, drop or ()), True
     elif mpi:
         from fastae.mpi import MPIBlocks, abort_on_error
 
         with abort_on_error() as rank:
-            yield MPIBlocks(open_rows(path, drop=drop or ())), rank == 0
+            yield MPIBlocks(open_rows(paths, drop=drop or ())), rank == 0
     else:
-        yield open_rows(path, drop=drop or ()), True
+        yield open_rows(paths, drop=drop or ()), True
 
 
 @_command
@@ -298,7 +298,9 @@ def reconstruct(
     _run_over("reconstruct", model, data, out, drop, as_json)
 
 
-def _run_over(method: str, model: Path, data: Path, out: Path, drop: list[str] | None, as_json: bool) -> None:
+def _run_over(
+    method: str, model: Path, data: list[Path], out: Path, drop: list[str] | None, as_json: bool
+) -> None:
     from fastae import outputs
 
     outputs.check_suffix(out, (".npy",))

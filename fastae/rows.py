@@ -4,11 +4,13 @@ A block is read into a buffer that is used again for the next one. What kinds th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from fastae.columns import check_same_columns
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,52 @@ class ArrayRows(Rows):
     def blocks(self, generator: np.random.Generator | None = None, multiple: int = 1) -> Iterator[Block]:  # noqa: D102
         if len(self):
             yield Block(self.array, None if generator is None else generator.permutation(len(self)), 0)
+
+
+class JoinedRows(Rows):
+    """Several files, one after another: of the same columns, by name in any order or, without names, by number."""
+
+    def __init__(self, files: Sequence[Rows]) -> None:
+        first = files[0]
+        self.name, self.feature_names = f"{first.name} and {len(files) - 1} more", first.feature_names
+        self.shape = (sum(map(len, files)), first.shape[1])
+        self.dtype = np.result_type(*(rows.dtype for rows in files))
+        in_memory = sum(len(rows) for rows in files if isinstance(rows, ArrayRows))
+        self.block_bytes = max(
+            in_memory * self.shape[1] * self.dtype.itemsize,
+            *(rows.block_bytes for rows in files),
+        )
+        self.pieces = [
+            (rows, piece, order)
+            for rows, order in [(rows, _order_of_columns(rows, first)) for rows in files]
+            for piece in range(len(rows.bounds) - 1)
+        ]
+        self.bounds = np.cumsum([0, *(size for rows in files for size in np.diff(rows.bounds))])
+
+    def read(self, piece: int, out: np.ndarray) -> None:
+        rows, within, order = self.pieces[piece]
+        if order is None and rows.dtype == self.dtype:
+            rows.read(within, out)
+            return
+        some = np.empty(out.shape, rows.dtype)
+        rows.read(within, some)
+        out[:] = some if order is None else some[:, order]
+
+
+def _order_of_columns(rows: Rows, first: Rows) -> list[int] | None:
+    """Where the columns of `first` are in `rows`; None: in the same places."""
+    names, wanted = rows.feature_names, first.feature_names
+    if names is None or wanted is None:
+        if names is not wanted:
+            has, lacks = (rows, first) if wanted is None else (first, rows)
+            raise ValueError(f"{has.name} has names for its columns, but {lacks.name} has none")
+        if rows.shape[1] != first.shape[1]:
+            raise ValueError(
+                f"{rows.name} has {rows.shape[1]} columns, but {first.name} has {first.shape[1]}"
+            )
+        return None
+    check_same_columns(names, wanted, rows.name, first.name)
+    return None if names == wanted else [names.index(name) for name in wanted]
 
 
 class _Part(Rows):

@@ -93,7 +93,9 @@ def write(
 
     text = json.dumps({"format": FORMAT, "kind": kind, "fastae": __version__, **about}, default=plain)
     dense = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    data = save(dense, metadata={"fastae": text})  # not save_file, which renames over a device, with a mode of its own
+    data = save(
+        dense, metadata={"fastae": text}
+    )  # not save_file, which renames over a device, with a mode of its own
     with written_whole(path) as made:
         made.write_bytes(data)
 

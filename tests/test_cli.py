@@ -89,6 +89,15 @@ def test_train_says_what_it_made(place, tmp_path):
     assert facts["stopped_by"] == "max_iter"
 
 
+def test_several_files_are_one_after_another(place, tmp_path):
+    BENIGN[:200].to_csv(tmp_path / "a.csv", index=False)
+    BENIGN[200:].to_parquet(tmp_path / "b b.parquet")
+    parts, out = (tmp_path / "a.csv", tmp_path / "b b.parquet"), tmp_path / "m.safetensors"
+    good("train", *parts, *QUICK, "--out", out, "--contamination", 0.05)
+    assert out.read_bytes() == (place / "model.safetensors").read_bytes()
+    assert good("score", out, *parts) == good("score", out, place / "benign.csv")
+
+
 def test_the_settings_of_train_reach_the_estimator(place, tmp_path):
     out = tmp_path / "m.safetensors"
     words = (

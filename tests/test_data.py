@@ -133,6 +133,51 @@ def test_parquet_files_one_after_another(tmp_path):
     np.testing.assert_array_equal(narrow.resident(), X.astype("f4"))
 
 
+def test_files_of_any_kind_one_after_another(tmp_path):
+    FRAME[:100].to_csv(tmp_path / "a.csv", index=False)
+    FRAME[100:200][list(reversed(NAMES))].to_csv(tmp_path / "b.csv", index=False)
+    parquet(tmp_path / "c.parquet", FRAME[200:].astype("f4"), row_group_size=60)
+    rows = open_rows([tmp_path / "[ab].csv", str(tmp_path / "c.parquet")], block_bytes=48)
+    assert (rows.shape, rows.dtype, rows.feature_names) == (X.shape, np.float64, NAMES)
+    assert rows.name == f"{tmp_path / 'a.csv'} and 2 more"
+    np.testing.assert_array_equal(whole(rows), np.vstack((X[:200], X[200:].astype("f4"))))
+    counts = np.round(X).astype("i2")
+    saved(tmp_path, counts[:100], "a.npy")
+    saved(tmp_path, np.asfortranarray(X[100:]), "b.npy")
+    rows = open_rows(tmp_path / "*.npy", feature_names=NAMES, block_bytes=3000)
+    assert rows.feature_names == NAMES
+    np.testing.assert_array_equal(whole(rows), np.vstack((counts[:100], X[100:])))
+
+
+def test_files_that_do_not_go_together_are_named(tmp_path):
+    FRAME.to_csv(tmp_path / "a.csv", index=False)
+    saved(tmp_path, X, "b.npy")
+    saved(tmp_path, X[:, :3], "c.npy")
+    a, b, c = (tmp_path / name for name in ("a.csv", "b.npy", "c.npy"))
+    for files in ([a, b], [b, a]):
+        with pytest.raises(ValueError, match=r"a\.csv has names for its columns, but .*b\.npy has none"):
+            open_rows(files)
+    with pytest.raises(ValueError, match=r"c\.npy has 3 columns, but .*b\.npy has 6"):
+        open_rows([b, c])
+    with pytest.raises(FileNotFoundError, match=r"no\.npy"):
+        open_rows([b, tmp_path / "no.npy"])
+
+
+def test_the_index_of_a_frame_is_no_column_of_its_parquet_file(tmp_path):
+    shuffled = FRAME.sample(frac=1, random_state=0)
+    for frame in (shuffled, shuffled.rename_axis("id")):
+        path = tmp_path / "x.parquet"
+        frame.to_parquet(path)
+        assert open_rows(path).feature_names == NAMES
+        np.testing.assert_array_equal(open_rows(path, drop=NAMES[:1]).resident(), frame.to_numpy()[:, 1:])
+
+
+def test_large_integers_of_a_parquet_file_are_rounded(tmp_path):
+    frame = pd.DataFrame({"id": np.array([2**63 - 1, 2**53 + 1]), "u": np.array([2**64 - 1, 1], "u8")})
+    rows = open_rows(parquet(tmp_path / "x.parquet", frame))
+    np.testing.assert_array_equal(rows.resident(), frame.to_numpy(np.float64))
+
+
 def test_columns_can_be_left_out(tmp_path):
     frame = FRAME.assign(name="Ann")[["name", *NAMES]]
     csv = tmp_path / "x.csv"

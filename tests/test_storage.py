@@ -55,7 +55,11 @@ def test_an_error_of_the_hidden_file_names_the_path(tmp_path):
     assert caught.value.filename == str(path)
     with pytest.raises(OSError, match="elsewhere") as caught, storage.written_whole(path):
         open(tmp_path / "elsewhere")
-    with full_disk(10), pytest.raises(OSError, match="too large") as caught, storage.written_whole(path) as made:
+    with (
+        full_disk(10),
+        pytest.raises(OSError, match="too large") as caught,
+        storage.written_whole(path) as made,
+    ):
         made.write_bytes(bytes(100))
     assert caught.value.filename == str(path)
 

@@ -29,7 +29,7 @@ class ParquetRows(Rows):
         self.shape, self.feature_names = (int(self.bounds[-1]), len(columns)), tuple(columns)
         self.dtype = np.dtype(np.float32 if narrow else np.float64)
 
-    def read(self, piece: int, out: np.ndarray) -> None:
+    def read(self, piece: int, out: np.ndarray) -> None:  # noqa: D102
         kind, at = "float" if self.dtype == np.float32 else "double", 0
         columns = list(self.feature_names or ())
         with self._open() as file:

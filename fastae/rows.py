@@ -183,7 +183,7 @@ class JoinedRows(Rows):
         ]
         self.bounds = np.cumsum([0, *(size for rows in files for size in np.diff(rows.bounds))])
 
-    def read(self, piece: int, out: np.ndarray) -> None:
+    def read(self, piece: int, out: np.ndarray) -> None:  # noqa: D102
         rows, within, order = self.pieces[piece]
         if order is None and rows.dtype == self.dtype:
             rows.read(within, out)

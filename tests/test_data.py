@@ -116,6 +116,40 @@ def test_csv_without_a_header_with_semicolons_or_a_byte_order_mark(tmp_path):
     assert open_rows(path).shape == (0, 2)
 
 
+def test_csv_headers_that_are_numbers_or_span_lines(tmp_path):
+    path = tmp_path / "x.csv"
+    for text, names, rows in (
+        ("0,1,2\n5,6,7\n", ("0", "1", "2"), [[5, 6, 7]]),
+        ("0,1,3\n5,6,7\n", None, [[0, 1, 3], [5, 6, 7]]),
+        ("0,1\n5,6\n", None, [[0, 1], [5, 6]]),
+        ("\n  \na,b\n\n1,2\n", ("a", "b"), [[1, 2]]),
+        ("\n  \na,b\n\ntrue,2\n \n", ("a", "b"), [[1, 2]]),
+        ('"a\nb",c\n1,2\n', ("a\nb", "c"), [[1, 2]]),
+        ('"a, b",c\n"1",2\n', ("a, b", "c"), [[1, 2]]),
+    ):
+        path.write_text(text)
+        found = open_rows(path)
+        assert (found.feature_names, found.resident().tolist()) == (names, rows)
+
+
+@pytest.mark.parametrize("names", [NAMES, range(6)])
+def test_an_index_without_a_name_is_refused_until_it_is_dropped(names, tmp_path):
+    path = tmp_path / "x.csv"
+    FRAME.set_axis(list(names), axis=1).to_csv(path)
+    with pytest.raises(
+        ValueError, match=r"x\.csv: column 1 has no name, like an index: leave it out by drop ''"
+    ):
+        open_rows(path)
+    rows = open_rows(path, drop=[""])
+    assert rows.feature_names == tuple(map(str, names))
+    np.testing.assert_array_equal(rows.resident(), X)
+
+
+def test_a_name_that_stands_twice_can_be_dropped(tmp_path):
+    (tmp_path / "x.csv").write_text("a,b,a\n1,2,3\n")
+    assert open_rows(tmp_path / "x.csv", drop=["a"]).resident().tolist() == [[2]]
+
+
 def test_csv_on_standard_input(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("a,b\n1,2\n"))
     rows = open_rows("-")
@@ -226,6 +260,8 @@ def test_errors_name_the_file_and_what_is_wrong(tmp_path):
         (broken("empty.csv", b"\n"), ValueError, "empty.csv is empty"),
         (broken("utf.csv", b"a,\xff\n1,2\n"), ValueError, "utf.csv is not a CSV file in UTF-8"),
         (broken("ragged.csv", b"a,b\n1,2\n1,2,3\n"), ValueError, "line 3 has 3 cells, the first line 2"),
+        (broken("long.csv", b'a,b\n1,"' + b"x" * 140_000), ValueError, "long.csv: line 2: field larger than"),
+        (broken("head.csv", b'a,"' + b"x" * 140_000), ValueError, "head.csv: line 1: field larger than"),
         (broken("narrow.csv", b"a,b\n1\n1\n"), ValueError, "line 2 has 1 cells, the first line 2"),
         (broken("twice.csv", b"a,a\n1,2\n"), ValueError, "more than one column 'a'"),
         (

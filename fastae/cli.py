@@ -4,7 +4,6 @@ Results go to standard output, as lines or with --json for a machine; progress a
 status: 0, all went well; 1, an error, said in one line; 2, a wrong argument; 130, interrupted; 141, nobody reads on.
 """
 
-import json
 import os
 import sys
 from collections import deque
@@ -84,8 +83,8 @@ def _in_a_line(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     said = next(iter(str(error).splitlines()), "")
     if "contains NaN" in said:
-        said += " train with --missing, for missing cells"
-    if isinstance(error, (ArithmeticError, ImportError, OSError, TypeError, ValueError)):
+        said = said.rstrip(".") + ": train with --missing, for missing cells"
+    if isinstance(error, (ArithmeticError, ImportError, MemoryError, OSError, TypeError, ValueError)):
         return said or type(error).__name__
     return f"{type(error).__name__}: {said} (--debug shows where)"
 
@@ -93,7 +92,9 @@ def _in_a_line(error: Exception) -> str:
 def _print(facts: Mapping[str, Any], as_json: bool) -> None:
     """One JSON object, or a line for each fact; sections are mappings of facts."""
     if as_json:
-        typer.echo(json.dumps(facts, default=str))
+        from fastae.outputs import json_text
+
+        typer.echo(json_text(facts))
         return
     width = max((len(name) for name in facts), default=0)
     for name, value in facts.items():
@@ -201,6 +202,8 @@ def train(
     from fastae.training import Epoch
 
     storage.check_place(out)
+    if checkpoint is not None and checkpoint.absolute() == out.absolute():
+        raise typer.BadParameter(f"{out} is --out, too", param_hint="--checkpoint")
     if plot is not None:
         figures.check(plot)
     if plot is not None and (dask or mpi):
@@ -329,7 +332,8 @@ def score(
     from fastae import figures, outputs
     from fastae.estimator import AutoencoderDetector
 
-    outputs.check_suffix(out, (".csv", ".parquet", ".pq"))
+    if str(out) != "-":
+        outputs.check_suffix(out, (".csv", ".parquet", ".pq"))
     if plot is not None:
         figures.check(plot)
     detector, rows = _open_model(model), _open_data(data, drop)

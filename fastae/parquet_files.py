@@ -40,15 +40,22 @@ class ParquetRows(Rows):
                 at += len(batch)
 
     def _open(self) -> Any:
-        try:
-            import pyarrow
-            from pyarrow import parquet
-        except ImportError:
-            raise ImportError('Parquet files need pyarrow: pip install "fastae[parquet]"') from None
+        parquet = parquet_module()
+        import pyarrow
+
         try:
             return parquet.ParquetFile(self.name)
         except pyarrow.ArrowInvalid as error:
             raise ValueError(f"{self.name} is not a Parquet file that can be read: {error}") from None
+
+
+def parquet_module() -> Any:
+    """The module ``pyarrow.parquet``."""
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise ImportError('Parquet files need pyarrow: pip install "fastae[parquet]"') from None
+    return parquet
 
 
 def _is_number(kind: Any) -> bool:

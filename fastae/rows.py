@@ -131,8 +131,28 @@ class Rows(ABC):
         return ArrayRows(made, self.name, self.feature_names)
 
     def parts(self) -> "Iterator[Rows]":
-        """The blocks in order, each as Rows with the same names: valid until the next."""
-        return (ArrayRows(block.rows, self.name, self.feature_names) for block in self.blocks())
+        """The blocks in order, each as Rows with the same names: valid until the next; an error where there is none."""
+        self.check_not_empty()
+        for block in self.blocks():
+            yield ArrayRows(block.rows, self.name, self.feature_names)
+
+    def check_not_empty(self) -> None:
+        """Raise a ValueError if there are no rows."""
+        if not len(self):
+            raise ValueError(f"{self.name} has no rows")
+
+    def check_finite(self, block: np.ndarray, *, allow_nan: bool) -> None:
+        """Raise a ValueError for infinity or, unless allowed, NaN in some rows of these: it names the first column."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(block.sum()):
+                return
+        bad = np.isinf(block) if allow_nan else ~np.isfinite(block)
+        if not bad.any():
+            return
+        column = int(bad.any(axis=0).argmax())
+        what = "NaN" if np.isnan(block[bad[:, column], column]).any() else "infinity"
+        called = column + 1 if self.feature_names is None else repr(self.feature_names[column])
+        raise ValueError(f"{self.name} contains {what} in column {called}")
 
     def split(self, fraction: float, seed: int) -> tuple["Rows", "Rows"]:
         """Two parts: about 1 - `fraction` of the rows, drawn at random from each piece of the file, and the others."""

@@ -539,8 +539,25 @@ def test_a_stream_of_holes_is_scaled_and_scored_as_the_array(tmp_path):
     np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-10)
     np.testing.assert_array_equal(theirs.reconstruction_error(rows), theirs.reconstruction_error(holed))
     assert theirs.score(rows) == pytest.approx(theirs.score(holed), rel=1e-12)
-    with pytest.raises(ValueError, match="X contains NaN"):
+    with pytest.raises(ValueError, match=r"x\.npy contains NaN in column 1$"):
         Autoencoder(**QUICK).fit(rows)
+
+
+@pytest.mark.parametrize("block_bytes", [1 << 26, BLOCK], ids=["array", "stream"])
+def test_no_rows_and_what_is_not_finite_are_named_with_the_file(block_bytes, tmp_path):
+    path, frame = tmp_path / "x.parquet", pd.DataFrame(BIG[:, :6], columns=NAMES)
+    model, asked = Autoencoder((2,), max_iter=1, batch_size=500), {"block_bytes": block_bytes}
+    for value, missing, said in (
+        (np.nan, None, r"contains NaN in column"),
+        (-np.inf, None, "contains infinity in column"),
+        (np.inf, "mask", "contains infinity in column"),
+    ):
+        frame.iloc[1000, 3] = value
+        rows = open_rows(parquet(path, frame, row_group_size=300), **asked)
+        with pytest.raises(ValueError, match=rf"x\.parquet {said} '{NAMES[3]}'$"):
+            model.set_params(missing=missing).fit(rows)
+    with pytest.raises(ValueError, match=r"x\.parquet has no rows$"):
+        model.fit(open_rows(parquet(path, frame[:0]), **asked))
 
 
 def test_a_detector_on_a_stream_with_rows_set_aside(tmp_path):

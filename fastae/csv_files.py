@@ -33,6 +33,8 @@ def _is_header(cells: list[str]) -> bool:
 def csv_rows(path: str, names: tuple[str, ...] | None, drop: tuple[str, ...]) -> Rows:
     """All of a CSV file, in float64; its first line is the header unless it holds values alone: see ``_is_header``."""
     name = "standard input" if path == "-" else path
+    if path == "-" and sys.stdin is None:
+        raise ValueError("standard input is closed")
     try:
         if path == "-":
             text = sys.stdin.read()

@@ -254,6 +254,33 @@ def test_works_in_a_pipe(place):
     assert "\x1b" not in ran.stdout + run("inspect", model).stdout
 
 
+def test_text_in_and_out_is_utf_8_whatever_the_locale(tmp_path):
+    out, text = (
+        tmp_path / "größe.safetensors",
+        BENIGN.rename(columns={"mean radius": "größe"}).to_csv(index=False),
+    )
+    ascii_only = {"env": os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}, "encoding": "utf-8"}
+    assert run("train", "-", *QUICK, "--out", out, input=text, **ascii_only).returncode == 0
+    scored = run("score", out, "-", "--top", 30, input=text, **ascii_only)
+    assert scored.returncode == 0
+    assert "größe" in scored.stdout
+    text = text.encode("latin-1")
+    ran = subprocess.run([*COMMAND, "score", out, "-"], input=text, capture_output=True, check=False)
+    assert (ran.returncode, ran.stdout) == (1, b"")
+    assert ran.stderr.startswith(b"fastae: standard input is not a CSV file in UTF-8")
+
+
+def test_closed_streams_are_no_surprise(place):
+    def closed(redirection, *words):
+        line = f'"$@" {redirection}'
+        words = ["sh", "-c", line, "sh", *COMMAND, *map(str, words)]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    assert closed(">&-", "inspect", place / "model.safetensors").returncode == 0
+    ran = closed("<&-", "score", place / "model.safetensors", "-")
+    assert (ran.returncode, ran.stderr) == (1, "fastae: standard input is closed\n")
+
+
 def test_a_pipe_closed_early_is_no_error(place):
     words = [*COMMAND, "score", str(place / "model.safetensors"), str(place / "all.csv")]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -4,7 +4,6 @@ Results go to standard output, as lines or with --json for a machine; progress a
 status: 0, all went well; 1, an error, said in one line; 2, a wrong argument; 130, interrupted; 141, nobody reads on.
 """
 
-import json
 import os
 import sys
 from collections import deque
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -61,7 +61,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
-            sys.stdout.flush()
+            print(end="", flush=True)  # errors of writing belong here; a closed output has none
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except BrokenPipeError:  # as of `| head`; what is left must not be flushed at exit
@@ -84,8 +84,8 @@ def _in_a_line(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     said = next(iter(str(error).splitlines()), "")
     if "contains NaN" in said:
-        said += " train with --missing, for missing cells"
-    if isinstance(error, (ArithmeticError, ImportError, OSError, TypeError, ValueError)):
+        said = said.rstrip(".") + ": train with --missing, for missing cells"
+    if isinstance(error, (ArithmeticError, ImportError, MemoryError, OSError, TypeError, ValueError)):
         return said or type(error).__name__
     return f"{type(error).__name__}: {said} (--debug shows where)"
 
@@ -93,7 +93,9 @@ def _in_a_line(error: Exception) -> str:
 def _print(facts: Mapping[str, Any], as_json: bool) -> None:
     """One JSON object, or a line for each fact; sections are mappings of facts."""
     if as_json:
-        typer.echo(json.dumps(facts, default=str))
+        from fastae.outputs import json_text
+
+        typer.echo(json_text(facts))
         return
     width = max((len(name) for name in facts), default=0)
     for name, value in facts.items():
@@ -117,9 +119,9 @@ def _text(value: Any) -> str:
 # -- arguments that commands share ----------------------------------------------------------------------------------
 
 Data = Annotated[
-    Path,
+    list[Path],
     typer.Argument(
-        help="An .npy, .npz, .csv, .tsv or .parquet file; 'part-*.parquet' for several; - for CSV on standard input."
+        help="One or more .npy, .npz, .csv, .tsv or .parquet files of the same columns; - for CSV on standard input."
     ),
 ]
 Model = Annotated[Path, typer.Argument(help="A file that train wrote, or Autoencoder.save.")]
@@ -135,10 +137,10 @@ def _open_model(path: Path) -> Any:
     return Autoencoder.load(path)
 
 
-def _open_data(path: Path, drop: list[str] | None) -> Any:
+def _open_data(paths: list[Path], drop: list[str] | None) -> Any:
     from fastae.data import open_rows
 
-    return open_rows(path, drop=drop or (), block_bytes=BLOCK_BYTES)
+    return open_rows(paths, drop=drop or (), block_bytes=BLOCK_BYTES)
 
 
 # -- commands -------------------------------------------------------------------------------------------------------
@@ -201,6 +203,8 @@ def train(
     from fastae.training import Epoch
 
     storage.check_place(out)
+    if checkpoint is not None and checkpoint.absolute() == out.absolute():
+        raise typer.BadParameter(f"{out} is --out, too", param_hint="--checkpoint")
     if plot is not None:
         figures.check(plot)
     if plot is not None and (dask or mpi):
@@ -253,7 +257,7 @@ def train(
 
 @contextmanager
 def _training_rows(
-    path: Path, drop: list[str] | None, dask: str | None, mpi: bool
+    paths: list[Path], drop: list[str] | None, dask: str | None, mpi: bool
 ) -> Iterator[tuple[Any, bool]]:
     """The rows, wherever they are to be trained on, and whether this process is the one that reports."""
     from fastae.data import open_rows
@@ -264,14 +268,14 @@ def _training_rows(
         from fastae import distributed
 
         with distributed.connect(dask) as client:
-            yield distributed.open_blocks(client, path, drop or ()), True
+            yield distributed.open_blocks(client, paths, drop or ()), True
     elif mpi:
         from fastae.mpi import MPIBlocks, abort_on_error
 
         with abort_on_error() as rank:
-            yield MPIBlocks(open_rows(path, drop=drop or ())), rank == 0
+            yield MPIBlocks(open_rows(paths, drop=drop or ())), rank == 0
     else:
-        yield open_rows(path, drop=drop or ()), True
+        yield open_rows(paths, drop=drop or ()), True
 
 
 @_command
@@ -298,7 +302,9 @@ def reconstruct(
     _run_over("reconstruct", model, data, out, drop, as_json)
 
 
-def _run_over(method: str, model: Path, data: Path, out: Path, drop: list[str] | None, as_json: bool) -> None:
+def _run_over(
+    method: str, model: Path, data: list[Path], out: Path, drop: list[str] | None, as_json: bool
+) -> None:
     from fastae import outputs
 
     outputs.check_suffix(out, (".npy",))
@@ -327,7 +333,8 @@ def score(
     from fastae import figures, outputs
     from fastae.estimator import AutoencoderDetector
 
-    outputs.check_suffix(out, (".csv", ".parquet", ".pq"))
+    if str(out) != "-":
+        outputs.check_suffix(out, (".csv", ".parquet", ".pq"))
     if plot is not None:
         figures.check(plot)
     detector, rows = _open_model(model), _open_data(data, drop)
@@ -548,5 +555,8 @@ def warmup() -> None:
 
 
 def main() -> None:
-    """Run the command."""
+    """Run the command. Text in and out is UTF-8, as in files, whatever the locale."""
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, TextIOWrapper):  # None where it is closed
+            stream.reconfigure(encoding="utf-8")
     app()

@@ -8,14 +8,19 @@ import numpy as np
 
 
 def kept_columns(columns: Sequence[str], drop: Sequence[str], name: str) -> list[str]:
-    """The columns but those to drop; one that is not there, or twice, is an error."""
+    """The columns but those to drop; an error: one to drop is not there, or one kept has no name or is there twice."""
     missing = [column for column in drop if column not in columns]
     if missing:
         raise ValueError(f"{name} has no column {missing[0]!r} to drop")
-    twice = [column for column, count in Counter(columns).items() if count > 1]
+    kept = [column for column in columns if column not in drop]
+    if "" in kept:
+        raise ValueError(
+            f"{name}: column {columns.index('') + 1} has no name, like an index: leave it out by drop ''"
+        )
+    twice = [column for column, count in Counter(kept).items() if count > 1]
     if twice:
         raise ValueError(f"{name} has more than one column {twice[0]!r}")
-    return [column for column in columns if column not in drop]
+    return kept
 
 
 def refuse(columns: dict[str, str], name: str) -> None:

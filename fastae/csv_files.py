@@ -17,16 +17,24 @@ def _cell(text: str) -> float:
     return _WORDS[word] if word in _WORDS else float(word)
 
 
-def _numbers_alone(cells: list[str]) -> bool:
+def _is_header(cells: list[str]) -> bool:
+    """Whether they are names: some not numeric, or the numbers 0, 1, 2, ... that pandas gives columns without names."""
+    named = cells[1:] if cells[:1] == [""] else cells
+    if len(named) > 2 and named == [str(number) for number in range(len(named))]:
+        return True
     try:
-        return bool([_cell(cell) for cell in cells])
+        for cell in cells:
+            _cell(cell)
     except ValueError:
-        return False
+        return True
+    return False
 
 
 def csv_rows(path: str, names: tuple[str, ...] | None, drop: tuple[str, ...]) -> Rows:
-    """All of a CSV file, in float64; its first line is the header unless it holds numbers, or missing ones, alone."""
+    """All of a CSV file, in float64; its first line is the header unless it holds values alone: see ``_is_header``."""
     name = "standard input" if path == "-" else path
+    if path == "-" and sys.stdin is None:
+        raise ValueError("standard input is closed")
     try:
         if path == "-":
             text = sys.stdin.read()
@@ -36,12 +44,16 @@ def csv_rows(path: str, names: tuple[str, ...] | None, drop: tuple[str, ...]) ->
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not a CSV file in UTF-8: {error}") from None
     lines = list(io.StringIO(text.removeprefix("\ufeff"), newline=""))
-    if not text.strip():
+    start = next((number for number, line in enumerate(lines) if line.strip()), None)
+    if start is None:
         raise ValueError(f"{name} is empty")
-    delimiter = max(",;\t", key=lines[0].count)
-    first = next(csv.reader(lines[:1], delimiter=delimiter))
+    delimiter = max(",;\t", key=lines[start].count)
+    try:
+        first = next(csv.reader(lines[start:], delimiter=delimiter))
+    except csv.Error as error:
+        raise ValueError(f"{name}: line {start + 1}: {error}") from None
     places = list(range(len(first)))
-    header = not _numbers_alone(first)
+    header = _is_header(first)
     if header:
         if names is not None:
             raise ValueError(f"{name} has names for its columns: feature_names cannot be given")
@@ -49,8 +61,8 @@ def csv_rows(path: str, names: tuple[str, ...] | None, drop: tuple[str, ...]) ->
         places = [first.index(column) for column in names]
     try:  # numbers alone: NumPy's reader, in C
         array = np.empty((0, len(first)))
-        if lines[header:]:
-            array = np.loadtxt(lines[header:], delimiter=delimiter, ndmin=2, comments=None)
+        if rest := lines[start + header :]:
+            array = np.loadtxt(rest, delimiter=delimiter, ndmin=2, comments=None)
         if array.shape[1] != len(first):
             raise ValueError
         array = array[:, places] if drop else array
@@ -65,13 +77,17 @@ def _csv_cells(
     """Cell by cell: for missing ones, true and false, quotes, and to say which column is not numeric."""
     reader = csv.reader(lines, delimiter=delimiter)
     cells: list[list[str]] = []
-    for row in reader:
-        if row and len(row) != len(first):
-            raise ValueError(
-                f"{name}: line {reader.line_num} has {len(row)} cells, the first line {len(first)}"
-            )
-        if row:
+    try:
+        for row in reader:
+            if len(row) < 2 and not "".join(row).strip():  # a blank line
+                continue
+            if len(row) != len(first):
+                raise ValueError(
+                    f"{name}: line {reader.line_num} has {len(row)} cells, the first line {len(first)}"
+                )
             cells.append(row)
+    except csv.Error as error:
+        raise ValueError(f"{name}: line {reader.line_num}: {error}") from None
     cells = cells[header:]
     array = np.empty((len(cells), len(places)))
     refused = {}

@@ -6,15 +6,16 @@ resident is a block alone. CSV and .npz files, frames and arrays are in memory, 
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastae.columns import check_same_columns, is_frame, kept_columns, refuse, refuse_types
+from fastae.columns import is_frame, kept_columns, refuse_types
 from fastae.csv_files import csv_rows
-from fastae.rows import ArrayRows, Rows, matrix_shape, numeric
+from fastae.parquet_files import ParquetRows
+from fastae.rows import ArrayRows, JoinedRows, Rows, matrix_shape, numeric
 
 BLOCK_BYTES = 1 << 26
 PIECE_BYTES = 1 << 20  # of one read: large for a disk, small enough that a block mixes many places of a file
@@ -31,10 +32,10 @@ def open_rows(
 
     Parameters
     ----------
-    source : path, frame or array
-        An .npy, .npz, .csv or Parquet file; a pattern of Parquet files (``"part-*.parquet"``); "-", CSV on standard
-        input; a pandas, polars or pyarrow table; or an array of shape (m, n). An .npz file holds one array, or one
-        named X. A missing cell is NaN.
+    source : path, list of paths, frame or array
+        .npy, .npz, .csv or Parquet files, one or several, by name or pattern (``"part-*.parquet"``), with the same
+        columns, if named in any order; "-", CSV on standard input; a pandas, polars or pyarrow table; or an array of
+        shape (m, n). An .npz file holds one array, or one named X. A missing cell is NaN.
     feature_names : iterable of str, optional
         Names of the columns, where `source` has none.
     drop : iterable of str, optional
@@ -63,8 +64,9 @@ def open_rows(
     if block_bytes < 1:
         raise ValueError(f"block_bytes must be at least 1, got {block_bytes!r}")
     rows: Rows
-    if isinstance(source, (str, os.PathLike)):
-        rows = _open_path(os.fspath(source), names, drop, block_bytes)
+    if paths := paths_of(source):
+        files = [_open_path(path, names, drop, block_bytes) for path in paths]
+        rows = files[0] if len(files) == 1 else JoinedRows(files)
     elif is_frame(source):
         rows = _frame_rows(source, drop)
     else:
@@ -83,6 +85,18 @@ def open_rows(
     return rows
 
 
+def paths_of(source: Any) -> list[str]:
+    """The files that a path, a pattern, or a list or tuple of these stands for; none where `source` is no such."""
+    paths = source if isinstance(source, (list, tuple)) else [source]
+    if not all(isinstance(path, (str, os.PathLike)) for path in paths):
+        return []
+    found: list[str] = []
+    for path in map(os.fspath, paths):
+        exact = path == "-" or os.path.exists(path)
+        found += [path] if exact else sorted(glob.glob(path, recursive=True)) or [path]
+    return found
+
+
 def _open_path(path: str, names: tuple[str, ...] | None, drop: tuple[str, ...], block_bytes: int) -> Rows:
     suffix = ".csv" if path == "-" else Path(path).suffix.lower()
     if suffix == ".npy":
@@ -92,10 +106,7 @@ def _open_path(path: str, names: tuple[str, ...] | None, drop: tuple[str, ...], 
     if suffix in (".csv", ".tsv"):
         return csv_rows(path, names, drop)
     if suffix in (".parquet", ".pq"):
-        paths = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
-        if not paths:
-            raise FileNotFoundError(f"no such file: {path}")
-        return _ParquetRows(paths, path, drop, block_bytes)
+        return ParquetRows(path, drop, block_bytes)
     raise ValueError(f"{path}: the suffix must be .npy, .npz, .csv, .tsv or .parquet, got {suffix!r}")
 
 
@@ -162,76 +173,6 @@ class _NpyRows(Rows):
             raise ValueError(f"{self.path} ends early: it was changed while being read")
         if not self.stored.isnative:
             out.byteswap(inplace=True)
-
-
-class _ParquetRows(Rows):
-    """Parquet files, one after another; a piece is a row group."""
-
-    def __init__(
-        self,
-        paths: list[str],
-        name: str,
-        drop: Sequence[str],
-        block_bytes: int,
-    ) -> None:
-        parquet = _parquet()
-        self.name, self.block_bytes = name, block_bytes
-        self.groups: list[tuple[str, int]] = []
-        sizes, wide = [], False
-        columns: list[str] = []
-        for path in paths:
-            with _parquet_file(parquet, path) as file:
-                schema, metadata = file.schema_arrow, file.metadata
-            if path == paths[0]:
-                columns = kept_columns(schema.names, drop, name)
-            check_same_columns(
-                [column for column in schema.names if column not in drop], columns, path, paths[0]
-            )
-            types = {column: schema.field(column).type for column in columns}
-            refuse({column: str(type_) for column, type_ in types.items() if not _is_number(type_)}, path)
-            wide = wide or any(str(type_) not in ("float", "halffloat") for type_ in types.values())
-            groups = range(metadata.num_row_groups)
-            self.groups += [(path, group) for group in groups]
-            sizes += [metadata.row_group(group).num_rows for group in groups]
-        self.bounds = np.cumsum([0, *sizes])
-        self.shape, self.feature_names = (int(self.bounds[-1]), len(columns)), tuple(columns)
-        self.dtype = np.dtype(np.float64 if wide else np.float32)
-
-    def read(self, piece: int, out: np.ndarray) -> None:
-        path, group = self.groups[piece]
-        kind = "double" if self.dtype == np.float64 else "float"
-        at = 0
-        with _parquet_file(_parquet(), path) as file:
-            columns = list(self.feature_names or ())
-            for batch in file.iter_batches(row_groups=[group], columns=columns):
-                for j, column in enumerate(columns):
-                    values = batch.column(column).cast(kind)
-                    out[at : at + len(batch), j] = values.to_numpy(zero_copy_only=False)  # null: NaN
-                at += len(batch)
-
-
-def _parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise ImportError('Parquet files need pyarrow: pip install "fastae[parquet]"') from None
-    return pyarrow.parquet
-
-
-def _parquet_file(parquet: Any, path: str) -> Any:
-    import pyarrow
-
-    try:
-        return parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a Parquet file that can be read: {error}") from None
-
-
-def _is_number(kind: Any) -> bool:
-    from pyarrow import types
-
-    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
-    return any(test(kind) for test in tests)
 
 
 def _frame_rows(frame: Any, drop: tuple[str, ...]) -> Rows:

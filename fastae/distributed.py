@@ -36,7 +36,7 @@ from fastae.blocks import (
     read_pieces,
     without_penalty,
 )
-from fastae.data import open_rows
+from fastae.data import open_rows, paths_of
 from fastae.network import Network
 from fastae.objective import PLAIN, Objective
 from fastae.team import available_cpus
@@ -415,32 +415,32 @@ def connect(where: str) -> Iterator[Client]:
         yield client
 
 
-def open_blocks(client: Client, path: str | os.PathLike[str], drop: Sequence[str] = ()) -> DaskBlocks:
+def open_blocks(client: Client, source: Any, drop: Sequence[str] = ()) -> DaskBlocks:
     """The rows of files, read by ``fastae.open_rows`` on the workers, each a part of them.
 
     Parameters
     ----------
     client : dask.distributed.Client
-    path : path
+    source : path or list of paths
         As for ``fastae.open_rows``; the workers must see the same files there.
     drop : sequence of str
         Columns to leave out.
     """
-    path = os.path.abspath(path)
-    rows = open_rows(path, drop=drop)
+    paths = [os.path.abspath(path) for path in paths_of(source)]
+    rows = open_rows(paths, drop=drop)
     read = dask.delayed(_read)
     blocks = []
     for first, last in cut_rows(rows):
         shape = int(rows.bounds[last] - rows.bounds[first]), rows.shape[1]
-        blocks.append(dask.array.from_delayed(read(path, drop, first, last), shape, rows.dtype))
+        blocks.append(dask.array.from_delayed(read(paths, drop, first, last), shape, rows.dtype))
     made = DaskBlocks(client, dask.array.concatenate(blocks))
     made.name = rows.name
     made.feature_names = None if rows.feature_names is None else list(rows.feature_names)
     return made
 
 
-def _read(path: str, drop: Sequence[str], first: int, last: int) -> np.ndarray:
-    return read_pieces(open_rows(path, drop=drop), first, last)
+def _read(paths: list[str], drop: Sequence[str], first: int, last: int) -> np.ndarray:
+    return read_pieces(open_rows(paths, drop=drop), first, last)
 
 
 def map_rows(model: Any, method: str, X: Any, **options: Any) -> Any:

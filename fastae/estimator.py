@@ -655,8 +655,12 @@ class Autoencoder(
             X.each(_check_finite, self.missing is not None)
             return X
         if isinstance(X, Rows):
+            X.check_not_empty()
             data = X.resident()
-            return data if isinstance(data, Rows) else check_array(data, input_name=name, **checks)
+            if isinstance(data, Rows):
+                return data
+            X.check_finite(data, allow_nan=self.missing is not None)
+            return check_array(data, input_name=name, **checks)
         refuse_columns(X, name)
         if name != "X":
             _check_feature_names(self, X, reset=False)
@@ -716,7 +720,7 @@ class Autoencoder(
     def _read(self, X: Rows) -> Iterator[np.ndarray]:
         """The blocks of Rows, checked as arrays are."""
         for block in X:
-            assert_all_finite(block, allow_nan=self.missing is not None, input_name="X")
+            X.check_finite(block, allow_nan=self.missing is not None)
             yield block
 
     def _blocks(self, X: Here, index: np.ndarray | None = None) -> Iterator[np.ndarray]:

@@ -2,14 +2,16 @@
 
 import csv
 import json
+import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
+from fastae.parquet_files import parquet_module
 from fastae.rows import Rows
 from fastae.storage import written_whole
 
@@ -59,9 +61,25 @@ def save_scores(path: Path, tables: Iterable[Table], *, as_json: bool = False) -
             _write_text(file, tables, as_json=False)
 
 
+def json_text(value: Any) -> str:
+    """JSON in one line; infinite numbers and NaN, which it cannot hold, are null."""
+    try:
+        return json.dumps(value, allow_nan=False, default=str)
+    except ValueError:
+        return json.dumps(_finite(value), default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
     """Raise a ValueError where a file's name says another format than will be written."""
-    if str(path) != "-" and path.suffix.lower() not in suffixes:
+    if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path}: the suffix must be {' or '.join(suffixes)}, got {path.suffix!r}")
 
 
@@ -74,7 +92,7 @@ def _write_text(file: TextIO, tables: Iterable[Table], as_json: bool) -> None:
         }
         lines = zip(*(column.tolist() for column in columns.values()), strict=True)
         if as_json:
-            file.writelines(json.dumps(dict(zip(columns, line, strict=True))) + "\n" for line in lines)
+            file.writelines(json_text(dict(zip(columns, line, strict=True))) + "\n" for line in lines)
             continue
         if i == 0:
             writer.writerow(columns)
@@ -82,8 +100,8 @@ def _write_text(file: TextIO, tables: Iterable[Table], as_json: bool) -> None:
 
 
 def _write_parquet(path: Path, tables: Iterable[Table]) -> None:
+    parquet = parquet_module()
     import pyarrow
-    from pyarrow import parquet
 
     with ExitStack() as closing:
         writer = None

@@ -4,11 +4,13 @@ A block is read into a buffer that is used again for the next one. What kinds th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from fastae.columns import check_same_columns
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,28 @@ class Rows(ABC):
         return ArrayRows(made, self.name, self.feature_names)
 
     def parts(self) -> "Iterator[Rows]":
-        """The blocks in order, each as Rows with the same names: valid until the next."""
-        return (ArrayRows(block.rows, self.name, self.feature_names) for block in self.blocks())
+        """The blocks in order, each as Rows with the same names: valid until the next; an error where there is none."""
+        self.check_not_empty()
+        for block in self.blocks():
+            yield ArrayRows(block.rows, self.name, self.feature_names)
+
+    def check_not_empty(self) -> None:
+        """Raise a ValueError if there are no rows."""
+        if not len(self):
+            raise ValueError(f"{self.name} has no rows")
+
+    def check_finite(self, block: np.ndarray, *, allow_nan: bool) -> None:
+        """Raise a ValueError for infinity or, unless allowed, NaN in some rows of these: it names the first column."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(block.sum()):
+                return
+        bad = np.isinf(block) if allow_nan else ~np.isfinite(block)
+        if not bad.any():
+            return
+        column = int(bad.any(axis=0).argmax())
+        what = "NaN" if np.isnan(block[bad[:, column], column]).any() else "infinity"
+        called = column + 1 if self.feature_names is None else repr(self.feature_names[column])
+        raise ValueError(f"{self.name} contains {what} in column {called}")
 
     def split(self, fraction: float, seed: int) -> tuple["Rows", "Rows"]:
         """Two parts: about 1 - `fraction` of the rows, drawn at random from each piece of the file, and the others."""
@@ -159,6 +181,52 @@ class ArrayRows(Rows):
     def blocks(self, generator: np.random.Generator | None = None, multiple: int = 1) -> Iterator[Block]:  # noqa: D102
         if len(self):
             yield Block(self.array, None if generator is None else generator.permutation(len(self)), 0)
+
+
+class JoinedRows(Rows):
+    """Several files, one after another: of the same columns, by name in any order or, without names, by number."""
+
+    def __init__(self, files: Sequence[Rows]) -> None:
+        first = files[0]
+        self.name, self.feature_names = f"{first.name} and {len(files) - 1} more", first.feature_names
+        self.shape = (sum(map(len, files)), first.shape[1])
+        self.dtype = np.result_type(*(rows.dtype for rows in files))
+        in_memory = sum(len(rows) for rows in files if isinstance(rows, ArrayRows))
+        self.block_bytes = max(
+            in_memory * self.shape[1] * self.dtype.itemsize,
+            *(rows.block_bytes for rows in files),
+        )
+        self.pieces = [
+            (rows, piece, order)
+            for rows, order in [(rows, _order_of_columns(rows, first)) for rows in files]
+            for piece in range(len(rows.bounds) - 1)
+        ]
+        self.bounds = np.cumsum([0, *(size for rows in files for size in np.diff(rows.bounds))])
+
+    def read(self, piece: int, out: np.ndarray) -> None:  # noqa: D102
+        rows, within, order = self.pieces[piece]
+        if order is None and rows.dtype == self.dtype:
+            rows.read(within, out)
+            return
+        some = np.empty(out.shape, rows.dtype)
+        rows.read(within, some)
+        out[:] = some if order is None else some[:, order]
+
+
+def _order_of_columns(rows: Rows, first: Rows) -> list[int] | None:
+    """Where the columns of `first` are in `rows`; None: in the same places."""
+    names, wanted = rows.feature_names, first.feature_names
+    if names is None or wanted is None:
+        if names is not wanted:
+            has, lacks = (rows, first) if wanted is None else (first, rows)
+            raise ValueError(f"{has.name} has names for its columns, but {lacks.name} has none")
+        if rows.shape[1] != first.shape[1]:
+            raise ValueError(
+                f"{rows.name} has {rows.shape[1]} columns, but {first.name} has {first.shape[1]}"
+            )
+        return None
+    check_same_columns(names, wanted, rows.name, first.name)
+    return None if names == wanted else [names.index(name) for name in wanted]
 
 
 class _Part(Rows):

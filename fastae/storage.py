@@ -5,6 +5,7 @@ kind of thing it is and what that kind needs. What a kind means is known by whoe
 estimators and ``Checkpoint``. Reading one runs no code of its own.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 FORMAT = 1  # raised where an older fastae would misread a file, or the layout that checkpoints keep changes
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write raises, without a name
 
 
 @contextmanager
@@ -31,7 +33,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises
     ------
     OSError
-        The directory does not exist or may not be written to, or the disk is full; `path` is as it was.
+        The directory does not exist or may not be written to, or the disk is full: it names `path`, which is as it was.
     """
     check_place(path)
     final = Path(os.path.realpath(path))
@@ -46,6 +48,10 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         with open(made, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(made, final)
+    except OSError as error:
+        if error.filename == os.fspath(made) or (error.filename is None and error.errno in _NO_ROOM):
+            error.filename = os.fspath(path)
+        raise
     finally:
         made.unlink(missing_ok=True)
     _flush_directory(final.parent)
@@ -81,18 +87,17 @@ def write(
     path: str | os.PathLike[str], kind: str, about: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
 ) -> None:
     """Write a file of `tensors` and `about`, which JSON must be able to hold, as ``written_whole`` does."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     from fastae import __version__
 
     text = json.dumps({"format": FORMAT, "kind": kind, "fastae": __version__, **about}, default=plain)
     dense = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    data = save(
+        dense, metadata={"fastae": text}
+    )  # not save_file, which renames over a device, with a mode of its own
     with written_whole(path) as made:
-        try:
-            save_file(dense, made, metadata={"fastae": text})
-        except SafetensorError as error:
-            raise OSError(f"{os.fspath(path)} cannot be written: {error}") from None
+        made.write_bytes(data)
 
 
 def plain(value: Any) -> Any:

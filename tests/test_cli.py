@@ -89,6 +89,15 @@ def test_train_says_what_it_made(place, tmp_path):
     assert facts["stopped_by"] == "max_iter"
 
 
+def test_several_files_are_one_after_another(place, tmp_path):
+    BENIGN[:200].to_csv(tmp_path / "a.csv", index=False)
+    BENIGN[200:].to_parquet(tmp_path / "b b.parquet")
+    parts, out = (tmp_path / "a.csv", tmp_path / "b b.parquet"), tmp_path / "m.safetensors"
+    good("train", *parts, *QUICK, "--out", out, "--contamination", 0.05)
+    assert out.read_bytes() == (place / "model.safetensors").read_bytes()
+    assert good("score", out, *parts) == good("score", out, place / "benign.csv")
+
+
 def test_the_settings_of_train_reach_the_estimator(place, tmp_path):
     out = tmp_path / "m.safetensors"
     words = (
@@ -169,14 +178,34 @@ def test_arrays_are_the_estimators_and_written_block_by_block(command, method, p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made.npy", "x.npy"]
 
 
+def test_json_has_null_for_errors_beyond_all_numbers(place, tmp_path):
+    data = ALL[:3].to_numpy(copy=True)
+    data[1, 2] = 1e200
+    np.save(tmp_path / "x.npy", data)
+    with np.errstate(all="ignore"):
+        lines = good("score", place / "model.safetensors", tmp_path / "x.npy", "--json").splitlines()
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    errors = [json.loads(line, parse_constant=refuse)["error"] for line in lines]
+    assert errors[1] is None
+    assert all(error > 0 for error in (errors[0], errors[2]))
+
+
+def test_parquet_without_pyarrow_says_what_to_install(place, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    ran = call("score", place / "model.safetensors", place / "all.csv", "--out", tmp_path / "s.parquet")
+    assert (ran.exit_code, list(tmp_path.iterdir())) == (1, [])
+    assert 'pip install "fastae[parquet]"' in ran.stderr
+
+
 def test_missing_cells_are_filled_in(place, tmp_path):
     holed = BENIGN.mask(np.random.default_rng(0).random(BENIGN.shape) < 0.05)
     holed.to_csv(tmp_path / "x.csv", index=False)
     ran = call("train", tmp_path / "x.csv", *QUICK, "--out", tmp_path / "m")
-    assert (ran.exit_code, ran.stderr) == (
-        1,
-        "fastae: Input X contains NaN. train with --missing, for missing cells\n",
-    )
+    said = "contains NaN in column 'mean radius': train with --missing, for missing cells"
+    assert (ran.exit_code, ran.stderr) == (1, f"fastae: {tmp_path / 'x.csv'} {said}\n")
     good("train", tmp_path / "x.csv", *QUICK, "--missing", "--out", tmp_path / "m")
     good("reconstruct", tmp_path / "m", tmp_path / "x.csv", "--out", tmp_path / "y.npy")
     assert np.isfinite(np.load(tmp_path / "y.npy")).all()
@@ -225,6 +254,33 @@ def test_works_in_a_pipe(place):
     assert "\x1b" not in ran.stdout + run("inspect", model).stdout
 
 
+def test_text_in_and_out_is_utf_8_whatever_the_locale(tmp_path):
+    out, text = (
+        tmp_path / "größe.safetensors",
+        BENIGN.rename(columns={"mean radius": "größe"}).to_csv(index=False),
+    )
+    ascii_only = {"env": os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}, "encoding": "utf-8"}
+    assert run("train", "-", *QUICK, "--out", out, input=text, **ascii_only).returncode == 0
+    scored = run("score", out, "-", "--top", 30, input=text, **ascii_only)
+    assert scored.returncode == 0
+    assert "größe" in scored.stdout
+    text = text.encode("latin-1")
+    ran = subprocess.run([*COMMAND, "score", out, "-"], input=text, capture_output=True, check=False)
+    assert (ran.returncode, ran.stdout) == (1, b"")
+    assert ran.stderr.startswith(b"fastae: standard input is not a CSV file in UTF-8")
+
+
+def test_closed_streams_are_no_surprise(place):
+    def closed(redirection, *words):
+        line = f'"$@" {redirection}'
+        words = ["sh", "-c", line, "sh", *COMMAND, *map(str, words)]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    assert closed(">&-", "inspect", place / "model.safetensors").returncode == 0
+    ran = closed("<&-", "score", place / "model.safetensors", "-")
+    assert (ran.returncode, ran.stderr) == (1, "fastae: standard input is closed\n")
+
+
 def test_a_pipe_closed_early_is_no_error(place):
     words = [*COMMAND, "score", str(place / "model.safetensors"), str(place / "all.csv")]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -267,6 +323,8 @@ def test_errors_are_one_line_that_names_what_is_wrong(place, tmp_path):
     ALL.drop(columns="mean radius").to_csv(lacking, index=False)
     narrow = tmp_path / "narrow.npy"
     np.save(narrow, ALL.to_numpy()[:, :3])
+    empty = tmp_path / "empty.csv"
+    ALL[:0].to_csv(empty, index=False)
     plain = tmp_path / "plain.safetensors"
     good("train", data, *QUICK, "--no-detector", "--out", plain)
     for words, message in (
@@ -294,6 +352,11 @@ def test_errors_are_one_line_that_names_what_is_wrong(place, tmp_path):
             "the suffix must be .csv or .parquet or .pq, got '.txt'",
         ),
         (("encode", model, data, "--out", tmp_path / "z.csv"), "the suffix must be .npy, got '.csv'"),
+        (("encode", model, data, "--out", "-"), "-: the suffix must be .npy, got ''"),
+        (("encode", model, empty, "--out", tmp_path / "z.npy"), f"{empty} has no rows"),
+        (("score", model, empty), f"{empty} has no rows"),
+        (("train", empty, "--out", tmp_path / "m"), f"{empty} has no rows"),
+        (("train", data, "--hidden", 10**12, "--out", tmp_path / "m"), "Unable to allocate"),
     ):
         ran = call(*words)
         assert ran.exit_code == 1, (words, ran.output)
@@ -311,6 +374,7 @@ def test_wrong_arguments_end_in_2(place, tmp_path):
         ("train", place / "all.csv", "--out", tmp_path / "m", "--hidden", "4,x"),
         ("train", place / "all.csv", "--out", tmp_path / "m", "--epochs", 0),
         ("train", place / "all.csv", "--out", tmp_path / "m", "--activation", "step"),
+        ("train", place / "all.csv", "--out", tmp_path / "m", "--checkpoint", tmp_path / "m"),
         ("nonsense",),
     ):
         assert call(*words).exit_code == 2

@@ -116,6 +116,40 @@ def test_csv_without_a_header_with_semicolons_or_a_byte_order_mark(tmp_path):
     assert open_rows(path).shape == (0, 2)
 
 
+def test_csv_headers_that_are_numbers_or_span_lines(tmp_path):
+    path = tmp_path / "x.csv"
+    for text, names, rows in (
+        ("0,1,2\n5,6,7\n", ("0", "1", "2"), [[5, 6, 7]]),
+        ("0,1,3\n5,6,7\n", None, [[0, 1, 3], [5, 6, 7]]),
+        ("0,1\n5,6\n", None, [[0, 1], [5, 6]]),
+        ("\n  \na,b\n\n1,2\n", ("a", "b"), [[1, 2]]),
+        ("\n  \na,b\n\ntrue,2\n \n", ("a", "b"), [[1, 2]]),
+        ('"a\nb",c\n1,2\n', ("a\nb", "c"), [[1, 2]]),
+        ('"a, b",c\n"1",2\n', ("a, b", "c"), [[1, 2]]),
+    ):
+        path.write_text(text)
+        found = open_rows(path)
+        assert (found.feature_names, found.resident().tolist()) == (names, rows)
+
+
+@pytest.mark.parametrize("names", [NAMES, range(6)])
+def test_an_index_without_a_name_is_refused_until_it_is_dropped(names, tmp_path):
+    path = tmp_path / "x.csv"
+    FRAME.set_axis(list(names), axis=1).to_csv(path)
+    with pytest.raises(
+        ValueError, match=r"x\.csv: column 1 has no name, like an index: leave it out by drop ''"
+    ):
+        open_rows(path)
+    rows = open_rows(path, drop=[""])
+    assert rows.feature_names == tuple(map(str, names))
+    np.testing.assert_array_equal(rows.resident(), X)
+
+
+def test_a_name_that_stands_twice_can_be_dropped(tmp_path):
+    (tmp_path / "x.csv").write_text("a,b,a\n1,2,3\n")
+    assert open_rows(tmp_path / "x.csv", drop=["a"]).resident().tolist() == [[2]]
+
+
 def test_csv_on_standard_input(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("a,b\n1,2\n"))
     rows = open_rows("-")
@@ -131,6 +165,51 @@ def test_parquet_files_one_after_another(tmp_path):
     narrow = open_rows(parquet(tmp_path / "narrow.parquet", FRAME.astype("f4")))
     assert narrow.dtype == np.float32
     np.testing.assert_array_equal(narrow.resident(), X.astype("f4"))
+
+
+def test_files_of_any_kind_one_after_another(tmp_path):
+    FRAME[:100].to_csv(tmp_path / "a.csv", index=False)
+    FRAME[100:200][list(reversed(NAMES))].to_csv(tmp_path / "b.csv", index=False)
+    parquet(tmp_path / "c.parquet", FRAME[200:].astype("f4"), row_group_size=60)
+    rows = open_rows([tmp_path / "[ab].csv", str(tmp_path / "c.parquet")], block_bytes=48)
+    assert (rows.shape, rows.dtype, rows.feature_names) == (X.shape, np.float64, NAMES)
+    assert rows.name == f"{tmp_path / 'a.csv'} and 2 more"
+    np.testing.assert_array_equal(whole(rows), np.vstack((X[:200], X[200:].astype("f4"))))
+    counts = np.round(X).astype("i2")
+    saved(tmp_path, counts[:100], "a.npy")
+    saved(tmp_path, np.asfortranarray(X[100:]), "b.npy")
+    rows = open_rows(tmp_path / "*.npy", feature_names=NAMES, block_bytes=3000)
+    assert rows.feature_names == NAMES
+    np.testing.assert_array_equal(whole(rows), np.vstack((counts[:100], X[100:])))
+
+
+def test_files_that_do_not_go_together_are_named(tmp_path):
+    FRAME.to_csv(tmp_path / "a.csv", index=False)
+    saved(tmp_path, X, "b.npy")
+    saved(tmp_path, X[:, :3], "c.npy")
+    a, b, c = (tmp_path / name for name in ("a.csv", "b.npy", "c.npy"))
+    for files in ([a, b], [b, a]):
+        with pytest.raises(ValueError, match=r"a\.csv has names for its columns, but .*b\.npy has none"):
+            open_rows(files)
+    with pytest.raises(ValueError, match=r"c\.npy has 3 columns, but .*b\.npy has 6"):
+        open_rows([b, c])
+    with pytest.raises(FileNotFoundError, match=r"no\.npy"):
+        open_rows([b, tmp_path / "no.npy"])
+
+
+def test_the_index_of_a_frame_is_no_column_of_its_parquet_file(tmp_path):
+    shuffled = FRAME.sample(frac=1, random_state=0)
+    for frame in (shuffled, shuffled.rename_axis("id")):
+        path = tmp_path / "x.parquet"
+        frame.to_parquet(path)
+        assert open_rows(path).feature_names == NAMES
+        np.testing.assert_array_equal(open_rows(path, drop=NAMES[:1]).resident(), frame.to_numpy()[:, 1:])
+
+
+def test_large_integers_of_a_parquet_file_are_rounded(tmp_path):
+    frame = pd.DataFrame({"id": np.array([2**63 - 1, 2**53 + 1]), "u": np.array([2**64 - 1, 1], "u8")})
+    rows = open_rows(parquet(tmp_path / "x.parquet", frame))
+    np.testing.assert_array_equal(rows.resident(), frame.to_numpy(np.float64))
 
 
 def test_columns_can_be_left_out(tmp_path):
@@ -181,6 +260,8 @@ def test_errors_name_the_file_and_what_is_wrong(tmp_path):
         (broken("empty.csv", b"\n"), ValueError, "empty.csv is empty"),
         (broken("utf.csv", b"a,\xff\n1,2\n"), ValueError, "utf.csv is not a CSV file in UTF-8"),
         (broken("ragged.csv", b"a,b\n1,2\n1,2,3\n"), ValueError, "line 3 has 3 cells, the first line 2"),
+        (broken("long.csv", b'a,b\n1,"' + b"x" * 140_000), ValueError, "long.csv: line 2: field larger than"),
+        (broken("head.csv", b'a,"' + b"x" * 140_000), ValueError, "head.csv: line 1: field larger than"),
         (broken("narrow.csv", b"a,b\n1\n1\n"), ValueError, "line 2 has 1 cells, the first line 2"),
         (broken("twice.csv", b"a,a\n1,2\n"), ValueError, "more than one column 'a'"),
         (
@@ -458,8 +539,25 @@ def test_a_stream_of_holes_is_scaled_and_scored_as_the_array(tmp_path):
     np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-10)
     np.testing.assert_array_equal(theirs.reconstruction_error(rows), theirs.reconstruction_error(holed))
     assert theirs.score(rows) == pytest.approx(theirs.score(holed), rel=1e-12)
-    with pytest.raises(ValueError, match="X contains NaN"):
+    with pytest.raises(ValueError, match=r"x\.npy contains NaN in column 1$"):
         Autoencoder(**QUICK).fit(rows)
+
+
+@pytest.mark.parametrize("block_bytes", [1 << 26, BLOCK], ids=["array", "stream"])
+def test_no_rows_and_what_is_not_finite_are_named_with_the_file(block_bytes, tmp_path):
+    path, frame = tmp_path / "x.parquet", pd.DataFrame(BIG[:, :6], columns=NAMES)
+    model, asked = Autoencoder((2,), max_iter=1, batch_size=500), {"block_bytes": block_bytes}
+    for value, missing, said in (
+        (np.nan, None, r"contains NaN in column"),
+        (-np.inf, None, "contains infinity in column"),
+        (np.inf, "mask", "contains infinity in column"),
+    ):
+        frame.iloc[1000, 3] = value
+        rows = open_rows(parquet(path, frame, row_group_size=300), **asked)
+        with pytest.raises(ValueError, match=rf"x\.parquet {said} '{NAMES[3]}'$"):
+            model.set_params(missing=missing).fit(rows)
+    with pytest.raises(ValueError, match=r"x\.parquet has no rows$"):
+        model.fit(open_rows(parquet(path, frame[:0]), **asked))
 
 
 def test_a_detector_on_a_stream_with_rows_set_aside(tmp_path):

@@ -262,10 +262,11 @@ def test_files_are_read_by_the_workers(client, tmp_path):
     for i in range(2):
         rows = pd.DataFrame(X[2000 * i : 2000 * (i + 1)], columns=list("abcdefghi"))
         rows.to_parquet(tmp_path / f"part-{i}.parquet", row_group_size=300)
-    blocks = open_blocks(client, tmp_path / "part-*.parquet", drop=["b"])
-    assert (blocks.shape, blocks.feature_names) == ((4000, 8), list("acdefghi"))
-    assert len(blocks.rows) > 4
-    np.testing.assert_array_equal(np.concatenate(blocks.each(np.asarray)), np.delete(X, 1, axis=1))
+    for source in (tmp_path / "part-*.parquet", [tmp_path / f"part-{i}.parquet" for i in range(2)]):
+        blocks = open_blocks(client, source, drop=["b"])
+        assert (blocks.shape, blocks.feature_names) == ((4000, 8), list("acdefghi"))
+        assert len(blocks.rows) > 4
+        np.testing.assert_array_equal(np.concatenate(blocks.each(np.asarray)), np.delete(X, 1, axis=1))
 
 
 def test_without_a_cluster_the_error_says_what_to_make():

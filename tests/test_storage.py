@@ -48,6 +48,22 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert names(tmp_path) == ["a.txt"]
 
 
+def test_an_error_of_the_hidden_file_names_the_path(tmp_path):
+    path = tmp_path / "a.txt"
+    with pytest.raises(FileNotFoundError) as caught, storage.written_whole(path) as made:
+        made.read_text()
+    assert caught.value.filename == str(path)
+    with pytest.raises(OSError, match="elsewhere") as caught, storage.written_whole(path):
+        open(tmp_path / "elsewhere")
+    with (
+        full_disk(10),
+        pytest.raises(OSError, match="too large") as caught,
+        storage.written_whole(path) as made,
+    ):
+        made.write_bytes(bytes(100))
+    assert caught.value.filename == str(path)
+
+
 def test_a_block_that_writes_nothing_is_an_error_and_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
@@ -71,11 +87,26 @@ def test_links_are_followed_modes_kept_and_devices_left_alone(tmp_path):
     assert not os.path.isfile("/dev/null")
 
 
+def test_a_pipe_is_written_into_and_stays_one(tmp_path):
+    pipe, params = tmp_path / "pipe", fastae.Parameters.random(NETWORK, seed=1)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    params.save(pipe)
+    read = os.read(reader, 1 << 16)
+    os.close(reader)
+    params.save(tmp_path / "a")
+    assert read == (tmp_path / "a").read_bytes()
+    assert names(tmp_path) == ["a", "pipe"]
+    assert pipe.is_fifo()
+
+
 def test_a_new_file_has_the_mode_that_any_new_file_has(tmp_path):
     with storage.written_whole(tmp_path / "a") as made:
         made.write_text("")
+    fastae.Parameters(NETWORK).save(tmp_path / "model")
     (tmp_path / "b").write_text("")
-    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+    modes = {(tmp_path / name).stat().st_mode for name in ("a", "model", "b")}
+    assert len(modes) == 1
 
 
 @pytest.mark.parametrize("place", ["missing/a.safetensors", "file/a.safetensors"])

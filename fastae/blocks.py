@@ -17,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fastae.checkpoint import Checkpoint
+from fastae.checks import check_count
 from fastae.engine import Engine
+from fastae.epochs import check_start, descend, draw_noise_seed
+from fastae.history import Epoch, History
 from fastae.network import Network, Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Optimizer, State
 from fastae.rows import Rows
-from fastae.training import Epoch, History, check_count, check_start, descend, draw_noise_seed
 
 GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly however many there are
 ROWS_A_STEP = 512  # of each block, where nobody says

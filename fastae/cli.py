@@ -198,7 +198,7 @@ def train(
     from fastae import figures, storage
     from fastae.blocks import Blocks
     from fastae.estimator import Autoencoder, AutoencoderDetector
-    from fastae.training import Epoch
+    from fastae.history import Epoch
 
     storage.check_place(out)
     if plot is not None:

@@ -37,6 +37,7 @@ from fastae.blocks import (
     without_penalty,
 )
 from fastae.data import open_rows
+from fastae.estimator.inputs import check_columns
 from fastae.network import Network
 from fastae.objective import PLAIN, Objective
 from fastae.team import available_cpus
@@ -446,7 +447,7 @@ def _read(path: str, drop: Sequence[str], first: int, last: int) -> np.ndarray:
 def map_rows(model: Any, method: str, X: Any, **options: Any) -> Any:
     """A lazy Dask array of what a fitted model's method makes of each block of a Dask array or DataFrame."""
     names = [str(name) for name in X.columns] if hasattr(X, "columns") else None
-    model.check_columns(X.shape[1], names)
+    check_columns(model, X.shape[1], names)
     array = _in_rows(X)
     apply = functools.partial(_apply, model.for_one_thread(), method, options=options)
     like = apply(np.zeros((1, array.shape[1]), array.dtype))

@@ -32,11 +32,11 @@ from fastae.blocks import (
     without_penalty,
 )
 from fastae.checkpoint import Checkpoint
+from fastae.history import History
 from fastae.network import Network, Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.rows import Rows
 from fastae.team import available_cpus
-from fastae.training import History
 
 try:
     from mpi4py import MPI

@@ -13,8 +13,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from fastae.blocks import Blocks
 from fastae.estimator.autoencoder import Autoencoder, goes_by_steps
-from fastae.estimator.fitted import also_lazily
 from fastae.estimator.inputs import check_here, in_blocks, parts
+from fastae.estimator.lazily import also_lazily
 
 
 def _scores(block: np.ndarray, model: "AutoencoderDetector") -> np.ndarray:

@@ -1,37 +1,18 @@
 """FittedModel: what a trained autoencoder does with rows."""
 
 import copy
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self
 
 import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from fastae.blocks import is_dask
 from fastae.column_statistics import ColumnStatistics
 from fastae.engine import Engine
 from fastae.estimator.inputs import Here, check_here, over, parts
+from fastae.estimator.lazily import also_lazily
 from fastae.estimator.settings import Settings
 from fastae.network import Parameters
-
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-
-
-def also_lazily(method: _Method) -> _Method:
-    """For a Dask array or DataFrame, a lazy Dask array of the results of its blocks."""
-
-    @wraps(method)
-    def call(self: "FittedModel", X: Any, **options: Any) -> Any:
-        if not is_dask(X):
-            return method(self, X, **options)
-        from fastae.distributed import map_rows
-
-        check_is_fitted(self)
-        return map_rows(self, method.__name__, X, **options)
-
-    return cast(_Method, call)
 
 
 class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):

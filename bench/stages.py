@@ -225,9 +225,9 @@ def report(case: Case) -> None:
     engine.loss_and_gradient(case.parameters, case.X)
     tiles = case.m / tile.rows
     lines = [(s.name, s.flops * tiles, _time(s.run, probe) * tiles) for s in tile.stages()]
-    from fastae.kernels import step
+    from fastae.kernels.partition import shard_rows
 
-    shards = -(-case.m // int(step.shard_rows(case.m, tile.size)))
+    shards = -(-case.m // int(shard_rows(case.m, tile.size)))
     parts = layout.aligned_zeros(shards * tile.size, case.dtype).reshape(shards, -1)
     lines.append(
         (f"add up {shards} shards", 0, _time(lambda n: add_up_times(n, tile.gradient, parts, shards)))

@@ -1,6 +1,6 @@
 """Engine: the loss and gradient of a batch, reconstructions and codes, on all cores, in memory allocated once.
 
-What it hands to the kernels is a job (``kernels/step.py``): addresses, strides and sizes. No arithmetic stands here.
+What it hands to the kernels is a job (``kernels/job.py``): addresses, strides and sizes. No arithmetic stands here.
 """
 
 import os
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from fastae import team
 from fastae.checks import check_index, check_matrix, check_vector
+from fastae.kernels import job as fields
 from fastae.kernels import layout
 from fastae.network import Network, Parameters, check_dtype
 from fastae.objective import PLAIN, Objective
@@ -72,7 +73,7 @@ class Engine:
             raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels do not run uncompiled")
         from numba.core.errors import NumbaError
 
-        from fastae.kernels import step
+        from fastae.kernels import partition, shard, step
         from fastae.kernels.target import TARGET
 
         if narrow and not TARGET.bfloat16:
@@ -92,7 +93,7 @@ class Engine:
         # A clean copy of a corrupted input, and a spare tile; untouched, so no memory, where nothing needs them.
         inputs = int(self.plan[0][layout.OUTPUT])
         extra = (inputs + (max(inputs, code) if narrow else code)) * self.tile_rows
-        scratch = int(step.target_place(self.plan, self.tile_rows, lanes)) + extra
+        scratch = int(shard.target_place(self.plan, self.tile_rows, lanes)) + extra
         self._work = [layout.aligned_zeros(scratch, self.dtype) for _ in range(self.n_threads)]
         self._narrow = layout.aligned_zeros(size, self.dtype) if narrow else None
         self._transposed = layout.aligned_zeros(transposed, self.dtype)
@@ -102,26 +103,32 @@ class Engine:
             self._ones[start : start + row[layout.FAN_OUT]] = 1
         self._size = size
         self._gradients = layout.aligned_zeros(0, self.dtype).reshape(0, size)
-        self._totals = np.zeros((step.SHARDS_MOST, 2))
-        stretches = int(step.stretches(self.plan, lanes))
+        self._totals = np.zeros((partition.SHARDS_MOST, 2))
+        stretches = int(partition.stretches(self.plan, lanes))
         self._norms = np.zeros(stretches)
-        self._taken = np.zeros(max(stretches, step.SHARDS_MOST), np.int64)
-        self._codes = np.zeros((step.SHARDS_MOST, network.widths[network.code_layer]))
+        self._taken = np.zeros(max(stretches, partition.SHARDS_MOST), np.int64)
+        self._codes = np.zeros((partition.SHARDS_MOST, network.widths[network.code_layer]))
         self._slopes = layout.aligned_zeros(code, self.dtype)
-        self._job = np.zeros(step.JOB, np.int64)
-        self._blank = np.zeros(step.JOB, np.int64)  # what all jobs have in common
-        self._blank[step.HEIGHT], self._blank[step.SIZE] = self.tile_rows, size
-        self._blank[step.ONES], self._blank[step.TOTALS] = self._ones.ctypes.data, self._totals.ctypes.data
-        self._blank[step.NORMS], self._blank[step.CODES] = self._norms.ctypes.data, self._codes.ctypes.data
-        self._blank[step.SLOPES], self._blank[step.CODE_LAYER] = (
+        self._job = np.zeros(fields.JOB, np.int64)
+        self._blank = np.zeros(fields.JOB, np.int64)  # what all jobs have in common
+        self._blank[fields.HEIGHT], self._blank[fields.SIZE] = self.tile_rows, size
+        self._blank[fields.ONES], self._blank[fields.TOTALS] = (
+            self._ones.ctypes.data,
+            self._totals.ctypes.data,
+        )
+        self._blank[fields.NORMS], self._blank[fields.CODES] = (
+            self._norms.ctypes.data,
+            self._codes.ctypes.data,
+        )
+        self._blank[fields.SLOPES], self._blank[fields.CODE_LAYER] = (
             self._slopes.ctypes.data,
             network.code_layer - 1,
         )
-        self._blank[step.TAKEN] = self._taken.ctypes.data
-        self._blank[step.WT], self._blank[step.WT_SIZE] = self._transposed.ctypes.data, transposed
-        self._control = layout.aligned_zeros(step.CONTROL, np.int64)
+        self._blank[fields.TAKEN] = self._taken.ctypes.data
+        self._blank[fields.WT], self._blank[fields.WT_SIZE] = self._transposed.ctypes.data, transposed
+        self._control = layout.aligned_zeros(fields.CONTROL, np.int64)
         self._members = layout.aligned_zeros(self.n_threads * 8, np.int64).reshape(-1, 8)
-        self._members[:, step.MEMBER] = np.arange(self.n_threads)
+        self._members[:, fields.MEMBER] = np.arange(self.n_threads)
         self._lock = threading.Lock()
         _engines.add(self)
 
@@ -296,7 +303,8 @@ class Engine:
         (steps, 2): the loss of each step, before it is taken, and the sum of its rows' weights. Fewer steps than rates
         come back where a loss was not finite: it is the last, and that step was not taken.
         """
-        step = self._step
+        from fastae.kernels.partition import shard_rows
+
         self._check_params(params)
         X = check_matrix(X, self.network.widths[0], "X")
         if self.network.widths[-1] != self.network.widths[0]:
@@ -317,30 +325,30 @@ class Engine:
                 unit = float(2.0 ** np.floor(np.log2(largest)))
                 weights = weights / unit
             alive.append(weights)
-            job[step.SAMPLE_WEIGHT] = weights.ctypes.data
+            job[fields.SAMPLE_WEIGHT] = weights.ctypes.data
         rates = np.ascontiguousarray(rates, np.float64)
         settings = np.array(settings, np.float64)
         self._describe_objective(job, settings, objective, unit, seed, epoch)
         losses = np.zeros((rates.size, 2))
-        batch = min(batch_size or job[step.ROWS], job[step.ROWS])
-        job[step.TASK], job[step.BATCH], job[step.STEPS] = step.STEPS_TASK, batch, rates.size
-        job[step.OPTIMIZER], job[step.FIRST_ROW], job[step.SUMS] = optimizer, first_row, sums
-        job[step.PARAMETERS], job[step.GRADIENT] = params.flat.ctypes.data, gradient.flat.ctypes.data
-        job[step.WEIGHTS] = (params.flat if self._narrow is None else self._narrow).ctypes.data
-        job[step.MOMENTS] = 0 if moments is None else moments.ctypes.data
-        job[step.RATES], job[step.SETTINGS] = rates.ctypes.data, settings.ctypes.data
-        job[step.LOSSES] = losses.ctypes.data
+        batch = min(batch_size or job[fields.ROWS], job[fields.ROWS])
+        job[fields.TASK], job[fields.BATCH], job[fields.STEPS] = fields.STEPS_TASK, batch, rates.size
+        job[fields.OPTIMIZER], job[fields.FIRST_ROW], job[fields.SUMS] = optimizer, first_row, sums
+        job[fields.PARAMETERS], job[fields.GRADIENT] = params.flat.ctypes.data, gradient.flat.ctypes.data
+        job[fields.WEIGHTS] = (params.flat if self._narrow is None else self._narrow).ctypes.data
+        job[fields.MOMENTS] = 0 if moments is None else moments.ctypes.data
+        job[fields.RATES], job[fields.SETTINGS] = rates.ctypes.data, settings.ctypes.data
+        job[fields.LOSSES] = losses.ctypes.data
         with self._lock:
-            shards = -(-batch // int(step.shard_rows(batch, self._size)))
+            shards = -(-batch // int(shard_rows(batch, self._size)))
             if self._gradients.shape[0] < shards:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
-            job[step.GRADIENTS] = self._gradients.ctypes.data
-            claim = step.TRANSPOSE
+            job[fields.GRADIENTS] = self._gradients.ctypes.data
+            claim = fields.TRANSPOSE
             flops = 6.0 * batch * self._size
             shared = shards > 1 or flops > SMALL_JOB  # a step of one shard has little else to share out
             self._run(job, claim, flops * rates.size if shared else 0.0)
-            done = int(self._control[step.STEPS_DONE])
-            diverged = self._control[step.OUTCOME] == step.DIVERGED
+            done = int(self._control[fields.STEPS_DONE])
+            diverged = self._control[fields.OUTCOME] == fields.DIVERGED
         losses[:, 1] *= unit
         return losses[: done + diverged]
 
@@ -395,17 +403,17 @@ class Engine:
         columns = self.network.widths[first]
         X = check_matrix(X, columns, name)
         job, alive = self._describe(X, index, shift, scale, columns)
-        rows = int(job[step.ROWS])
+        rows = int(job[fields.ROWS])
         if column_weight is None:
             out = np.empty((rows, self.network.widths[last]), self.dtype)
-            job[step.TASK] = step.INFER_TASK
+            job[fields.TASK] = fields.INFER_TASK
         else:
             out = np.empty(rows)
-            job[step.TASK], job[step.COLUMN_WEIGHT] = step.ERRORS_TASK, column_weight.ctypes.data
-        job[step.MISSING], job[step.PARAMETERS] = missing, params.flat.ctypes.data
-        job[step.WEIGHTS] = (params.flat if self._narrow is None else self._narrow).ctypes.data
-        job[step.OUT], job[step.OUT_STRIDE] = out.ctypes.data, out.strides[0]
-        job[step.FIRST_LAYER], job[step.LAST_LAYER] = first, last
+            job[fields.TASK], job[fields.COLUMN_WEIGHT] = fields.ERRORS_TASK, column_weight.ctypes.data
+        job[fields.MISSING], job[fields.PARAMETERS] = missing, params.flat.ctypes.data
+        job[fields.WEIGHTS] = (params.flat if self._narrow is None else self._narrow).ctypes.data
+        job[fields.OUT], job[fields.OUT_STRIDE] = out.ctypes.data, out.strides[0]
+        job[fields.FIRST_LAYER], job[fields.LAST_LAYER] = first, last
         with self._lock:
             if self._narrow is not None:
                 step.narrow_all(job, self.plan)
@@ -421,8 +429,8 @@ class Engine:
         step, members, control = self._step, self._members, self._control
         self._job[:] = job
         quota = max(1, int(2e7 * self.network.widths[0] // max(self._size, 1)))
-        members[:, step.REFILL] = quota
-        members[0, step.HELD] = 0
+        members[:, fields.REFILL] = quota
+        members[0, fields.HELD] = 0
         self._taken[:] = -1
         error: BaseException | None = None
         opened = False
@@ -432,17 +440,17 @@ class Engine:
                     step.open_job(control, members, claim, self.n_threads if flops > SMALL_JOB else 1)
                     opened = True
                     if flops > SMALL_JOB:
-                        for member in np.flatnonzero(members[:, step.WAKE]):
+                        for member in np.flatnonzero(members[:, fields.WAKE]):
                             team.lend(self._helper(int(member)))
                 if error is not None:
-                    control[step.CANCEL] = 1
+                    control[fields.CANCEL] = 1
                 while True:
-                    members[0, step.QUOTA] = quota
+                    members[0, fields.QUOTA] = quota
                     began = time.perf_counter()
                     status = step.run(self._job, self.plan, control, members[0], self._work[0])
-                    if status == step.OVER:
+                    if status == fields.OVER:
                         break
-                    if status == step.WAITING:
+                    if status == fields.WAITING:
                         time.sleep(0)
                     else:
                         took = time.perf_counter() - began
@@ -461,8 +469,8 @@ class Engine:
         me, work = self._members[member], self._work[member]
 
         def take_part() -> None:
-            me[step.HELD], me[step.QUOTA] = 0, me[step.REFILL]
-            while step.run(job, plan, control, me, work) != step.OVER:
+            me[fields.HELD], me[fields.QUOTA] = 0, me[fields.REFILL]
+            while step.run(job, plan, control, me, work) != fields.OVER:
                 time.sleep(0)
 
         return take_part
@@ -475,21 +483,21 @@ class Engine:
 
         step = self._step
         job = self._blank.copy()
-        job[step.FORWARD_AT : step.ADD_PULL_AT + 1] = step.addresses(self.dtype, self._narrow is not None)
-        job[step.X], job[step.ROW_STRIDE], job[step.COLUMN_STRIDE] = X.ctypes.data, *X.strides
+        job[fields.FORWARD_AT : fields.ADD_PULL_AT + 1] = step.addresses(self.dtype, self._narrow is not None)
+        job[fields.X], job[fields.ROW_STRIDE], job[fields.COLUMN_STRIDE] = X.ctypes.data, *X.strides
         if X.shape[1] == 1:
-            job[step.COLUMN_STRIDE] = X.itemsize
-        job[step.KIND], job[step.ROWS] = KINDS[X.dtype], X.shape[0]
+            job[fields.COLUMN_STRIDE] = X.itemsize
+        job[fields.KIND], job[fields.ROWS] = KINDS[X.dtype], X.shape[0]
         alive: list[Any] = []
         if index is not None:
             rows = check_index(index, X.shape[0])
             alive.append(rows)
-            job[step.INDEX], job[step.ROWS] = rows.ctypes.data, rows.size
+            job[fields.INDEX], job[fields.ROWS] = rows.ctypes.data, rows.size
         if shift is not None or scale is not None:
             lanes = layout.lanes(self.dtype)
             for place, name, value, default in (
-                (step.SHIFT, "shift", shift, 0.0),
-                (step.SCALE, "scale", scale, 1.0),
+                (fields.SHIFT, "shift", shift, 0.0),
+                (fields.SCALE, "scale", scale, 1.0),
             ):
                 padded = np.zeros(-(-columns // lanes) * lanes)
                 padded[:columns] = default if value is None else check_vector(value, columns, name)
@@ -503,7 +511,6 @@ class Engine:
     ) -> None:
         from fastae.kernels import noise, optimizer
 
-        step = self._step
         if not isinstance(objective, Objective):
             raise TypeError(f"objective must be an Objective, got {objective!r}")
         settings[optimizer.ALPHA], settings[optimizer.NOISE_LEVEL] = (
@@ -512,9 +519,9 @@ class Engine:
         )
         settings[optimizer.SPARSITY_TARGET] = objective.sparsity_target
         settings[optimizer.SPARSITY_WEIGHT] = objective.sparsity_weight
-        job[step.MISSING], job[step.SPARSE] = objective.missing, objective.sparsity_weight > 0
-        job[step.NOISE] = noise.NOISES.index(objective.noise or "")
-        job[step.SEED], job[step.EPOCH] = seed, epoch
+        job[fields.MISSING], job[fields.SPARSE] = objective.missing, objective.sparsity_weight > 0
+        job[fields.NOISE] = noise.NOISES.index(objective.noise or "")
+        job[fields.SEED], job[fields.EPOCH] = seed, epoch
         layer = self.network.code_layer
         if objective.sparsity_weight > 0 and (
             layer == self.network.n_layers or self.network.activations[layer - 1] != "sigmoid"
@@ -538,7 +545,7 @@ def _forget_threads() -> None:
     for engine in _engines:
         engine._lock = threading.Lock()
         engine._control[:] = 0
-        engine._members[:, engine._step.PRESENT] = 0
+        engine._members[:, fields.PRESENT] = 0
 
 
 if hasattr(os, "register_at_fork"):

@@ -2,12 +2,17 @@
 
 A map, from the call down:
 
-    step.py         a shard of rows, tile after tile, through all layers; the team of threads' one jitted call
+    step.py         gradient steps by a team of threads: the one jitted call that each makes
+    infer.py        rows through the layers and out
+    shard.py        a shard of rows, tile after tile, through all layers and back
+    partition.py    which rows a shard has, which weights a stretch
+    job.py          the places in the vectors of int64 that say what is to be done
     layer.py        one layer's forward step and backward step on a tile of rows, in place
     gemm.py         the register tile, in its three forms
     bfloat16.py     layer.py and gemm.py for products of bfloat16 pairs
     activations.py  sigmoid with derivative, tanh, relu, identity
     optimizer.py    fused parameter updates
+    noise.py        corrupted input, and cells that are missing
     rows.py         rows of any dtype and stride into a tile, and back out
     layout.py       the one data layout: column blocks of one cache line
     target.py       which CPU Numba compiles for, and the tile sizes that follow

@@ -20,7 +20,7 @@ from numba import carray
 from fastae.kernels import gemm, layer
 from fastae.kernels.activations import activate, times_derivative
 from fastae.kernels.compiler import ByAddress
-from fastae.kernels.gemm import Tile, _flatten, _unflatten
+from fastae.kernels.gemm import Tile, flatten, unflatten
 from fastae.kernels.layout import ACTIVATIONS
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import LINE
@@ -47,19 +47,19 @@ def _product(
         return result
 
     def block(a: Value, b: Value, *flat: Value) -> list[Value]:
-        tile = _unflatten(flat, width)
+        tile = unflatten(flat, width)
         for p in range(LANES // 2):
             tile = step(tile, a, b, p)
-        return [words.offset(a, a_block), words.offset(b, LANES // 2 * LINE), *_flatten(tile)]
+        return [words.offset(a, a_block), words.offset(b, LANES // 2 * LINE), *flatten(tile)]
 
     def single(a: Value, b: Value, *flat: Value) -> list[Value]:
-        tile = step(_unflatten(flat, width), a, b, 0)
-        return [words.offset(a, words.itemsize), words.offset(b, LINE), *_flatten(tile)]
+        tile = step(unflatten(flat, width), a, b, 0)
+        return [words.offset(a, words.itemsize), words.offset(b, LINE), *flatten(tile)]
 
     per_block = words.count(LANES // 2)
-    a, b, *flat = words.loop(words.builder.sdiv(pairs, per_block), [a, b, *_flatten(start)], block)
+    a, b, *flat = words.loop(words.builder.sdiv(pairs, per_block), [a, b, *flatten(start)], block)
     _, _, *flat = words.loop(words.builder.srem(pairs, per_block), [a, b, *flat], single)
-    return _unflatten(flat, width)
+    return unflatten(flat, width)
 
 
 def _store_rows(words: Words, first: Value, second: Value, place: Value, half: Value) -> None:
@@ -165,12 +165,12 @@ def _gradient(blocks: int):  # type: ignore[no-untyped-def]
         builder = words.builder
 
         def step(a: Value, b: Value, *flat: Value) -> list[Value]:
-            tile = _unflatten(flat, blocks)
+            tile = unflatten(flat, blocks)
             lines = [words.load(words.offset(b, (block, j))) for j in range(blocks)]
             for i in range(rows):
                 x = words.broadcast(words.offset(a, i * words.itemsize))
                 tile[i] = [words.dot(x, lines[j], tile[i][j]) for j in range(blocks)]
-            return [words.offset(a, LINE), words.offset(b, LINE), *_flatten(tile)]
+            return [words.offset(a, LINE), words.offset(b, LINE), *flatten(tile)]
 
         def tile(c: Value, feature: Value) -> list[Value]:
             lanes = words.count(LANES)
@@ -178,7 +178,7 @@ def _gradient(blocks: int):  # type: ignore[no-untyped-def]
             place = builder.add(builder.mul(builder.sdiv(feature, lanes), block), within)
             zeros = [words.constant(0.0)] * (rows * blocks)
             _, _, *flat = words.loop(pairs, [builder.add(a, place), b, *zeros], step)
-            made = _unflatten(flat, blocks)
+            made = unflatten(flat, blocks)
             for add in (0, 1):
                 with words.when(accumulate, "==", add):
                     for i in range(rows):
@@ -212,7 +212,7 @@ def forward(out, a, w, bias, one, activation, rows, height, depth, blocks, fan_i
     block, half, column, pairs = height * LINE, height * ROW, fan_in * ROW, (depth + 1) // 2
     j = 0
     while j < blocks:
-        n = layer._width(blocks - j)
+        n = layer.width(blocks - j)
         c, b, e, o = h + j * block, w + j * column, bias + j * LINE, one + j * LINE
         if n == 3:
             _forward_3(like, (c, a, block, half, b, column, pairs, e, activation, o, rows // ROWS_3))
@@ -231,7 +231,7 @@ def wide(out, a, w, bias, one, activation, rows, height, depth, blocks, fan_in):
     block, half, column, pairs = height * LINE, height * ROW, fan_in * ROW, (depth + 1) // 2
     j = 0
     while j < blocks:
-        n = layer._width(blocks - j)
+        n = layer.width(blocks - j)
         c, b, e, o = h + j * block, w + j * column, bias + j * LINE, one + j * LINE
         if n == 3:
             _wide_3(like, (c, a, block, half, b, column, pairs, e, activation, o, rows // ROWS_3))
@@ -250,7 +250,7 @@ def residual(out, a, w, bias, x, weight, sums, loss, rows, height, depth, blocks
     block, half, column, pairs = height * LINE, height * ROW, fan_in * ROW, (depth + 1) // 2
     j = 0
     while j < blocks:
-        n = layer._width(blocks - j)
+        n = layer.width(blocks - j)
         c, b, e, t, s = delta + j * block, w + j * column, bias + j * LINE, x + j * block, sums + j * LINE
         if n == 3:
             _residual_3(like, (c, a, block, half, b, column, pairs, e, t, weight, s, loss, rows // ROWS_3))
@@ -269,7 +269,7 @@ def backward(out, delta, wt, sums, activation, rows, height, depth, blocks, fan_
     block, half, column, pairs = height * LINE, height * ROW, fan_out * ROW, (depth + 1) // 2
     j = 0
     while j < blocks:
-        n = layer._width(blocks - j)
+        n = layer.width(blocks - j)
         c, b, s = h + j * block, wt + j * column, sums + j * LINE
         if n == 3:
             _backward_3(like, (c, delta, block, half, b, column, pairs, activation, s, rows // ROWS_3))
@@ -288,7 +288,7 @@ def gradient(out, a, delta, accumulate, rows, height, columns, blocks, fan_in): 
     block, half, column, pairs = height * LINE, height * ROW, fan_in * LINE, (rows + 1) // 2
     j = 0
     while j < blocks:
-        n = layer._width(blocks - j)
+        n = layer.width(blocks - j)
         c, d = dw + j * column, delta + half + j * block
         if n == 3:
             tiles = (columns + COLUMNS_3 - 1) // COLUMNS_3
@@ -417,7 +417,7 @@ def add_pull(out, pull, sums, rows, height, blocks):  # type: ignore[no-untyped-
 
 
 def addresses():  # type: ignore[no-untyped-def]
-    """Where the kernels lie, as a job names them (step.py): the layers', and the others."""
+    """Where the kernels lie, as a job names them (job.py): the layers', and the others."""
     layers, others = (
         (forward, residual, backward, gradient),
         (wide, narrow_tile, narrow_weights, pull, add_pull),

@@ -37,32 +37,32 @@ def _product(
         return result
 
     def stretch(a: Value, b: Value, *flat: Value) -> list[Value]:
-        tile = _unflatten(flat, width)
+        tile = unflatten(flat, width)
         for p in range(UNROLL):
             tile = step(tile, a, b, p)
-        return [words.offset(a, UNROLL * words.itemsize), words.offset(b, UNROLL * LINE), *_flatten(tile)]
+        return [words.offset(a, UNROLL * words.itemsize), words.offset(b, UNROLL * LINE), *flatten(tile)]
 
     def block(a: Value, b: Value, *flat: Value) -> list[Value]:
         _, b, *end = words.loop(words.count(words.lanes // UNROLL), [a, b, *flat], stretch)
         return [words.offset(a, a_block), b, *end]
 
     def single(a: Value, b: Value, *flat: Value) -> list[Value]:
-        tile = step(_unflatten(flat, width), a, b, 0)
-        return [words.offset(a, words.itemsize), words.offset(b, LINE), *_flatten(tile)]
+        tile = step(unflatten(flat, width), a, b, 0)
+        return [words.offset(a, words.itemsize), words.offset(b, LINE), *flatten(tile)]
 
     lanes = words.count(words.lanes)
-    a, b, *flat = words.loop(builder.sdiv(depth, lanes), [a, b, *_flatten(start)], block)
+    a, b, *flat = words.loop(builder.sdiv(depth, lanes), [a, b, *flatten(start)], block)
     left = builder.srem(depth, lanes)
     a, b, *flat = words.loop(builder.sdiv(left, words.count(UNROLL)), [a, b, *flat], stretch)
     _, _, *flat = words.loop(builder.srem(left, words.count(UNROLL)), [a, b, *flat], single)
-    return _unflatten(flat, width)
+    return unflatten(flat, width)
 
 
-def _flatten(tile: Tile) -> list[Value]:
+def flatten(tile: Tile) -> list[Value]:
     return [value for row in tile for value in row]
 
 
-def _unflatten(flat: list[Value] | tuple[Value, ...], width: int) -> Tile:
+def unflatten(flat: list[Value] | tuple[Value, ...], width: int) -> Tile:
     return [list(flat[i : i + width]) for i in range(0, len(flat), width)]
 
 
@@ -149,16 +149,16 @@ def gradient_tile(blocks: int):  # type: ignore[no-untyped-def]
         rows = gradient_rows(blocks, words.lanes)
 
         def step(a: Value, b: Value, *flat: Value) -> list[Value]:
-            tile = _unflatten(flat, blocks)
+            tile = unflatten(flat, blocks)
             lines = [words.load(words.offset(b, (b_block, j))) for j in range(blocks)]
             for i in range(rows):
                 x = words.broadcast(words.offset(a, i * words.itemsize))
                 tile[i] = [words.fma(x, lines[j], tile[i][j]) for j in range(blocks)]
-            return [words.offset(a, LINE), words.offset(b, LINE), *_flatten(tile)]
+            return [words.offset(a, LINE), words.offset(b, LINE), *flatten(tile)]
 
         zeros = [words.constant(0.0)] * (rows * blocks)
         _, _, *flat = words.loop(depth, [a, b, *zeros], step)
-        tile = _unflatten(flat, blocks)
+        tile = unflatten(flat, blocks)
         for add in (0, 1):
             with words.when(accumulate, "==", add):
                 for i in range(rows):

@@ -30,7 +30,7 @@ _gradient_1, _gradient_2, _gradient_3 = (gemm.gradient_tile(n) for n in (_1, _2,
 
 
 @inlined
-def _width(left):  # type: ignore[no-untyped-def]
+def width(left):  # type: ignore[no-untyped-def]
     """Blocks that the next register tiles span, of `left`: 3 at a time, but 2 and 2 for the last 4."""
     if WIDEST == 1 or left == 1:
         return 1
@@ -45,7 +45,7 @@ def forward(out, a, w, bias, one, activation, rows, height, depth, blocks, fan_i
     tile, column = height * LINE, fan_in * LINE
     j = 0
     while j < blocks:
-        n = _width(blocks - j)
+        n = width(blocks - j)
         b, e, o, c = w + j * column, bias + j * LINE, one + j * LINE, h + j * tile
         if n == 3:
             for i in range(0, rows, ROWS_3):
@@ -68,7 +68,7 @@ def residual(out, a, w, bias, x, weight, sums, loss, rows, height, depth, blocks
     size = like.itemsize
     j = 0
     while j < blocks:
-        n = _width(blocks - j)
+        n = width(blocks - j)
         b, e, s, c, t = w + j * column, bias + j * LINE, sums + j * LINE, delta + j * tile, x + j * tile
         if n == 3:
             for i in range(0, rows, ROWS_3):
@@ -102,7 +102,7 @@ def backward(out, delta, wt, sums, activation, rows, height, depth, blocks, fan_
     tile, column = height * LINE, fan_out * LINE
     j = 0
     while j < blocks:
-        n = _width(blocks - j)
+        n = width(blocks - j)
         b, s, c = wt + j * column, sums + j * LINE, h + j * tile
         if n == 3:
             for i in range(0, rows, ROWS_3):
@@ -136,7 +136,7 @@ def gradient(out, a, delta, accumulate, rows, height, columns, blocks, fan_in): 
     )
     j = 0
     while j < blocks:
-        n = _width(blocks - j)
+        n = width(blocks - j)
         c, d = dw + j * column, delta + j * tile
         if n == 3:
             for f in range(0, columns, rows_3):
@@ -239,7 +239,7 @@ def add_pull(like, delta, out, sums, rows, height, blocks):  # type: ignore[no-u
 
 
 def addresses(dtype):  # type: ignore[no-untyped-def]
-    """Where the kernels called by their address lie, as a job names them (step.py)."""
+    """Where the kernels called by their address lie, as a job names them (job.py)."""
     return [made.address(dtype) for made in (forward, residual, backward, gradient)]
 
 

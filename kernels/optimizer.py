@@ -16,7 +16,7 @@ from fastae.kernels.simd import vector_kernel
 from fastae.kernels.target import LINE
 
 NONE, SGD, ADAM = range(3)
-# The places in `settings`, a float64 vector: of the optimizer, then of the objective (step.py)
+# The places in `settings`, a float64 vector: of the optimizer, then of the objective (objective.py)
 MOMENTUM, NESTEROV, BETA_1, BETA_2, EPSILON, DECAY, STEPS_BEFORE, ALPHA = range(8)
 NOISE_LEVEL, SPARSITY_TARGET, SPARSITY_WEIGHT, SETTINGS = range(8, 12)
 

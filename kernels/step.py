@@ -22,23 +22,73 @@ import numpy as np
 from numba import carray
 
 from fastae.kernels import layer
-from fastae.kernels.compiler import ByAddress, inlined, kernel
+from fastae.kernels.compiler import inlined, kernel
+from fastae.kernels.infer import infer
+from fastae.kernels.job import (
+    BUSY,
+    CANCEL,
+    CANCELLED,
+    CLAIM,
+    CODE,
+    CODE_LAYER,
+    CODES,
+    COMPLETE,
+    CONTROL,
+    DIVERGED,
+    DONE,
+    FINISHED_CLAIM,
+    GRADIENT,
+    GRADIENTS,
+    HELD,
+    INSIDE,
+    ITEM,
+    LOSSES,
+    MEMBER,
+    MOMENTS,
+    NARROW_AT,
+    NARROW_WEIGHTS_AT,
+    NORMS,
+    OPEN,
+    OPTIMIZER,
+    OUTCOME,
+    OVER,
+    PARAMETERS,
+    PHASES,
+    PRESENT,
+    PROGRESS,
+    QUOTA,
+    RATES,
+    REFILL,
+    SETTINGS,
+    SHARD,
+    SHARD_AT,
+    SIZE,
+    SLOPES,
+    SPARSE,
+    STEPS,
+    STEPS_DONE,
+    STEPS_TASK,
+    SUMS,
+    TAKEN,
+    TASK,
+    TOTALS,
+    TRANSPOSE,
+    UPDATE,
+    WAITING,
+    WAKE,
+    WEIGHTS,
+    WT,
+    WT_SIZE,
+)
 from fastae.kernels.layout import (
-    ACTIVATION,
     BIAS,
-    COLUMN_SUMS,
     FAN_IN,
     FAN_OUT,
-    IDENTITY,
-    OUTPUT,
-    PLAN,
     TRANSPOSED,
     WEIGHT,
 )
-from fastae.kernels.noise import NO_NOISE, SWAP, corrupt_row, row_key, swapped
 from fastae.kernels.optimizer import (
     ALPHA,
-    NOISE_LEVEL,
     NONE,
     SPARSITY_TARGET,
     SPARSITY_WEIGHT,
@@ -48,7 +98,19 @@ from fastae.kernels.optimizer import (
     update,
 )
 from fastae.kernels.optimizer import SETTINGS as SETTINGS_SIZE
-from fastae.kernels.rows import add_lines, load_rows, store_rows, zero_lines
+from fastae.kernels.partition import (
+    SHARDS_MOST,
+    items_of,
+    rows_in_step,
+    rows_of_shard,
+    shard_rows,
+    stretch,
+    stretches,
+)
+from fastae.kernels.shard import (
+    load_tile,
+    shard_item,
+)
 from fastae.kernels.simd import (
     call_at,
     compare_and_swap,
@@ -56,8 +118,6 @@ from fastae.kernels.simd import (
     fetch_add,
     flush_subnormals,
     load_acquire,
-    load_float64,
-    load_int64,
     pause,
     pointer_to,
     restore_float_state,
@@ -65,410 +125,9 @@ from fastae.kernels.simd import (
 )
 from fastae.kernels.target import LINE
 
-# A job: an int64 vector of addresses, strides in bytes and sizes in elements
-(
-    TASK,  # STEPS_TASK, INFER_TASK or ERRORS_TASK
-    X,  # the matrix: its address, strides and kind (rows.KINDS)
-    ROW_STRIDE,
-    COLUMN_STRIDE,
-    KIND,
-    INDEX,  # int64 row numbers, or 0
-    SAMPLE_WEIGHT,  # float64 weights by row, or 0
-    SHIFT,  # float64 columns, or 0
-    SCALE,
-    ROWS,  # rows that the steps walk through
-    BATCH,  # rows a step takes
-    STEPS,
-    HEIGHT,  # rows of a tile
-    SIZE,  # elements of the flat buffers
-    PARAMETERS,  # flat
-    WEIGHTS,  # what products take: PARAMETERS, or the flat buffer with weights as bfloat16.py has them
-    ONES,  # lines of ones, zero in padding lanes, by COLUMN_SUMS
-    WT,  # every W' but the first layer's
-    WT_SIZE,
-    GRADIENTS,  # (shards, flat)
-    TOTALS,  # float64 (shards, 2)
-    NORMS,  # float64 (stretches,): the weights' sums of squares
-    GRADIENT,  # flat
-    OPTIMIZER,
-    MOMENTS,  # (2, flat)
-    RATES,  # float64 (steps,)
-    SETTINGS,  # float64, of optimizer.py
-    LOSSES,  # float64 (steps, 2): the loss and the sum of weights of each step
-    OUT,  # infer: the result and its row stride, layers [FIRST_LAYER, LAST_LAYER)
-    OUT_STRIDE,
-    FIRST_LAYER,
-    LAST_LAYER,
-    COLUMN_WEIGHT,  # errors: float64 columns
-    MISSING,  # 1: cells that are NaN are missing
-    NOISE,  # noise.NOISES, SEED and EPOCH that it is drawn by
-    SEED,
-    EPOCH,  # of the first step
-    CODE_LAYER,  # which layer's output the code is
-    SPARSE,  # 1: the mean code has a cost
-    CODES,  # float64 (shards, code): sums of codes
-    SLOPES,  # (code,): the cost's derivative by each unit's mean
-    FIRST_ROW,  # number of the matrix's first row, for the noise: the matrix may be a block of a larger one
-    FORWARD_AT,  # where the layer kernels lie: addresses
-    RESIDUAL_AT,
-    BACKWARD_AT,
-    GRADIENT_AT,
-    LOAD_AT,  # and those of this file
-    SHARD_AT,
-    WIDE_AT,  # the forward kernel whose output is of the engine's dtype
-    NARROW_AT,  # and the others of bfloat16.py; 0 where products are in the engine's dtype
-    NARROW_WEIGHTS_AT,
-    PULL_AT,
-    ADD_PULL_AT,
-    TAKEN,  # (most items of a phase,): which phase each was claimed for last
-    SUMS,  # 1: loss and gradient as sums over the rows, not divided by the rows' weights
-    JOB,
-) = range(56)
-STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)
-
-# The control block: int64s a cache line apart
-OPEN, INSIDE, CLAIM, DONE, NEXT, CANCEL, OUTCOME, STEPS_DONE, CONTROL = range(0, 72, 8)
-FINISHED_CLAIM = -1
-
-# What a thread of the team keeps: a cache line of int64s
-(
-    MEMBER,  # 0: the leader
-    HELD,  # the phase it holds an item of + 1, or 0
-    ITEM,
-    PROGRESS,  # rows done of its shard
-    QUOTA,  # rows x features it may still go through in this call, at least one tile
-    REFILL,  # a helper's next quota
-    PRESENT,  # a helper: 1 from when it is woken until it goes back to sleep
-    WAKE,  # set by open_job: this helper is to be woken
-) = range(8)
-
-# How a run ended, or did not yet
-COMPLETE, CANCELLED, DIVERGED = 1, 2, 3
-BUSY, WAITING, OVER = 0, 1, 2
-
-TRANSPOSE, CODE, SHARD, UPDATE, PHASES = range(5)
-STRETCH = 4096  # elements of weights that an UPDATE item covers at most
-SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (96, 512), 1_600_000
-WORK_MOST = 1 << 40  # elements: the length of a thread's memory is not checked
+NOT_YET = -1
 SPINS = 20000  # turns to wait within a job, longer than a phase of a small step lasts: 0.2 ms
 LISTEN = 20000  # turns a helper waits for another job: 0.2 ms where a pause is 10 ns
-
-# Places in a thread's scratch, in lines after the tiles
-LOSS, SPARE, LEVEL, CELL, SCRATCH = 0, 1, 3, 4, 5
-
-
-@kernel
-def shard_rows(rows, size):  # type: ignore[no-untyped-def]
-    """Rows in each shard of a batch but the last, whole register tiles; `size` is that of the flat buffers.
-
-    A shard has 512 rows or more, for its gradient has to be added up; a small batch, so that it can be shared out, is
-    cut into up to four, of SHARD_FLOPS each. Their number is a power of two, which most numbers of threads share
-    evenly; it never depends on the number of threads: the same job has the same shards.
-    """
-    few, many = SHARD_ROWS_LEAST
-    least = min(max(SHARD_FLOPS // (6 * size), few), many)
-    most = min(max(rows // many, min(rows // least, 4)), SHARDS_MOST)
-    shards = 1
-    while 2 * shards <= most:
-        shards *= 2
-    each = (rows + shards - 1) // shards
-    return (each + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
-
-
-@kernel
-def _rows_in_step(job, step):  # type: ignore[no-untyped-def]
-    """First row and row count of a step; steps walk through the rows batch by batch, and start over."""
-    per_epoch = (job[ROWS] + job[BATCH] - 1) // job[BATCH]
-    first = step % per_epoch * job[BATCH]
-    return first, min(job[BATCH], job[ROWS] - first)
-
-
-@kernel
-def stretches(plan, lanes):  # type: ignore[no-untyped-def]
-    """How many stretches the flat buffers fall into: whole squares of lanes x lanes weights, of one layer each."""
-    most = STRETCH // (lanes * lanes)
-    total = 0
-    for i in range(plan.shape[0]):
-        total += ((plan[i, BIAS] - plan[i, WEIGHT]) // (lanes * lanes) + most - 1) // most
-    return total
-
-
-@kernel
-def _stretch(plan, item, lanes):  # type: ignore[no-untyped-def]
-    """The layer of stretch `item`, its first and last square there, and its elements; a layer's last has its bias."""
-    square, most = lanes * lanes, STRETCH // (lanes * lanes)
-    for i in range(plan.shape[0]):
-        squares = (plan[i, BIAS] - plan[i, WEIGHT]) // square
-        count = (squares + most - 1) // most
-        if item < count:
-            first, last = item * most, min(item * most + most, squares)
-            end = plan[i, WEIGHT] + last * square
-            if last == squares:
-                end += (plan[i, FAN_OUT] + lanes - 1) // lanes * lanes
-            return i, first, last, plan[i, WEIGHT] + first * square, end
-        item -= count
-    return 0, 0, 0, 0, 0
-
-
-@kernel
-def _rows_of_shard(job, step, item):  # type: ignore[no-untyped-def]
-    """First and last + 1 row of a shard, counted within its step."""
-    _, rows = _rows_in_step(job, step)
-    each = shard_rows(rows, job[SIZE])
-    return each * item, min(each * (item + 1), rows)
-
-
-@kernel
-def _items(job, plan, step, phase, lanes):  # type: ignore[no-untyped-def]
-    if phase == UPDATE or (phase == TRANSPOSE and step == 0):
-        return stretches(plan, lanes)
-    if phase == SHARD or (phase == CODE and job[SPARSE] != 0):
-        _, rows = _rows_in_step(job, step)
-        each = shard_rows(rows, job[SIZE])
-        return (rows + each - 1) // each
-    return 0
-
-
-@inlined
-def _forward_layers(like, job, plan, tiles, wide, rows, height, first, last):  # type: ignore[no-untyped-def]
-    """Layers first .. last - 1 on a tile; the input of layer i lies where layer i - 1's output goes.
-
-    The last one's output goes to `wide`, in the engine's dtype, unless that is 0.
-    """
-    parameters, weights, ones, size = job[PARAMETERS], job[WEIGHTS], job[ONES], like.itemsize
-    lanes = LINE // size
-    for i in range(first, last):
-        source = tiles + (plan[i - 1, OUTPUT] * height * size if i > 0 else 0)
-        ends = wide != 0 and i == last - 1
-        arguments = (
-            wide if ends else tiles + plan[i, OUTPUT] * height * size,
-            source,
-            weights + plan[i, WEIGHT] * size,
-            parameters + plan[i, BIAS] * size,
-            ones + plan[i, COLUMN_SUMS] * size,
-            plan[i, ACTIVATION],
-            rows,
-            height,
-            plan[i, FAN_IN],
-            (plan[i, FAN_OUT] + lanes - 1) // lanes,
-            (plan[i, FAN_IN] + lanes - 1) // lanes * lanes,
-        )
-        call_at(job[WIDE_AT] if ends else job[FORWARD_AT], arguments)
-
-
-@inlined
-def _tile_gradient(
-    like, job, plan, tiles, target, spare, sums, weight, loss, gradient, add, rows, whole, height
-):  # type: ignore[no-untyped-def]
-    """Loss and gradient of a tile of `rows` rows, computed as `whole`, into (`add`: onto) a shard's gradient.
-
-    All layers are done already, but a linear last one. Deltas overwrite the activations they belong to. `spare` is a
-    tile of codes; where products are narrow, the output of a last layer that is not linear comes in it.
-    """
-    parameters, transposed, narrow = job[PARAMETERS], job[WT], job[NARROW_AT] != 0
-    size = like.itemsize
-    lanes = LINE // size
-    last = plan.shape[0] - 1
-    top = tiles + plan[last, OUTPUT] * height * size
-    fan_in = (plan[last, FAN_IN] + lanes - 1) // lanes * lanes
-    blocks = (plan[last, FAN_OUT] + lanes - 1) // lanes
-    top_sums = sums + plan[last, COLUMN_SUMS] * size
-    linear = plan[last, ACTIVATION] == IDENTITY
-    if linear:
-        source = tiles + (plan[last - 1, OUTPUT] * height * size if last > 0 else 0)
-        w, b = job[WEIGHTS] + plan[last, WEIGHT] * size, parameters + plan[last, BIAS] * size
-        depth = plan[last, FAN_IN]
-        arguments = (top, source, w, b, target, weight, top_sums, loss, whole, height, depth, blocks, fan_in)
-        call_at(job[RESIDUAL_AT], arguments)
-    else:
-        wide = spare if narrow else top
-        layer.output_delta(
-            like, wide, target, weight, top_sums, loss, plan[last, ACTIVATION], whole, height, blocks
-        )
-        if narrow:
-            call_at(job[NARROW_AT], (top, wide, whole, height, blocks))
-    for i in range(last, -1, -1):
-        blocks = (plan[i, FAN_OUT] + lanes - 1) // lanes
-        fan_in = (plan[i, FAN_IN] + lanes - 1) // lanes * lanes
-        below = tiles + (plan[i - 1, OUTPUT] * height * size if i > 0 else 0)
-        delta = tiles + plan[i, OUTPUT] * height * size
-        dw = gradient + plan[i, WEIGHT] * size
-        product = dw, below, delta, add, rows, height, plan[i, FAN_IN], blocks, fan_in
-        call_at(job[GRADIENT_AT], product)
-        if i > 0:
-            sparse = job[SPARSE] != 0 and i - 1 == job[CODE_LAYER]
-            if sparse and narrow:
-                pull = spare, below, weight, job[SLOPES], whole, height, fan_in // lanes
-                call_at(job[PULL_AT], pull)
-            elif sparse:
-                layer.pull(like, spare, below, weight, job[SLOPES], whole, height, fan_in // lanes)
-            chained = (
-                below,
-                delta,
-                transposed + plan[i, TRANSPOSED] * size,
-                sums + plan[i - 1, COLUMN_SUMS] * size,
-                plan[i - 1, ACTIVATION],
-                whole,
-                height,
-                plan[i, FAN_OUT],
-                fan_in // lanes,
-                blocks * lanes,
-            )
-            call_at(job[BACKWARD_AT], chained)
-            below_sums = sums + plan[i - 1, COLUMN_SUMS] * size
-            if sparse and narrow:
-                call_at(job[ADD_PULL_AT], (below, spare, below_sums, whole, height, fan_in // lanes))
-            elif sparse:
-                layer.add_pull(like, below, spare, below_sums, whole, height, fan_in // lanes)
-
-
-@kernel
-def whole_rows(rows):  # type: ignore[no-untyped-def]
-    """Rows that are computed for `rows`: whole register tiles."""
-    return (rows + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
-
-
-@kernel
-def target_place(plan, height, lanes):  # type: ignore[no-untyped-def]
-    """Where in a thread's `work` the clean copy of a corrupted tile begins; a spare tile follows it."""
-    last = plan.shape[0] - 1
-    outputs = (plan[last, FAN_OUT] + lanes - 1) // lanes * lanes
-    tiles, sums = plan[last, OUTPUT] + outputs, plan[last, COLUMN_SUMS] + outputs
-    return tiles * height + sums + height + SCRATCH * lanes
-
-
-@ByAddress
-def load_tile(out, job_at, scratch, columns, place, first, rows, epoch):  # type: ignore[no-untyped-def]
-    """Rows into work[place:], `out` being work, and zeros below them down to a whole register tile.
-
-    Where cells may be missing, or noise is asked for, that holds the input and the rows as they are go to
-    work[target_place:], which is where the scratch ends.
-    """
-    job = carray(pointer_to(job_at), (JOB,), np.int64)
-    height = job[HEIGHT]
-    work = carray(out, (WORK_MOST,))
-    size = work.itemsize
-    lanes, base = LINE // size, np.int64(work.ctypes.data)
-    spoilt = job[MISSING] != 0 or job[NOISE] != NO_NOISE
-    to = scratch + SCRATCH * lanes if spoilt else place
-    spare, cell = base + (scratch + SPARE * lanes) * size, scratch + CELL * lanes
-    x, row_stride, column_stride, kind = job[X], job[ROW_STRIDE], job[COLUMN_STRIDE], job[KIND]
-    index, shift, scale = job[INDEX], job[SHIFT], job[SCALE]
-    load_rows(
-        work,
-        base + to * size,
-        height,
-        x,
-        row_stride,
-        column_stride,
-        kind,
-        columns,
-        index,
-        first,
-        rows,
-        shift,
-        scale,
-        spare,
-    )
-    whole = whole_rows(rows)
-    if whole > rows:
-        for j in range((columns + lanes - 1) // lanes):
-            below = (j * height + rows) * lanes
-            zero_lines(work, (base + (to + below) * size, whole - rows))
-            zero_lines(work, (base + (place + below) * size, whole - rows))
-    if spoilt:
-        level = load_float64(job[SETTINGS] + NOISE_LEVEL * 8) if job[NOISE] != NO_NOISE else 0.0
-        work[scratch + LEVEL * lanes] = level
-        for i in range(rows):
-            row = load_int64(index + (first + i) * 8) if index != 0 else first + i
-            key = row_key(job[SEED], epoch, job[FIRST_ROW] + row)
-            corrupt_row(
-                work,
-                place + i * lanes,
-                to + i * lanes,
-                height,
-                columns,
-                key,
-                job[NOISE],
-                scratch + LEVEL * lanes,
-            )
-            if job[NOISE] == SWAP:
-                for c in range(columns):
-                    other = swapped(key, c, level, job[ROWS])
-                    if other >= 0:
-                        load_rows(
-                            work,
-                            base + cell * size,
-                            1,
-                            x + c * column_stride,
-                            row_stride,
-                            column_stride,
-                            kind,
-                            1,
-                            index,
-                            other,
-                            1,
-                            shift + c * 8 if shift != 0 else 0,
-                            scale + c * 8 if shift != 0 else 0,
-                            spare,
-                        )
-                        value = work[cell]
-                        at = place + (c // lanes * height + i) * lanes + c % lanes
-                        work[at] = value if value == value else 0.0
-
-
-@kernel
-def _load_input(like, job, job_at, base, scratch, columns, place, first, rows, epoch):  # type: ignore[no-untyped-def]
-    """``load_tile``; where products are narrow, as bfloat16, with the rows as they are at target_place."""
-    height, size = job[HEIGHT], like.itemsize
-    lanes = LINE // size
-    blocks = (columns + lanes - 1) // lanes
-    loaded = place
-    if job[NARROW_AT] != 0:
-        loaded = scratch + SCRATCH * lanes
-        if job[MISSING] != 0 or job[NOISE] != NO_NOISE:
-            loaded += blocks * lanes * height  # the spare tile
-    call_at(job[LOAD_AT], (base, job_at, scratch, columns, loaded, first, rows, epoch))
-    if job[NARROW_AT] != 0:
-        tile = base + place * size, base + loaded * size, whole_rows(rows), height, blocks
-        call_at(job[NARROW_AT], tile)
-
-
-@kernel
-def _load_weights(job, work, place, first, rows, whole):  # type: ignore[no-untyped-def]
-    """The weights of a tile's rows, 1 by default, and 0 for those below them, from work[place] on; their sum."""
-    for i in range(rows, whole):
-        work[place + i] = 0
-    if job[SAMPLE_WEIGHT] == 0:
-        for i in range(rows):
-            work[place + i] = 1
-        return float(rows)
-    total = 0.0
-    for i in range(rows):
-        row = first + i
-        if job[INDEX] != 0:
-            row = load_int64(job[INDEX] + row * 8)
-        w = load_float64(job[SAMPLE_WEIGHT] + row * 8)
-        work[place + i] = w
-        total += w
-    return total
-
-
-@kernel
-def _epoch(job, step):  # type: ignore[no-untyped-def]
-    return job[EPOCH] + step // ((job[ROWS] + job[BATCH] - 1) // job[BATCH])
-
-
-@kernel
-def _add_codes(work, place, columns, weight_at, rows, height, sums):  # type: ignore[no-untyped-def]
-    """sums, float64, gains the codes of a tile's rows, each times its row's weight."""
-    lanes = LINE // work.itemsize
-    for c in range(columns):
-        column = place + c // lanes * height * lanes + c % lanes
-        total = 0.0
-        for i in range(rows):
-            total += float(work[weight_at + i]) * float(work[column + i * lanes])
-        sums[c] += total
 
 
 @kernel
@@ -491,92 +150,6 @@ def _close_codes(totals, codes, slopes, settings, losses, step, shards):  # type
         cost += p * np.log(p / q) + (1.0 - p) * np.log((1.0 - p) / (1.0 - q))
         slopes[c] = settings[SPARSITY_WEIGHT] * ((1.0 - p) / (1.0 - q) - p / q)
     losses[step, 0] = settings[SPARSITY_WEIGHT] * cost
-
-
-@ByAddress
-def shard_item(out, job_at, plan_at, layers, step, item, me_at, code_phase):  # type: ignore[no-untyped-def]
-    """Tiles of shard `item` from row me[PROGRESS] of it on, while the quota lasts; ``shard_rows_left`` are left.
-
-    In the CODE phase only the sums of their codes, else their loss and gradient. `out` is the thread's work.
-    """
-    job = carray(pointer_to(job_at), (JOB,), np.int64)
-    plan = carray(pointer_to(plan_at), (layers, PLAN), np.int64)
-    me = carray(pointer_to(me_at), (8,), np.int64)
-    work = carray(out, (WORK_MOST,))
-    totals = carray(pointer_to(job[TOTALS]), (SHARDS_MOST, 2), np.float64)
-    codes = carray(pointer_to(job[CODES]), (SHARDS_MOST, plan[job[CODE_LAYER], FAN_OUT]), np.float64)
-    size, height = work.itemsize, job[HEIGHT]
-    lanes, base = LINE // size, np.int64(work.ctypes.data)
-    features, code, last = plan[0, FAN_IN], job[CODE_LAYER], plan.shape[0] - 1
-    outputs = (plan[last, FAN_OUT] + lanes - 1) // lanes * lanes
-    width = plan[last, COLUMN_SUMS] + outputs  # of all column sums
-    sums_at = (plan[last, OUTPUT] + outputs) * height
-    weight_at = sums_at + width
-    scratch = weight_at + height
-    loss_at = scratch + LOSS * lanes
-    target_at = target_place(plan, height, lanes)
-    spare_at = target_at + (features + lanes - 1) // lanes * lanes * height
-    narrow = job[NARROW_AT] != 0
-    if job[MISSING] == 0 and job[NOISE] == NO_NOISE and not narrow:
-        target_at = 0
-    gradient_at = job[GRADIENTS] + item * job[SIZE] * size
-    first, _ = _rows_in_step(job, step)
-    start, end = _rows_of_shard(job, step, item)
-    epoch = _epoch(job, step)
-    while me[QUOTA] > 0 and start + me[PROGRESS] < end:
-        row = start + me[PROGRESS]
-        count = min(height, end - row)
-        accumulate = 1 if me[PROGRESS] > 0 else 0
-        if accumulate == 0:
-            totals[item, 0] = 0.0
-            totals[item, 1] = 0.0
-            if code_phase:
-                for c in range(codes.shape[1]):
-                    codes[item, c] = 0.0
-        _load_input(work, job, job_at, base, scratch, features, 0, first + row, count, epoch)
-        whole = whole_rows(count)
-        weights = _load_weights(job, work, weight_at, first + row, count, whole)
-        place = plan[code, OUTPUT] * height
-        layers, wide = code + 1, base + place * size
-        if code_phase == 0:
-            linear = plan[last, ACTIVATION] == IDENTITY
-            layers = last if linear else last + 1
-            wide = 0 if linear or not narrow else base + spare_at * size
-        _forward_layers(work, job, plan, base, wide, whole, height, 0, layers)
-        if code_phase:
-            _add_codes(work, place, plan[code, FAN_OUT], weight_at, count, height, codes[item])
-            totals[item, 1] += weights
-            me[PROGRESS] += count
-            me[QUOTA] -= count * features
-            continue
-        zero_lines(work, (base + sums_at * size, width // lanes))
-        zero_lines(work, (base + loss_at * size, 1))
-        _tile_gradient(
-            work,
-            job,
-            plan,
-            base,
-            base + target_at * size,
-            base + spare_at * size,
-            base + sums_at * size,
-            base + weight_at * size,
-            base + loss_at * size,
-            gradient_at,
-            accumulate,
-            count,
-            whole,
-            height,
-        )
-        for i in range(plan.shape[0]):
-            db, sums = gradient_at + plan[i, BIAS] * size, base + (sums_at + plan[i, COLUMN_SUMS]) * size
-            add_lines(work, (db, sums, (plan[i, FAN_OUT] + lanes - 1) // lanes, accumulate))
-        loss = 0.0
-        for c in range(lanes):
-            loss += work[loss_at + c]
-        totals[item, 0] += loss
-        totals[item, 1] += weights
-        me[PROGRESS] += count
-        me[QUOTA] -= count * features
 
 
 @kernel
@@ -660,6 +233,18 @@ def open_job(control, members, claim, size):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def _close_job(control):  # type: ignore[no-untyped-def]
+    """Let nobody in any more: OVER, or WAITING while helpers are still inside."""
+    shared = np.int64(control.ctypes.data)
+    exchange(shared + OPEN * 8, 0)
+    for _ in range(SPINS):
+        if load_acquire(shared + INSIDE * 8) == 0:
+            return OVER
+        pause()
+    return WAITING
+
+
+@kernel
 def run(job, plan, control, me, work):  # type: ignore[no-untyped-def]
     """Take part in the job: OVER, BUSY or WAITING.
 
@@ -670,18 +255,11 @@ def run(job, plan, control, me, work):  # type: ignore[no-untyped-def]
     work      this thread's tiles and scratch; its dtype is that of all arithmetic
     """
     state = flush_subnormals()
-    outcome = _take_part(job, plan, control, me, work)
-    restore_float_state(state)
-    return outcome
-
-
-@inlined
-def _take_part(job, plan, control, me, work):  # type: ignore[no-untyped-def]
     shared, present = np.int64(control.ctypes.data), np.int64(me.ctypes.data) + PRESENT * 8
     open_at, inside_at, member = shared + OPEN * 8, shared + INSIDE * 8, me[MEMBER]
     inside = False  # a helper in an open job: what the job points at stays until it is out again
-    turns = 0
-    while True:
+    turns, status = 0, NOT_YET
+    while status == NOT_YET:
         if member > 0 and load_acquire(open_at) <= member:
             if inside:
                 fetch_add(inside_at, -1)
@@ -692,37 +270,30 @@ def _take_part(job, plan, control, me, work):  # type: ignore[no-untyped-def]
                 exchange(present, 0)
                 # A leader that opened a job just before may have counted on this helper.
                 if load_acquire(open_at) <= member or not compare_and_swap(present, 0, 1):
-                    return OVER
+                    status = OVER
                 turns = 0
-            continue
-        if member > 0 and not inside:
+        elif member > 0 and not inside:
             fetch_add(inside_at, 1)
-            inside, turns = True, 0
-            continue  # to see whether the job is still open
-        if job[TASK] == STEPS_TASK:
-            outcome = _steps(job, plan, control, me, work)
+            inside, turns = True, 0  # now see whether the job is still open
         else:
-            outcome = _infer(job, plan, control, me, work)
-        if member == 0:
-            if outcome != OVER:
-                return outcome
-            exchange(open_at, 0)
-            while load_acquire(inside_at) != 0:
-                pause()
-                turns += 1
-                if turns > SPINS:
-                    return WAITING
-            return OVER
-        if outcome == BUSY:
-            me[QUOTA] = me[REFILL]
-            continue
-        while outcome == OVER and turns < LISTEN and load_acquire(open_at) > member:
-            pause()
-            turns += 1
-        fetch_add(inside_at, -1)
-        inside = False
-        if outcome == WAITING or turns >= LISTEN:
-            return WAITING
+            if job[TASK] == STEPS_TASK:
+                outcome = _steps(job, plan, control, me, work)
+            else:
+                outcome = infer(job, plan, control, me, work)
+            if member == 0:
+                status = _close_job(control) if outcome == OVER else outcome
+            elif outcome == BUSY:
+                me[QUOTA] = me[REFILL]
+            else:
+                while outcome == OVER and turns < LISTEN and load_acquire(open_at) > member:
+                    pause()
+                    turns += 1
+                fetch_add(inside_at, -1)
+                inside = False
+                if outcome == WAITING or turns >= LISTEN:
+                    status = WAITING
+    restore_float_state(state)
+    return status
 
 
 @kernel
@@ -775,7 +346,7 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
                 return OVER
             item = -1
             if number != exhausted:
-                item = _claim(job, control, me, number, _items(job, plan, step, phase, lanes))
+                item = _claim(job, control, me, number, items_of(job, plan, step, phase, lanes))
             if item < 0:
                 exhausted = number
                 spins += 1
@@ -787,9 +358,9 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
         spins = 0
         number, item = me[HELD] - 1, me[ITEM]
         step, phase = number // PHASES, number % PHASES
-        items = _items(job, plan, step, phase, lanes)
+        items = items_of(job, plan, step, phase, lanes)
         if phase == TRANSPOSE:
-            which, low, high, _, _ = _stretch(plan, item, lanes)
+            which, low, high, _, _ = stretch(plan, item, lanes)
             _transpose_stretch(job, plan, parameters, transposed, which, low, high)
         elif phase != UPDATE:
             if load_acquire(shared + CANCEL * 8) != 0:
@@ -806,12 +377,12 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
                 np.int64(phase == CODE),
             )
             call_at(job[SHARD_AT], arguments)
-            start, end = _rows_of_shard(job, step, item)
+            start, end = rows_of_shard(job, step, item)
             if start + me[PROGRESS] < end:
                 return BUSY
         else:
-            which, low, high, first, last = _stretch(plan, item, lanes)
-            _, rows = _rows_in_step(job, step)
+            which, low, high, first, last = stretch(plan, item, lanes)
+            _, rows = rows_in_step(job, step)
             each = shard_rows(rows, job[SIZE])
             weight = losses[step, 1]
             factor = 1.0 / weight if weight > 0 else 0.0
@@ -855,64 +426,6 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
                     store_release(claim_at, FINISHED_CLAIM)
                     return OVER
             following = number + 1
-            while _items(job, plan, following // PHASES, following % PHASES, lanes) == 0:
+            while items_of(job, plan, following // PHASES, following % PHASES, lanes) == 0:
                 following += 1  # most steps have nothing to TRANSPOSE and no CODE
             store_release(claim_at, following)
-
-
-@kernel
-def _row_errors(job, work, output, target, columns, first, rows):  # type: ignore[no-untyped-def]
-    """OUT of each row: sum over columns of COLUMN_WEIGHT (xhat - x)^2 in float64, cells that are missing left out.
-
-    xhat starts at work[output], x at work[target].
-    """
-    lanes, height = LINE // work.itemsize, job[HEIGHT]
-    out = carray(pointer_to(job[OUT]), (job[ROWS],), np.float64)
-    weight = carray(pointer_to(job[COLUMN_WEIGHT]), ((columns + lanes - 1) // lanes * lanes,), np.float64)
-    for i in range(rows):
-        total = 0.0
-        for j in range((columns + lanes - 1) // lanes):
-            start = (j * height + i) * lanes
-            x, xhat = (
-                work[target + start : target + start + lanes],
-                work[output + start : output + start + lanes],
-            )
-            for c in range(lanes):
-                difference = float(xhat[c]) - float(x[c])
-                if job[MISSING] != 0 and x[c] != x[c]:
-                    difference = 0.0
-                total += weight[j * lanes + c] * (difference * difference)
-        out[first + i] = total
-
-
-@inlined
-def _infer(job, plan, control, me, work):  # type: ignore[no-untyped-def]
-    """Layers FIRST_LAYER .. LAST_LAYER - 1 on all rows, tile by tile, each claimed: OVER or BUSY.
-
-    What comes out goes into OUT or, for ERRORS_TASK, each row's error does.
-    """
-    size, height = work.itemsize, job[HEIGHT]
-    lanes, base = LINE // size, np.int64(work.ctypes.data)
-    start, last = job[FIRST_LAYER], job[LAST_LAYER] - 1
-    columns = plan[start, FAN_IN]
-    source = plan[start - 1, OUTPUT] * height if start > 0 else 0
-    target = target_place(plan, height, lanes)
-    scratch = target - SCRATCH * lanes
-    while me[QUOTA] > 0:
-        if load_acquire(np.int64(control.ctypes.data) + CANCEL * 8) != 0:
-            return OVER
-        first = fetch_add(np.int64(control.ctypes.data) + NEXT * 8, 1) * height
-        if first >= job[ROWS]:
-            return OVER
-        rows = min(height, job[ROWS] - first)
-        _load_input(work, job, np.int64(job.ctypes.data), base, scratch, columns, source, first, rows, 0)
-        out, features = plan[last, OUTPUT] * height, plan[last, FAN_OUT]
-        _forward_layers(work, job, plan, base, base + out * size, whole_rows(rows), height, start, last + 1)
-        if job[TASK] == ERRORS_TASK:
-            kept = job[MISSING] != 0 or job[NARROW_AT] != 0
-            _row_errors(job, work, out, target if kept else 0, features, first, rows)
-        else:
-            stride = job[OUT_STRIDE]
-            store_rows(work, job[OUT] + first * stride, stride, base + out * size, height, features, rows)
-        me[QUOTA] -= rows * columns
-    return BUSY

@@ -175,3 +175,12 @@ def test_wrong_arrays_are_named_and_nothing_is_written(place, array, error, mess
     with pytest.raises(error, match=message):
         kernels.sigmoid_with_derivative(*arrays)
     assert not any(np.any(a) for i, a in enumerate(arrays) if i not in (0, place))
+
+
+def test_outputs_that_overlap_are_refused():
+    z, both = np.ones(4, "f4"), np.zeros(6, "f4")
+    with pytest.raises(ValueError, match="h and dh overlap"):
+        kernels.sigmoid_with_derivative(z, both[:4], both[2:])
+    assert not both.any()
+    kernels.sigmoid_with_derivative(z, z, both[:4])  # h may be z
+    assert z[0] == np.float32(1 / (1 + np.exp(-1)))

@@ -1,0 +1,87 @@
+"""Rows through some of the layers and out: what the last one puts out, or only how far that is from the row."""
+
+import numpy as np
+from numba import carray
+
+from fastae.kernels.compiler import inlined, kernel
+from fastae.kernels.job import (
+    BUSY,
+    CANCEL,
+    COLUMN_WEIGHT,
+    ERRORS_TASK,
+    FIRST_LAYER,
+    HEIGHT,
+    LAST_LAYER,
+    MISSING,
+    NARROW_AT,
+    NEXT,
+    OUT,
+    OUT_STRIDE,
+    OVER,
+    QUOTA,
+    ROWS,
+    TASK,
+)
+from fastae.kernels.layout import FAN_IN, FAN_OUT, OUTPUT
+from fastae.kernels.rows import store_rows
+from fastae.kernels.shard import SCRATCH, forward_layers, load_input, target_place, whole_rows
+from fastae.kernels.simd import fetch_add, load_acquire, pointer_to
+from fastae.kernels.target import LINE
+
+
+@kernel
+def _row_errors(job, work, output, target, columns, first, rows):  # type: ignore[no-untyped-def]
+    """OUT of each row: sum over columns of COLUMN_WEIGHT (xhat - x)^2 in float64, cells that are missing left out.
+
+    xhat starts at work[output], x at work[target].
+    """
+    lanes, height = LINE // work.itemsize, job[HEIGHT]
+    out = carray(pointer_to(job[OUT]), (job[ROWS],), np.float64)
+    weight = carray(pointer_to(job[COLUMN_WEIGHT]), ((columns + lanes - 1) // lanes * lanes,), np.float64)
+    for i in range(rows):
+        total = 0.0
+        for j in range((columns + lanes - 1) // lanes):
+            start = (j * height + i) * lanes
+            x, xhat = (
+                work[target + start : target + start + lanes],
+                work[output + start : output + start + lanes],
+            )
+            for c in range(lanes):
+                difference = float(xhat[c]) - float(x[c])
+                if job[MISSING] != 0 and x[c] != x[c]:
+                    difference = 0.0
+                total += weight[j * lanes + c] * (difference * difference)
+        out[first + i] = total
+
+
+@inlined
+def infer(job, plan, control, me, work):  # type: ignore[no-untyped-def]
+    """Layers FIRST_LAYER .. LAST_LAYER - 1 on all rows, tile by tile, each claimed: OVER or BUSY.
+
+    What comes out goes into OUT or, for ERRORS_TASK, each row's error does.
+    """
+    size, height = work.itemsize, job[HEIGHT]
+    lanes, base = LINE // size, np.int64(work.ctypes.data)
+    start, last = job[FIRST_LAYER], job[LAST_LAYER] - 1
+    columns = plan[start, FAN_IN]
+    source = plan[start - 1, OUTPUT] * height if start > 0 else 0
+    target = target_place(plan, height, lanes)
+    scratch = target - SCRATCH * lanes
+    while me[QUOTA] > 0:
+        if load_acquire(np.int64(control.ctypes.data) + CANCEL * 8) != 0:
+            return OVER
+        first = fetch_add(np.int64(control.ctypes.data) + NEXT * 8, 1) * height
+        if first >= job[ROWS]:
+            return OVER
+        rows = min(height, job[ROWS] - first)
+        load_input(work, job, np.int64(job.ctypes.data), base, scratch, columns, source, first, rows, 0)
+        out, features = plan[last, OUTPUT] * height, plan[last, FAN_OUT]
+        forward_layers(work, job, plan, base, base + out * size, whole_rows(rows), height, start, last + 1)
+        if job[TASK] == ERRORS_TASK:
+            kept = job[MISSING] != 0 or job[NARROW_AT] != 0
+            _row_errors(job, work, out, target if kept else 0, features, first, rows)
+        else:
+            stride = job[OUT_STRIDE]
+            store_rows(work, job[OUT] + first * stride, stride, base + out * size, height, features, rows)
+        me[QUOTA] -= rows * columns
+    return BUSY

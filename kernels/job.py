@@ -1,0 +1,84 @@
+"""What the threads of a team are told and share: the places in the int64 vectors that say it. No kernel lives here."""
+
+# A job: an int64 vector of addresses, strides in bytes and sizes in elements
+(
+    TASK,  # STEPS_TASK, INFER_TASK or ERRORS_TASK
+    X,  # the matrix: its address, strides and kind (rows.KINDS)
+    ROW_STRIDE,
+    COLUMN_STRIDE,
+    KIND,
+    INDEX,  # int64 row numbers, or 0
+    SAMPLE_WEIGHT,  # float64 weights by row, or 0
+    SHIFT,  # float64 columns, or 0
+    SCALE,
+    ROWS,  # rows that the steps walk through
+    BATCH,  # rows a step takes
+    STEPS,
+    HEIGHT,  # rows of a tile
+    SIZE,  # elements of the flat buffers
+    PARAMETERS,  # flat
+    WEIGHTS,  # what products take: PARAMETERS, or the flat buffer with weights as bfloat16.py has them
+    ONES,  # lines of ones, zero in padding lanes, by COLUMN_SUMS
+    WT,  # every W' but the first layer's
+    WT_SIZE,
+    GRADIENTS,  # (shards, flat)
+    TOTALS,  # float64 (shards, 2)
+    NORMS,  # float64 (stretches,): the weights' sums of squares
+    GRADIENT,  # flat
+    OPTIMIZER,
+    MOMENTS,  # (2, flat)
+    RATES,  # float64 (steps,)
+    SETTINGS,  # float64, of optimizer.py
+    LOSSES,  # float64 (steps, 2): the loss and the sum of weights of each step
+    OUT,  # infer: the result and its row stride, layers [FIRST_LAYER, LAST_LAYER)
+    OUT_STRIDE,
+    FIRST_LAYER,
+    LAST_LAYER,
+    COLUMN_WEIGHT,  # errors: float64 columns
+    MISSING,  # 1: cells that are NaN are missing
+    NOISE,  # noise.NOISES, SEED and EPOCH that it is drawn by
+    SEED,
+    EPOCH,  # of the first step
+    CODE_LAYER,  # which layer's output the code is
+    SPARSE,  # 1: the mean code has a cost
+    CODES,  # float64 (shards, code): sums of codes
+    SLOPES,  # (code,): the cost's derivative by each unit's mean
+    FIRST_ROW,  # number of the matrix's first row, for the noise: the matrix may be a block of a larger one
+    FORWARD_AT,  # where the layer kernels lie: addresses
+    RESIDUAL_AT,
+    BACKWARD_AT,
+    GRADIENT_AT,
+    LOAD_AT,  # and those of this file
+    SHARD_AT,
+    WIDE_AT,  # the forward kernel whose output is of the engine's dtype
+    NARROW_AT,  # and the others of bfloat16.py; 0 where products are in the engine's dtype
+    NARROW_WEIGHTS_AT,
+    PULL_AT,
+    ADD_PULL_AT,
+    TAKEN,  # (most items of a phase,): which phase each was claimed for last
+    SUMS,  # 1: loss and gradient as sums over the rows, not divided by the rows' weights
+    JOB,
+) = range(56)
+STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)
+
+# The control block: int64s a cache line apart
+OPEN, INSIDE, CLAIM, DONE, NEXT, CANCEL, OUTCOME, STEPS_DONE, CONTROL = range(0, 72, 8)
+FINISHED_CLAIM = -1
+
+# What a thread of the team keeps: a cache line of int64s
+(
+    MEMBER,  # 0: the leader
+    HELD,  # the phase it holds an item of + 1, or 0
+    ITEM,
+    PROGRESS,  # rows done of its shard
+    QUOTA,  # rows x features it may still go through in this call, at least one tile
+    REFILL,  # a helper's next quota
+    PRESENT,  # a helper: 1 from when it is woken until it goes back to sleep
+    WAKE,  # set by open_job: this helper is to be woken
+) = range(8)
+
+# How a run ended, or did not yet
+COMPLETE, CANCELLED, DIVERGED = 1, 2, 3
+BUSY, WAITING, OVER = 0, 1, 2
+
+TRANSPOSE, CODE, SHARD, UPDATE, PHASES = range(5)

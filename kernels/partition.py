@@ -1,0 +1,99 @@
+"""How a job is cut up: a step's rows into shards, the flat buffers into stretches. By the job alone, not by threads."""
+
+from fastae.kernels import layer
+from fastae.kernels.compiler import kernel
+from fastae.kernels.job import (
+    BATCH,
+    CODE,
+    EPOCH,
+    ROWS,
+    SHARD,
+    SIZE,
+    SPARSE,
+    TRANSPOSE,
+    UPDATE,
+)
+from fastae.kernels.layout import BIAS, FAN_OUT, WEIGHT
+
+STRETCH = 4096  # elements of weights that an UPDATE item covers at most
+SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (32, 96, 512), 1_600_000
+
+
+@kernel
+def shard_rows(rows, size):  # type: ignore[no-untyped-def]
+    """Rows in each shard of a batch but the last, whole register tiles; `size` is that of the flat buffers.
+
+    A shard has 512 rows or more, for its gradient has to be added up; a small batch, so that it can be shared out, is
+    cut into up to four of 96 or two of 32 rows, of SHARD_FLOPS at least. Their number is a power of two, which most
+    numbers of threads share evenly; it never depends on the number of threads: the same job has the same shards.
+    """
+    two, four, many = SHARD_ROWS_LEAST
+    least = SHARD_FLOPS // (6 * size)
+    most = max(rows // many, min(rows // max(least, four), 4), min(rows // max(least, two), 2))
+    most = min(most, SHARDS_MOST)
+    shards = 1
+    while 2 * shards <= most:
+        shards *= 2
+    each = (rows + shards - 1) // shards
+    return (each + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
+
+
+@kernel
+def rows_in_step(job, step):  # type: ignore[no-untyped-def]
+    """First row and row count of a step; steps walk through the rows batch by batch, and start over."""
+    per_epoch = (job[ROWS] + job[BATCH] - 1) // job[BATCH]
+    first = step % per_epoch * job[BATCH]
+    return first, min(job[BATCH], job[ROWS] - first)
+
+
+@kernel
+def stretches(plan, lanes):  # type: ignore[no-untyped-def]
+    """How many stretches the flat buffers fall into: whole squares of lanes x lanes weights, of one layer each."""
+    most = STRETCH // (lanes * lanes)
+    total = 0
+    for i in range(plan.shape[0]):
+        total += ((plan[i, BIAS] - plan[i, WEIGHT]) // (lanes * lanes) + most - 1) // most
+    return total
+
+
+@kernel
+def stretch(plan, item, lanes):  # type: ignore[no-untyped-def]
+    """The layer of stretch `item`, its first and last square there, and its elements; a layer's last has its bias."""
+    square, most = lanes * lanes, STRETCH // (lanes * lanes)
+    for i in range(plan.shape[0]):
+        squares = (plan[i, BIAS] - plan[i, WEIGHT]) // square
+        count = (squares + most - 1) // most
+        if item < count:
+            first, last = item * most, min(item * most + most, squares)
+            end = plan[i, WEIGHT] + last * square
+            if last == squares:
+                end += (plan[i, FAN_OUT] + lanes - 1) // lanes * lanes
+            return i, first, last, plan[i, WEIGHT] + first * square, end
+        item -= count
+    return 0, 0, 0, 0, 0
+
+
+@kernel
+def rows_of_shard(job, step, item):  # type: ignore[no-untyped-def]
+    """First and last + 1 row of a shard, counted within its step."""
+    _, rows = rows_in_step(job, step)
+    each = shard_rows(rows, job[SIZE])
+    return each * item, min(each * (item + 1), rows)
+
+
+@kernel
+def items_of(job, plan, step, phase, lanes):  # type: ignore[no-untyped-def]
+    """How many items a phase of a step has."""
+    if phase == UPDATE or (phase == TRANSPOSE and step == 0):
+        return stretches(plan, lanes)
+    if phase == SHARD or (phase == CODE and job[SPARSE] != 0):
+        _, rows = rows_in_step(job, step)
+        each = shard_rows(rows, job[SIZE])
+        return (rows + each - 1) // each
+    return 0
+
+
+@kernel
+def epoch_of(job, step):  # type: ignore[no-untyped-def]
+    """The number of the epoch that a step is in."""
+    return job[EPOCH] + step // ((job[ROWS] + job[BATCH] - 1) // job[BATCH])

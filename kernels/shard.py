@@ -1,0 +1,397 @@
+"""A shard of rows, tile after tile, through all layers and back: its own gradient, its own loss.
+
+A tile's matrices lie one behind the other in a thread's own memory, at the plan's offsets; behind them come the column
+sums, the rows' weights and the scratch.
+"""
+
+import numpy as np
+from numba import carray
+
+from fastae.kernels import layer
+from fastae.kernels.compiler import ByAddress, inlined, kernel
+from fastae.kernels.job import (
+    ADD_PULL_AT,
+    BACKWARD_AT,
+    CODE_LAYER,
+    CODES,
+    COLUMN_STRIDE,
+    FIRST_ROW,
+    FORWARD_AT,
+    GRADIENT_AT,
+    GRADIENTS,
+    HEIGHT,
+    INDEX,
+    JOB,
+    KIND,
+    LOAD_AT,
+    MISSING,
+    NARROW_AT,
+    NOISE,
+    ONES,
+    PARAMETERS,
+    PROGRESS,
+    PULL_AT,
+    QUOTA,
+    RESIDUAL_AT,
+    ROW_STRIDE,
+    ROWS,
+    SAMPLE_WEIGHT,
+    SCALE,
+    SEED,
+    SETTINGS,
+    SHIFT,
+    SIZE,
+    SLOPES,
+    SPARSE,
+    TOTALS,
+    WEIGHTS,
+    WIDE_AT,
+    WT,
+    X,
+)
+from fastae.kernels.layout import (
+    ACTIVATION,
+    BIAS,
+    COLUMN_SUMS,
+    FAN_IN,
+    FAN_OUT,
+    IDENTITY,
+    OUTPUT,
+    PLAN,
+    TRANSPOSED,
+    WEIGHT,
+)
+from fastae.kernels.noise import NO_NOISE, SWAP, corrupt_row, row_key, swapped
+from fastae.kernels.optimizer import NOISE_LEVEL
+from fastae.kernels.partition import SHARDS_MOST, epoch_of, rows_in_step, rows_of_shard
+from fastae.kernels.rows import add_lines, load_rows, zero_lines
+from fastae.kernels.simd import call_at, load_float64, load_int64, pointer_to
+from fastae.kernels.target import LINE
+
+WORK_MOST = 1 << 40  # elements: the length of a thread's memory is not checked
+
+# Places in a thread's scratch, in lines after the tiles
+LOSS, SPARE, LEVEL, CELL, SCRATCH = 0, 1, 3, 4, 5
+
+
+@kernel
+def whole_rows(rows):  # type: ignore[no-untyped-def]
+    """Rows that are computed for `rows`: whole register tiles."""
+    return (rows + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
+
+
+@kernel
+def target_place(plan, height, lanes):  # type: ignore[no-untyped-def]
+    """Where in a thread's `work` the clean copy of a corrupted tile begins; a spare tile follows it."""
+    last = plan.shape[0] - 1
+    outputs = (plan[last, FAN_OUT] + lanes - 1) // lanes * lanes
+    tiles, sums = plan[last, OUTPUT] + outputs, plan[last, COLUMN_SUMS] + outputs
+    return tiles * height + sums + height + SCRATCH * lanes
+
+
+@ByAddress
+def load_tile(out, job_at, scratch, columns, place, first, rows, epoch):  # type: ignore[no-untyped-def]
+    """Rows into work[place:], `out` being work, and zeros below them down to a whole register tile.
+
+    Where cells may be missing, or noise is asked for, that holds the input and the rows as they are go to
+    work[target_place:], which is where the scratch ends.
+    """
+    job = carray(pointer_to(job_at), (JOB,), np.int64)
+    height = job[HEIGHT]
+    work = carray(out, (WORK_MOST,))
+    size = work.itemsize
+    lanes, base = LINE // size, np.int64(work.ctypes.data)
+    spoilt = job[MISSING] != 0 or job[NOISE] != NO_NOISE
+    to = scratch + SCRATCH * lanes if spoilt else place
+    spare, cell = base + (scratch + SPARE * lanes) * size, scratch + CELL * lanes
+    x, row_stride, column_stride, kind = job[X], job[ROW_STRIDE], job[COLUMN_STRIDE], job[KIND]
+    index, shift, scale = job[INDEX], job[SHIFT], job[SCALE]
+    load_rows(
+        work,
+        base + to * size,
+        height,
+        x,
+        row_stride,
+        column_stride,
+        kind,
+        columns,
+        index,
+        first,
+        rows,
+        shift,
+        scale,
+        spare,
+    )
+    whole = whole_rows(rows)
+    if whole > rows:
+        for j in range((columns + lanes - 1) // lanes):
+            below = (j * height + rows) * lanes
+            zero_lines(work, (base + (to + below) * size, whole - rows))
+            zero_lines(work, (base + (place + below) * size, whole - rows))
+    if spoilt:
+        level = load_float64(job[SETTINGS] + NOISE_LEVEL * 8) if job[NOISE] != NO_NOISE else 0.0
+        work[scratch + LEVEL * lanes] = level
+        for i in range(rows):
+            row = load_int64(index + (first + i) * 8) if index != 0 else first + i
+            key = row_key(job[SEED], epoch, job[FIRST_ROW] + row)
+            corrupt_row(
+                work,
+                place + i * lanes,
+                to + i * lanes,
+                height,
+                columns,
+                key,
+                job[NOISE],
+                scratch + LEVEL * lanes,
+            )
+            if job[NOISE] == SWAP:
+                for c in range(columns):
+                    other = swapped(key, c, level, job[ROWS])
+                    if other >= 0:
+                        load_rows(
+                            work,
+                            base + cell * size,
+                            1,
+                            x + c * column_stride,
+                            row_stride,
+                            column_stride,
+                            kind,
+                            1,
+                            index,
+                            other,
+                            1,
+                            shift + c * 8 if shift != 0 else 0,
+                            scale + c * 8 if shift != 0 else 0,
+                            spare,
+                        )
+                        value = work[cell]
+                        at = place + (c // lanes * height + i) * lanes + c % lanes
+                        work[at] = value if value == value else 0.0
+
+
+@kernel
+def load_input(like, job, job_at, base, scratch, columns, place, first, rows, epoch):  # type: ignore[no-untyped-def]
+    """``load_tile``; where products are narrow, as bfloat16, with the rows as they are at target_place."""
+    height, size = job[HEIGHT], like.itemsize
+    lanes = LINE // size
+    blocks = (columns + lanes - 1) // lanes
+    loaded = place
+    if job[NARROW_AT] != 0:
+        loaded = scratch + SCRATCH * lanes
+        if job[MISSING] != 0 or job[NOISE] != NO_NOISE:
+            loaded += blocks * lanes * height  # the spare tile
+    call_at(job[LOAD_AT], (base, job_at, scratch, columns, loaded, first, rows, epoch))
+    if job[NARROW_AT] != 0:
+        tile = base + place * size, base + loaded * size, whole_rows(rows), height, blocks
+        call_at(job[NARROW_AT], tile)
+
+
+@kernel
+def _load_weights(job, work, place, first, rows, whole):  # type: ignore[no-untyped-def]
+    """The weights of a tile's rows, 1 by default, and 0 for those below them, from work[place] on; their sum."""
+    for i in range(rows, whole):
+        work[place + i] = 0
+    if job[SAMPLE_WEIGHT] == 0:
+        for i in range(rows):
+            work[place + i] = 1
+        return float(rows)
+    total = 0.0
+    for i in range(rows):
+        row = first + i
+        if job[INDEX] != 0:
+            row = load_int64(job[INDEX] + row * 8)
+        w = load_float64(job[SAMPLE_WEIGHT] + row * 8)
+        work[place + i] = w
+        total += w
+    return total
+
+
+@inlined
+def forward_layers(like, job, plan, tiles, wide, rows, height, first, last):  # type: ignore[no-untyped-def]
+    """Layers first .. last - 1 on a tile; the input of layer i lies where layer i - 1's output goes.
+
+    The last one's output goes to `wide`, in the engine's dtype, unless that is 0.
+    """
+    parameters, weights, ones, size = job[PARAMETERS], job[WEIGHTS], job[ONES], like.itemsize
+    lanes = LINE // size
+    for i in range(first, last):
+        source = tiles + (plan[i - 1, OUTPUT] * height * size if i > 0 else 0)
+        ends = wide != 0 and i == last - 1
+        arguments = (
+            wide if ends else tiles + plan[i, OUTPUT] * height * size,
+            source,
+            weights + plan[i, WEIGHT] * size,
+            parameters + plan[i, BIAS] * size,
+            ones + plan[i, COLUMN_SUMS] * size,
+            plan[i, ACTIVATION],
+            rows,
+            height,
+            plan[i, FAN_IN],
+            (plan[i, FAN_OUT] + lanes - 1) // lanes,
+            (plan[i, FAN_IN] + lanes - 1) // lanes * lanes,
+        )
+        call_at(job[WIDE_AT] if ends else job[FORWARD_AT], arguments)
+
+
+@inlined
+def _tile_gradient(
+    like, job, plan, tiles, target, spare, sums, weight, loss, gradient, add, rows, whole, height
+):  # type: ignore[no-untyped-def]
+    """Loss and gradient of a tile of `rows` rows, computed as `whole`, into (`add`: onto) a shard's gradient.
+
+    All layers are done already, but a linear last one. Deltas overwrite the activations they belong to. `spare` is a
+    tile of codes; where products are narrow, the output of a last layer that is not linear comes in it.
+    """
+    parameters, transposed, narrow = job[PARAMETERS], job[WT], job[NARROW_AT] != 0
+    size = like.itemsize
+    lanes = LINE // size
+    last = plan.shape[0] - 1
+    top = tiles + plan[last, OUTPUT] * height * size
+    fan_in = (plan[last, FAN_IN] + lanes - 1) // lanes * lanes
+    blocks = (plan[last, FAN_OUT] + lanes - 1) // lanes
+    top_sums = sums + plan[last, COLUMN_SUMS] * size
+    linear = plan[last, ACTIVATION] == IDENTITY
+    if linear:
+        source = tiles + (plan[last - 1, OUTPUT] * height * size if last > 0 else 0)
+        w, b = job[WEIGHTS] + plan[last, WEIGHT] * size, parameters + plan[last, BIAS] * size
+        depth = plan[last, FAN_IN]
+        arguments = (top, source, w, b, target, weight, top_sums, loss, whole, height, depth, blocks, fan_in)
+        call_at(job[RESIDUAL_AT], arguments)
+    else:
+        wide = spare if narrow else top
+        layer.output_delta(
+            like, wide, target, weight, top_sums, loss, plan[last, ACTIVATION], whole, height, blocks
+        )
+        if narrow:
+            call_at(job[NARROW_AT], (top, wide, whole, height, blocks))
+    for i in range(last, -1, -1):
+        blocks = (plan[i, FAN_OUT] + lanes - 1) // lanes
+        fan_in = (plan[i, FAN_IN] + lanes - 1) // lanes * lanes
+        below = tiles + (plan[i - 1, OUTPUT] * height * size if i > 0 else 0)
+        delta = tiles + plan[i, OUTPUT] * height * size
+        dw = gradient + plan[i, WEIGHT] * size
+        product = dw, below, delta, add, rows, height, plan[i, FAN_IN], blocks, fan_in
+        call_at(job[GRADIENT_AT], product)
+        if i > 0:
+            sparse = job[SPARSE] != 0 and i - 1 == job[CODE_LAYER]
+            if sparse and narrow:
+                pull = spare, below, weight, job[SLOPES], whole, height, fan_in // lanes
+                call_at(job[PULL_AT], pull)
+            elif sparse:
+                layer.pull(like, spare, below, weight, job[SLOPES], whole, height, fan_in // lanes)
+            chained = (
+                below,
+                delta,
+                transposed + plan[i, TRANSPOSED] * size,
+                sums + plan[i - 1, COLUMN_SUMS] * size,
+                plan[i - 1, ACTIVATION],
+                whole,
+                height,
+                plan[i, FAN_OUT],
+                fan_in // lanes,
+                blocks * lanes,
+            )
+            call_at(job[BACKWARD_AT], chained)
+            below_sums = sums + plan[i - 1, COLUMN_SUMS] * size
+            if sparse and narrow:
+                call_at(job[ADD_PULL_AT], (below, spare, below_sums, whole, height, fan_in // lanes))
+            elif sparse:
+                layer.add_pull(like, below, spare, below_sums, whole, height, fan_in // lanes)
+
+
+@kernel
+def _add_codes(work, place, columns, weight_at, rows, height, sums):  # type: ignore[no-untyped-def]
+    """sums, float64, gains the codes of a tile's rows, each times its row's weight."""
+    lanes = LINE // work.itemsize
+    for c in range(columns):
+        column = place + c // lanes * height * lanes + c % lanes
+        total = 0.0
+        for i in range(rows):
+            total += float(work[weight_at + i]) * float(work[column + i * lanes])
+        sums[c] += total
+
+
+@ByAddress
+def shard_item(out, job_at, plan_at, n_layers, step, item, me_at, code_phase):  # type: ignore[no-untyped-def]
+    """Tiles of shard `item` from row me[PROGRESS] of it on, while the quota lasts.
+
+    In the CODE phase only the sums of their codes, else their loss and gradient. `out` is the thread's work.
+    """
+    job = carray(pointer_to(job_at), (JOB,), np.int64)
+    plan = carray(pointer_to(plan_at), (n_layers, PLAN), np.int64)
+    me = carray(pointer_to(me_at), (8,), np.int64)
+    work = carray(out, (WORK_MOST,))
+    totals = carray(pointer_to(job[TOTALS]), (SHARDS_MOST, 2), np.float64)
+    codes = carray(pointer_to(job[CODES]), (SHARDS_MOST, plan[job[CODE_LAYER], FAN_OUT]), np.float64)
+    size, height = work.itemsize, job[HEIGHT]
+    lanes, base = LINE // size, np.int64(work.ctypes.data)
+    features, code, last = plan[0, FAN_IN], job[CODE_LAYER], plan.shape[0] - 1
+    outputs = (plan[last, FAN_OUT] + lanes - 1) // lanes * lanes
+    width = plan[last, COLUMN_SUMS] + outputs  # of all column sums
+    sums_at = (plan[last, OUTPUT] + outputs) * height
+    weight_at = sums_at + width
+    scratch = weight_at + height
+    loss_at = scratch + LOSS * lanes
+    target_at = target_place(plan, height, lanes)
+    spare_at = target_at + (features + lanes - 1) // lanes * lanes * height
+    narrow = job[NARROW_AT] != 0
+    if job[MISSING] == 0 and job[NOISE] == NO_NOISE and not narrow:
+        target_at = 0
+    gradient_at = job[GRADIENTS] + item * job[SIZE] * size
+    first, _ = rows_in_step(job, step)
+    start, end = rows_of_shard(job, step, item)
+    epoch = epoch_of(job, step)
+    while me[QUOTA] > 0 and start + me[PROGRESS] < end:
+        row = start + me[PROGRESS]
+        count = min(height, end - row)
+        accumulate = 1 if me[PROGRESS] > 0 else 0
+        if accumulate == 0:
+            totals[item, 0] = 0.0
+            totals[item, 1] = 0.0
+            if code_phase:
+                for c in range(codes.shape[1]):
+                    codes[item, c] = 0.0
+        load_input(work, job, job_at, base, scratch, features, 0, first + row, count, epoch)
+        whole = whole_rows(count)
+        weights = _load_weights(job, work, weight_at, first + row, count, whole)
+        place = plan[code, OUTPUT] * height
+        layers, wide = code + 1, base + place * size
+        if code_phase == 0:
+            linear = plan[last, ACTIVATION] == IDENTITY
+            layers = last if linear else last + 1
+            wide = 0 if linear or not narrow else base + spare_at * size
+        forward_layers(work, job, plan, base, wide, whole, height, 0, layers)
+        if code_phase:
+            _add_codes(work, place, plan[code, FAN_OUT], weight_at, count, height, codes[item])
+            totals[item, 1] += weights
+            me[PROGRESS] += count
+            me[QUOTA] -= count * features
+            continue
+        zero_lines(work, (base + sums_at * size, width // lanes))
+        zero_lines(work, (base + loss_at * size, 1))
+        _tile_gradient(
+            work,
+            job,
+            plan,
+            base,
+            base + target_at * size,
+            base + spare_at * size,
+            base + sums_at * size,
+            base + weight_at * size,
+            base + loss_at * size,
+            gradient_at,
+            accumulate,
+            count,
+            whole,
+            height,
+        )
+        for i in range(plan.shape[0]):
+            db, sums = gradient_at + plan[i, BIAS] * size, base + (sums_at + plan[i, COLUMN_SUMS]) * size
+            add_lines(work, (db, sums, (plan[i, FAN_OUT] + lanes - 1) // lanes, accumulate))
+        loss = 0.0
+        for c in range(lanes):
+            loss += work[loss_at + c]
+        totals[item, 0] += loss
+        totals[item, 1] += weights
+        me[PROGRESS] += count
+        me[QUOTA] -= count * features

@@ -23,8 +23,8 @@ _HOME = {
     "Rows": "fastae.rows",
     "open_rows": "fastae.data",
     "train": "fastae.training",
-    "DivergenceError": "fastae.training",
-    "History": "fastae.training",
+    "DivergenceError": "fastae.history",
+    "History": "fastae.history",
 }
 _MODULES = (
     "reference",

@@ -1,228 +1,35 @@
 """Training on blocks of rows that lie on several machines, with the same bits however they lie.
 
-The blocks of a matrix are the leaves of a binary tree that halves their numbers, and a step's gradient is the sum at
-its root, each node the sum of its two children. A machine adds up the subtrees that it holds whole, and a few sums
-travel; so the same additions are made wherever the blocks are. How sums travel is a subclass's ``BlockEngine.sums``:
-``LocalEngine`` here, Dask in ``distributed.py``, MPI in ``mpi.py``.
+A step's gradient is the sum of all blocks', added along the tree of ``tree.py`` from what each machine's shard
+(``shard.py``) holds. How sums travel is a subclass's ``BlockEngine.sums``: ``LocalEngine`` here, Dask in
+``distributed/``, MPI in ``mpi.py``.
 """
 
 import itertools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastae.checkpoint import Checkpoint
+from fastae.checks import check_count
 from fastae.engine import Engine
+from fastae.epochs import check_start, descend, draw_noise_seed
+from fastae.history import Epoch, History
 from fastae.network import Network, Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Optimizer, State
 from fastae.rows import Rows
-from fastae.training import Epoch, History, check_count, check_start, descend, draw_noise_seed
+from fastae.shard import Setup, Shard, Step, make_setup, without_penalty
+from fastae.tree import Node, Sum
 
-GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly however many there are
+__all__ = ["BlockEngine", "Blocks", "LocalEngine", "Step", "cut_rows", "is_dask", "read_pieces"]
+
 ROWS_A_STEP = 512  # of each block, where nobody says
-
-Node = tuple[int, int]  # blocks first .. last - 1, a node of the tree
-
-
-class Sum(NamedTuple):
-    """What a node of the tree holds: sums over the rows of its blocks.
-
-    gradient : ndarray of shape (size of the flat buffer,)
-    totals : ndarray of shape (2,), float64
-        The loss, not yet divided by the rows, and the number of rows.
-    """
-
-    gradient: np.ndarray
-    totals: np.ndarray
-
-
-class Step(NamedTuple):
-    """Which rows a step takes of each block, `number` of `of`, and in what order and noise.
-
-    Rows are in their own order where `order_seed` is None.
-    """
-
-    number: int = 0
-    of: int = 1
-    epoch: int = 0
-    order_seed: int | None = None
-    noise_seed: int = 0
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What every machine is told once: the network, and what is done to the rows on their way in."""
-
-    network: Network
-    dtype: str = "float32"
-    shift: np.ndarray | None = None
-    scale: np.ndarray | None = None
-    objective: Objective = PLAIN
-
-
-# -- the tree -----------------------------------------------------------------------------------------------------
-
-
-def halves(node: Node) -> tuple[Node, Node]:
-    """A node's two children."""
-    first, last = node
-    middle = (first + last) // 2
-    return (first, middle), (middle, last)
-
-
-def cover(held: Container[int], node: Node) -> Iterator[Node]:
-    """The largest nodes, from left to right, whose blocks are all in `held`."""
-    if all(block in held for block in range(*node)):
-        yield node
-    elif node[1] - node[0] > 1:
-        for half in halves(node):
-            yield from cover(held, half)
-
-
-def assemble(sums: Mapping[Node, Sum | None], node: Node) -> Sum | None:
-    """The sum of a node from those below it; None, which stands for no rows, adds nothing."""
-    if node in sums:
-        return sums[node]
-    left, right = (assemble(sums, half) for half in halves(node))
-    return add(left, right)
-
-
-def add(left: Sum | None, right: Sum | None) -> Sum | None:
-    """left + right, in left's memory where it may be written."""
-    if left is None or right is None:
-        return right if left is None else left
-    out = left.gradient if left.gradient.flags.writeable else None
-    return Sum(np.add(left.gradient, right.gradient, out=out), left.totals + right.totals)
-
-
-# -- on each machine ------------------------------------------------------------------------------------------------
-
-
-class Shard:
-    """The blocks that one machine holds, and an engine for them.
-
-    Parameters
-    ----------
-    setup : Setup
-    blocks : dict of arrays of shape (rows, n)
-        By the blocks' numbers. Never copied, never written.
-    first_rows : dict of int
-        The number, within the whole matrix, of each one's first row.
-    n_blocks : int
-        How many the whole matrix has.
-    n_threads : int, optional
-        All CPUs this process may use by default.
-    """
-
-    def __init__(
-        self,
-        setup: Setup,
-        blocks: dict[int, np.ndarray],
-        first_rows: dict[int, int],
-        n_blocks: int,
-        n_threads: int | None = None,
-    ) -> None:
-        self.setup, self.blocks, self.first_rows = setup, blocks, first_rows
-        self.engine = Engine(setup.network, n_threads, setup.dtype)
-        self.params = Parameters(setup.network, setup.dtype)
-        self._free: list[Parameters] = []
-        self._used: list[Parameters] = []
-        self._orders: dict[int, np.ndarray] = {}
-        self._orders_of: tuple[int | None, int] = (None, 0)
-        self._nodes = list(cover(blocks, (0, n_blocks)))
-
-    def sums(self, flat: np.ndarray, step: Step) -> dict[Node, Sum | None]:
-        """The sums of the largest nodes held, at the parameters `flat`; good until the next call."""
-        self.params.flat[:] = flat
-        self._free += self._used
-        self._used = []
-        if self._orders_of != (step.order_seed, step.epoch):
-            self._orders, self._orders_of = {}, (step.order_seed, step.epoch)
-        return {node: self._sum(node, step) for node in self._nodes}
-
-    def _sum(self, node: Node, step: Step) -> Sum | None:
-        if node[1] - node[0] == 1:
-            return self._block_sum(node[0], step)
-        left, right = (self._sum(half, step) for half in halves(node))
-        both = add(left, right)
-        if left is not None and right is not None:  # the right one's memory is the next block's
-            self._free.append(self._used.pop())
-        return both
-
-    def _block_sum(self, number: int, step: Step) -> Sum | None:
-        block = self.blocks[number]
-        first, last = rows_of_step(number, len(block), step)
-        if first == last:
-            return None
-        first_row, index = self.first_rows[number], None
-        if step.order_seed is None:
-            block, first_row = block[first:last], first_row + first
-        else:
-            if number not in self._orders:
-                generator = np.random.default_rng((step.order_seed, step.epoch, number))
-                self._orders[number] = generator.permutation(len(block))
-            index = self._orders[number][first:last]
-        gradient = self._free.pop() if self._free else Parameters(self.setup.network, self.setup.dtype)
-        self._used.append(gradient)
-        totals = self.engine.run_steps(
-            self.params,
-            block,
-            gradient=gradient,
-            index=index,
-            shift=self.setup.shift,
-            scale=self.setup.scale,
-            objective=self.setup.objective,
-            seed=step.noise_seed,
-            epoch=step.epoch,
-            first_row=first_row,
-            sums=True,
-        )
-        return Sum(gradient.flat, totals[0])
-
-
-def rows_of_step(number: int, rows: int, step: Step) -> tuple[int, int]:
-    """First and last of the rows that a step takes of block `number`, which has `rows`.
-
-    A step takes its share of every block. Where that is no whole number it is rounded at another place in each block,
-    so that the steps are of about the same size.
-    """
-    phase = number * GOLDEN % 1
-    first, last = (int(rows * at / step.of + phase) for at in (step.number, step.number + 1))
-    return first, min(last, rows)
-
-
 BLOCKS_MOST = 32  # that files are cut into
-
-
-def cut_rows(rows: Rows) -> list[tuple[int, int]]:
-    """Blocks of about the same number of rows, each whole pieces of a file, first .. last - 1: by the file alone."""
-    wanted = np.linspace(0, len(rows), min(BLOCKS_MOST, len(rows.bounds) - 1) + 1)
-    cuts = np.unique(np.searchsorted(rows.bounds, wanted)).tolist()
-    return list(itertools.pairwise(cuts))
-
-
-def read_pieces(rows: Rows, first: int, last: int) -> np.ndarray:
-    """Pieces `first` .. `last` - 1 of a file, as one array."""
-    start = int(rows.bounds[first])
-    out = np.empty((int(rows.bounds[last]) - start, rows.shape[1]), rows.dtype)
-    for piece in range(first, last):
-        rows.read(piece, out[rows.bounds[piece] - start : rows.bounds[piece + 1] - start])
-    return out
-
-
-def is_dask(X: Any) -> bool:
-    """Whether `X` is a Dask array or DataFrame; Dask is not imported to say so."""
-    dask = any(kind.__module__.partition(".")[0] in ("dask", "dask_expr") for kind in type(X).__mro__)
-    return dask and getattr(X, "ndim", 0) == 2
-
-
-# -- the border to the machines ---------------------------------------------------------------------------------------
 
 
 class Blocks(ABC):
@@ -259,9 +66,6 @@ class Blocks(ABC):
     @abstractmethod
     def engine(self, network: Network, **options: Any) -> "BlockEngine":
         """An engine for these blocks; options are `dtype`, `shift`, `scale` and `objective`."""
-
-
-# -- the training loop ----------------------------------------------------------------------------------------------
 
 
 class BlockEngine(ABC):
@@ -457,17 +261,23 @@ class LocalEngine(BlockEngine):
         return self._shard.sums(flat, step)[self.root]
 
 
-def make_setup(network: Network, dtype: Any, shift: Any, scale: Any, objective: Objective) -> Setup:
-    """A Setup of what a caller passed."""
-    return Setup(
-        network,
-        np.dtype(dtype).name,
-        None if shift is None else np.asarray(shift, np.float64),
-        None if scale is None else np.asarray(scale, np.float64),
-        objective,
-    )
+def cut_rows(rows: Rows) -> list[tuple[int, int]]:
+    """Blocks of about the same number of rows, each whole pieces of a file, first .. last - 1: by the file alone."""
+    wanted = np.linspace(0, len(rows), min(BLOCKS_MOST, len(rows.bounds) - 1) + 1)
+    cuts = np.unique(np.searchsorted(rows.bounds, wanted)).tolist()
+    return list(itertools.pairwise(cuts))
 
 
-def without_penalty(setup: Setup) -> Setup:
-    """For the shards: the penalty is of the whole step, and added where it is taken."""
-    return replace(setup, objective=replace(setup.objective, alpha=0.0))
+def read_pieces(rows: Rows, first: int, last: int) -> np.ndarray:
+    """Pieces `first` .. `last` - 1 of a file, as one array."""
+    start = int(rows.bounds[first])
+    out = np.empty((int(rows.bounds[last]) - start, rows.shape[1]), rows.dtype)
+    for piece in range(first, last):
+        rows.read(piece, out[rows.bounds[piece] - start : rows.bounds[piece + 1] - start])
+    return out
+
+
+def is_dask(X: Any) -> bool:
+    """Whether `X` is a Dask array or DataFrame; Dask is not imported to say so."""
+    dask = any(kind.__module__.partition(".")[0] in ("dask", "dask_expr") for kind in type(X).__mro__)
+    return dask and getattr(X, "ndim", 0) == 2

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from fastae.network import Network, Parameters
 from fastae.optimizers import Adam
 from fastae.training import train
 from fastae.warmup import warm_up
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 BATCH_SIZE = 200
 
@@ -23,6 +27,8 @@ class Result:
     ----------
     X, xhat : ndarray of shape (1797, 64), float32
         The digits, pixels in [0, 1], and their reconstructions.
+    hidden, epochs : int
+        As asked for.
     threads : int
         Of the engine.
     loss_before, loss_after : float
@@ -35,6 +41,8 @@ class Result:
 
     X: np.ndarray
     xhat: np.ndarray
+    hidden: int
+    epochs: int
     threads: int
     loss_before: float
     loss_after: float
@@ -80,6 +88,8 @@ def run(*, hidden: int = 32, epochs: int = 300, seed: int = 0, progress: bool = 
     return Result(
         X=X,
         xhat=engine.reconstruct(params, X),
+        hidden=hidden,
+        epochs=epochs,
         threads=engine.n_threads,
         loss_before=loss_before,
         loss_after=loss_after,
@@ -87,3 +97,23 @@ def run(*, hidden: int = 32, epochs: int = 300, seed: int = 0, progress: bool = 
         seconds=history.seconds,
         numpy_seconds=numpy_seconds,
     )
+
+
+def table(result: Result) -> "Table":
+    """What the demo found, for the terminal."""
+    from rich.table import Table
+
+    rows, features = result.X.shape
+    made = Table(title=f"digits: {rows} rows of {features} features, a code of {result.hidden}, Adam")
+    made.add_column("")
+    made.add_column(f"fastae, {result.threads} thread{'s' * (result.threads > 1)}", justify="right")
+    made.add_column("NumPy reference", justify="right")
+    made.add_row("loss before", f"{result.loss_before:.5f}", f"{result.loss_before:.5f}")
+    made.add_row(
+        f"loss after {result.epochs} epochs", f"{result.loss_after:.5f}", f"{result.numpy_loss_after:.5f}"
+    )
+    made.add_row("seconds", f"{result.seconds:.3f}", f"{result.numpy_seconds:.3f}")
+    ours, theirs = (result.epochs * rows / seconds for seconds in (result.seconds, result.numpy_seconds))
+    made.add_row("rows per second", f"{ours:,.0f}", f"{theirs:,.0f}")
+    made.add_row("speed", f"{ours / theirs:.1f}x", "1x")
+    return made

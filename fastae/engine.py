@@ -1,7 +1,6 @@
 """Engine: the loss and gradient of a batch, reconstructions and codes, on all cores, in memory allocated once.
 
-What it hands to the kernels is a job (``kernels/job.py``): addresses, strides and sizes. Checks of what callers pass
-stand here; arithmetic does not.
+What it hands to the kernels is a job (``kernels/job.py``): addresses, strides and sizes. No arithmetic stands here.
 """
 
 import os
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastae import team
+from fastae.checks import check_index, check_matrix, check_vector
 from fastae.kernels import job as fields
 from fastae.kernels import layout
 from fastae.network import Network, Parameters, check_dtype
@@ -258,7 +258,7 @@ class Engine:
             )
         n = self.network.widths[0]
         padded = np.zeros(layout.blocks(n, self.dtype) * layout.lanes(self.dtype))
-        padded[:n] = 1 if column_weight is None else _check_vector(column_weight, n, "column_weight")
+        padded[:n] = 1 if column_weight is None else check_vector(column_weight, n, "column_weight")
         return self._infer(
             params,
             X,
@@ -306,7 +306,7 @@ class Engine:
         from fastae.kernels.partition import shard_rows
 
         self._check_params(params)
-        X = self._check_matrix(X, self.network.widths[0], "X")
+        X = check_matrix(X, self.network.widths[0], "X")
         if self.network.widths[-1] != self.network.widths[0]:
             raise ValueError(f"network puts out {self.network.widths[-1]} features, but X has {X.shape[1]}")
         if sums and (objective.alpha or objective.sparsity_weight):
@@ -314,7 +314,7 @@ class Engine:
         job, alive = self._describe(X, index, shift, scale, self.network.widths[0])
         unit = 1.0  # of the weights
         if sample_weight is not None:
-            weights = _check_vector(sample_weight, X.shape[0], "sample_weight")
+            weights = check_vector(sample_weight, X.shape[0], "sample_weight")
             if not (weights >= 0).all() or not np.isfinite(weights).all():
                 raise ValueError("sample_weight must be finite and not negative")
             used = weights if index is None else weights[alive[0]]
@@ -401,7 +401,7 @@ class Engine:
         step = self._step
         self._check_params(params)
         columns = self.network.widths[first]
-        X = self._check_matrix(X, columns, name)
+        X = check_matrix(X, columns, name)
         job, alive = self._describe(X, index, shift, scale, columns)
         rows = int(job[fields.ROWS])
         if column_weight is None:
@@ -500,7 +500,7 @@ class Engine:
                 (fields.SCALE, "scale", scale, 1.0),
             ):
                 padded = np.zeros(-(-columns // lanes) * lanes)
-                padded[:columns] = default if value is None else _check_vector(value, columns, name)
+                padded[:columns] = default if value is None else check_vector(value, columns, name)
                 alive.append(padded)
                 job[place] = padded.ctypes.data
         alive.append(X)
@@ -535,50 +535,6 @@ class Engine:
             raise ValueError(f"params are of {params.network}, but the engine is for {self.network}")
         if params.dtype != self.dtype:
             raise ValueError(f"params are {params.dtype}, but the engine computes in {self.dtype}")
-
-    @staticmethod
-    def _check_matrix(X: npt.ArrayLike, columns: int, name: str) -> np.ndarray:
-        from fastae.kernels.rows import KINDS
-
-        if np.ma.isMaskedArray(X):
-            raise TypeError(f"{name} is a masked array, but its mask would not be seen: fill it with NaN")
-        array = np.asarray(X)
-        if array.ndim != 2:
-            raise ValueError(f"{name} must be two-dimensional (rows, features), got {array.ndim} dimensions")
-        if array.dtype not in KINDS:
-            raise TypeError(
-                f"{name} has dtype {array.dtype}, but floats or integers of native byte order are needed"
-            )
-        if array.shape[0] == 0:
-            raise ValueError(f"{name} has no rows")
-        if array.shape[1] != columns:
-            what = "the network" if name == "X" else "the decoder"
-            raise ValueError(f"{name} has {array.shape[1]} features, but {what} takes {columns}")
-        return array
-
-
-def _check_vector(value: npt.ArrayLike, size: int, name: str) -> np.ndarray:
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} has dtype {array.dtype}, but real numbers are needed")
-    if array.shape != (size,):
-        raise ValueError(f"{name} has shape {array.shape}, but ({size},) is needed")
-    return np.ascontiguousarray(array, np.float64)
-
-
-def check_index(index: npt.ArrayLike, rows: int) -> npt.NDArray[np.int64]:
-    """Row numbers of a matrix of `rows` rows, contiguous; TypeError or ValueError where they are not."""
-    array = np.asarray(index)
-    if array.size == 0:
-        raise ValueError("index is empty")
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise TypeError(
-            f"index must be a one-dimensional array of integers, got {array.ndim}-d {array.dtype}"
-        )
-    array = np.ascontiguousarray(array, np.int64)
-    if array.min() < 0 or array.max() >= rows:
-        raise ValueError(f"index must lie within 0 .. {rows - 1}, got {array.min()} .. {array.max()}")
-    return array
 
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()

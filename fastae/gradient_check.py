@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastae import reference
+from fastae.engine import Engine
+from fastae.network import Network, Parameters
 
-__all__ = ["check_gradients"]
+__all__ = ["check_gradients", "check_network"]
 
 Array = npt.NDArray[np.float64]
 _Probe = tuple[float, list[npt.NDArray[np.bool_]]]  # the cost, and which units of each relu layer are on
@@ -135,6 +137,26 @@ def check_gradients(
             reach = inputs[name][index[0]] if name.startswith("W") else 1.0  # z moves by reach * offset
             difference[i] = _derivative(partial(probe, array, index), step / (reach or 1.0))
         errors[name] = _relative_error(g.ravel()[entries], difference)
+    return errors
+
+
+def check_network(network: Network, seed: int = 0) -> dict[str, dict[str, float]]:
+    """``check_gradients`` of random parameters: of the reference ("reference"), and of engines ("float64", "float32").
+
+    Parameters
+    ----------
+    network : Network
+    seed : int, default 0
+        Of the parameters and of the 40 rows.
+    """
+    params = Parameters.random(network, seed, "float64")
+    X = np.random.default_rng(seed).normal(size=(40, network.widths[0]))
+    errors = {"reference": check_gradients(params, X)}
+    for dtype in ("float64", "float32"):
+        same = Parameters(network, dtype)
+        for name, array in params.items():
+            same[name] = array
+        errors[dtype] = check_gradients(same, X, engine=Engine(network, dtype=dtype))
     return errors
 
 

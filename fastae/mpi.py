@@ -1,6 +1,6 @@
 """The same training over the ranks of an MPI job, each with its own blocks of rows.
 
-All ranks run the same program. A step's sums go up the tree of ``blocks.py``, each from the rank that made it to the
+All ranks run the same program. A step's sums go up the tree of ``tree.py``, each from the rank that made it to the
 one that adds it; the root's goes to all ranks, and each takes the same step. (``Allreduce`` may add in an order that
 depends on how many ranks there are.)
 
@@ -16,27 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastae.blocks import (
-    BlockEngine,
-    Blocks,
-    Node,
-    Shard,
-    Step,
-    Sum,
-    add,
-    cut_rows,
-    halves,
-    make_setup,
-    read_pieces,
-    rows_of_step,
-    without_penalty,
-)
+from fastae.blocks import BlockEngine, Blocks, cut_rows, read_pieces
 from fastae.checkpoint import Checkpoint
+from fastae.history import History
 from fastae.network import Network, Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.rows import Rows
+from fastae.shard import Shard, Step, make_setup, rows_of_step, without_penalty
 from fastae.team import available_cpus
-from fastae.training import History
+from fastae.tree import Node, Sum, add, halves
 
 try:
     from mpi4py import MPI

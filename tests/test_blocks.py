@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import fastae
-from fastae.blocks import LocalEngine, Shard, Step, assemble, cover, rows_of_step
+from fastae.blocks import LocalEngine
 from fastae.column_statistics import ColumnStatistics
 from fastae.optimizers import State
+from fastae.shard import Shard, Step, rows_of_step
+from fastae.tree import assemble, cover
 
 NETWORK = fastae.Network.autoencoder(9, 4)
 X = np.random.default_rng(0).normal(size=(2500, 9))

@@ -166,7 +166,7 @@ def test_scores_are_the_estimators(kind, place, tmp_path):
 
 @pytest.mark.parametrize(("command", "method"), [("encode", "transform"), ("reconstruct", "reconstruct")])
 def test_arrays_are_the_estimators_and_written_block_by_block(command, method, place, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastae.cli.BLOCK_BYTES", 50_000)
+    monkeypatch.setattr("fastae.cli.models.BLOCK_BYTES", 50_000)
     data, out = tmp_path / "x.npy", tmp_path / "made.npy"
     np.save(data, ALL.to_numpy())
     facts = json.loads(good(command, place / "model.safetensors", data, "--out", out, "--json"))
@@ -475,7 +475,7 @@ def test_demo_prints_a_table_and_saves_a_picture(tmp_path):
 
 def test_demo_works_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("fastae.cli.find_spec", lambda name: None)
+    monkeypatch.setattr("fastae.cli.machine.find_spec", lambda name: None)
     monkeypatch.chdir(tmp_path)
     ran = call("demo", "--epochs", 2)
     assert ran.exit_code == 0, ran.output

@@ -1,0 +1,58 @@
+"""Checks of what callers pass: the array that the kernels take, or an error that names the argument."""
+
+import numpy as np
+import numpy.typing as npt
+
+
+def check_count(name: str, value: int) -> None:
+    """An error that names `value` unless it is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_matrix(X: npt.ArrayLike, columns: int, name: str) -> np.ndarray:
+    """Rows of so many columns, of a dtype that the kernels read, where they lie."""
+    from fastae.kernels.rows import KINDS
+
+    if np.ma.isMaskedArray(X):
+        raise TypeError(f"{name} is a masked array, but its mask would not be seen: fill it with NaN")
+    array = np.asarray(X)
+    if array.ndim != 2:
+        raise ValueError(f"{name} must be two-dimensional (rows, features), got {array.ndim} dimensions")
+    if array.dtype not in KINDS:
+        raise TypeError(
+            f"{name} has dtype {array.dtype}, but floats or integers of native byte order are needed"
+        )
+    if array.shape[0] == 0:
+        raise ValueError(f"{name} has no rows")
+    if array.shape[1] != columns:
+        what = "the network" if name == "X" else "the decoder"
+        raise ValueError(f"{name} has {array.shape[1]} features, but {what} takes {columns}")
+    return array
+
+
+def check_vector(value: npt.ArrayLike, size: int, name: str) -> np.ndarray:
+    """So many real numbers, contiguous, in float64."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} has dtype {array.dtype}, but real numbers are needed")
+    if array.shape != (size,):
+        raise ValueError(f"{name} has shape {array.shape}, but ({size},) is needed")
+    return np.ascontiguousarray(array, np.float64)
+
+
+def check_index(index: npt.ArrayLike, rows: int) -> npt.NDArray[np.int64]:
+    """Row numbers of a matrix of `rows` rows, contiguous; TypeError or ValueError where they are not."""
+    array = np.asarray(index)
+    if array.size == 0:
+        raise ValueError("index is empty")
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise TypeError(
+            f"index must be a one-dimensional array of integers, got {array.ndim}-d {array.dtype}"
+        )
+    array = np.ascontiguousarray(array, np.int64)
+    if array.min() < 0 or array.max() >= rows:
+        raise ValueError(f"index must lie within 0 .. {rows - 1}, got {array.min()} .. {array.max()}")
+    return array

@@ -1,0 +1,321 @@
+"""Autoencoder: fitted on the rows of X, by epochs or by L-BFGS."""
+
+import os
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import _fit_context
+from sklearn.utils import check_random_state
+from sklearn.utils.metaestimators import available_if
+
+from fastae import lbfgs, optimizers
+from fastae.blocks import Blocks
+from fastae.checkpoint import Checkpoint
+from fastae.estimator.callbacks import CallbackSupportMixin, callbacks, with_callbacks
+from fastae.estimator.fitted import FittedModel
+from fastae.estimator.inputs import Data, Here, check
+from fastae.estimator.scaling import shift_and_scale
+from fastae.history import DivergenceError, History
+from fastae.model_files import ModelFiles
+from fastae.network import Network, Parameters
+from fastae.rows import Rows
+from fastae.training import train
+
+_MAY_DIFFER = {"max_iter", "n_threads", "warm_start", "callback", "verbose"}  # where a checkpoint is resumed
+
+
+def goes_by_steps(model: "Autoencoder") -> bool:
+    """True, or an AttributeError that names the solver: what ``available_if`` takes."""
+    if model.solver == "lbfgs":
+        raise AttributeError("partial_fit needs solver 'adam', 'adamw' or 'sgd', got 'lbfgs'")
+    return True
+
+
+def _sum_of_errors(block: np.ndarray, model: "Autoencoder", params: Parameters) -> float:
+    return float(model._errors(block, None, params).sum()) if len(block) else 0.0
+
+
+class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
+    """An autoencoder of dense layers, trained on the mean over rows of half the squared error.
+
+    Names are those of scikit-learn's MLPRegressor where the meaning is the same.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : tuple of int, default (32,)
+        Widths of the encoder, the code last. The decoder mirrors them up to n features; a linear map of n to n follows.
+    output_layer : bool, default True
+        Have that map. Without it the decoder's own last layer is linear.
+    activation : "sigmoid" (or "logistic"), "tanh", "relu" or "identity", default "sigmoid"
+    solver : "adam", "adamw", "sgd" or "lbfgs", default "adam"
+    alpha : float, default 1e-4
+        L2 penalty, as MLPRegressor's: alpha/(2m) sum(W^2) over a batch of m rows. For "adamw", the decoupled weight
+        decay instead.
+    batch_size : int or "auto", default "auto"
+        Rows a step: min(200, m) for "auto". "lbfgs" takes all rows.
+    learning_rate : "constant", "invscaling", "adaptive" or "cosine", default "constant"
+        learning_rate_init throughout; divided by (rows gone through + 1)^power_t; divided by 5 where training would
+        stop; or lowered to 0 along half a cosine over max_iter epochs.
+    learning_rate_init : float, default 0.001
+    power_t : float, default 0.5
+    max_iter : int, default 200
+        Epochs at most; iterations for "lbfgs".
+    shuffle : bool, default True
+    random_state : int, RandomState or None, default None
+        Of the first weights, the batches, the validation rows and the noise.
+    tol : float, default 1e-4
+        An improvement of the loss per feature: of `loss_` / n. For "lbfgs" also the largest slope to stop at.
+    n_iter_no_change : int, default 10
+        Training stops when the loss (with validation rows, the validation loss) has not beaten its best by `tol` in
+        more than `n_iter_no_change` epochs on end.
+    momentum : float, default 0.9
+    nesterovs_momentum : bool, default True
+    beta_1, beta_2, epsilon : float, defaults 0.9, 0.999, 1e-8
+    warm_start : bool, default False
+        Go on from the last fit's parameters; the optimizer and its schedule start anew.
+    early_stopping : bool, default False
+        Set validation rows aside, stop by their loss, and keep the parameters that were best for them.
+    validation_fraction : float, default 0.1
+    scale : "standard", "minmax" or None, default "standard"
+        The network sees columns of mean 0 and standard deviation 1, or from 0 to 1; undone on the way out.
+    noise : "gaussian", "mask", "swap" or None, default None
+        Corrupt the input while training, after scaling (a denoising autoencoder); see ``fastae.Objective``.
+    noise_level : float, default 0.1
+    sparsity_weight, sparsity_target : float, defaults 0 and 0.05
+        Weight and target of the mean code's Kullback-Leibler divergence; see ``fastae.Objective``.
+    missing : "mask" or None, default None
+        "mask": NaN cells are missing, and training goes by the others. None: NaN is an error.
+    n_threads : int or None, default None
+        All CPUs this process may use.
+    dtype : "float32", "float64" or None, default None
+        Of the arithmetic. None: float32 for float32 data, else float64.
+    callback : callable or None, default None
+        Called with a ``fastae.training.Epoch`` after each epoch; training stops where it returns True.
+    verbose : int, default 0
+        1: a progress bar on stderr.
+
+    Attributes
+    ----------
+    params_ : Parameters
+    network_ : Network
+    shift_, scale_ : ndarray of shape (n,) or None
+        The network sees (X - shift_) * scale_.
+    loss_ : float
+        The last of `loss_curve_`.
+    loss_curve_, validation_loss_curve_ : list of float
+        By epoch, in the scale the network sees.
+    n_iter_ : int
+    stop_reason_ : "max_iter", "tol" or "callback"
+    n_features_in_, feature_names_in_
+    """
+
+    _state: optimizers.State
+
+    # -- fitting ------------------------------------------------------------------------------------------------
+
+    @with_callbacks
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        X_val: Any = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+    ) -> Self:
+        """Train on the rows of `X`.
+
+        Parameters
+        ----------
+        X : array-like of shape (m, n), frame, Rows, or Dask array or DataFrame
+            Read as it is: float32 and float64 data are not copied. Rows (``fastae.open_rows``) that fill more than a
+            block are read block by block, and need not fit in memory. Dask collections stay on the workers, which
+            train (``fastae.distributed``); "auto" is then a batch of 512 rows of each of their blocks.
+        y : ignored
+        X_val : array-like of shape (m', n) or Rows, optional
+            Validation rows: the parameters best for them are kept. `early_stopping` also stops by their loss, and then
+            sets none aside.
+        checkpoint : path, optional
+            A file to go on from after an interruption: written when training ends, and before that at most every 5
+            seconds and for at most a twentieth of the time. "lbfgs" has none.
+        resume : bool, default False
+            Go on from `checkpoint`, to the same bits as a fit that was never interrupted; where there is no such file,
+            begin. `X` and the settings must be as they were, but `max_iter` may have grown.
+
+        Raises
+        ------
+        ValueError
+            Data or a parameter is wrong, named; `checkpoint` is damaged, or of another run.
+        OSError
+            `checkpoint` cannot be written.
+        DivergenceError
+            The loss was no longer finite: says when, and what helps. The estimator keeps the last finite parameters.
+        """
+        X = check(self, X, reset=True)
+        if X_val is not None:
+            X_val = check(self, X_val, name="X_val")
+        rows = len(X)
+        random = check_random_state(self.random_state)
+        seed = random.randint(np.iinfo(np.int32).max, size=3).tolist()
+        saved = Checkpoint.at(checkpoint, resume)
+        if saved is not None:
+            if self.solver == "lbfgs":
+                raise ValueError(
+                    "checkpoint needs solver 'adam', 'adamw' or 'sgd', got 'lbfgs', which has none"
+                )
+            settings = {name: value for name, value in self._settings().items() if name not in _MAY_DIFFER}
+            saved.agree("estimator", {**settings, "X_val.shape": None if X_val is None else X_val.shape})
+            seed = saved.keep("seed", seed)  # random_state may be None
+        index = validation = None
+        if isinstance(X, Blocks) and self.early_stopping and X_val is None:
+            raise ValueError("early_stopping needs X_val where X is on several machines")
+        if self.early_stopping and X_val is None and isinstance(X, Rows):
+            X, X_val = X.split(self.validation_fraction, int(seed[2]))
+        elif self.early_stopping and X_val is None:
+            held_out = int(np.ceil(self.validation_fraction * rows))
+            if held_out >= rows:
+                raise ValueError(
+                    f"validation_fraction leaves no rows to train on: n_samples = {rows}, held out {held_out}"
+                )
+            order = np.random.default_rng(seed[2]).permutation(rows)
+            validation, index = np.sort(order[:held_out]), np.sort(order[held_out:])
+        self._start(X, index, seed[0])
+        validate = None
+        if X_val is not None or validation is not None:
+            data = X if X_val is None else X_val
+
+            def validate(params: Parameters) -> float:
+                if isinstance(data, Blocks):
+                    sums = data.each(_sum_of_errors, self.for_one_thread(), params)
+                    return float(sum(sums) / (2 * len(data)))
+                return float(self._errors(data, validation, params).mean() / 2)
+
+        stops_early = self.early_stopping or validate is None
+        patience = int(self.n_iter_no_change) if stops_early and self.n_iter_no_change < np.inf else None
+        if self.solver == "lbfgs":
+            if isinstance(X, Blocks):
+                raise ValueError("solver 'lbfgs' needs X on one machine; 'adam', 'adamw' and 'sgd' do not")
+            history = self._minimize(X, index, int(seed[1]), validate, patience)
+        else:
+            history = self._descend(
+                X,
+                int(seed[1]),
+                epochs=self.max_iter,
+                index=index,
+                validate=validate,
+                patience=patience,
+                checkpoint=saved,
+            )
+        self._finish(history)
+        return self
+
+    @available_if(goes_by_steps)
+    @with_callbacks
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
+        """Train for one epoch on the rows of `X`, from where the last call left off.
+
+        The first call draws the weights and settles `scale`, by its rows.
+        """
+        if self.early_stopping:
+            raise ValueError("partial_fit does not go with early_stopping=True")
+        first = not hasattr(self, "params_")
+        X = check(self, X, reset=first)
+        if first or not hasattr(self, "_seeds"):
+            self._seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3)
+        if first:
+            self._start(X, None, self._seeds[0])
+        seed = int(self._seeds[1]) + self._state.epochs
+        curve = [] if first else self.loss_curve_
+        history = self._descend(X, seed, epochs=1)
+        history.loss = curve + history.loss
+        self._finish(history)
+        return self
+
+    def _start(self, X: Data, index: np.ndarray | None, seed: int) -> None:
+        """Network, scale, parameters and optimizer state to train from."""
+        self._objective()  # names an option out of its range while there is no model yet
+        n = X.shape[1]
+        encoder = tuple(np.atleast_1d(self.hidden_layer_sizes).tolist())
+        if not encoder or any(not isinstance(width, int) or width < 1 for width in encoder):
+            raise ValueError(f"hidden_layer_sizes must be positive integers, got {self.hidden_layer_sizes!r}")
+        g = "sigmoid" if self.activation == "logistic" else self.activation
+        widths = (n, *encoder, *encoder[-2::-1], n)
+        activations: tuple[str, ...] = (g,) * (len(widths) - 2) + (g if self.output_layer else "identity",)
+        if self.output_layer:
+            widths, activations = (*widths, n), (*activations, "identity")
+        network, dtype = Network(widths, activations, len(encoder)), self._dtype(X)
+        again = (
+            self.warm_start
+            and hasattr(self, "params_")
+            and (self.params_.network, self.params_.dtype) == (network, dtype)
+        )
+        if not again:
+            self.shift_, self.scale_ = shift_and_scale(self, X, index)
+            self.params_ = Parameters.random(network, int(seed), dtype)
+        self._state = optimizers.State.zeros(self.params_)
+        self.network_ = network
+        self._n_features_out = encoder[-1]
+
+    def _dtype(self, X: Data) -> np.dtype[Any]:
+        if self.dtype is not None:
+            return np.dtype(self.dtype)
+        return np.dtype(np.float32 if X.dtype == np.float32 else np.float64)
+
+    def _descend(self, X: Data, seed: int, *, epochs: int, index: Any = None, **options: Any) -> History:
+        rows = len(X) if index is None else len(index)
+        auto = X.rows_a_step if isinstance(X, Blocks) else min(200, rows)
+        batch = auto if self.batch_size == "auto" else int(self.batch_size)
+        steps = -(-rows // min(batch, rows))
+        data: dict[str, Any] = {"shift": self.shift_, "scale": self.scale_, "objective": self._objective()}
+        options |= {
+            "optimizer": self._optimizer(rows, steps),
+            "epochs": epochs,
+            "batch_size": batch,
+            "shuffle": self.shuffle,
+            "seed": seed,
+            "tol": self.tol * X.shape[1],
+            "adaptive": self.learning_rate == "adaptive",
+            "state": self._state,
+            "progress": self.verbose > 0,
+        }
+        try:
+            with callbacks(self, X, epochs) as callback:
+                options["callback"] = callback
+                if isinstance(X, Blocks):
+                    engine = X.engine(self.network_, dtype=self.params_.dtype, **data)
+                    return engine.train(self.params_, **options)
+                return train(self.params_, X, engine=self._engine(), index=index, **data, **options)
+        except DivergenceError as error:
+            raise DivergenceError(
+                str(error).replace("lower the learning rate", "lower learning_rate_init")
+            ) from None
+
+    def _minimize(
+        self, X: Here, index: np.ndarray | None, seed: int, validate: Any, patience: int | None
+    ) -> History:
+        with callbacks(self, X, self.max_iter) as callback:
+            return lbfgs.minimize(
+                self.params_,
+                X,
+                engine=self._engine(),
+                max_iter=self.max_iter,
+                index=index,
+                seed=seed,
+                shift=self.shift_,
+                scale=self.scale_,
+                objective=self._objective(),
+                max_slope=self.tol,
+                validate=validate,
+                patience=patience,
+                tol=self.tol * X.shape[1],
+                state=self._state,
+                callback=callback,
+                progress=self.verbose > 0,
+            )
+
+    def _finish(self, history: History) -> None:
+        self.loss_curve_, self.validation_loss_curve_ = history.loss, history.validation_loss
+        self.loss_, self.n_iter_ = history.loss[-1], len(history.loss)
+        self.stop_reason_ = "max_iter" if history.stop_reason == "epochs" else history.stop_reason

@@ -1,0 +1,50 @@
+"""Callbacks: the user's own, and scikit-learn's from version 1.9 on."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastae.estimator.inputs import Data
+from fastae.history import Epoch
+
+__all__ = ["CallbackSupportMixin", "callbacks", "with_callbacks"]
+
+try:
+    from sklearn.callback import CallbackSupportMixin, with_callbacks
+except ImportError:  # before scikit-learn 1.9
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """Stands in where scikit-learn has no callbacks."""
+
+    def with_callbacks(method: Any) -> Any:
+        """Stands in where scikit-learn has no callbacks."""
+        return method
+
+
+@contextmanager
+def callbacks(model: Any, X: Data, epochs: int) -> Iterator[Callable[[Epoch], bool] | None]:
+    """The user's callback and scikit-learn's, as one; None where there is neither."""
+    context = None
+    if getattr(model, "_skl_callbacks", None):
+        context = model._init_callback_context(max_subtasks=epochs)
+        context.call_on_fit_task_begin(estimator=model, X=X)
+
+    def tell(epoch: Epoch) -> bool:
+        stop = model.callback is not None and bool(model.callback(epoch))
+        if context is not None:
+            task = context.subcontext(task_name="epoch")
+            task.call_on_fit_task_begin(estimator=model, X=X)
+            told = task.call_on_fit_task_end(
+                estimator=model,
+                X=X,
+                metadata={"loss": epoch.loss, "validation_loss": epoch.validation_loss},
+                reconstruction_attributes=lambda: {"params_": epoch.params.copy()},
+            )
+            stop = bool(told) or stop
+        return stop
+
+    yield None if context is None and model.callback is None else tell
+    if context is not None:
+        context.call_on_fit_task_end(
+            estimator=model, X=X, reconstruction_attributes=lambda: {"params_": model.params_.copy()}
+        )

@@ -1,0 +1,133 @@
+"""FittedModel: what a trained autoencoder does with rows."""
+
+import copy
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_array, check_is_fitted
+
+from fastae.column_statistics import ColumnStatistics
+from fastae.engine import Engine
+from fastae.estimator.inputs import Here, check_here, over, parts
+from fastae.estimator.lazily import also_lazily
+from fastae.estimator.settings import Settings
+from fastae.network import Parameters
+
+
+class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
+    """An estimator that has parameters, in the scale that its shift and scale make."""
+
+    params_: Parameters
+    shift_: np.ndarray | None
+    scale_: np.ndarray | None
+    _n_features_out: int
+
+    @also_lazily
+    def transform(self, X: Any) -> np.ndarray:
+        """The code of each row: (m, k), k the last of `hidden_layer_sizes`, in the model's dtype."""
+        X = check_here(self, X)
+        return over(self, X, lambda block: self._engine().encode(self.params_, block, **self._in()))
+
+    def inverse_transform(self, X: Any) -> np.ndarray:
+        """Rows from codes of shape (m, k), as ``transform`` gives: (m, n), in the scale of the data."""
+        check_is_fitted(self)
+        X = check_array(X, dtype=(np.float64, np.float32), input_name="X")
+        if X.shape[1] != self._n_features_out:
+            raise ValueError(f"X has {X.shape[1]} features, but the code has {self._n_features_out}")
+        return self._out(self._engine().decode(self.params_, X))
+
+    @also_lazily
+    def reconstruct(self, X: Any) -> np.ndarray:
+        """Each row as the network gives it back: (m, n), in the scale of the data; missing cells filled in."""
+        return over(self, check_here(self, X), self._reconstruct)
+
+    @also_lazily
+    def reconstruction_error(self, X: Any, *, per_feature: bool = False) -> np.ndarray:
+        """Mean over features of the squared error of each row: (m,) float64, in the squared units of the data.
+
+        With `per_feature` the squared error of each cell: (m, n). Missing cells have none, and do not count.
+        """
+        X = check_here(self, X)
+        weight = None if self.scale_ is None else 1 / np.square(self.scale_)
+        if per_feature:
+            cell = 1 if weight is None else weight
+            return over(self, X, lambda block: self._cell_errors(block) * cell)
+        return self._mean_errors(X, weight)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """R^2 of the reconstruction, the mean over features: 1 is perfect, 0 is as good as each feature's mean."""
+        X = check_here(self, X)
+        seen, left = ColumnStatistics(X.shape[1]), np.zeros(X.shape[1])
+        for block in parts(self, X):
+            seen.add(block)
+            left += self._cell_errors(block).sum(axis=0)
+        spread = seen.square if self.scale_ is None else seen.square * np.square(self.scale_)
+        varies = seen.most > seen.least
+        return float(np.mean(np.where(varies, 1 - left / np.where(varies, spread, 1), left == 0)))
+
+    # -- within -----------------------------------------------------------------------------------------------
+
+    def for_one_thread(self) -> Self:
+        """A copy to be run on blocks, arrays without names, one by each of many threads."""
+        made: Self = copy.copy(self)
+        made.n_threads, made.callback = 1, None
+        for name in ("_kept_engine", "_engine_key", "feature_names_in_"):
+            made.__dict__.pop(name, None)
+        return made
+
+    def _engine(self) -> Engine:
+        """The engine of these parameters; made when first used, and not part of the model."""
+        key = (self.params_.network, self.n_threads, self.params_.dtype)
+        if getattr(self, "_engine_key", None) != key:
+            self._kept_engine, self._engine_key = Engine(*key), key
+        return self._kept_engine
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        for name in ("_kept_engine", "_engine_key"):
+            state.pop(name, None)
+        return state
+
+    def _in(self) -> dict[str, Any]:
+        return {"shift": self.shift_, "scale": self.scale_, "missing": self.missing is not None}
+
+    def _out(self, xhat: np.ndarray) -> np.ndarray:
+        if self.scale_ is not None:
+            xhat /= self.scale_
+            xhat += self.shift_
+        return xhat
+
+    def _reconstruct(self, X: np.ndarray) -> np.ndarray:
+        return self._out(self._engine().reconstruct(self.params_, X, **self._in()))
+
+    def _cell_errors(self, X: np.ndarray) -> np.ndarray:
+        """Squared error of each cell in float64, in the scale the network sees; 0 for missing ones."""
+        xhat = self._engine().reconstruct(self.params_, X, **self._in())
+        seen = X.astype(np.float64) if self.scale_ is None else (X - self.shift_) * self.scale_
+        error: np.ndarray = np.square(xhat - seen)
+        return np.where(np.isnan(X), 0.0, error) if self.missing else error
+
+    def _errors(
+        self, X: Here, index: Any, params: Parameters, column_weight: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Sum of squared errors by row, in the scale the network sees, or in that which `column_weight` makes."""
+        options = {"index": index, "column_weight": column_weight, **self._in()}
+        return over(self, X, lambda block: self._engine().errors(params, block, **options))
+
+    def _mean_errors(self, X: Here, column_weight: np.ndarray | None = None) -> np.ndarray:
+        """Mean over the cells that are not missing of each row's squared error."""
+
+        def mean(block: np.ndarray) -> np.ndarray:
+            cells: Any = block.shape[1]
+            if self.missing:
+                cells = np.maximum((~np.isnan(block)).sum(axis=1), 1)
+            return np.asarray(self._errors(block, None, self.params_, column_weight) / cells)
+
+        return over(self, X, mean)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing is not None
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"] if self.dtype is None else []
+        return tags

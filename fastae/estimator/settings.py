@@ -1,0 +1,125 @@
+"""Settings: the constructor of the estimators, what its arguments may be, and the optimizer and objective they mean.
+
+What they are for stands in ``Autoencoder``.
+"""
+
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, Options, StrOptions
+
+from fastae import optimizers
+from fastae.history import Epoch
+from fastae.objective import Objective
+
+_POSITIVE, _NOT_NEGATIVE = Interval(Real, 0, None, closed="neither"), Interval(Real, 0, None, closed="left")
+_FRACTION = Interval(Real, 0, 1, closed="left")
+
+
+@dataclass(eq=False, repr=False)  # equality and representation are scikit-learn's
+class Settings(BaseEstimator):
+    """An estimator's settings, as they were passed."""
+
+    hidden_layer_sizes: tuple[int, ...] | int = (32,)
+    _: KW_ONLY
+    output_layer: bool = True
+    activation: str = "sigmoid"
+    solver: str = "adam"
+    alpha: float = 1e-4
+    batch_size: int | str = "auto"
+    learning_rate: str = "constant"
+    learning_rate_init: float = 0.001
+    power_t: float = 0.5
+    max_iter: int = 200
+    shuffle: bool = True
+    random_state: Any = None
+    tol: float = 1e-4
+    n_iter_no_change: int = 10
+    momentum: float = 0.9
+    nesterovs_momentum: bool = True
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-8
+    warm_start: bool = False
+    early_stopping: bool = False
+    validation_fraction: float = 0.1
+    scale: str | None = "standard"
+    noise: str | None = None
+    noise_level: float = 0.1
+    sparsity_weight: float = 0.0
+    sparsity_target: float = 0.05
+    missing: str | None = None
+    n_threads: int | None = None
+    dtype: npt.DTypeLike | None = None
+    callback: Callable[[Epoch], bool | None] | None = None
+    verbose: int = 0
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+        "output_layer": ["boolean"],
+        "activation": [StrOptions({"sigmoid", "logistic", "tanh", "relu", "identity"})],
+        "solver": [StrOptions({"adam", "adamw", "sgd", "lbfgs"})],
+        "alpha": [_NOT_NEGATIVE],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [StrOptions({"constant", "invscaling", "adaptive", "cosine"})],
+        "learning_rate_init": [_POSITIVE],
+        "power_t": [_NOT_NEGATIVE],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "shuffle": ["boolean"],
+        "random_state": ["random_state"],
+        "tol": [_NOT_NEGATIVE],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
+        "momentum": [_FRACTION],
+        "nesterovs_momentum": ["boolean"],
+        "beta_1": [_FRACTION],
+        "beta_2": [_FRACTION],
+        "epsilon": [_POSITIVE],
+        "warm_start": ["boolean"],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "scale": [StrOptions({"standard", "minmax"}), None],
+        "noise": [StrOptions({"gaussian", "mask", "swap"}), None],
+        "noise_level": [_NOT_NEGATIVE],
+        "sparsity_weight": [_NOT_NEGATIVE],
+        "sparsity_target": [Interval(Real, 0, 1, closed="neither")],
+        "missing": [StrOptions({"mask"}), None],
+        "n_threads": [Interval(Integral, 1, None, closed="left"), None],
+        "dtype": [StrOptions({"float32", "float64"}), None, type, np.dtype],
+        "callback": [callable, None],
+        "verbose": ["verbose"],
+    }
+
+    def _optimizer(self, rows: int, steps_per_epoch: int) -> optimizers.Optimizer:
+        rate: float | optimizers.Schedule = self.learning_rate_init
+        if self.learning_rate == "invscaling":
+
+            def rate(step: npt.NDArray[np.int64]) -> npt.ArrayLike:
+                return self.learning_rate_init / (step // steps_per_epoch * rows + 1.0) ** self.power_t
+
+        elif self.learning_rate == "cosine":
+            rate = optimizers.cosine(self.learning_rate_init, self.max_iter * steps_per_epoch)
+        if self.solver == "sgd":
+            return optimizers.SGD(
+                learning_rate=rate,
+                momentum=self.momentum,
+                nesterov=self.nesterovs_momentum and self.momentum > 0,
+            )
+        betas = {"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
+        if self.solver == "adamw":
+            return optimizers.AdamW(learning_rate=rate, weight_decay=self.alpha, **betas)
+        return optimizers.Adam(learning_rate=rate, **betas)
+
+    def _objective(self) -> Objective:
+        return Objective(
+            alpha=0.0 if self.solver == "adamw" else self.alpha,
+            noise=self.noise,
+            noise_level=self.noise_level,
+            sparsity_weight=self.sparsity_weight,
+            sparsity_target=self.sparsity_target,
+            missing=self.missing is not None,
+        )

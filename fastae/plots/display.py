@@ -1,0 +1,64 @@
+"""What all displays share: the axes they open, colours and shapes, and checks of what they are given."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.utils import _safe_indexing
+from sklearn.utils.validation import check_is_fitted
+
+from fastae.estimator import Autoencoder, AutoencoderDetector
+from fastae.rows import Rows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+BLUE, ORANGE, GREEN, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
+COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, "#E69F00", "#000000")
+MARKERS = "osD^vPX"
+
+
+class Display:
+    """A figure and the axes that it was drawn on."""
+
+    figure_: "Figure | SubFigure"
+    ax_: "Axes"
+
+    def _open(self, ax: "Axes | None", size: tuple[float, float]) -> "Axes":
+        if ax is None:
+            try:
+                import matplotlib.pyplot as plt
+            except ImportError:
+                raise ImportError('pictures need matplotlib: pip install "fastae[plot]"') from None
+            _, ax = plt.subplots(figsize=size, layout="constrained")
+        self.ax_ = ax
+        self.figure_ = ax.figure
+        return ax
+
+
+def classes(labels: np.ndarray) -> list[tuple[Any, tuple[str, str]]]:
+    """Each class, and its colour and marker: no two classes have both."""
+    names = np.unique(labels)
+    looks = len(COLOURS)
+    if names.size > looks * len(MARKERS):
+        raise ValueError(f"labels has {names.size} classes, but {looks * len(MARKERS)} can be told apart")
+    return [(name, (COLOURS[i % looks], MARKERS[(i + i // looks) % looks])) for i, name in enumerate(names)]
+
+
+def rows_of(X: Any, numbers: np.ndarray) -> Any:
+    """The rows of these numbers, of the kind that `X` is, or an array of them for Rows."""
+    return X.take(numbers) if isinstance(X, Rows) else _safe_indexing(X, numbers)
+
+
+def check_fitted(estimator: Any) -> None:
+    """An error unless it is a fitted ``Autoencoder``."""
+    if not isinstance(estimator, Autoencoder):
+        raise TypeError(f"estimator must be an Autoencoder, got {type(estimator).__name__}")
+    check_is_fitted(estimator)
+
+
+def check_detector(estimator: Any) -> None:
+    """An error unless it is a fitted ``AutoencoderDetector``."""
+    if not isinstance(estimator, AutoencoderDetector):
+        raise TypeError(f"estimator must be an AutoencoderDetector, got {type(estimator).__name__}")
+    check_is_fitted(estimator)

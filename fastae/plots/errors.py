@@ -1,0 +1,175 @@
+"""ErrorHistogramDisplay and WorstRowsDisplay: the rows' errors, and what makes the largest of them."""
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fastae.plots.display import Display, check_detector, classes, rows_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+HATCHES = ("", "////", "....", "xxxx", "----", "++++", "oooo")
+
+
+class ErrorHistogramDisplay(Display):
+    """How the rows' errors are spread, and the threshold above which a row is an outlier.
+
+    Parameters
+    ----------
+    error : array-like of shape (m,)
+        Minus ``score_samples``: the mean over features of a row's squared error, in the scale the network sees.
+    threshold : float
+        Minus ``offset_``.
+    labels : array-like of shape (m,), optional
+        Known classes, each drawn as a histogram of its own.
+
+    Attributes
+    ----------
+    bin_edges : ndarray
+        The threshold is one. Evenly spaced in the logarithm where all errors are positive.
+    ax_, figure_ : matplotlib Axes and Figure
+    counts_ : dict of ndarray
+        Rows by bin: by class, or under "inlier" and "outlier".
+    threshold_line_ : matplotlib Line2D
+    """
+
+    def __init__(
+        self, error: npt.ArrayLike, threshold: float, *, labels: npt.ArrayLike | None = None
+    ) -> None:
+        self.error, self.threshold = np.asarray(error, np.float64), float(threshold)
+        self.labels = None if labels is None else np.asarray(labels)
+        if self.error.ndim != 1 or not self.error.size:
+            raise ValueError(f"error must hold one number a row, got shape {self.error.shape}")
+        if self.labels is not None and self.labels.shape != self.error.shape:
+            raise ValueError(f"labels has shape {self.labels.shape}, but error has {self.error.size} rows")
+        ends = np.array([*self.error, self.threshold])
+        self._log = bool(ends.min() > 0)
+        ends = np.log(ends) if self._log else ends
+        low, high, middle = ends.min(), ends.max(), ends[-1]
+        width = (high - low or 1.0) / 50
+        below, above = np.ceil((middle - low) / width), np.ceil((high - middle) / width)
+        edges = middle + width * np.arange(-max(below, 1), max(above, 1) + 1)
+        self.bin_edges = np.exp(edges) if self._log else edges
+        self.bin_edges[int(max(below, 1))] = self.threshold
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X: Any, *, labels: npt.ArrayLike | None = None, ax: "Axes | None" = None
+    ) -> Self:
+        """Draw the errors of the rows of `X` by a fitted ``AutoencoderDetector``."""
+        check_detector(estimator)
+        return cls(-estimator.score_samples(X), -estimator.offset_, labels=labels).plot(ax)
+
+    def plot(self, ax: "Axes | None" = None) -> Self:
+        """Draw on `ax`, or on a new figure."""
+        ax = self._open(ax, (6.5, 4))
+        out = self.error > self.threshold
+        kinds, word = self.labels, "rows above"
+        if kinds is None:
+            kinds, word = np.where(out, "outlier", "inlier"), "rows"
+        self.counts_: dict[Any, Any] = {}
+        for i, (name, (colour, _)) in enumerate(classes(kinds)):
+            of = kinds == name
+            part = f"{of.sum()} of {of.size}" if self.labels is None else f"{(of & out).sum()} of {of.sum()}"
+            self.counts_[name], _, _ = ax.hist(
+                self.error[of],
+                bins=self.bin_edges,
+                histtype="stepfilled",
+                facecolor=(colour, 0.35),
+                edgecolor=colour,
+                hatch=HATCHES[i % len(HATCHES)],
+                label=f"{name}: {part} {word}",
+            )
+        self.threshold_line_ = ax.axvline(
+            self.threshold, color="black", linestyle="--", label=f"threshold {self.threshold:.3g}"
+        )
+        if self._log:
+            ax.set_xscale("log")
+        ax.set(
+            xlabel="error of a row: squared error in the network's scale, mean over features", ylabel="rows"
+        )
+        ax.grid(alpha=0.3)
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, fontsize="small")
+        return self
+
+
+class WorstRowsDisplay(Display):
+    """The rows of the largest error, worst first, and what part of it each feature makes.
+
+    Parameters
+    ----------
+    rows : array-like of shape (r,)
+        Names or numbers of the rows.
+    error : array-like of shape (r,)
+        As for ``ErrorHistogramDisplay``.
+    features : sequence of f names
+    shares : array-like of shape (r, f)
+        Each feature's part of the row's error, in [0, 1].
+
+    Attributes
+    ----------
+    ax_, figure_ : matplotlib Axes and Figure
+    image_ : matplotlib AxesImage
+        Of `shares`, in percent, features by rows.
+    """
+
+    def __init__(
+        self, rows: npt.ArrayLike, error: npt.ArrayLike, features: Any, shares: npt.ArrayLike
+    ) -> None:
+        self.rows, self.error, self.features = np.asarray(rows), np.asarray(error), np.asarray(features)
+        self.shares = np.asarray(shares, np.float64)
+        wanted = (self.rows.size, self.features.size)
+        if self.shares.shape != wanted or self.error.shape != wanted[:1] or not self.shares.size:
+            raise ValueError(
+                f"shares must have a row for each of rows and error and a column for each of features, got shapes "
+                f"{self.shares.shape}, {self.rows.shape}, {self.error.shape} and {self.features.shape}"
+            )
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X: Any, *, count: int = 10, top: int = 3, ax: "Axes | None" = None
+    ) -> Self:
+        """Draw the rows of `X` of the largest error by a fitted ``AutoencoderDetector``.
+
+        Parameters
+        ----------
+        estimator : AutoencoderDetector
+        X : array-like of shape (m, n), or Rows
+        count : int, default 10
+            How many rows.
+        top : int, default 3
+            Features that are among the `top` worst of any of these rows are shown, those of the largest shares first.
+        ax : matplotlib Axes, optional
+        """
+        check_detector(estimator)
+        for name, number in (("count", count), ("top", top)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number!r}")
+        error = -estimator.score_samples(X)
+        rows = np.argsort(-error, kind="stable")[:count]
+        names, shares = estimator.explain(rows_of(X, rows), top=estimator.n_features_in_)
+        shown = list(dict.fromkeys(names[:, :top].ravel().tolist()))
+        by_name = [dict(zip(*pair, strict=True)) for pair in zip(names.tolist(), shares, strict=True)]
+        table = np.array([[row[name] for name in shown] for row in by_name])
+        order = np.argsort(-table.sum(axis=0), kind="stable")
+        return cls(rows, error[rows], np.array(shown)[order], table[:, order]).plot(ax)
+
+    def plot(self, ax: "Axes | None" = None) -> Self:
+        """Draw on `ax`, or on a new figure."""
+        r, f = self.rows.size, self.features.size
+        ax = self._open(ax, (3 + 0.55 * r, 1.6 + 0.3 * f))
+        percent = 100 * self.shares.T
+        self.image_ = ax.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        for j, i in zip(*np.nonzero(percent >= 1), strict=True):
+            colour = "white" if percent[j, i] > 60 else "black"
+            ax.text(i, j, f"{percent[j, i]:.0f}", color=colour, ha="center", va="center", fontsize="small")
+        ax.set_xticks(
+            range(r), [f"{row}\n{error:.3g}" for row, error in zip(self.rows, self.error, strict=True)]
+        )
+        ax.set_yticks(range(f), [str(name) for name in self.features])
+        ax.tick_params(length=0)
+        ax.set(xlabel="row, and below it its error in the network's scale", ylabel="feature")
+        self.figure_.colorbar(self.image_, ax=ax, label="share of the row's error (%)")
+        return self

@@ -1,0 +1,80 @@
+"""LossCurveDisplay: how training went."""
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fastae.plots.display import BLUE, ORANGE, Display, check_fitted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class LossCurveDisplay(Display):
+    """The loss by epoch, that of the validation rows beside it, and the epoch whose parameters were kept.
+
+    Parameters
+    ----------
+    loss : array-like of shape (epochs,)
+        ``loss_curve_``, or ``History.loss``.
+    validation_loss : array-like of shape (epochs,), optional
+        ``validation_loss_curve_``, or ``History.validation_loss``; empty is as good as None.
+
+    Attributes
+    ----------
+    best_epoch : int or None
+        That of the least validation loss, counted from 1.
+    ax_, figure_ : matplotlib Axes and Figure
+    line_, validation_line_, best_ : matplotlib Line2D
+        The last two are None without validation rows.
+    """
+
+    def __init__(self, loss: npt.ArrayLike, validation_loss: npt.ArrayLike | None = None) -> None:
+        self.loss = np.asarray(loss, np.float64)
+        self.validation_loss, self.best_epoch = None, None
+        if validation_loss is not None and np.size(validation_loss):
+            self.validation_loss = np.asarray(validation_loss, np.float64)
+            if self.validation_loss.shape != self.loss.shape:
+                raise ValueError(
+                    f"validation_loss has {self.validation_loss.size} epochs, but loss has {self.loss.size}"
+                )
+            self.best_epoch = 1 + int(np.argmin(self.validation_loss))
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, *, ax: "Axes | None" = None) -> Self:
+        """Draw the curves of a fitted ``Autoencoder``."""
+        check_fitted(estimator)
+        return cls(estimator.loss_curve_, estimator.validation_loss_curve_).plot(ax)
+
+    def plot(self, ax: "Axes | None" = None) -> Self:
+        """Draw on `ax`, or on a new figure."""
+        ax = self._open(ax, (6, 4))
+        from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+        epochs = np.arange(1, self.loss.size + 1)
+        marker = "." if self.loss.size == 1 else ""
+        (self.line_,) = ax.plot(epochs, self.loss, color=BLUE, marker=marker, label="training")
+        self.validation_line_ = self.best_ = None
+        if self.validation_loss is not None and self.best_epoch is not None:
+            (self.validation_line_,) = ax.plot(
+                epochs, self.validation_loss, color=ORANGE, linestyle="--", marker=marker, label="validation"
+            )
+            least = self.validation_loss[self.best_epoch - 1]
+            (self.best_,) = ax.plot(
+                *([self.best_epoch], [least]),
+                color=ORANGE,
+                marker="o",
+                linestyle="none",
+                label=f"best, kept: {least:.4g} in epoch {self.best_epoch}",
+            )
+        ax.set(xlabel="epoch", ylabel="loss: half the squared error of a row, mean")
+        if self.loss.min() > 0 and self.loss.max() > 3 * self.loss.min():
+            ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(alpha=0.3)
+        ax.legend()
+        return self

@@ -660,7 +660,8 @@ class Autoencoder(
             if isinstance(data, Rows):
                 return data
             X.check_finite(data, allow_nan=self.missing is not None)
-            return check_array(data, input_name=name, **checks)
+            checked = check_array(data, input_name=name, **checks)
+            return checked
         refuse_columns(X, name)
         if name != "X":
             _check_feature_names(self, X, reset=False)

@@ -23,6 +23,12 @@ def kept_columns(columns: Sequence[str], drop: Sequence[str], name: str) -> list
     return kept
 
 
+def index_columns(schema: Any) -> list[str]:
+    """The columns of a pyarrow schema that are the index of the pandas frame it was made from."""
+    made_by_pandas = getattr(schema, "pandas_metadata", None) or {}
+    return [column for column in made_by_pandas.get("index_columns", ()) if isinstance(column, str)]
+
+
 def refuse(columns: dict[str, str], name: str) -> None:
     """Raise a TypeError for columns that are not numeric; each is given with what it is instead."""
     if columns:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastae.columns import is_frame, kept_columns, refuse_types
+from fastae.columns import index_columns, is_frame, kept_columns, refuse_types
 from fastae.csv_files import csv_rows
 from fastae.parquet_files import ParquetRows
 from fastae.rows import ArrayRows, JoinedRows, Rows, matrix_shape, numeric
@@ -69,6 +69,8 @@ def open_rows(
         rows = files[0] if len(files) == 1 else JoinedRows(files)
     elif is_frame(source):
         rows = _frame_rows(source, drop)
+    elif np.ma.isMaskedArray(source):
+        raise TypeError("X is a masked array: pass X.filled(np.nan)")
     else:
         rows = ArrayRows(np.asarray(source), "X", names)
     if names is not None:
@@ -178,13 +180,18 @@ class _NpyRows(Rows):
 def _frame_rows(frame: Any, drop: tuple[str, ...]) -> Rows:
     import narwhals as nw
 
-    table = nw.from_native(frame, eager_only=True)
-    columns = kept_columns(table.columns, drop, "X")
-    table = table.select(columns)
+    names = list(frame.column_names if hasattr(frame, "column_names") else frame.columns)
+    index = index_columns(getattr(frame, "schema", None))
+    kept = [name for name in kept_columns(names, drop, "X") if name not in index]
+    try:
+        table = nw.from_native(frame, eager_only=True)
+    except TypeError:
+        raise TypeError(f"X must be a frame in memory, got a {type(frame).__qualname__}") from None
+    table = table[:, [names.index(name) for name in kept]]  # names may be numbers
     refuse_types(table, "X")
     narrow = all(kind == nw.Float32 for kind in table.schema.values())
-    array = np.empty((len(table), len(columns)), np.float32 if narrow else np.float64)
-    for j, column in enumerate(columns):
-        values = table[column].cast(nw.Float32 if narrow else nw.Float64)
-        array[:, j] = values.to_numpy()
-    return ArrayRows(array, "X", tuple(map(str, columns)))
+    array = np.empty(table.shape, np.float32 if narrow else np.float64)
+    for j, column in enumerate(table.iter_columns()):
+        array[:, j] = column.cast(nw.Float32 if narrow else nw.Float64).to_numpy()
+    named = any(isinstance(name, str) for name in kept)  # those without are numbered, as scikit-learn has it
+    return ArrayRows(array, "X", tuple(map(str, kept)) if named else None)

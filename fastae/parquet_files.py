@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastae.columns import kept_columns, refuse
+from fastae.columns import index_columns, kept_columns, refuse
 from fastae.rows import Rows
 
 
@@ -19,7 +19,7 @@ class ParquetRows(Rows):
         self.name, self.block_bytes = path, block_bytes
         with self._open() as file:
             schema, metadata = file.schema_arrow, file.metadata
-        index = (schema.pandas_metadata or {}).get("index_columns", ())
+        index = index_columns(schema)
         columns = [column for column in kept_columns(schema.names, drop, path) if column not in index]
         types = {column: schema.field(column).type for column in columns}
         refuse({column: str(type_) for column, type_ in types.items() if not _is_number(type_)}, path)

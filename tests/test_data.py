@@ -204,6 +204,42 @@ def test_the_index_of_a_frame_is_no_column_of_its_parquet_file(tmp_path):
         frame.to_parquet(path)
         assert open_rows(path).feature_names == NAMES
         np.testing.assert_array_equal(open_rows(path, drop=NAMES[:1]).resident(), frame.to_numpy()[:, 1:])
+        table = pytest.importorskip("pyarrow").Table.from_pandas(frame)
+        assert len(table.column_names) == 1 + len(NAMES)
+        assert open_rows(table).feature_names == NAMES
+
+
+def test_a_frame_without_names_has_numbered_columns():
+    for frame in (pd.DataFrame(X), pd.DataFrame(X, columns=[("a", i) for i in range(6)])):
+        rows = open_rows(frame)
+        assert rows.feature_names is None
+        np.testing.assert_array_equal(rows.resident(), X)
+    assert open_rows(pd.DataFrame(X).rename(columns={0: "a"})).feature_names == ("a", *"12345")
+
+
+def test_nullable_columns_have_nan_for_missing_cells():
+    pl, pa = pytest.importorskip("polars"), pytest.importorskip("pyarrow")
+    cells = {"a": [1, None], "b": [True, None]}
+    frame = pd.DataFrame({"a": pd.array([1, None], "Int64"), "b": pd.array([True, None], "boolean")})
+    for source in (
+        frame,
+        frame.convert_dtypes(dtype_backend="pyarrow"),
+        pl.DataFrame(cells),
+        pa.table(cells),
+    ):
+        np.testing.assert_array_equal(open_rows(source).resident(), [[1, 1], [np.nan, np.nan]])
+
+
+def test_what_is_no_matrix_of_numbers_is_refused():
+    lazy = pytest.importorskip("polars").LazyFrame({"a": [1.0]})
+    for source, error, message in (
+        (lazy, TypeError, "X must be a frame in memory, got a LazyFrame"),
+        (np.ma.array(X, mask=X > 1), TypeError, "X is a masked array"),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), ValueError, "X has more than one column 'a'"),
+        (pd.DataFrame({"a": pd.Categorical(["x"])}), TypeError, "X: not numeric: column 'a'"),
+    ):
+        with pytest.raises(error, match=message):
+            open_rows(source)
 
 
 def test_large_integers_of_a_parquet_file_are_rounded(tmp_path):

@@ -36,7 +36,7 @@ from fastae.network import Network, Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.rows import Rows
 from fastae.team import available_cpus
-from fastae.training import History
+from fastae.training import History, check_start
 
 try:
     from mpi4py import MPI
@@ -136,12 +136,28 @@ class MPIEngine(BlockEngine):
         self._root_sum = Sum(np.empty_like(self._shard.params.flat), np.empty(2))
 
     def train(self, params: Parameters, **options: Any) -> History:
-        """As ``BlockEngine.train``, on all ranks at once; one shows progress and writes the checkpoint."""
+        """As ``BlockEngine.train``, on all ranks at once, each taking the same steps.
+
+        Parameters, state, seed, validation losses and whether `callback` stops are the first rank's on all; it shows
+        progress and writes the checkpoint.
+        """
+        _, state = check_start(params, None, options.pop("state", None))
+        for array in (params.flat, state.moments):
+            self.comm.Bcast(array)
+        state.steps, state.epochs = self.comm.bcast((state.steps, state.epochs))
+        options["seed"] = self.comm.bcast(options.get("seed", 0))
+        for name in ("validate", "callback"):
+            if options.get(name) is not None:
+                options[name] = self._as_the_first(options[name])
         checkpoint = Checkpoint.at(options.pop("checkpoint", None), options.pop("resume", False))
         if checkpoint is not None:
             checkpoint.read_only = self.comm.rank > 0
         options["progress"] = options.get("progress", False) and self.comm.rank == 0
-        return super().train(params, checkpoint=checkpoint, **options)
+        return super().train(params, state=state, checkpoint=checkpoint, **options)
+
+    def _as_the_first(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, called on all ranks; what it gives on the first one is what they all get."""
+        return lambda argument: self.comm.bcast(function(argument))
 
     def sums(self, flat: np.ndarray, step: Step) -> Sum | None:
         """The root's sum, on every rank."""

@@ -34,7 +34,7 @@ from fastae.blocks import (
 from fastae.checkpoint import Checkpoint
 from fastae.network import Network, Parameters
 from fastae.objective import PLAIN, Objective
-from fastae.rows import Rows
+from fastae.rows import Rows, matrix_shape
 from fastae.team import available_cpus
 from fastae.training import History, check_start
 
@@ -79,9 +79,12 @@ class MPIBlocks(Blocks):
             self.mine = {number: read_pieces(blocks, *cuts[number]) for number in own}
         else:
             self.mine = {number: np.asarray(blocks[number]) for number in own}
-        known = self.each(lambda block: (len(block), block.shape[1], block.dtype))
+        known = self.each(lambda block: (*matrix_shape(block.shape, "a block of X"), block.dtype))
         self.rows = [rows for rows, _, _ in known]
-        self.shape, self.dtype = (sum(self.rows), known[0][1]), known[0][2]
+        columns = sorted({columns for _, columns, _ in known})
+        if len(columns) > 1:
+            raise ValueError(f"blocks of X have different numbers of columns: {', '.join(map(str, columns))}")
+        self.shape, self.dtype = (sum(self.rows), columns[0]), known[0][2]
 
     def each(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """function(block, *args) of every block, in order; an error on one rank is one on all."""

@@ -39,6 +39,10 @@ drawn.fit(MPIBlocks(blocks), X_val=X[: 5 if first else 9])
 known = [drawn.params_.flat.tobytes(), np.array(drawn.validation_loss_curve_).tobytes()]
 same = set(MPI.COMM_WORLD.allgather(hashlib.sha256(b"".join(known)).hexdigest()))
 assert len(same) == 1 and drawn.n_iter_ == 3, (same, drawn.n_iter_)
+try:
+    MPIBlocks([X[:9], X[:9, :4]])
+except ValueError as error:  # on all ranks, whoever has which block
+    assert "different numbers of columns: 4, 9" in str(error)
 found = MPI.COMM_WORLD.gather(hashlib.sha256(b"".join(bits)).hexdigest())
 if MPI.COMM_WORLD.rank == 0:
     print("bits", *found)

@@ -36,6 +36,7 @@ from fastae.blocks import (
     read_pieces,
     without_penalty,
 )
+from fastae.columns import refuse_columns
 from fastae.data import open_rows
 from fastae.network import Network
 from fastae.objective import PLAIN, Objective
@@ -71,17 +72,23 @@ class LostBlockError(RuntimeError):
 
 
 class _Actor(Shard):
-    """A shard that uses the threads of the Dask worker it is on."""
+    """A shard that uses the threads of the Dask worker it is on, unless it is told how many."""
 
     def __init__(
-        self, setup: Setup, numbers: list[int], first_rows: list[int], n_blocks: int, blocks: list[np.ndarray]
+        self,
+        setup: Setup,
+        numbers: list[int],
+        first_rows: list[int],
+        n_blocks: int,
+        n_threads: int | None,
+        blocks: list[np.ndarray],
     ) -> None:
         super().__init__(
             setup,
             dict(zip(numbers, blocks, strict=True)),
             dict(zip(numbers, first_rows, strict=True)),
             n_blocks,
-            get_worker().state.nthreads,
+            n_threads or get_worker().state.nthreads,
         )
 
 
@@ -104,13 +111,15 @@ class DistributedEngine(BlockEngine):
     network : Network
     X : dask.array.Array of shape (m, n), or dask.dataframe.DataFrame
         Blocks that are not on the workers yet are computed now, where Dask likes.
+    n_threads : int, optional
+        Of each worker; by default as many as Dask gives it.
     dtype, shift, scale, objective : optional
         As for ``fastae.Engine`` and ``fastae.train``.
 
     Notes
     -----
-    Workers must be able to import fastae, and be of one kind of CPU for results to have the same bits. A worker uses
-    as many threads as Dask gives it. One that joins is used from the next epoch on.
+    Workers must be able to import fastae, and be of one kind of CPU for results to have the same bits. One that joins
+    is used from the next epoch on.
     """
 
     def __init__(
@@ -119,6 +128,7 @@ class DistributedEngine(BlockEngine):
         network: Network,
         X: Any,
         *,
+        n_threads: int | None = None,
         dtype: npt.DTypeLike = "float32",
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
@@ -131,6 +141,7 @@ class DistributedEngine(BlockEngine):
                 f"X has {self.blocks.shape[1]} features, but the network takes {network.widths[0]}"
             )
         super().__init__(make_setup(network, dtype, shift, scale, objective), self.blocks.rows)
+        self.n_threads = n_threads
         self._losses = [0] * len(self.rows)
         self._held: list[_Held] = []
         self._workers: set[str] = set()
@@ -250,6 +261,7 @@ class DistributedEngine(BlockEngine):
             numbers,
             [self.first_rows[number] for number in numbers],
             len(self.rows),
+            self.n_threads,
             [self.blocks.futures[number] for number in numbers],
             actor=True,
             workers=[address],
@@ -345,8 +357,7 @@ class DaskBlocks(Blocks):
         self.client = _check_client(client)
         if not is_dask(X):
             raise TypeError(f"X must be a Dask array or DataFrame, got {type(X).__name__}")
-        if hasattr(X, "columns"):
-            self.feature_names = [str(name) for name in X.columns]
+        self.feature_names = _names(X)
         array = _in_rows(X)
         if array.dtype.kind not in "fiub":
             raise TypeError(f"X has dtype {array.dtype}, but floats or integers are needed")
@@ -377,7 +388,13 @@ class DaskBlocks(Blocks):
             for number in waiting:
                 future = self.futures[number]
                 if future.status == "error":
-                    future.result()
+                    try:
+                        future.result()
+                    except KilledWorker as error:
+                        raise LostBlockError(
+                            f"block {number} of X was lost with each worker that computed it, so that Dask gave it "
+                            f"up (distributed.scheduler.allowed-failures): too little memory? {error}"
+                        ) from None
                 elif future.status == "cancelled":
                     raise LostBlockError(
                         f"block {number} of X was lost with its worker, and Dask does not know how to compute it "
@@ -445,8 +462,7 @@ def _read(path: str, drop: Sequence[str], first: int, last: int) -> np.ndarray:
 
 def map_rows(model: Any, method: str, X: Any, **options: Any) -> Any:
     """A lazy Dask array of what a fitted model's method makes of each block of a Dask array or DataFrame."""
-    names = [str(name) for name in X.columns] if hasattr(X, "columns") else None
-    model.check_columns(X.shape[1], names)
+    model.check_columns(X.shape[1], _names(X))
     array = _in_rows(X)
     apply = functools.partial(_apply, model.for_one_thread(), method, options=options)
     like = apply(np.zeros((1, array.shape[1]), array.dtype))
@@ -463,9 +479,19 @@ def _apply(model: Any, method: str, block: np.ndarray, options: dict[str, Any]) 
     return getattr(model.for_one_thread(), method)(block, **options)
 
 
+def _names(X: Any) -> list[str] | None:
+    """Of a DataFrame's columns; None where they are not all strings, which scikit-learn takes for no names."""
+    names = list(getattr(X, "columns", ()))
+    return names if names and all(isinstance(name, str) for name in names) else None
+
+
 def _in_rows(X: Any) -> Any:
-    """A Dask array whose blocks are whole rows."""
-    array = X.to_dask_array() if hasattr(X, "to_dask_array") else X
+    """A Dask array whose blocks are whole rows; columns of a DataFrame that are not numeric are named."""
+    array = X
+    if hasattr(X, "to_dask_array"):
+        refuse_columns(X._meta)
+        narrow = all(kind == np.float32 for kind in X.dtypes)
+        array = X.astype(np.float32 if narrow else np.float64).to_dask_array()
     return array if array.numblocks[1] == 1 else array.rechunk({1: -1})
 
 

@@ -147,7 +147,7 @@ class Autoencoder(
     missing : "mask" or None, default None
         "mask": NaN cells are missing, and training goes by the others. None: NaN is an error.
     n_threads : int or None, default None
-        All CPUs this process may use.
+        All CPUs this process may use. Of each machine, where X lies on several; a Dask worker's are what Dask gives it.
     dtype : "float32", "float64" or None, default None
         Of the arithmetic. None: float32 for float32 data, else float64.
     callback : callable or None, default None
@@ -445,7 +445,9 @@ class Autoencoder(
             with self._callbacks(X, epochs) as callback:
                 options["callback"] = callback
                 if isinstance(X, Blocks):
-                    engine = X.engine(self.network_, dtype=self.params_.dtype, **data)
+                    engine = X.engine(
+                        self.network_, n_threads=self.n_threads, dtype=self.params_.dtype, **data
+                    )
                     return engine.train(self.params_, **options)
                 return train(self.params_, X, engine=self._engine(), index=index, **data, **options)
         except DivergenceError as error:
@@ -652,6 +654,8 @@ class Autoencoder(
         if isinstance(X, (Blocks, Rows)):
             self.check_columns(X.shape[1], X.feature_names, reset=reset, name=name, source=X.name)
         if isinstance(X, Blocks):
+            if 0 in X.shape:
+                raise ValueError(f"{name} has shape {X.shape}: rows and columns are needed")
             X.each(_check_finite, self.missing is not None)
             return X
         if isinstance(X, Rows):
@@ -909,6 +913,7 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
     @available_if(_goes_by_steps)
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """As ``Autoencoder.partial_fit``; the threshold follows from the scores of this call's rows."""
+        X = self._in_blocks(X)
         super().partial_fit(X, y)
         return self.set_threshold(contamination=self.contamination, X=X)
 

@@ -382,7 +382,8 @@ class DaskBlocks(Blocks):
         waiting = list(numbers)
         while waiting:
             try:
-                wait([self.futures[number] for number in waiting])
+                with self.client.as_current():  # wait knows only the client in use
+                    wait([self.futures[number] for number in waiting])
             except CancelledError:
                 pass
             for number in waiting:

@@ -331,27 +331,22 @@ def test_no_rows_or_columns_are_an_error_of_the_argument(client):
         fastae.Autoencoder((2,)).fit(rows[:, :0])
 
 
-def test_workers_use_their_own_threads_or_as_many_as_are_asked_for(client, monkeypatch):
-    from fastae.distributed import _Actor
+def test_workers_use_their_own_threads_or_as_many_as_are_asked_for():
+    def threads(dask_worker):
+        return [actor.engine.n_threads for actor in dask_worker.state.actors.values()]
 
-    wide = distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, silence_logs=50
-    )
-    with wide, distributed.Client(wide, set_as_default=False) as other:
-        seen = []
-        made = _Actor.__init__
-
-        def watched(self, *arguments):
-            made(self, *arguments)
-            seen.append(self.engine.n_threads)
-
-        monkeypatch.setattr(_Actor, "__init__", watched)
+    quiet = {"silence_logs": 50, "dashboard_address": None}
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, **quiet) as wide,
+        distributed.Client(wide, set_as_default=False) as other,
+    ):
         for n_threads in (None, 1):
             params = start()
-            DistributedEngine(other, NETWORK, array(), n_threads=n_threads, **DATA).train(params, **OPTIONS)
+            engine = DistributedEngine(other, NETWORK, array(), n_threads=n_threads, **DATA)
+            assert list(other.run(threads).values()) == [[n_threads or 2]]
+            engine.train(params, **OPTIONS)
             assert params.flat.tobytes() == alone()[0]
-        fastae.Autoencoder((2,), n_threads=1, max_iter=1).fit(DaskBlocks(other, array()))
-    assert seen == [2, 1, 1]
+            del engine
 
 
 def _kill_its_worker(block):

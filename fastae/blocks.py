@@ -65,7 +65,7 @@ class Blocks(ABC):
 
     @abstractmethod
     def engine(self, network: Network, **options: Any) -> "BlockEngine":
-        """An engine for these blocks; options are `dtype`, `shift`, `scale` and `objective`."""
+        """An engine for these blocks; options are `n_threads`, `dtype`, `shift`, `scale`, `objective`."""
 
 
 class BlockEngine(ABC):
@@ -263,6 +263,8 @@ class LocalEngine(BlockEngine):
 
 def cut_rows(rows: Rows) -> list[tuple[int, int]]:
     """Blocks of about the same number of rows, each whole pieces of a file, first .. last - 1: by the file alone."""
+    if not len(rows):
+        raise ValueError(f"{rows.name} has no rows")
     wanted = np.linspace(0, len(rows), min(BLOCKS_MOST, len(rows.bounds) - 1) + 1)
     cuts = np.unique(np.searchsorted(rows.bounds, wanted)).tolist()
     return list(itertools.pairwise(cuts))

@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from fastae.blocks import BlockEngine, Blocks, cut_rows, read_pieces
 from fastae.checkpoint import Checkpoint
+from fastae.epochs import check_start
 from fastae.history import History
 from fastae.network import Network, Parameters
 from fastae.objective import PLAIN, Objective
-from fastae.rows import Rows
+from fastae.rows import Rows, matrix_shape
 from fastae.shard import Shard, Step, make_setup, rows_of_step, without_penalty
 from fastae.team import available_cpus
 from fastae.tree import Node, Sum, add, halves
@@ -67,9 +68,12 @@ class MPIBlocks(Blocks):
             self.mine = {number: read_pieces(blocks, *cuts[number]) for number in own}
         else:
             self.mine = {number: np.asarray(blocks[number]) for number in own}
-        known = self.each(lambda block: (len(block), block.shape[1], block.dtype))
+        known = self.each(lambda block: (*matrix_shape(block.shape, "a block of X"), block.dtype))
         self.rows = [rows for rows, _, _ in known]
-        self.shape, self.dtype = (sum(self.rows), known[0][1]), known[0][2]
+        columns = sorted({columns for _, columns, _ in known})
+        if len(columns) > 1:
+            raise ValueError(f"blocks of X have different numbers of columns: {', '.join(map(str, columns))}")
+        self.shape, self.dtype = (sum(self.rows), columns[0]), known[0][2]
 
     def each(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """function(block, *args) of every block, in order; an error on one rank is one on all."""
@@ -124,12 +128,28 @@ class MPIEngine(BlockEngine):
         self._root_sum = Sum(np.empty_like(self._shard.params.flat), np.empty(2))
 
     def train(self, params: Parameters, **options: Any) -> History:
-        """As ``BlockEngine.train``, on all ranks at once; one shows progress and writes the checkpoint."""
+        """As ``BlockEngine.train``, on all ranks at once, each taking the same steps.
+
+        Parameters, state, seed, validation losses and whether `callback` stops are the first rank's on all; it shows
+        progress and writes the checkpoint.
+        """
+        _, state = check_start(params, None, options.pop("state", None))
+        for array in (params.flat, state.moments):
+            self.comm.Bcast(array)
+        state.steps, state.epochs = self.comm.bcast((state.steps, state.epochs))
+        options["seed"] = self.comm.bcast(options.get("seed", 0))
+        for name in ("validate", "callback"):
+            if options.get(name) is not None:
+                options[name] = self._as_the_first(options[name])
         checkpoint = Checkpoint.at(options.pop("checkpoint", None), options.pop("resume", False))
         if checkpoint is not None:
             checkpoint.read_only = self.comm.rank > 0
         options["progress"] = options.get("progress", False) and self.comm.rank == 0
-        return super().train(params, checkpoint=checkpoint, **options)
+        return super().train(params, state=state, checkpoint=checkpoint, **options)
+
+    def _as_the_first(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, called on all ranks; what it gives on the first one is what they all get."""
+        return lambda argument: self.comm.bcast(function(argument))
 
     def sums(self, flat: np.ndarray, step: Step) -> Sum | None:
         """The root's sum, on every rank."""

@@ -300,3 +300,71 @@ def test_the_command_trains_on_a_cluster(cluster, client, tmp_path):
     ran = CliRunner().invoke(app, [*map(str, command), "--dask", "local", "--mpi"])
     assert ran.exit_code == 2
     assert "exclude each other" in ran.output
+
+
+def test_frames_of_any_numeric_columns_are_taken_and_others_named(client):
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(X[:, :3], columns=list("abc"))
+    frame["whole"], frame["b"] = pd.array([1, None] * 2000, dtype="Int64"), X[:, 1] > 0
+    many = dd.from_pandas(frame, npartitions=4)
+    options = {"max_iter": 2, "random_state": 0, "batch_size": 4000, "missing": "mask"}
+    model = fastae.Autoencoder((2,), **options).fit(many.map_partitions(lambda part: part[part.a > -9e9]))
+    local = fastae.Autoencoder((2,), **options).fit(frame)
+    np.testing.assert_allclose(model.loss_curve_, local.loss_curve_, rtol=1e-9)
+    np.testing.assert_array_equal(model.transform(many).compute(), model.transform(frame))
+    single = dd.from_pandas(frame[["a", "c"]].astype("float32"), npartitions=2)
+    assert fastae.Autoencoder((2,), **options).fit(single).params_.dtype == np.float32
+    numbered = fastae.Autoencoder((2,), **options).fit(dd.from_pandas(pd.DataFrame(X), npartitions=2))
+    assert not hasattr(numbered, "feature_names_in_")
+    frame["town"] = "Oslo"
+    with pytest.raises(TypeError, match=r"X: not numeric: column 'town'"):
+        fastae.Autoencoder((2,)).fit(dd.from_pandas(frame, npartitions=4))
+
+
+def test_no_rows_or_columns_are_an_error_of_the_argument(client):
+    rows = array()
+    none = rows[rows[:, 0] > 1e9]
+    with pytest.raises(ValueError, match=r"X has shape \(0, 9\)"):
+        fastae.Autoencoder((2,)).fit(none)
+    with pytest.raises(ValueError, match=r"X_val has shape \(0, 9\)"):
+        fastae.Autoencoder((2,)).fit(rows, X_val=none)
+    with pytest.raises(ValueError, match=r"X has shape \(4000, 0\)"):
+        fastae.Autoencoder((2,)).fit(rows[:, :0])
+
+
+def test_workers_use_their_own_threads_or_as_many_as_are_asked_for():
+    def threads(dask_worker):
+        return [actor.engine.n_threads for actor in dask_worker.state.actors.values()]
+
+    quiet = {"silence_logs": 50, "dashboard_address": None}
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, **quiet) as wide,
+        distributed.Client(wide, set_as_default=False) as other,
+    ):
+        for n_threads in (None, 1):
+            params = start()
+            engine = DistributedEngine(other, NETWORK, array(), n_threads=n_threads, **DATA)
+            (newest,) = (found[-1] for found in other.run(threads).values())
+            assert newest == (n_threads or 2)
+            engine.train(params, **OPTIONS)
+            assert params.flat.tobytes() == alone()[0]
+
+
+def _kill_its_worker(block):
+    if block[0, 0] == X[0, 0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return block
+
+
+def test_a_block_that_kills_its_workers_is_named(client):
+    def allow(dask_scheduler, failures):
+        dask_scheduler.allowed_failures = failures
+
+    blocks = array().rechunk({1: -1}).map_blocks(_kill_its_worker, dtype=X.dtype, meta=X[:0])
+    client.run_on_scheduler(allow, failures=0)
+    try:
+        with pytest.raises(LostBlockError, match="block 0 of X was lost with each worker that computed it"):
+            DaskBlocks(client, blocks)
+    finally:
+        client.run_on_scheduler(allow, failures=3)
+    client.wait_for_workers(3)

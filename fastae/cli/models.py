@@ -67,7 +67,9 @@ def train(
     detector: Annotated[bool, typer.Option(help="Find the threshold that makes a row an outlier.")] = True,
     contamination: Annotated[float, typer.Option(help="Share of the rows to be above the threshold.")] = 0.1,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights, the batches and the noise.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, show_default="all CPUs")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of each machine.", show_default="all CPUs")
+    ] = None,
     dtype: Annotated[Literal["float32", "float64"], typer.Option(help="Of the arithmetic.")] = "float32",
     checkpoint: Annotated[
         Path | None, typer.Option(help="A file to go on from after an interruption.")

@@ -9,9 +9,10 @@ import dask
 import dask.array
 import numpy as np
 from dask.base import flatten
-from dask.distributed import Client, futures_of, wait
+from dask.distributed import Client, KilledWorker, futures_of, wait
 
 from fastae.blocks import Blocks, cut_rows, is_dask, read_pieces
+from fastae.columns import refuse_columns
 from fastae.data import open_rows, paths_of
 from fastae.distributed.cluster import check_client
 from fastae.network import Network
@@ -45,8 +46,7 @@ class DaskBlocks(Blocks):
         self.client = check_client(client)
         if not is_dask(X):
             raise TypeError(f"X must be a Dask array or DataFrame, got {type(X).__name__}")
-        if hasattr(X, "columns"):
-            self.feature_names = [str(name) for name in X.columns]
+        self.feature_names = names_of(X)
         array = in_rows(X)
         if array.dtype.kind not in "fiub":
             raise TypeError(f"X has dtype {array.dtype}, but floats or integers are needed")
@@ -73,13 +73,20 @@ class DaskBlocks(Blocks):
         waiting = list(numbers)
         while waiting:
             try:
-                wait([self.futures[number] for number in waiting])
+                with self.client.as_current():  # wait knows only the client in use
+                    wait([self.futures[number] for number in waiting])
             except CancelledError:
                 pass
             for number in waiting:
                 future = self.futures[number]
                 if future.status == "error":
-                    future.result()
+                    try:
+                        future.result()
+                    except KilledWorker as error:
+                        raise LostBlockError(
+                            f"block {number} of X was lost with each worker that computed it, so that Dask gave it "
+                            f"up (distributed.scheduler.allowed-failures): too little memory? {error}"
+                        ) from None
                 elif future.status == "cancelled":
                     raise LostBlockError(
                         f"block {number} of X was lost with its worker, and Dask does not know how to compute it "
@@ -116,7 +123,17 @@ def _read(paths: list[str], drop: Sequence[str], first: int, last: int) -> np.nd
     return read_pieces(open_rows(paths, drop=drop), first, last)
 
 
+def names_of(X: Any) -> list[str] | None:
+    """Of a DataFrame's columns; None where they are not all strings, which scikit-learn takes for no names."""
+    names = list(getattr(X, "columns", ()))
+    return names if names and all(isinstance(name, str) for name in names) else None
+
+
 def in_rows(X: Any) -> Any:
-    """A Dask array whose blocks are whole rows."""
-    array = X.to_dask_array() if hasattr(X, "to_dask_array") else X
+    """A Dask array whose blocks are whole rows; columns of a DataFrame that are not numeric are named."""
+    array = X
+    if hasattr(X, "to_dask_array"):
+        refuse_columns(X._meta)
+        narrow = all(kind == np.float32 for kind in X.dtypes)
+        array = X.astype(np.float32 if narrow else np.float64).to_dask_array()
     return array if array.numblocks[1] == 1 else array.rechunk({1: -1})

@@ -24,17 +24,23 @@ POLL = 1.0  # seconds of silence after which the scheduler is asked who is still
 
 
 class _Actor(Shard):
-    """A shard that uses the threads of the Dask worker it is on."""
+    """A shard that uses the threads of the Dask worker it is on, unless it is told how many."""
 
     def __init__(
-        self, setup: Setup, numbers: list[int], first_rows: list[int], n_blocks: int, blocks: list[np.ndarray]
+        self,
+        setup: Setup,
+        numbers: list[int],
+        first_rows: list[int],
+        n_blocks: int,
+        n_threads: int | None,
+        blocks: list[np.ndarray],
     ) -> None:
         super().__init__(
             setup,
             dict(zip(numbers, blocks, strict=True)),
             dict(zip(numbers, first_rows, strict=True)),
             n_blocks,
-            get_worker().state.nthreads,
+            n_threads or get_worker().state.nthreads,
         )
 
 
@@ -57,13 +63,15 @@ class DistributedEngine(BlockEngine):
     network : Network
     X : dask.array.Array of shape (m, n), or dask.dataframe.DataFrame
         Blocks that are not on the workers yet are computed now, where Dask likes.
+    n_threads : int, optional
+        Of each worker; by default as many as Dask gives it.
     dtype, shift, scale, objective : optional
         As for ``fastae.Engine`` and ``fastae.train``.
 
     Notes
     -----
-    Workers must be able to import fastae, and be of one kind of CPU for results to have the same bits. A worker uses
-    as many threads as Dask gives it. One that joins is used from the next epoch on.
+    Workers must be able to import fastae, and be of one kind of CPU for results to have the same bits. One that joins
+    is used from the next epoch on.
     """
 
     def __init__(
@@ -72,6 +80,7 @@ class DistributedEngine(BlockEngine):
         network: Network,
         X: Any,
         *,
+        n_threads: int | None = None,
         dtype: npt.DTypeLike = "float32",
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
@@ -84,6 +93,7 @@ class DistributedEngine(BlockEngine):
                 f"X has {self.blocks.shape[1]} features, but the network takes {network.widths[0]}"
             )
         super().__init__(make_setup(network, dtype, shift, scale, objective), self.blocks.rows)
+        self.n_threads = n_threads
         self._losses = [0] * len(self.rows)
         self._held: list[_Held] = []
         self._workers: set[str] = set()
@@ -203,6 +213,7 @@ class DistributedEngine(BlockEngine):
             numbers,
             [self.first_rows[number] for number in numbers],
             len(self.rows),
+            self.n_threads,
             [self.blocks.futures[number] for number in numbers],
             actor=True,
             workers=[address],

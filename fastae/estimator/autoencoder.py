@@ -86,7 +86,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     missing : "mask" or None, default None
         "mask": NaN cells are missing, and training goes by the others. None: NaN is an error.
     n_threads : int or None, default None
-        All CPUs this process may use.
+        All CPUs this process may use. Of each machine, where X lies on several; a Dask worker's are what Dask gives it.
     dtype : "float32", "float64" or None, default None
         Of the arithmetic. None: float32 for float32 data, else float64.
     callback : callable or None, default None
@@ -284,7 +284,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             with callbacks(self, X, epochs) as callback:
                 options["callback"] = callback
                 if isinstance(X, Blocks):
-                    engine = X.engine(self.network_, dtype=self.params_.dtype, **data)
+                    kinds = {"n_threads": self.n_threads, "dtype": self.params_.dtype}
+                    engine = X.engine(self.network_, **kinds, **data)
                     return engine.train(self.params_, **options)
                 return train(self.params_, X, engine=self._engine(), index=index, **data, **options)
         except DivergenceError as error:

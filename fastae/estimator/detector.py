@@ -66,6 +66,7 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
     @available_if(goes_by_steps)
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """As ``Autoencoder.partial_fit``; the threshold follows from the scores of this call's rows."""
+        X = in_blocks(X)
         super().partial_fit(X, y)
         return self.set_threshold(contamination=self.contamination, X=X)
 

@@ -29,6 +29,8 @@ def check(model: Any, X: Any, *, reset: bool = False, name: str = "X") -> Data:
     if isinstance(X, (Blocks, Rows)):
         check_columns(model, X.shape[1], X.feature_names, reset=reset, name=name, source=X.name)
     if isinstance(X, Blocks):
+        if 0 in X.shape:
+            raise ValueError(f"{name} has shape {X.shape}: rows and columns are needed")
         X.each(_check_finite, model.missing is not None)
         return X
     if isinstance(X, Rows):

@@ -28,10 +28,9 @@ def also_lazily(method: _Method) -> _Method:
 
 def _map_rows(model: Any, method: str, X: Any, **options: Any) -> Any:
     """A lazy Dask array of what a fitted model's method makes of each block of a Dask array or DataFrame."""
-    from fastae.distributed.blocks import in_rows
+    from fastae.distributed.blocks import in_rows, names_of
 
-    names = [str(name) for name in X.columns] if hasattr(X, "columns") else None
-    check_columns(model, X.shape[1], names)
+    check_columns(model, X.shape[1], names_of(X))
     array = in_rows(X)
     apply = partial(_apply, model.for_one_thread(), method, options=options)
     like = apply(np.zeros((1, array.shape[1]), array.dtype))

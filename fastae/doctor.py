@@ -8,7 +8,7 @@ from typing import Any
 
 PACKAGES = ("numpy", "numba", "llvmlite", "scikit-learn", "scipy", "safetensors", "narwhals")
 EXTRAS = ("pyarrow", "matplotlib", "onnx", "pandas", "polars", "dask")
-FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512dq", "neon")
+FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512bf16", "neon")
 
 
 def report() -> dict[str, dict[str, Any]]:
@@ -57,7 +57,9 @@ def _cache() -> dict[str, Any]:
     files = [file for pattern in ("*.nbi", "*.nbc") for file in Path(place).glob(pattern)]
     compiled = len(list(Path(place).glob("step.run-*.nbc")))
     state = (
-        f"{compiled} compiled of the main kernel" if compiled else "empty: the first use compiles, about 15 s"
+        f"{compiled} compiled of the main kernel"
+        if compiled
+        else "empty: the first use compiles, about 10 s a dtype"
     )
     if not os.access(place if os.path.isdir(place) else os.path.dirname(place), os.W_OK):
         state += "; may not be written to"

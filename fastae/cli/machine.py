@@ -138,11 +138,12 @@ def bench(
 
 @command
 def warmup() -> None:
-    """Compile the kernels ahead, for float32 and float64, on a build machine or in a Dockerfile.
+    """Compile the kernels ahead, for every dtype that this CPU computes in, as in a Dockerfile.
 
-    They are kept for the CPU they are compiled for: this one's or, where images move, NUMBA_CPU_NAME's.
+    They are kept for the CPU they are compiled for: this one or, where images move, the one that NUMBA_CPU_NAME and
+    NUMBA_CPU_FEATURES name.
     """
-    from fastae.warmup import warm_up
+    from fastae.warmup import dtypes, warm_up
 
-    for dtype in ("float32", "float64"):
+    for dtype in dtypes():
         typer.echo(f"{dtype}: ready in {warm_up(dtype):.1f} s")

@@ -32,10 +32,22 @@ BLOCKS = [X[first : first + 450] for first in range(0, 4000, 450)]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:distributed", "ignore::DeprecationWarning")
 
 
+def three_workers():
+    quiet = {"silence_logs": 50, "dashboard_address": None, "memory_limit": 0}
+    return distributed.LocalCluster(n_workers=3, threads_per_worker=1, **quiet)
+
+
 @pytest.fixture(scope="module")
 def cluster():
-    quiet = {"silence_logs": 50, "dashboard_address": None, "memory_limit": 0}
-    with distributed.LocalCluster(n_workers=3, threads_per_worker=1, **quiet) as made:
+    with three_workers() as made:
+        yield made
+
+
+@pytest.fixture
+def mortals():
+    """A client of workers that may be killed: no other test has them."""
+    with three_workers() as cluster, distributed.Client(cluster, direct_to_workers=True) as made:
+        made.wait_for_workers(3)
         yield made
 
 
@@ -128,25 +140,24 @@ def _train_while_killing(client, kills, epochs):
     assert len(killed) == kills
     assert len(history.loss) == epochs
     assert params.flat.tobytes() == wanted
-    client.wait_for_workers(3)
 
 
-def test_a_killed_worker_changes_no_bit(client):
-    _train_while_killing(client, 2, 4)
+def test_a_killed_worker_changes_no_bit(mortals):
+    _train_while_killing(mortals, 2, 4)
 
 
 @pytest.mark.exhaustive
-def test_ten_killed_workers_change_no_bit(client):
-    _train_while_killing(client, 10, 12)
+def test_ten_killed_workers_change_no_bit(mortals):
+    _train_while_killing(mortals, 10, 12)
 
 
-def test_all_workers_killed_at_once_change_no_bit(client):
+@pytest.mark.exhaustive  # waits for Dask's nannies, which were seen not to come back
+def test_all_workers_killed_at_once_change_no_bit(mortals):
     wanted, _ = alone()
     params = start()
-    engine = DistributedEngine(client, NETWORK, array(), **DATA)
-    engine.train(params, **OPTIONS, callback=lambda epoch: kill(client, 3) if epoch.number == 3 else None)
+    engine = DistributedEngine(mortals, NETWORK, array(), **DATA)
+    engine.train(params, **OPTIONS, callback=lambda epoch: kill(mortals, 3) if epoch.number == 3 else None)
     assert params.flat.tobytes() == wanted
-    client.wait_for_workers(3)
 
 
 def test_a_block_lost_three_times_on_end_is_an_error_that_leaves_a_usable_state(client, tmp_path):
@@ -178,15 +189,14 @@ def test_a_block_lost_three_times_on_end_is_an_error_that_leaves_a_usable_state(
     assert resumed.flat.tobytes() == params.flat.tobytes()
 
 
-def test_scattered_blocks_that_are_lost_are_named(client):
-    parts = client.scatter(BLOCKS)
+def test_scattered_blocks_that_are_lost_are_named(mortals):
+    parts = mortals.scatter(BLOCKS)
     lone = da.concatenate([da.from_delayed(p, b.shape, b.dtype) for p, b in zip(parts, BLOCKS, strict=True)])
-    engine = DistributedEngine(client, NETWORK, lone)
+    engine = DistributedEngine(mortals, NETWORK, lone)
     params = start()
     with pytest.raises(LostBlockError, match="scattered data are not rebuilt"):
-        engine.train(params, epochs=9, callback=lambda epoch: kill(client) if epoch.number == 2 else None)
+        engine.train(params, epochs=9, callback=lambda epoch: kill(mortals) if epoch.number == 2 else None)
     assert (params.flat != start().flat).any()
-    client.wait_for_workers(3)
 
 
 def test_a_worker_that_joins_is_used_from_the_next_epoch(cluster, client):
@@ -333,6 +343,19 @@ def test_no_rows_or_columns_are_an_error_of_the_argument(client):
         fastae.Autoencoder((2,)).fit(rows[:, :0])
 
 
+def _given_up(block):
+    """As Dask says of a task after which one worker after the other was gone."""
+    if block[0, 0] == X[0, 0]:
+        raise distributed.KilledWorker("block", SimpleNamespace(address="tcp://gone:1"), 3)
+    return block
+
+
+def test_a_block_that_kills_its_workers_is_named(mortals):
+    blocks = array().rechunk({1: -1}).map_blocks(_given_up, dtype=X.dtype, meta=X[:0])
+    with pytest.raises(LostBlockError, match="block 0 of X was lost with each worker that computed it"):
+        DaskBlocks(mortals, blocks)
+
+
 def test_workers_use_their_own_threads_or_as_many_as_are_asked_for():
     def threads(dask_worker):
         return [actor.engine.n_threads for actor in dask_worker.state.actors.values()]
@@ -349,16 +372,3 @@ def test_workers_use_their_own_threads_or_as_many_as_are_asked_for():
             assert newest == (n_threads or 2)
             engine.train(params, **OPTIONS)
             assert params.flat.tobytes() == alone()[0]
-
-
-def _given_up(block):
-    """As Dask says of a task after which one worker after the other was gone."""
-    if block[0, 0] == X[0, 0]:
-        raise distributed.KilledWorker("block", SimpleNamespace(address="tcp://gone:1"), 3)
-    return block
-
-
-def test_a_block_that_kills_its_workers_is_named(client):
-    blocks = array().rechunk({1: -1}).map_blocks(_given_up, dtype=X.dtype, meta=X[:0])
-    with pytest.raises(LostBlockError, match="block 0 of X was lost with each worker that computed it"):
-        DaskBlocks(client, blocks)

@@ -151,7 +151,7 @@ def test_ten_killed_workers_change_no_bit(mortals):
     _train_while_killing(mortals, 10, 12)
 
 
-@pytest.mark.exhaustive  # waits for Dask's nannies, which were seen not to come back
+@pytest.mark.exhaustive  # waits for Dask's nannies
 def test_all_workers_killed_at_once_change_no_bit(mortals):
     wanted, _ = alone()
     params = start()
@@ -343,17 +343,18 @@ def test_no_rows_or_columns_are_an_error_of_the_argument(client):
         fastae.Autoencoder((2,)).fit(rows[:, :0])
 
 
-def _given_up(block):
-    """As Dask says of a task after which one worker after the other was gone."""
-    if block[0, 0] == X[0, 0]:
-        raise distributed.KilledWorker("block", SimpleNamespace(address="tcp://gone:1"), 3)
-    return block
+def test_a_block_that_kills_its_workers_is_named(client):
+    first = X[0, 0]
 
+    def given_up(block):
+        """As Dask says of a task after which one worker after the other was gone."""
+        if block[0, 0] == first:
+            raise distributed.KilledWorker("block", SimpleNamespace(address="tcp://gone:1"), 3)
+        return block
 
-def test_a_block_that_kills_its_workers_is_named(mortals):
-    blocks = array().rechunk({1: -1}).map_blocks(_given_up, dtype=X.dtype, meta=X[:0])
+    blocks = array().rechunk({1: -1}).map_blocks(given_up, dtype=X.dtype, meta=X[:0])
     with pytest.raises(LostBlockError, match="block 0 of X was lost with each worker that computed it"):
-        DaskBlocks(mortals, blocks)
+        DaskBlocks(client, blocks)
 
 
 def test_workers_use_their_own_threads_or_as_many_as_are_asked_for():

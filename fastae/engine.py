@@ -350,6 +350,9 @@ class Engine:
             done = int(self._control[fields.STEPS_DONE])
             diverged = self._control[fields.OUTCOME] == fields.DIVERGED
         losses[:, 1] *= unit
+        if sums and unit != 1:
+            losses[:, 0] *= unit
+            gradient.flat *= gradient.dtype.type(unit)
         return losses[: done + diverged]
 
     def combine_sums(

@@ -952,3 +952,18 @@ def test_sums_have_no_cost_of_the_whole_batch():
         fastae.Engine(network, 1).run_steps(
             params, np.ones((4, 3)), gradient=params.copy(), sums=True, objective=Objective(alpha=1.0)
         )
+
+
+@pytest.mark.parametrize("unit", [2.0**-40, 2.0**40])
+def test_sums_are_in_the_unit_of_the_weights(unit):
+    network = fastae.Network.autoencoder(5, 3)
+    params, X = problem(network, 40)
+    weight = np.random.default_rng(1).random(40)
+    made = []
+    for factor in (1.0, unit):
+        gradient = fastae.Parameters(network)
+        how = {"gradient": gradient, "sums": True, "sample_weight": weight * factor}
+        losses = fastae.Engine(network, 1).run_steps(params, X, **how)
+        made.append((losses / factor, gradient.flat / np.float32(factor)))
+    np.testing.assert_allclose(made[1][0], made[0][0], rtol=1e-5)
+    np.testing.assert_allclose(made[1][1], made[0][1], rtol=0, atol=1e-5 * np.abs(made[0][1]).max())

@@ -23,8 +23,9 @@ from fastae.kernels.job import (
     TASK,
 )
 from fastae.kernels.layout import FAN_IN, FAN_OUT, OUTPUT
+from fastae.kernels.partition import whole_rows
 from fastae.kernels.rows import store_rows
-from fastae.kernels.shard import SCRATCH, forward_layers, load_input, target_place, whole_rows
+from fastae.kernels.shard import SCRATCH, forward_layers, load_input, target_place
 from fastae.kernels.simd import fetch_add, load_acquire, pointer_to
 from fastae.kernels.target import LINE
 

@@ -20,6 +20,12 @@ SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (32, 96, 512), 1_600_000
 
 
 @kernel
+def whole_rows(rows):  # type: ignore[no-untyped-def]
+    """Rows that are computed for `rows`: whole register tiles."""
+    return (rows + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
+
+
+@kernel
 def shard_rows(rows, size):  # type: ignore[no-untyped-def]
     """Rows in each shard of a batch but the last, whole register tiles; `size` is that of the flat buffers.
 
@@ -35,7 +41,7 @@ def shard_rows(rows, size):  # type: ignore[no-untyped-def]
     while 2 * shards <= most:
         shards *= 2
     each = (rows + shards - 1) // shards
-    return (each + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
+    return whole_rows(each)
 
 
 @kernel

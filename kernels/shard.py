@@ -63,7 +63,7 @@ from fastae.kernels.layout import (
 )
 from fastae.kernels.noise import NO_NOISE, SWAP, corrupt_row, row_key, swapped
 from fastae.kernels.optimizer import NOISE_LEVEL
-from fastae.kernels.partition import SHARDS_MOST, epoch_of, rows_in_step, rows_of_shard
+from fastae.kernels.partition import SHARDS_MOST, epoch_of, rows_in_step, rows_of_shard, whole_rows
 from fastae.kernels.rows import add_lines, load_rows, zero_lines
 from fastae.kernels.simd import call_at, load_float64, load_int64, pointer_to
 from fastae.kernels.target import LINE
@@ -72,12 +72,6 @@ WORK_MOST = 1 << 40  # elements: the length of a thread's memory is not checked
 
 # Places in a thread's scratch, in lines after the tiles
 LOSS, SPARE, LEVEL, CELL, SCRATCH = 0, 1, 3, 4, 5
-
-
-@kernel
-def whole_rows(rows):  # type: ignore[no-untyped-def]
-    """Rows that are computed for `rows`: whole register tiles."""
-    return (rows + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
 
 
 @kernel

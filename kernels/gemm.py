@@ -36,25 +36,24 @@ def _product(
             result.append([words.fma(x, lines[j], tile[i][j]) for j in range(width)])
         return result
 
-    def stretch(a: Value, b: Value, *flat: Value) -> list[Value]:
-        tile = unflatten(flat, width)
+    # From stretch to stretch of a block, then to the next block: the moves take turns.
+    turns, size = words.lanes // UNROLL, words.itemsize
+    moves = [words.count(UNROLL * size)] * (turns - 1)
+    moves.append(words.offset(a_block, (UNROLL - words.lanes) * size))
+
+    def stretch(a: Value, b: Value, *rest: Value) -> list[Value]:
+        (move, *later), tile = rest[:turns], unflatten(rest[turns:], width)
         for p in range(UNROLL):
             tile = step(tile, a, b, p)
-        return [words.offset(a, UNROLL * words.itemsize), words.offset(b, UNROLL * LINE), *flatten(tile)]
-
-    def block(a: Value, b: Value, *flat: Value) -> list[Value]:
-        _, b, *end = words.loop(words.count(words.lanes // UNROLL), [a, b, *flat], stretch)
-        return [words.offset(a, a_block), b, *end]
+        return [words.offset(a, move), words.offset(b, UNROLL * LINE), *later, move, *flatten(tile)]
 
     def single(a: Value, b: Value, *flat: Value) -> list[Value]:
         tile = step(unflatten(flat, width), a, b, 0)
         return [words.offset(a, words.itemsize), words.offset(b, LINE), *flatten(tile)]
 
-    lanes = words.count(words.lanes)
-    a, b, *flat = words.loop(builder.sdiv(depth, lanes), [a, b, *flatten(start)], block)
-    left = builder.srem(depth, lanes)
-    a, b, *flat = words.loop(builder.sdiv(left, words.count(UNROLL)), [a, b, *flat], stretch)
-    _, _, *flat = words.loop(builder.srem(left, words.count(UNROLL)), [a, b, *flat], single)
+    unroll = words.count(UNROLL)
+    a, b, *rest = words.loop(builder.sdiv(depth, unroll), [a, b, *moves, *flatten(start)], stretch)
+    _, _, *flat = words.loop(builder.srem(depth, unroll), [a, b, *rest[turns:]], single)
     return unflatten(flat, width)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import carray
 
-from fastae.kernels.compiler import inlined, kernel
+from fastae.kernels.compiler import callee, inlined
 from fastae.kernels.job import (
     BUSY,
     CANCEL,
@@ -30,7 +30,7 @@ from fastae.kernels.simd import fetch_add, load_acquire, pointer_to
 from fastae.kernels.target import LINE
 
 
-@kernel
+@callee
 def _row_errors(job, work, output, target, columns, first, rows):  # type: ignore[no-untyped-def]
     """OUT of each row: sum over columns of COLUMN_WEIGHT (xhat - x)^2 in float64, cells that are missing left out.
 

@@ -9,7 +9,7 @@ import numpy as np
 from numba import carray
 
 from fastae.kernels import gemm
-from fastae.kernels.compiler import ByAddress, inlined, kernel
+from fastae.kernels.compiler import ByAddress, callee, inlined, kernel
 from fastae.kernels.layout import ACTIVATIONS, aligned_zeros, blocks, lanes
 from fastae.kernels.optimizer import transpose_squares
 from fastae.kernels.rows import add_lines, zero_lines
@@ -182,7 +182,7 @@ def _write_output_delta(words: Words, code, h, x, weight, sums, loss, rows):  # 
 _output_delta = vector_kernel(_write_output_delta)
 
 
-@kernel
+@callee
 def output_delta(like, h, x, weight, sums, loss, activation, rows, height, blocks):  # type: ignore[no-untyped-def]
     """h becomes weight (h - x) * g'(h), the delta of a last layer that is not linear; sums and loss are added up."""
     for j in range(blocks):
@@ -219,7 +219,7 @@ _pull = vector_kernel(_write_pull)
 _add_pull = vector_kernel(_write_add_pull)
 
 
-@kernel
+@callee
 def pull(like, out, h, weight, slope, rows, height, blocks):  # type: ignore[no-untyped-def]
     """out = weight slope h (1 - h), the delta of a cost of the mean code; `slope` holds a line a block."""
     for j in range(blocks):
@@ -227,7 +227,7 @@ def pull(like, out, h, weight, slope, rows, height, blocks):  # type: ignore[no-
         _pull(like, (out + k, h + k, weight, slope + j * LINE, rows))
 
 
-@kernel
+@callee
 def add_pull(like, delta, out, sums, rows, height, blocks):  # type: ignore[no-untyped-def]
     """delta += what ``pull`` put out, and its column sums."""
     for j in range(blocks):

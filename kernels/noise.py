@@ -9,7 +9,7 @@ key, which is splitmix64 (Steele et al., OOPSLA 2014) of the rest. Gaussians com
 import numpy as np
 from llvmlite import ir
 
-from fastae.kernels.compiler import kernel
+from fastae.kernels.compiler import callee
 from fastae.kernels.simd import I32, I64, Value, Words, vector_kernel
 from fastae.kernels.target import LINE
 
@@ -26,7 +26,7 @@ _ERFINV_TAIL = (
 )  # fmt: skip
 
 
-@kernel
+@callee
 def splitmix(x):  # type: ignore[no-untyped-def]
     x = np.uint64(x) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -34,7 +34,7 @@ def splitmix(x):  # type: ignore[no-untyped-def]
     return x ^ (x >> np.uint64(31))
 
 
-@kernel
+@callee
 def row_key(seed, epoch, row):  # type: ignore[no-untyped-def]
     """The 64-bit key of a row in an epoch, as an int64."""
     key = splitmix(np.uint64(seed))
@@ -99,7 +99,7 @@ def _write_corrupt(words: Words, out, source, key, column, count, kind, level): 
 _corrupt_line = vector_kernel(_write_corrupt)
 
 
-@kernel
+@callee
 def corrupt_row(work, out, source, height, columns, key, kind, level):  # type: ignore[no-untyped-def]
     """A row of a tile's input from the same row of its target, both given by the element of `work` they start at."""
     base, size = np.int64(work.ctypes.data), work.itemsize
@@ -120,7 +120,7 @@ def corrupt_row(work, out, source, height, columns, key, kind, level):  # type: 
         )
 
 
-@kernel
+@callee
 def swapped(key, column, level, rows):  # type: ignore[no-untyped-def]
     """The row, of `rows`, whose cell replaces this one's, or -1: a cell is replaced with probability `level`."""
     bits = splitmix(np.uint64(key) + np.uint64(column))

@@ -10,7 +10,7 @@ Padding stays zero: its gradient is zero, and every update of zero by zero is ze
 
 import numpy as np
 
-from fastae.kernels.compiler import kernel
+from fastae.kernels.compiler import callee, kernel
 from fastae.kernels.layout import BIAS, WEIGHT
 from fastae.kernels.simd import vector_kernel
 from fastae.kernels.target import LINE
@@ -21,7 +21,7 @@ MOMENTUM, NESTEROV, BETA_1, BETA_2, EPSILON, DECAY, STEPS_BEFORE, ALPHA = range(
 NOISE_LEVEL, SPARSITY_TARGET, SPARSITY_WEIGHT, SETTINGS = range(8, 12)
 
 
-@kernel
+@callee
 def add_up(total, parts, count, first, last, factor):  # type: ignore[no-untyped-def]
     """total[first:last] = factor * (parts[0] + parts[1] + ...), in that order; parts is (shards, size)."""
     out = total[first:last]
@@ -37,7 +37,7 @@ def add_up(total, parts, count, first, last, factor):  # type: ignore[no-untyped
         out[i] *= scale
 
 
-@kernel
+@callee
 def add_penalty(gradient, parameters, plan, first, last, factor):  # type: ignore[no-untyped-def]
     """gradient += factor W on the weights, not the biases, within [first, last); the sum of their squares."""
     total = 0.0
@@ -75,7 +75,7 @@ def _write_adam(words, p, g, u, s, lines, constants):  # type: ignore[no-untyped
 _adam = vector_kernel(_write_adam)
 
 
-@kernel
+@callee
 def update(kind, parameters, gradient, moment_1, moment_2, first, last, rate, step, settings):  # type: ignore[no-untyped-def]
     """One step of optimizer `kind` on [first, last), in place; `step` counts from 0 since `settings[STEPS_BEFORE]`."""
     real = parameters.dtype.type
@@ -141,7 +141,7 @@ def _write_transpose(words, target, target_step, source, squares):  # type: igno
 _transpose = vector_kernel(_write_transpose)
 
 
-@kernel
+@callee
 def transpose_squares(source, target, fan_in, fan_out, first, last):  # type: ignore[no-untyped-def]
     """Squares first .. last - 1 of W, lanes x lanes each and counted as they lie, into W': flat views, sizes padded."""
     lanes = LINE // source.itemsize

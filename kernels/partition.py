@@ -1,7 +1,7 @@
 """How a job is cut up: a step's rows into shards, the flat buffers into stretches. By the job alone, not by threads."""
 
 from fastae.kernels import layer
-from fastae.kernels.compiler import kernel
+from fastae.kernels.compiler import callee
 from fastae.kernels.job import (
     BATCH,
     CODE,
@@ -19,13 +19,13 @@ STRETCH = 4096  # elements of weights that an UPDATE item covers at most
 SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (32, 96, 512), 1_600_000
 
 
-@kernel
+@callee
 def whole_rows(rows):  # type: ignore[no-untyped-def]
     """Rows that are computed for `rows`: whole register tiles."""
     return (rows + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
 
 
-@kernel
+@callee
 def shard_rows(rows, size):  # type: ignore[no-untyped-def]
     """Rows in each shard of a batch but the last, whole register tiles; `size` is that of the flat buffers.
 
@@ -44,7 +44,7 @@ def shard_rows(rows, size):  # type: ignore[no-untyped-def]
     return whole_rows(each)
 
 
-@kernel
+@callee
 def rows_in_step(job, step):  # type: ignore[no-untyped-def]
     """First row and row count of a step; steps walk through the rows batch by batch, and start over."""
     per_epoch = (job[ROWS] + job[BATCH] - 1) // job[BATCH]
@@ -52,7 +52,7 @@ def rows_in_step(job, step):  # type: ignore[no-untyped-def]
     return first, min(job[BATCH], job[ROWS] - first)
 
 
-@kernel
+@callee
 def stretches(plan, lanes):  # type: ignore[no-untyped-def]
     """How many stretches the flat buffers fall into: whole squares of lanes x lanes weights, of one layer each."""
     most = STRETCH // (lanes * lanes)
@@ -62,7 +62,7 @@ def stretches(plan, lanes):  # type: ignore[no-untyped-def]
     return total
 
 
-@kernel
+@callee
 def stretch(plan, item, lanes):  # type: ignore[no-untyped-def]
     """The layer of stretch `item`, its first and last square there, and its elements; a layer's last has its bias."""
     square, most = lanes * lanes, STRETCH // (lanes * lanes)
@@ -79,7 +79,7 @@ def stretch(plan, item, lanes):  # type: ignore[no-untyped-def]
     return 0, 0, 0, 0, 0
 
 
-@kernel
+@callee
 def rows_of_shard(job, step, item):  # type: ignore[no-untyped-def]
     """First and last + 1 row of a shard, counted within its step."""
     _, rows = rows_in_step(job, step)
@@ -87,7 +87,7 @@ def rows_of_shard(job, step, item):  # type: ignore[no-untyped-def]
     return each * item, min(each * (item + 1), rows)
 
 
-@kernel
+@callee
 def items_of(job, plan, step, phase, lanes):  # type: ignore[no-untyped-def]
     """How many items a phase of a step has."""
     if phase == UPDATE or (phase == TRANSPOSE and step == 0):
@@ -99,7 +99,7 @@ def items_of(job, plan, step, phase, lanes):  # type: ignore[no-untyped-def]
     return 0
 
 
-@kernel
+@callee
 def epoch_of(job, step):  # type: ignore[no-untyped-def]
     """The number of the epoch that a step is in."""
     return job[EPOCH] + step // ((job[ROWS] + job[BATCH] - 1) // job[BATCH])

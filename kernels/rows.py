@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from llvmlite import ir
 
-from fastae.kernels.compiler import kernel
+from fastae.kernels.compiler import callee
 from fastae.kernels.simd import F32, F64, I16, Value, Words, load_int64, vector_kernel
 from fastae.kernels.target import LINE
 
@@ -128,7 +128,7 @@ def _write_copy(words: Words, target, source, count, stride, size):  # type: ign
 _copy_elements = vector_kernel(_write_copy)
 
 
-@kernel
+@callee
 def load_rows(
     like, tile, height, x, row_stride, column_stride, kind, columns, index, first, rows, shift, scale, spare
 ):  # type: ignore[no-untyped-def]
@@ -162,7 +162,7 @@ def load_rows(
                 _load_line(like, (target, part, count, kind, 0, 0))
 
 
-@kernel
+@callee
 def store_rows(like, out, row_stride, tile, height, columns, rows):  # type: ignore[no-untyped-def]
     """A tile's rows into a dense row-major matrix of the engine's dtype."""
     lanes = LINE // like.itemsize

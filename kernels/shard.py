@@ -8,7 +8,7 @@ import numpy as np
 from numba import carray
 
 from fastae.kernels import layer
-from fastae.kernels.compiler import ByAddress, inlined, kernel
+from fastae.kernels.compiler import ByAddress, callee, inlined
 from fastae.kernels.job import (
     ADD_PULL_AT,
     BACKWARD_AT,
@@ -74,7 +74,7 @@ WORK_MOST = 1 << 40  # elements: the length of a thread's memory is not checked
 LOSS, SPARE, LEVEL, CELL, SCRATCH = 0, 1, 3, 4, 5
 
 
-@kernel
+@callee
 def target_place(plan, height, lanes):  # type: ignore[no-untyped-def]
     """Where in a thread's `work` the clean copy of a corrupted tile begins; a spare tile follows it."""
     last = plan.shape[0] - 1
@@ -163,7 +163,7 @@ def load_tile(out, job_at, scratch, columns, place, first, rows, epoch):  # type
                         work[at] = value if value == value else 0.0
 
 
-@kernel
+@callee
 def load_input(like, job, job_at, base, scratch, columns, place, first, rows, epoch):  # type: ignore[no-untyped-def]
     """``load_tile``; where products are narrow, as bfloat16, with the rows as they are at target_place."""
     height, size = job[HEIGHT], like.itemsize
@@ -180,7 +180,7 @@ def load_input(like, job, job_at, base, scratch, columns, place, first, rows, ep
         call_at(job[NARROW_AT], tile)
 
 
-@kernel
+@callee
 def _load_weights(job, work, place, first, rows, whole):  # type: ignore[no-untyped-def]
     """The weights of a tile's rows, 1 by default, and 0 for those below them, from work[place] on; their sum."""
     for i in range(rows, whole):
@@ -293,7 +293,7 @@ def _tile_gradient(
                 layer.add_pull(like, below, spare, below_sums, whole, height, fan_in // lanes)
 
 
-@kernel
+@callee
 def _add_codes(work, place, columns, weight_at, rows, height, sums):  # type: ignore[no-untyped-def]
     """sums, float64, gains the codes of a tile's rows, each times its row's weight."""
     lanes = LINE // work.itemsize

@@ -22,7 +22,7 @@ import numpy as np
 from numba import carray
 
 from fastae.kernels import layer
-from fastae.kernels.compiler import inlined, kernel
+from fastae.kernels.compiler import callee, inlined, kernel
 from fastae.kernels.infer import infer
 from fastae.kernels.job import (
     BUSY,
@@ -130,7 +130,7 @@ SPINS = 20000  # turns to wait within a job, longer than a phase of a small step
 LISTEN = 20000  # turns a helper waits for another job: 0.2 ms where a pause is 10 ns
 
 
-@kernel
+@callee
 def _close_codes(totals, codes, slopes, settings, losses, step, shards):  # type: ignore[no-untyped-def]
     """The cost of the mean code, SPARSITY_WEIGHT sum KL(target, mean), as the step's loss so far, and its slopes.
 
@@ -152,7 +152,7 @@ def _close_codes(totals, codes, slopes, settings, losses, step, shards):  # type
     losses[step, 0] = settings[SPARSITY_WEIGHT] * cost
 
 
-@kernel
+@callee
 def _narrow_stretch(job, plan, layer, first, last):  # type: ignore[no-untyped-def]
     """Squares first .. last - 1 of a layer's weights, W and W', as bfloat16; the first layer's W' is not needed."""
     row = plan[layer]
@@ -168,7 +168,7 @@ def narrow_all(job, plan):  # type: ignore[no-untyped-def]
         _narrow_stretch(job, plan, i, 0, (plan[i, BIAS] - plan[i, WEIGHT]) // 256)
 
 
-@kernel
+@callee
 def _transpose_stretch(job, plan, parameters, transposed, layer, first, last):  # type: ignore[no-untyped-def]
     """W' of squares first .. last - 1 of a layer's weights; the first layer's is not needed. Or both as bfloat16."""
     if job[NARROW_AT] != 0:
@@ -181,7 +181,7 @@ def _transpose_stretch(job, plan, parameters, transposed, layer, first, last):  
         transpose_squares(parameters[row[WEIGHT] : row[BIAS]], target, fan_in, fan_out, first, last)
 
 
-@kernel
+@callee
 def _close_shards(job, totals, losses, step, shards):  # type: ignore[no-untyped-def]
     """The step's loss, and the sum of its rows' weights; a batch of nothing but zero weights costs nothing."""
     loss = weight = 0.0
@@ -197,7 +197,7 @@ def _close_shards(job, totals, losses, step, shards):  # type: ignore[no-untyped
     losses[step, 1] = weight
 
 
-@kernel
+@callee
 def _add_norms(norms, losses, step, alpha):  # type: ignore[no-untyped-def]
     """alpha / (2 sum of weights) times the weights' squares, onto the step's loss."""
     total = 0.0
@@ -232,7 +232,7 @@ def open_job(control, members, claim, size):  # type: ignore[no-untyped-def]
         members[member, WAKE] = compare_and_swap(present, 0, 1)
 
 
-@kernel
+@callee
 def _close_job(control):  # type: ignore[no-untyped-def]
     """Let nobody in any more: OVER, or WAITING while helpers are still inside."""
     shared = np.int64(control.ctypes.data)
@@ -296,7 +296,7 @@ def run(job, plan, control, me, work):  # type: ignore[no-untyped-def]
     return status
 
 
-@kernel
+@callee
 def _claim(job, control, me, number, items):  # type: ignore[no-untyped-def]
     """An item of phase `number`, or -1 where all are claimed.
 

@@ -122,14 +122,34 @@ def test_works_without_numbas_private_cache_class(copy):
     assert run(copy, textwrap.dedent(gone) + textwrap.dedent(CALL))[0] == "0.5"
 
 
+def test_the_garbage_collector_is_back_after_a_compilation_and_after_one_that_failed(copy):
+    code = """
+        import gc
+        from fastae.kernels.compiler import kernel
+
+        @kernel
+        def fails(x):
+            return x.nothing
+
+        try:
+            fails(1)
+        except Exception as error:
+            print(type(error).__name__, gc.isenabled())
+    """
+    assert run(copy, code) == ["TypingError", "True"]
+    assert run(copy, textwrap.dedent(CALL) + "import gc; print(gc.isenabled())")[-1] == "True"
+    off = "import gc; gc.disable()" + textwrap.dedent(CALL) + "print(gc.isenabled())"
+    assert run(copy, off)[-1] == "False"
+
+
 def test_importing_the_kernels_compiles_nothing(copy):
     code = """
         import fastae.kernels.step, fastae.kernels.activations, numba
         from numba.core.dispatcher import Dispatcher
-        from fastae.kernels import step, layer, rows, optimizer, activations
-        modules = (step, layer, rows, optimizer, activations)
+        from fastae.kernels import step, layer, optimizer, activations
+        modules = (step, layer, optimizer, activations)
         made = [f for module in modules for f in vars(module).values() if isinstance(f, Dispatcher)]
-        print(len(made) > 10, sum(len(f.overloads) for f in made))
+        print(len(made) > 5, sum(len(f.overloads) for f in made))
     """
     assert run(copy, code) == ["True", "0"]
 

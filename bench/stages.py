@@ -227,7 +227,7 @@ def report(case: Case) -> None:
     lines = [(s.name, s.flops * tiles, _time(s.run, probe) * tiles) for s in tile.stages()]
     from fastae.kernels.partition import shard_rows
 
-    shards = -(-case.m // int(shard_rows(case.m, tile.size)))
+    shards = -(-case.m // int(shard_rows(case.m, tile.size, layer.ROW_MULTIPLE)))
     parts = layout.aligned_zeros(shards * tile.size, case.dtype).reshape(shards, -1)
     lines.append(
         (f"add up {shards} shards", 0, _time(lambda n: add_up_times(n, tile.gradient, parts, shards)))

@@ -29,6 +29,12 @@ _backward_1, _backward_2, _backward_3 = (gemm.backward_tile(gemm.rows_of(n), n) 
 _gradient_1, _gradient_2, _gradient_3 = (gemm.gradient_tile(n) for n in (_1, _2, _3))
 
 
+def row_multiple(widths, dtype):  # type: ignore[no-untyped-def]
+    """Rows that are computed at a time in layers that put out `widths` columns; it divides ROW_MULTIPLE."""
+    narrow = any(blocks(columns, dtype) == 1 for columns in widths)  # only then are register tiles 1 block wide
+    return int(np.lcm.reduce([ROWS_1, ROWS_2, ROWS_3] if narrow else [ROWS_2, ROWS_3]))
+
+
 @inlined
 def width(left):  # type: ignore[no-untyped-def]
     """Blocks that the next register tiles span, of `left`: 3 at a time, but 2 and 2 for the last 4."""

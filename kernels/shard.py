@@ -25,6 +25,7 @@ from fastae.kernels.job import (
     KIND,
     LOAD_AT,
     MISSING,
+    MULTIPLE,
     NARROW_AT,
     NOISE,
     ONES,
@@ -116,7 +117,7 @@ def load_tile(out, job_at, scratch, columns, place, first, rows, epoch):  # type
         scale,
         spare,
     )
-    whole = whole_rows(rows)
+    whole = whole_rows(rows, job[MULTIPLE])
     if whole > rows:
         for j in range((columns + lanes - 1) // lanes):
             below = (j * height + rows) * lanes
@@ -176,7 +177,7 @@ def load_input(like, job, job_at, base, scratch, columns, place, first, rows, ep
             loaded += blocks * lanes * height  # the spare tile
     call_at(job[LOAD_AT], (base, job_at, scratch, columns, loaded, first, rows, epoch))
     if job[NARROW_AT] != 0:
-        tile = base + place * size, base + loaded * size, whole_rows(rows), height, blocks
+        tile = base + place * size, base + loaded * size, whole_rows(rows, job[MULTIPLE]), height, blocks
         call_at(job[NARROW_AT], tile)
 
 
@@ -346,7 +347,7 @@ def shard_item(out, job_at, plan_at, n_layers, step, item, me_at, code_phase):  
                 for c in range(codes.shape[1]):
                     codes[item, c] = 0.0
         load_input(work, job, job_at, base, scratch, features, 0, first + row, count, epoch)
-        whole = whole_rows(count)
+        whole = whole_rows(count, job[MULTIPLE])
         weights = _load_weights(job, work, weight_at, first + row, count, whole)
         place = plan[code, OUTPUT] * height
         layers, wide = code + 1, base + place * size

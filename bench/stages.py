@@ -133,21 +133,19 @@ class Tile:
 
     def weight_gradient(self, i: int) -> Stage:
         row = self.plan[i]
-        blocks, fan_in = layout.blocks(row[FAN_OUT], self.case.dtype), self._padded(row[FAN_IN])
         arguments = (
             *(self._at(self.gradient, row[WEIGHT]), self._output(i - 1), self._output(i), 0),
-            *(self.rows, self.height, int(row[FAN_IN]), int(blocks), fan_in),
+            *self._sizes(i),
         )
         return Stage(f"gradient {i + 1}", self._flops(i), _repeat(layer.gradient, self.case, arguments))
 
     def backward(self, i: int) -> Stage:
         """The delta of layer i (from 0) to that of the layer below it, over h."""
         row, below = self.plan[i], self.plan[i - 1]
-        blocks = layout.blocks(row[FAN_IN], self.case.dtype)
         arguments = (
             *(self._output(i - 1), self._output(i), self._at(self.transposed, row[TRANSPOSED])),
-            *(self._at(self.sums, below[COLUMN_SUMS]), int(below[ACTIVATION]), self.rows, self.height),
-            *(int(row[FAN_OUT]), int(blocks), self._padded(row[FAN_OUT])),
+            *(self._at(self.sums, below[COLUMN_SUMS]), int(below[ACTIVATION])),
+            *self._sizes(i),
         )
         return Stage(f"backward {i + 1}", self._flops(i), _repeat(layer.backward, self.case, arguments))
 
@@ -184,9 +182,7 @@ class Tile:
         return self._at(self.parameters, self.plan[i, WEIGHT]), self._at(self.parameters, self.plan[i, BIAS])
 
     def _sizes(self, i: int) -> tuple[int, ...]:
-        row = self.plan[i]
-        blocks = int(layout.blocks(row[FAN_OUT], self.case.dtype))
-        return self.rows, self.height, int(row[FAN_IN]), blocks, self._padded(row[FAN_IN])
+        return self.rows, self.height, int(self.plan[i, FAN_IN]), int(self.plan[i, FAN_OUT])
 
     def _flops(self, i: int) -> float:
         return 2.0 * self.rows * int(self.plan[i, FAN_IN]) * int(self.plan[i, FAN_OUT])
@@ -227,7 +223,7 @@ def report(case: Case) -> None:
     lines = [(s.name, s.flops * tiles, _time(s.run, probe) * tiles) for s in tile.stages()]
     from fastae.kernels.partition import shard_rows
 
-    shards = -(-case.m // int(shard_rows(case.m, tile.size)))
+    shards = -(-case.m // int(shard_rows(case.m, tile.size, layer.ROW_MULTIPLE)))
     parts = layout.aligned_zeros(shards * tile.size, case.dtype).reshape(shards, -1)
     lines.append(
         (f"add up {shards} shards", 0, _time(lambda n: add_up_times(n, tile.gradient, parts, shards)))

@@ -73,7 +73,7 @@ class Engine:
             raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels do not run uncompiled")
         from numba.core.errors import NumbaError
 
-        from fastae.kernels import partition, shard, step
+        from fastae.kernels import layer, partition, shard, step
         from fastae.kernels.target import TARGET
 
         if narrow and not TARGET.bfloat16:
@@ -112,6 +112,8 @@ class Engine:
         self._job = np.zeros(fields.JOB, np.int64)
         self._blank = np.zeros(fields.JOB, np.int64)  # what all jobs have in common
         self._blank[fields.HEIGHT], self._blank[fields.SIZE] = self.tile_rows, size
+        self._row_multiple = layer.row_multiple(network.widths[1:], self.dtype)
+        self._blank[fields.MULTIPLE] = self._row_multiple
         self._blank[fields.ONES], self._blank[fields.TOTALS] = (
             self._ones.ctypes.data,
             self._totals.ctypes.data,
@@ -339,7 +341,7 @@ class Engine:
         job[fields.RATES], job[fields.SETTINGS] = rates.ctypes.data, settings.ctypes.data
         job[fields.LOSSES] = losses.ctypes.data
         with self._lock:
-            shards = -(-batch // int(shard_rows(batch, self._size)))
+            shards = -(-batch // int(shard_rows(batch, self._size, self._row_multiple)))
             if self._gradients.shape[0] < shards:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
             job[fields.GRADIENTS] = self._gradients.ctypes.data

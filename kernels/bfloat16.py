@@ -21,6 +21,7 @@ from fastae.kernels import gemm, layer
 from fastae.kernels.activations import activate, times_derivative
 from fastae.kernels.compiler import ByAddress
 from fastae.kernels.gemm import Tile, flatten, unflatten
+from fastae.kernels.layer import in_blocks, width
 from fastae.kernels.layout import ACTIVATIONS
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import LINE
@@ -205,14 +206,19 @@ COLUMNS_1, COLUMNS_2, COLUMNS_3 = layer.GRADIENT_ROWS_1, layer.GRADIENT_ROWS_2, 
 
 
 @ByAddress
-def forward(out, a, w, bias, one, activation, rows, height, depth, blocks, fan_in):  # type: ignore[no-untyped-def]
+def forward(out, a, w, bias, one, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
     """h = g(a w + bias)."""
     like = carray(out, (1,))
     h = np.int64(like.ctypes.data)
-    block, half, column, pairs = height * LINE, height * ROW, fan_in * ROW, (depth + 1) // 2
+    blocks, column, pairs = (
+        in_blocks(fan_out, LANES),
+        in_blocks(fan_in, LANES) * LANES * ROW,
+        (fan_in + 1) // 2,
+    )
+    block, half = height * LINE, height * ROW
     j = 0
     while j < blocks:
-        n = layer.width(blocks - j)
+        n = width(blocks - j)
         c, b, e, o = h + j * block, w + j * column, bias + j * LINE, one + j * LINE
         if n == 3:
             _forward_3(like, (c, a, block, half, b, column, pairs, e, activation, o, rows // ROWS_3))
@@ -224,14 +230,19 @@ def forward(out, a, w, bias, one, activation, rows, height, depth, blocks, fan_i
 
 
 @ByAddress
-def wide(out, a, w, bias, one, activation, rows, height, depth, blocks, fan_in):  # type: ignore[no-untyped-def]
+def wide(out, a, w, bias, one, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
     """h = g(a w + bias), as float32."""
     like = carray(out, (1,))
     h = np.int64(like.ctypes.data)
-    block, half, column, pairs = height * LINE, height * ROW, fan_in * ROW, (depth + 1) // 2
+    blocks, column, pairs = (
+        in_blocks(fan_out, LANES),
+        in_blocks(fan_in, LANES) * LANES * ROW,
+        (fan_in + 1) // 2,
+    )
+    block, half = height * LINE, height * ROW
     j = 0
     while j < blocks:
-        n = layer.width(blocks - j)
+        n = width(blocks - j)
         c, b, e, o = h + j * block, w + j * column, bias + j * LINE, one + j * LINE
         if n == 3:
             _wide_3(like, (c, a, block, half, b, column, pairs, e, activation, o, rows // ROWS_3))
@@ -243,14 +254,19 @@ def wide(out, a, w, bias, one, activation, rows, height, depth, blocks, fan_in):
 
 
 @ByAddress
-def residual(out, a, w, bias, x, weight, sums, loss, rows, height, depth, blocks, fan_in):  # type: ignore[no-untyped-def]
+def residual(out, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
     """delta = weight (a w + bias - x), x float32; its column sums and the loss's lanes are added up."""
     like = carray(out, (1,))
     delta = np.int64(like.ctypes.data)
-    block, half, column, pairs = height * LINE, height * ROW, fan_in * ROW, (depth + 1) // 2
+    blocks, column, pairs = (
+        in_blocks(fan_out, LANES),
+        in_blocks(fan_in, LANES) * LANES * ROW,
+        (fan_in + 1) // 2,
+    )
+    block, half = height * LINE, height * ROW
     j = 0
     while j < blocks:
-        n = layer.width(blocks - j)
+        n = width(blocks - j)
         c, b, e, t, s = delta + j * block, w + j * column, bias + j * LINE, x + j * block, sums + j * LINE
         if n == 3:
             _residual_3(like, (c, a, block, half, b, column, pairs, e, t, weight, s, loss, rows // ROWS_3))
@@ -262,14 +278,19 @@ def residual(out, a, w, bias, x, weight, sums, loss, rows, height, depth, blocks
 
 
 @ByAddress
-def backward(out, delta, wt, sums, activation, rows, height, depth, blocks, fan_out):  # type: ignore[no-untyped-def]
+def backward(out, delta, wt, sums, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
     """h becomes (delta wt) * g'(h); its column sums are added up."""
     like = carray(out, (1,))
     h = np.int64(like.ctypes.data)
-    block, half, column, pairs = height * LINE, height * ROW, fan_out * ROW, (depth + 1) // 2
+    blocks, column, pairs = (
+        in_blocks(fan_in, LANES),
+        in_blocks(fan_out, LANES) * LANES * ROW,
+        (fan_out + 1) // 2,
+    )
+    block, half = height * LINE, height * ROW
     j = 0
     while j < blocks:
-        n = layer.width(blocks - j)
+        n = width(blocks - j)
         c, b, s = h + j * block, wt + j * column, sums + j * LINE
         if n == 3:
             _backward_3(like, (c, delta, block, half, b, column, pairs, activation, s, rows // ROWS_3))
@@ -281,23 +302,28 @@ def backward(out, delta, wt, sums, activation, rows, height, depth, blocks, fan_
 
 
 @ByAddress
-def gradient(out, a, delta, accumulate, rows, height, columns, blocks, fan_in):  # type: ignore[no-untyped-def]
+def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
     """dw (+)= a' delta over `rows` rows, and one more where they are odd: its delta is zero."""
     like = carray(out, (1,))
     dw = np.int64(like.ctypes.data)
-    block, half, column, pairs = height * LINE, height * ROW, fan_in * LINE, (rows + 1) // 2
+    blocks, column, pairs = (
+        in_blocks(fan_out, LANES),
+        in_blocks(fan_in, LANES) * LANES * LINE,
+        (rows + 1) // 2,
+    )
+    block, half = height * LINE, height * ROW
     j = 0
     while j < blocks:
-        n = layer.width(blocks - j)
+        n = width(blocks - j)
         c, d = dw + j * column, delta + half + j * block
         if n == 3:
-            tiles = (columns + COLUMNS_3 - 1) // COLUMNS_3
+            tiles = (fan_in + COLUMNS_3 - 1) // COLUMNS_3
             _gradient_3(like, (c, column, a + half, block, d, pairs, accumulate, tiles))
         elif n == 2:
-            tiles = (columns + COLUMNS_2 - 1) // COLUMNS_2
+            tiles = (fan_in + COLUMNS_2 - 1) // COLUMNS_2
             _gradient_2(like, (c, column, a + half, block, d, pairs, accumulate, tiles))
         else:
-            tiles = (columns + COLUMNS_1 - 1) // COLUMNS_1
+            tiles = (fan_in + COLUMNS_1 - 1) // COLUMNS_1
             _gradient_1(like, (c, column, a + half, block, d, pairs, accumulate, tiles))
         j += n
 

@@ -13,6 +13,7 @@ from fastae.kernels.job import (
     HEIGHT,
     LAST_LAYER,
     MISSING,
+    MULTIPLE,
     NARROW_AT,
     NEXT,
     OUT,
@@ -77,7 +78,8 @@ def infer(job, plan, control, me, work):  # type: ignore[no-untyped-def]
         rows = min(height, job[ROWS] - first)
         load_input(work, job, np.int64(job.ctypes.data), base, scratch, columns, source, first, rows, 0)
         out, features = plan[last, OUTPUT] * height, plan[last, FAN_OUT]
-        forward_layers(work, job, plan, base, base + out * size, whole_rows(rows), height, start, last + 1)
+        whole = whole_rows(rows, job[MULTIPLE])
+        forward_layers(work, job, plan, base, base + out * size, whole, height, start, last + 1)
         if job[TASK] == ERRORS_TASK:
             kept = job[MISSING] != 0 or job[NARROW_AT] != 0
             _row_errors(job, work, out, target if kept else 0, features, first, rows)

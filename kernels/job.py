@@ -15,6 +15,7 @@
     BATCH,  # rows a step takes
     STEPS,
     HEIGHT,  # rows of a tile
+    MULTIPLE,  # rows are computed in multiples of this: whole register tiles
     SIZE,  # elements of the flat buffers
     PARAMETERS,  # flat
     WEIGHTS,  # what products take: PARAMETERS, or the flat buffer with weights as bfloat16.py has them
@@ -58,7 +59,7 @@
     TAKEN,  # (most items of a phase,): which phase each was claimed for last
     SUMS,  # 1: loss and gradient as sums over the rows, not divided by the rows' weights
     JOB,
-) = range(56)
+) = range(57)
 STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)
 
 # The control block: int64s a cache line apart

@@ -1,7 +1,8 @@
 """One layer's forward step and backward step on a tile of rows, in place; register tile after register tile.
 
 A tile's matrices are `height` rows high in memory, of which `rows` are in use, rounded up to whole register tiles
-(``row_multiple`` divides `height`). Sizes count elements, addresses and strides bytes. The `_tile` kernels take
+(``row_multiple`` divides `height`); `fan_in` and `fan_out` are columns in use. Sizes count elements, addresses and
+strides bytes. The `_tile` kernels take
 addresses; ``layer_forward`` and ``layer_backward`` below are the same two steps for callers with blocked arrays.
 """
 
@@ -29,6 +30,20 @@ _backward_1, _backward_2, _backward_3 = (gemm.backward_tile(gemm.rows_of(n), n) 
 _gradient_1, _gradient_2, _gradient_3 = (gemm.gradient_tile(n) for n in (_1, _2, _3))
 
 
+def row_multiple(widths, dtype):  # type: ignore[no-untyped-def]
+    """Rows that are computed at a time in layers that put out `widths` columns; it divides ROW_MULTIPLE."""
+    narrow = any(
+        blocks(columns, dtype) == 1 for columns in widths
+    )  # only then are register tiles 1 block wide
+    return int(np.lcm.reduce([ROWS_1, ROWS_2, ROWS_3] if narrow else [ROWS_2, ROWS_3]))
+
+
+@inlined
+def in_blocks(columns, lanes):  # type: ignore[no-untyped-def]
+    """How many blocks hold so many columns."""
+    return (columns + lanes - 1) // lanes
+
+
 @inlined
 def width(left):  # type: ignore[no-untyped-def]
     """Blocks that the next register tiles span, of `left`: 3 at a time, but 2 and 2 for the last 4."""
@@ -38,11 +53,11 @@ def width(left):  # type: ignore[no-untyped-def]
 
 
 @ByAddress
-def forward(out, a, w, bias, one, activation, rows, height, depth, blocks, fan_in):  # type: ignore[no-untyped-def]
-    """h = g(a w + bias): h (blocks, height, lanes), a (., height, lanes), w (blocks, fan_in, lanes), fan_in padded."""
+def forward(out, a, w, bias, one, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """h = g(a w + bias)."""
     like = carray(out, (1,))
-    h = np.int64(like.ctypes.data)
-    tile, column = height * LINE, fan_in * LINE
+    h, depth, lanes = np.int64(like.ctypes.data), fan_in, LINE // like.itemsize
+    blocks, tile, column = in_blocks(fan_out, lanes), height * LINE, in_blocks(fan_in, lanes) * lanes * LINE
     j = 0
     while j < blocks:
         n = width(blocks - j)
@@ -60,12 +75,12 @@ def forward(out, a, w, bias, one, activation, rows, height, depth, blocks, fan_i
 
 
 @ByAddress
-def residual(out, a, w, bias, x, weight, sums, loss, rows, height, depth, blocks, fan_in):  # type: ignore[no-untyped-def]
+def residual(out, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
     """delta = weight (a w + bias - x), 0 where x is NaN; its column sums and the loss's lanes are added up."""
     like = carray(out, (1,))
-    delta = np.int64(like.ctypes.data)
-    tile, column = height * LINE, fan_in * LINE
-    size = like.itemsize
+    delta, depth, size = np.int64(like.ctypes.data), fan_in, like.itemsize
+    lanes = LINE // size
+    blocks, tile, column = in_blocks(fan_out, lanes), height * LINE, in_blocks(fan_in, lanes) * lanes * LINE
     j = 0
     while j < blocks:
         n = width(blocks - j)
@@ -95,11 +110,11 @@ def residual(out, a, w, bias, x, weight, sums, loss, rows, height, depth, blocks
 
 
 @ByAddress
-def backward(out, delta, wt, sums, activation, rows, height, depth, blocks, fan_out):  # type: ignore[no-untyped-def]
+def backward(out, delta, wt, sums, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
     """h becomes (delta wt) * g'(h), the delta of the layer below; its column sums, the bias gradient, are added up."""
     like = carray(out, (1,))
-    h = np.int64(like.ctypes.data)
-    tile, column = height * LINE, fan_out * LINE
+    h, depth, lanes = np.int64(like.ctypes.data), fan_out, LINE // like.itemsize
+    blocks, tile, column = in_blocks(fan_in, lanes), height * LINE, in_blocks(fan_out, lanes) * lanes * LINE
     j = 0
     while j < blocks:
         n = width(blocks - j)
@@ -123,12 +138,12 @@ def backward(out, delta, wt, sums, activation, rows, height, depth, blocks, fan_
 
 
 @ByAddress
-def gradient(out, a, delta, accumulate, rows, height, columns, blocks, fan_in):  # type: ignore[no-untyped-def]
-    """dw (+)= a' delta over exactly `rows` rows: a's first `columns` columns, dw (blocks, fan_in, lanes)."""
+def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """dw (+)= a' delta over exactly `rows` rows."""
     like = carray(out, (1,))
-    dw = np.int64(like.ctypes.data)
-    tile, column, size = height * LINE, fan_in * LINE, like.itemsize
+    dw, size = np.int64(like.ctypes.data), like.itemsize
     lanes = LINE // size
+    blocks, tile, column = in_blocks(fan_out, lanes), height * LINE, in_blocks(fan_in, lanes) * lanes * LINE
     rows_1, rows_2, rows_3 = (
         min(GRADIENT_ROWS_1, lanes),
         min(GRADIENT_ROWS_2, lanes),
@@ -139,15 +154,15 @@ def gradient(out, a, delta, accumulate, rows, height, columns, blocks, fan_in): 
         n = width(blocks - j)
         c, d = dw + j * column, delta + j * tile
         if n == 3:
-            for f in range(0, columns, rows_3):
+            for f in range(0, fan_in, rows_3):
                 part = a + f // lanes * tile + f % lanes * size
                 _gradient_3(like, (c + f * LINE, column, part, d, tile, rows, accumulate))
         elif n == 2:
-            for f in range(0, columns, rows_2):
+            for f in range(0, fan_in, rows_2):
                 part = a + f // lanes * tile + f % lanes * size
                 _gradient_2(like, (c + f * LINE, column, part, d, tile, rows, accumulate))
         else:
-            for f in range(0, columns, rows_1):
+            for f in range(0, fan_in, rows_1):
                 part = a + f // lanes * tile + f % lanes * size
                 _gradient_1(like, (c + f * LINE, column, part, d, tile, rows, accumulate))
         j += n
@@ -244,7 +259,7 @@ def addresses(dtype):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _layer_forward(at, h, a, W, b, one, activation, rows, fan_in):  # type: ignore[no-untyped-def]
+def _layer_forward(at, h, a, W, b, one, activation, rows, fan_in, fan_out):  # type: ignore[no-untyped-def]
     arguments = (
         np.int64(h.ctypes.data),
         np.int64(a.ctypes.data),
@@ -255,8 +270,7 @@ def _layer_forward(at, h, a, W, b, one, activation, rows, fan_in):  # type: igno
         (rows + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE,
         h.shape[1],
         fan_in,
-        h.shape[0],
-        W.shape[1],
+        fan_out,
     )
     call_at(at, arguments)
 
@@ -276,10 +290,10 @@ def _layer_backward(
             add_lines(db, (np.int64(db.ctypes.data) + j * LINE, line, 1, 1))
     a_at, delta_at = np.int64(a.ctypes.data), np.int64(delta.ctypes.data)
     weights = np.int64(dW.ctypes.data), a_at, delta_at, accumulate
-    call_at(gradient_at, (*weights, rows, height, fan_in, delta.shape[0], padded_in))
+    call_at(gradient_at, (*weights, rows, height, fan_in, fan_out))
     below = a_at, delta_at, np.int64(WT.ctypes.data), np.int64(sums.ctypes.data), activation
     whole = (rows + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
-    call_at(backward_at, (*below, whole, height, fan_out, a.shape[0], padded_out))
+    call_at(backward_at, (*below, whole, height, fan_in, fan_out))
 
 
 def _check_layer(outputs, inputs, shapes, activation, rows):  # type: ignore[no-untyped-def]
@@ -344,7 +358,7 @@ def layer_forward(h, a, W, b, *, activation, fan_in, fan_out, rows=None):  # typ
     code, rows = _check_layer({"h": h}, {"a": a, "W": W, "b": b}, shapes, activation, rows)
     one = aligned_zeros(out * width, h.dtype)
     one[:fan_out] = 1
-    _layer_forward(forward.address(h.dtype), h, a, W, b, one, code, rows, fan_in)
+    _layer_forward(forward.address(h.dtype), h, a, W, b, one, code, rows, fan_in, fan_out)
 
 
 def layer_backward(dW, db, a, WT, delta, W, *, activation, fan_in, fan_out, rows=None, accumulate=False):  # type: ignore[no-untyped-def]

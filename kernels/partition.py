@@ -1,11 +1,11 @@
 """How a job is cut up: a step's rows into shards, the flat buffers into stretches. By the job alone, not by threads."""
 
-from fastae.kernels import layer
 from fastae.kernels.compiler import callee
 from fastae.kernels.job import (
     BATCH,
     CODE,
     EPOCH,
+    MULTIPLE,
     ROWS,
     SHARD,
     SIZE,
@@ -15,18 +15,18 @@ from fastae.kernels.job import (
 )
 from fastae.kernels.layout import BIAS, FAN_OUT, WEIGHT
 
-STRETCH = 4096  # elements of weights that an UPDATE item covers at most
+STRETCH = 2048  # elements of weights that an UPDATE item covers at most
 SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (32, 96, 512), 1_600_000
 
 
 @callee
-def whole_rows(rows):  # type: ignore[no-untyped-def]
+def whole_rows(rows, multiple):  # type: ignore[no-untyped-def]
     """Rows that are computed for `rows`: whole register tiles."""
-    return (rows + layer.ROW_MULTIPLE - 1) // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE
+    return (rows + multiple - 1) // multiple * multiple
 
 
 @callee
-def shard_rows(rows, size):  # type: ignore[no-untyped-def]
+def shard_rows(rows, size, multiple):  # type: ignore[no-untyped-def]
     """Rows in each shard of a batch but the last, whole register tiles; `size` is that of the flat buffers.
 
     A shard has 512 rows or more, for its gradient has to be added up; a small batch, so that it can be shared out, is
@@ -41,7 +41,7 @@ def shard_rows(rows, size):  # type: ignore[no-untyped-def]
     while 2 * shards <= most:
         shards *= 2
     each = (rows + shards - 1) // shards
-    return whole_rows(each)
+    return whole_rows(each, multiple)
 
 
 @callee
@@ -83,7 +83,7 @@ def stretch(plan, item, lanes):  # type: ignore[no-untyped-def]
 def rows_of_shard(job, step, item):  # type: ignore[no-untyped-def]
     """First and last + 1 row of a shard, counted within its step."""
     _, rows = rows_in_step(job, step)
-    each = shard_rows(rows, job[SIZE])
+    each = shard_rows(rows, job[SIZE], job[MULTIPLE])
     return each * item, min(each * (item + 1), rows)
 
 
@@ -94,7 +94,7 @@ def items_of(job, plan, step, phase, lanes):  # type: ignore[no-untyped-def]
         return stretches(plan, lanes)
     if phase == SHARD or (phase == CODE and job[SPARSE] != 0):
         _, rows = rows_in_step(job, step)
-        each = shard_rows(rows, job[SIZE])
+        each = shard_rows(rows, job[SIZE], job[MULTIPLE])
         return (rows + each - 1) // each
     return 0
 

@@ -25,6 +25,7 @@ from fastae.kernels.job import (
     KIND,
     LOAD_AT,
     MISSING,
+    MULTIPLE,
     NARROW_AT,
     NOISE,
     ONES,
@@ -116,7 +117,7 @@ def load_tile(out, job_at, scratch, columns, place, first, rows, epoch):  # type
         scale,
         spare,
     )
-    whole = whole_rows(rows)
+    whole = whole_rows(rows, job[MULTIPLE])
     if whole > rows:
         for j in range((columns + lanes - 1) // lanes):
             below = (j * height + rows) * lanes
@@ -176,7 +177,7 @@ def load_input(like, job, job_at, base, scratch, columns, place, first, rows, ep
             loaded += blocks * lanes * height  # the spare tile
     call_at(job[LOAD_AT], (base, job_at, scratch, columns, loaded, first, rows, epoch))
     if job[NARROW_AT] != 0:
-        tile = base + place * size, base + loaded * size, whole_rows(rows), height, blocks
+        tile = base + place * size, base + loaded * size, whole_rows(rows, job[MULTIPLE]), height, blocks
         call_at(job[NARROW_AT], tile)
 
 
@@ -207,7 +208,6 @@ def forward_layers(like, job, plan, tiles, wide, rows, height, first, last):  # 
     The last one's output goes to `wide`, in the engine's dtype, unless that is 0.
     """
     parameters, weights, ones, size = job[PARAMETERS], job[WEIGHTS], job[ONES], like.itemsize
-    lanes = LINE // size
     for i in range(first, last):
         source = tiles + (plan[i - 1, OUTPUT] * height * size if i > 0 else 0)
         ends = wide != 0 and i == last - 1
@@ -221,8 +221,7 @@ def forward_layers(like, job, plan, tiles, wide, rows, height, first, last):  # 
             rows,
             height,
             plan[i, FAN_IN],
-            (plan[i, FAN_OUT] + lanes - 1) // lanes,
-            (plan[i, FAN_IN] + lanes - 1) // lanes * lanes,
+            plan[i, FAN_OUT],
         )
         call_at(job[WIDE_AT] if ends else job[FORWARD_AT], arguments)
 
@@ -241,17 +240,15 @@ def _tile_gradient(
     lanes = LINE // size
     last = plan.shape[0] - 1
     top = tiles + plan[last, OUTPUT] * height * size
-    fan_in = (plan[last, FAN_IN] + lanes - 1) // lanes * lanes
-    blocks = (plan[last, FAN_OUT] + lanes - 1) // lanes
     top_sums = sums + plan[last, COLUMN_SUMS] * size
     linear = plan[last, ACTIVATION] == IDENTITY
     if linear:
         source = tiles + (plan[last - 1, OUTPUT] * height * size if last > 0 else 0)
         w, b = job[WEIGHTS] + plan[last, WEIGHT] * size, parameters + plan[last, BIAS] * size
-        depth = plan[last, FAN_IN]
-        arguments = (top, source, w, b, target, weight, top_sums, loss, whole, height, depth, blocks, fan_in)
-        call_at(job[RESIDUAL_AT], arguments)
+        sizes = whole, height, plan[last, FAN_IN], plan[last, FAN_OUT]
+        call_at(job[RESIDUAL_AT], (top, source, w, b, target, weight, top_sums, loss, *sizes))
     else:
+        blocks = (plan[last, FAN_OUT] + lanes - 1) // lanes
         wide = spare if narrow else top
         layer.output_delta(
             like, wide, target, weight, top_sums, loss, plan[last, ACTIVATION], whole, height, blocks
@@ -259,20 +256,19 @@ def _tile_gradient(
         if narrow:
             call_at(job[NARROW_AT], (top, wide, whole, height, blocks))
     for i in range(last, -1, -1):
-        blocks = (plan[i, FAN_OUT] + lanes - 1) // lanes
-        fan_in = (plan[i, FAN_IN] + lanes - 1) // lanes * lanes
+        fan_in, fan_out = plan[i, FAN_IN], plan[i, FAN_OUT]
         below = tiles + (plan[i - 1, OUTPUT] * height * size if i > 0 else 0)
         delta = tiles + plan[i, OUTPUT] * height * size
         dw = gradient + plan[i, WEIGHT] * size
-        product = dw, below, delta, add, rows, height, plan[i, FAN_IN], blocks, fan_in
-        call_at(job[GRADIENT_AT], product)
+        call_at(job[GRADIENT_AT], (dw, below, delta, add, rows, height, fan_in, fan_out))
         if i > 0:
+            blocks = (fan_in + lanes - 1) // lanes
             sparse = job[SPARSE] != 0 and i - 1 == job[CODE_LAYER]
             if sparse and narrow:
-                pull = spare, below, weight, job[SLOPES], whole, height, fan_in // lanes
+                pull = spare, below, weight, job[SLOPES], whole, height, blocks
                 call_at(job[PULL_AT], pull)
             elif sparse:
-                layer.pull(like, spare, below, weight, job[SLOPES], whole, height, fan_in // lanes)
+                layer.pull(like, spare, below, weight, job[SLOPES], whole, height, blocks)
             chained = (
                 below,
                 delta,
@@ -281,16 +277,15 @@ def _tile_gradient(
                 plan[i - 1, ACTIVATION],
                 whole,
                 height,
-                plan[i, FAN_OUT],
-                fan_in // lanes,
-                blocks * lanes,
+                fan_in,
+                fan_out,
             )
             call_at(job[BACKWARD_AT], chained)
             below_sums = sums + plan[i - 1, COLUMN_SUMS] * size
             if sparse and narrow:
-                call_at(job[ADD_PULL_AT], (below, spare, below_sums, whole, height, fan_in // lanes))
+                call_at(job[ADD_PULL_AT], (below, spare, below_sums, whole, height, blocks))
             elif sparse:
-                layer.add_pull(like, below, spare, below_sums, whole, height, fan_in // lanes)
+                layer.add_pull(like, below, spare, below_sums, whole, height, blocks)
 
 
 @callee
@@ -346,7 +341,7 @@ def shard_item(out, job_at, plan_at, n_layers, step, item, me_at, code_phase):  
                 for c in range(codes.shape[1]):
                     codes[item, c] = 0.0
         load_input(work, job, job_at, base, scratch, features, 0, first + row, count, epoch)
-        whole = whole_rows(count)
+        whole = whole_rows(count, job[MULTIPLE])
         weights = _load_weights(job, work, weight_at, first + row, count, whole)
         place = plan[code, OUTPUT] * height
         layers, wide = code + 1, base + place * size

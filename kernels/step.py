@@ -45,6 +45,7 @@ from fastae.kernels.job import (
     LOSSES,
     MEMBER,
     MOMENTS,
+    MULTIPLE,
     NARROW_AT,
     NARROW_WEIGHTS_AT,
     NORMS,
@@ -383,7 +384,7 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
         else:
             which, low, high, first, last = stretch(plan, item, lanes)
             _, rows = rows_in_step(job, step)
-            each = shard_rows(rows, job[SIZE])
+            each = shard_rows(rows, job[SIZE], job[MULTIPLE])
             weight = losses[step, 1]
             factor = 1.0 / weight if weight > 0 else 0.0
             if job[SUMS] != 0:

@@ -108,10 +108,12 @@ class _Listener(event.Listener):  # type: ignore[misc]
 
 event.register("numba:compile", _Listener())
 
+_OPTIONS = {"error_model": "numpy"}  # divide as IEEE does
+
 
 def kernel(function: Callable[..., Any]) -> Any:
     """A function that Python calls: compiled on first use, without the GIL, dividing as IEEE does, cached on disk."""
-    dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
+    dispatcher = numba.njit(nogil=True, **_OPTIONS)(function)
     if _CACHE is not None:
         try:
             dispatcher._cache = _CACHE(function)
@@ -142,13 +144,12 @@ class ByAddress:
 
 
 def _callback(function: Callable[..., Any], wanted: Any) -> Any:
-    options = {"error_model": "numpy"}
     try:
         from numba.core.ccallback import CFunc
 
-        made: Any = CFunc(function, (wanted.args, wanted.return_type), {}, options)
+        made: Any = CFunc(function, (wanted.args, wanted.return_type), {}, _OPTIONS)
     except (ImportError, TypeError):
-        return numba.cfunc(wanted, **options)(function)
+        return numba.cfunc(wanted, **_OPTIONS)(function)
     if _CACHE is not None:
         try:
             made._cache = _CACHE(function)
@@ -164,7 +165,7 @@ def _callback(function: Callable[..., Any], wanted: Any) -> Any:
 
 def callee(function: Callable[..., Any]) -> Any:
     """A function that jitted functions call: compiled with them, for no other use. To Python it is what it was."""
-    return register_jitable(error_model="numpy", no_cfunc_wrapper=True, no_cpython_wrapper=True)(function)
+    return register_jitable(no_cfunc_wrapper=True, no_cpython_wrapper=True, **_OPTIONS)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
@@ -173,4 +174,4 @@ def inlined(function: Callable[..., Any]) -> Any:
     Numba optimises a callee again in every caller above it; for a call many levels deep that multiplies the time to
     compile.
     """
-    return numba.njit(inline="always", nogil=True, error_model="numpy")(function)
+    return numba.njit(inline="always", nogil=True, **_OPTIONS)(function)

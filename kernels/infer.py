@@ -3,14 +3,14 @@
 import numpy as np
 from numba import carray
 
-from fastae.kernels.compiler import callee, inlined
+from fastae.kernels.compiler import ByAddress, callee
 from fastae.kernels.job import (
-    BUSY,
     CANCEL,
     COLUMN_WEIGHT,
     ERRORS_TASK,
     FIRST_LAYER,
     HEIGHT,
+    JOB,
     LAST_LAYER,
     MISSING,
     MULTIPLE,
@@ -18,16 +18,15 @@ from fastae.kernels.job import (
     NEXT,
     OUT,
     OUT_STRIDE,
-    OVER,
     QUOTA,
     ROWS,
     TASK,
 )
-from fastae.kernels.layout import FAN_IN, FAN_OUT, OUTPUT
+from fastae.kernels.layout import FAN_IN, FAN_OUT, OUTPUT, PLAN
 from fastae.kernels.partition import whole_rows
 from fastae.kernels.rows import store_rows
-from fastae.kernels.shard import SCRATCH, forward_layers, load_input, target_place
-from fastae.kernels.simd import fetch_add, load_acquire, pointer_to
+from fastae.kernels.shard import SCRATCH, WORK_MOST, forward_layers, load_input, target_place
+from fastae.kernels.simd import array_at, fetch_add, load_acquire
 from fastae.kernels.target import LINE
 
 
@@ -38,8 +37,8 @@ def _row_errors(job, work, output, target, columns, first, rows):  # type: ignor
     xhat starts at work[output], x at work[target].
     """
     lanes, height = LINE // work.itemsize, job[HEIGHT]
-    out = carray(pointer_to(job[OUT]), (job[ROWS],), np.float64)
-    weight = carray(pointer_to(job[COLUMN_WEIGHT]), ((columns + lanes - 1) // lanes * lanes,), np.float64)
+    out = array_at(job[OUT], (job[ROWS],), np.float64)
+    weight = array_at(job[COLUMN_WEIGHT], ((columns + lanes - 1) // lanes * lanes,), np.float64)
     for i in range(rows):
         total = 0.0
         for j in range((columns + lanes - 1) // lanes):
@@ -56,12 +55,16 @@ def _row_errors(job, work, output, target, columns, first, rows):  # type: ignor
         out[first + i] = total
 
 
-@inlined
-def infer(job, plan, control, me, work):  # type: ignore[no-untyped-def]
-    """Layers FIRST_LAYER .. LAST_LAYER - 1 on all rows, tile by tile, each claimed: OVER or BUSY.
+@ByAddress
+def infer(out, job_at, plan_at, n_layers, control_at, me_at):  # type: ignore[no-untyped-def]
+    """Layers FIRST_LAYER .. LAST_LAYER - 1 on all rows, tile by tile, each claimed, while the quota lasts.
 
-    What comes out goes into OUT or, for ERRORS_TASK, each row's error does.
+    What comes out goes into OUT or, for ERRORS_TASK, each row's error does. `out` is the thread's work.
     """
+    job = array_at(job_at, (JOB,), np.int64)
+    plan = array_at(plan_at, (n_layers, PLAN), np.int64)
+    me = array_at(me_at, (8,), np.int64)
+    work = carray(out, (WORK_MOST,))
     size, height = work.itemsize, job[HEIGHT]
     lanes, base = LINE // size, np.int64(work.ctypes.data)
     start, last = job[FIRST_LAYER], job[LAST_LAYER] - 1
@@ -70,21 +73,20 @@ def infer(job, plan, control, me, work):  # type: ignore[no-untyped-def]
     target = target_place(plan, height, lanes)
     scratch = target - SCRATCH * lanes
     while me[QUOTA] > 0:
-        if load_acquire(np.int64(control.ctypes.data) + CANCEL * 8) != 0:
-            return OVER
-        first = fetch_add(np.int64(control.ctypes.data) + NEXT * 8, 1) * height
+        if load_acquire(control_at + CANCEL * 8) != 0:
+            return
+        first = fetch_add(control_at + NEXT * 8, 1) * height
         if first >= job[ROWS]:
-            return OVER
+            return
         rows = min(height, job[ROWS] - first)
-        load_input(work, job, np.int64(job.ctypes.data), base, scratch, columns, source, first, rows, 0)
-        out, features = plan[last, OUTPUT] * height, plan[last, FAN_OUT]
+        load_input(work, job, job_at, base, scratch, columns, source, first, rows, 0)
+        output, features = plan[last, OUTPUT] * height, plan[last, FAN_OUT]
         whole = whole_rows(rows, job[MULTIPLE])
-        forward_layers(work, job, plan, base, base + out * size, whole, height, start, last + 1)
+        forward_layers(work, job, plan, base, base + output * size, whole, height, start, last + 1)
         if job[TASK] == ERRORS_TASK:
             kept = job[MISSING] != 0 or job[NARROW_AT] != 0
-            _row_errors(job, work, out, target if kept else 0, features, first, rows)
+            _row_errors(job, work, output, target if kept else 0, features, first, rows)
         else:
             stride = job[OUT_STRIDE]
-            store_rows(work, job[OUT] + first * stride, stride, base + out * size, height, features, rows)
+            store_rows(work, job[OUT] + first * stride, stride, base + output * size, height, features, rows)
         me[QUOTA] -= rows * columns
-    return BUSY

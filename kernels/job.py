@@ -51,6 +51,7 @@
     GRADIENT_AT,
     LOAD_AT,  # and those of this file
     SHARD_AT,
+    INFER_AT,
     WIDE_AT,  # the forward kernel whose output is of the engine's dtype
     NARROW_AT,  # and the others of bfloat16.py; 0 where products are in the engine's dtype
     NARROW_WEIGHTS_AT,
@@ -59,7 +60,7 @@
     TAKEN,  # (most items of a phase,): which phase each was claimed for last
     SUMS,  # 1: loss and gradient as sums over the rows, not divided by the rows' weights
     JOB,
-) = range(57)
+) = range(58)
 STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)
 
 # The control block: int64s a cache line apart

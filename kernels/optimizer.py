@@ -53,11 +53,9 @@ def add_penalty(gradient, parameters, plan, first, last, factor):  # type: ignor
     return total
 
 
-def _write_adam(words, p, g, u, s, lines, constants):  # type: ignore[no-untyped-def]
+def _write_adam(words, p, g, u, s, lines, *constants):  # type: ignore[no-untyped-def]
     """Adam on `lines` lines; constants: beta_1, 1 - beta_1, beta_2, 1 - beta_2, epsilon, the rate, 1 - decay."""
-    beta_1, rest_1, beta_2, rest_2, epsilon, rate, keep = (
-        words.broadcast(words.offset(constants, i * words.itemsize)) for i in range(7)
-    )
+    beta_1, rest_1, beta_2, rest_2, epsilon, rate, keep = map(words.splat, constants)
 
     def line(p, g, u, s):  # type: ignore[no-untyped-def]
         slope = words.load(g, aligned=False)
@@ -97,12 +95,10 @@ def update(kind, parameters, gradient, moment_1, moment_2, first, last, rate, st
         beta_1, beta_2, epsilon = real(settings[BETA_1]), real(settings[BETA_2]), real(settings[EPSILON])
         learning = real(rate * np.sqrt(1 - settings[BETA_2] ** t) / (1 - settings[BETA_1] ** t))
         keep = one - real(rate * settings[DECAY])
-        constants = np.empty(7, p.dtype)
-        constants[0], constants[1], constants[2], constants[3] = beta_1, one - beta_1, beta_2, one - beta_2
-        constants[4], constants[5], constants[6] = epsilon, learning, keep
         lines = p.size * p.itemsize // LINE
         arrays = p.ctypes.data, g.ctypes.data, u.ctypes.data, s.ctypes.data
-        _adam(p, (arrays[0], arrays[1], arrays[2], arrays[3], lines, constants.ctypes.data))
+        constants = beta_1, one - beta_1, beta_2, one - beta_2, epsilon, learning, keep
+        _adam(p, (*arrays, lines, *constants))
         for i in range(
             lines * LINE // p.itemsize, p.size
         ):  # a flat buffer is whole lines; a caller's may not be

@@ -81,10 +81,10 @@ def stretch(plan, item, lanes):  # type: ignore[no-untyped-def]
 
 @callee
 def rows_of_shard(job, step, item):  # type: ignore[no-untyped-def]
-    """First and last + 1 row of a shard, counted within its step."""
-    _, rows = rows_in_step(job, step)
+    """First row and row count of a shard of a step."""
+    first, rows = rows_in_step(job, step)
     each = shard_rows(rows, job[SIZE], job[MULTIPLE])
-    return each * item, min(each * (item + 1), rows)
+    return first + each * item, min(each, rows - each * item)
 
 
 @callee

@@ -64,9 +64,9 @@ from fastae.kernels.layout import (
 )
 from fastae.kernels.noise import NO_NOISE, SWAP, corrupt_row, row_key, swapped
 from fastae.kernels.optimizer import NOISE_LEVEL
-from fastae.kernels.partition import SHARDS_MOST, epoch_of, rows_in_step, rows_of_shard, whole_rows
+from fastae.kernels.partition import SHARDS_MOST, whole_rows
 from fastae.kernels.rows import add_lines, load_rows, zero_lines
-from fastae.kernels.simd import call_at, load_float64, load_int64, pointer_to
+from fastae.kernels.simd import array_at, call_at, load_float64, load_int64
 from fastae.kernels.target import LINE
 
 WORK_MOST = 1 << 40  # elements: the length of a thread's memory is not checked
@@ -91,7 +91,7 @@ def load_tile(out, job_at, scratch, columns, place, first, rows, epoch):  # type
     Where cells may be missing, or noise is asked for, that holds the input and the rows as they are go to
     work[target_place:], which is where the scratch ends.
     """
-    job = carray(pointer_to(job_at), (JOB,), np.int64)
+    job = array_at(job_at, (JOB,), np.int64)
     height = job[HEIGHT]
     work = carray(out, (WORK_MOST,))
     size = work.itemsize
@@ -301,17 +301,17 @@ def _add_codes(work, place, columns, weight_at, rows, height, sums):  # type: ig
 
 
 @ByAddress
-def shard_item(out, job_at, plan_at, n_layers, step, item, me_at, code_phase):  # type: ignore[no-untyped-def]
-    """Tiles of shard `item` from row me[PROGRESS] of it on, while the quota lasts.
+def shard_item(out, job_at, plan_at, n_layers, item, first, rows, epoch, me_at, code_phase):  # type: ignore[no-untyped-def]
+    """Tiles of shard `item`, the rows first .. first + rows, from row me[PROGRESS] of it on, while the quota lasts.
 
     In the CODE phase only the sums of their codes, else their loss and gradient. `out` is the thread's work.
     """
-    job = carray(pointer_to(job_at), (JOB,), np.int64)
-    plan = carray(pointer_to(plan_at), (n_layers, PLAN), np.int64)
-    me = carray(pointer_to(me_at), (8,), np.int64)
+    job = array_at(job_at, (JOB,), np.int64)
+    plan = array_at(plan_at, (n_layers, PLAN), np.int64)
+    me = array_at(me_at, (8,), np.int64)
     work = carray(out, (WORK_MOST,))
-    totals = carray(pointer_to(job[TOTALS]), (SHARDS_MOST, 2), np.float64)
-    codes = carray(pointer_to(job[CODES]), (SHARDS_MOST, plan[job[CODE_LAYER], FAN_OUT]), np.float64)
+    totals = array_at(job[TOTALS], (SHARDS_MOST, 2), np.float64)
+    codes = array_at(job[CODES], (SHARDS_MOST, plan[job[CODE_LAYER], FAN_OUT]), np.float64)
     size, height = work.itemsize, job[HEIGHT]
     lanes, base = LINE // size, np.int64(work.ctypes.data)
     features, code, last = plan[0, FAN_IN], job[CODE_LAYER], plan.shape[0] - 1
@@ -327,12 +327,9 @@ def shard_item(out, job_at, plan_at, n_layers, step, item, me_at, code_phase):  
     if job[MISSING] == 0 and job[NOISE] == NO_NOISE and not narrow:
         target_at = 0
     gradient_at = job[GRADIENTS] + item * job[SIZE] * size
-    first, _ = rows_in_step(job, step)
-    start, end = rows_of_shard(job, step, item)
-    epoch = epoch_of(job, step)
-    while me[QUOTA] > 0 and start + me[PROGRESS] < end:
-        row = start + me[PROGRESS]
-        count = min(height, end - row)
+    while me[QUOTA] > 0 and me[PROGRESS] < rows:
+        row = first + me[PROGRESS]
+        count = min(height, rows - me[PROGRESS])
         accumulate = 1 if me[PROGRESS] > 0 else 0
         if accumulate == 0:
             totals[item, 0] = 0.0
@@ -340,9 +337,9 @@ def shard_item(out, job_at, plan_at, n_layers, step, item, me_at, code_phase):  
             if code_phase:
                 for c in range(codes.shape[1]):
                     codes[item, c] = 0.0
-        load_input(work, job, job_at, base, scratch, features, 0, first + row, count, epoch)
+        load_input(work, job, job_at, base, scratch, features, 0, row, count, epoch)
         whole = whole_rows(count, job[MULTIPLE])
-        weights = _load_weights(job, work, weight_at, first + row, count, whole)
+        weights = _load_weights(job, work, weight_at, row, count, whole)
         place = plan[code, OUTPUT] * height
         layers, wide = code + 1, base + place * size
         if code_phase == 0:

@@ -2,8 +2,8 @@
 
 A *word* is a method of ``Words``; it emits instructions on one **line** (a vector of one cache line: 16 float32 or 8
 float64 lanes). LLVM splits a line into 2 ymm or 4 xmm where the CPU has no zmm. ``@vector_kernel`` turns a function
-that speaks in words into something a jitted function can call as ``f(like, (integers...))``: `like` is an array
-whose dtype picks the lanes, the integers are addresses and sizes in bytes or elements.
+that speaks in words into something a jitted function can call as ``f(like, (numbers...))``: `like` is an array
+whose dtype picks the lanes, the numbers are addresses, sizes in bytes or elements, and scalars of that dtype.
 
 exp and sigmoid: exp(-z) = 2^n p(r), |r| <= ln2/2, by Cody and Waite's two-part ln2 (Software Manual for the Elementary
 Functions, 1980) and a Chebyshev polynomial, relative error 1.0e-8 (float32, degree 6) and 1.7e-17 (float64, degree 11).
@@ -17,6 +17,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 from fastae.kernels.target import LINE, TARGET
 
@@ -444,12 +445,12 @@ def _suffix(element: ir.Type) -> str:
 
 
 def vector_kernel(write: Callable[..., None]) -> Any:
-    """write(words, *integers) as ``f(like, (integers...))`` for jitted code; `like` is a float32 or float64 array."""
+    """write(words, *numbers) as ``f(like, (numbers...))`` for jitted code; `like` is a float32 or float64 array."""
 
     @intrinsic
-    def call(typingctx, like, integers):  # type: ignore[no-untyped-def]
+    def call(typingctx, like, numbers):  # type: ignore[no-untyped-def]
         dtype = like.dtype
-        signature = types.void(like, integers)
+        signature = types.void(like, numbers)
 
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
             words = Words(builder, F64 if dtype == types.float64 else F32)
@@ -540,13 +541,21 @@ def exchange(typingctx, address, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def pointer_to(typingctx, address):  # type: ignore[no-untyped-def]
-    """An address as what ``numba.carray`` takes."""
+def array_at(typingctx, address, shape, dtype):  # type: ignore[no-untyped-def]
+    """The C-contiguous array of `shape`, a tuple, at `address`; ``numba.carray`` is compiled anew for each of them."""
+    array = types.Array(dtype.dtype, len(shape), "C")
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.inttoptr(arguments[0], I8.as_pointer())
+        made = context.make_array(array)(context, builder)
+        item = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(array.dtype)))
+        sizes, strides = cgutils.unpack_tuple(builder, arguments[1]), [item]
+        for size in sizes[:0:-1]:
+            strides.insert(0, builder.mul(strides[0], size))
+        data = builder.inttoptr(arguments[0], made.data.type)
+        populate_array(made, data, sizes, strides, item, meminfo=None)
+        return made._getvalue()
 
-    return types.voidptr(types.int64), generate
+    return array(types.int64, types.UniTuple(types.int64, len(shape)), dtype), generate
 
 
 @intrinsic

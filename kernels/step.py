@@ -19,7 +19,6 @@ listens for the next job for a while before it is OVER: waking a thread takes lo
 """
 
 import numpy as np
-from numba import carray
 
 from fastae.kernels import layer
 from fastae.kernels.compiler import callee, inlined, kernel
@@ -40,12 +39,12 @@ from fastae.kernels.job import (
     GRADIENT,
     GRADIENTS,
     HELD,
+    INFER_AT,
     INSIDE,
     ITEM,
     LOSSES,
     MEMBER,
     MOMENTS,
-    MULTIPLE,
     NARROW_AT,
     NARROW_WEIGHTS_AT,
     NORMS,
@@ -101,10 +100,9 @@ from fastae.kernels.optimizer import (
 from fastae.kernels.optimizer import SETTINGS as SETTINGS_SIZE
 from fastae.kernels.partition import (
     SHARDS_MOST,
+    epoch_of,
     items_of,
-    rows_in_step,
     rows_of_shard,
-    shard_rows,
     stretch,
     stretches,
 )
@@ -113,6 +111,7 @@ from fastae.kernels.shard import (
     shard_item,
 )
 from fastae.kernels.simd import (
+    array_at,
     call_at,
     compare_and_swap,
     exchange,
@@ -120,7 +119,6 @@ from fastae.kernels.simd import (
     flush_subnormals,
     load_acquire,
     pause,
-    pointer_to,
     restore_float_state,
     store_release,
 )
@@ -210,7 +208,7 @@ def _add_norms(norms, losses, step, alpha):  # type: ignore[no-untyped-def]
 
 def addresses(dtype, narrow):  # type: ignore[no-untyped-def]
     """What a job holds from FORWARD_AT to ADD_PULL_AT: the kernels that are called by their address."""
-    own = [load_tile.address(dtype), shard_item.address(dtype)]
+    own = [load_tile.address(dtype), shard_item.address(dtype), infer.address(dtype)]
     if narrow:
         from fastae.kernels import bfloat16
 
@@ -280,7 +278,16 @@ def run(job, plan, control, me, work):  # type: ignore[no-untyped-def]
             if job[TASK] == STEPS_TASK:
                 outcome = _steps(job, plan, control, me, work)
             else:
-                outcome = infer(job, plan, control, me, work)
+                arguments = (
+                    np.int64(work.ctypes.data),
+                    np.int64(job.ctypes.data),
+                    np.int64(plan.ctypes.data),
+                    plan.shape[0],
+                    shared,
+                    np.int64(me.ctypes.data),
+                )
+                call_at(job[INFER_AT], arguments)
+                outcome = OVER if me[QUOTA] > 0 else BUSY
             if member == 0:
                 status = _close_job(control) if outcome == OVER else outcome
             elif outcome == BUSY:
@@ -320,19 +327,19 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
     shared = np.int64(control.ctypes.data)
     claim_at, done_at = shared + CLAIM * 8, shared + DONE * 8
     like, lanes, size, steps = work, LINE // work.itemsize, job[SIZE], job[STEPS]
-    parameters = carray(pointer_to(job[PARAMETERS]), (size,), like.dtype)
-    transposed = carray(pointer_to(job[WT]), (job[WT_SIZE],), like.dtype)
-    gradients = carray(pointer_to(job[GRADIENTS]), (SHARDS_MOST, size), like.dtype)
-    gradient = carray(pointer_to(job[GRADIENT]), (size,), like.dtype)
-    moments = carray(pointer_to(job[MOMENTS]), (2, size), like.dtype)
-    totals = carray(pointer_to(job[TOTALS]), (SHARDS_MOST, 2), np.float64)
-    norms = carray(pointer_to(job[NORMS]), (stretches(plan, lanes),), np.float64)
-    rates = carray(pointer_to(job[RATES]), (steps,), np.float64)
-    settings = carray(pointer_to(job[SETTINGS]), (SETTINGS_SIZE,), np.float64)
-    losses = carray(pointer_to(job[LOSSES]), (steps, 2), np.float64)
+    parameters = array_at(job[PARAMETERS], (size,), like.dtype)
+    transposed = array_at(job[WT], (job[WT_SIZE],), like.dtype)
+    gradients = array_at(job[GRADIENTS], (SHARDS_MOST, size), like.dtype)
+    gradient = array_at(job[GRADIENT], (size,), like.dtype)
+    moments = array_at(job[MOMENTS], (2, size), like.dtype)
+    totals = array_at(job[TOTALS], (SHARDS_MOST, 2), np.float64)
+    norms = array_at(job[NORMS], (stretches(plan, lanes),), np.float64)
+    rates = array_at(job[RATES], (steps,), np.float64)
+    settings = array_at(job[SETTINGS], (SETTINGS_SIZE,), np.float64)
+    losses = array_at(job[LOSSES], (steps, 2), np.float64)
     code = plan[job[CODE_LAYER], FAN_OUT]
-    codes = carray(pointer_to(job[CODES]), (SHARDS_MOST, code), np.float64)
-    slopes = carray(pointer_to(job[SLOPES]), (code,), like.dtype)
+    codes = array_at(job[CODES], (SHARDS_MOST, code), np.float64)
+    slopes = array_at(job[SLOPES], (code,), like.dtype)
     spins, exhausted = 0, -1  # the phase that has no item left to claim
     while True:
         if me[HELD] == 0:
@@ -367,29 +374,29 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
             if load_acquire(shared + CANCEL * 8) != 0:
                 me[HELD] = 0
                 continue
+            first, rows = rows_of_shard(job, step, item)
             arguments = (
                 np.int64(work.ctypes.data),
                 np.int64(job.ctypes.data),
                 np.int64(plan.ctypes.data),
                 plan.shape[0],
-                step,
                 item,
+                first,
+                rows,
+                epoch_of(job, step),
                 np.int64(me.ctypes.data),
                 np.int64(phase == CODE),
             )
             call_at(job[SHARD_AT], arguments)
-            start, end = rows_of_shard(job, step, item)
-            if start + me[PROGRESS] < end:
+            if me[PROGRESS] < rows:
                 return BUSY
         else:
             which, low, high, first, last = stretch(plan, item, lanes)
-            _, rows = rows_in_step(job, step)
-            each = shard_rows(rows, job[SIZE], job[MULTIPLE])
             weight = losses[step, 1]
             factor = 1.0 / weight if weight > 0 else 0.0
             if job[SUMS] != 0:
                 factor = 1.0
-            add_up(gradient, gradients, (rows + each - 1) // each, first, last, factor)
+            add_up(gradient, gradients, items_of(job, plan, step, SHARD, lanes), first, last, factor)
             if settings[ALPHA] > 0:
                 norms[item] = add_penalty(gradient, parameters, plan, first, last, settings[ALPHA] * factor)
             if job[OPTIMIZER] != NONE:

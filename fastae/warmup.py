@@ -1,6 +1,9 @@
 """The kernels compiled ahead, or loaded where they have been: all that engines, training and estimators call."""
 
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 
@@ -14,7 +17,7 @@ def dtypes() -> list[str]:
     """What engines can compute in on the CPU that kernels are compiled for."""
     from fastae.kernels.target import TARGET
 
-    return ["float32", "float64"] + ["bfloat16"] * TARGET.bfloat16
+    return ["float32"] + ["bfloat16"] * TARGET.bfloat16 + ["float64"]
 
 
 def warm_up(dtype: str = "float32") -> float:
@@ -32,3 +35,14 @@ def warm_up(dtype: str = "float32") -> float:
     sigmoid_with_derivative(X, np.empty_like(X), np.empty_like(X))
     exp(X, np.empty_like(X))
     return time.perf_counter() - start
+
+
+def warm_up_all() -> Iterator[tuple[str, float]]:
+    """``warm_up`` for each of ``dtypes()``, and its seconds; float64, which shares no kernel, in a process beside.
+
+    Threads would not do: Numba compiles one function at a time.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn")) as beside:
+        double = beside.submit(warm_up, "float64")
+        for dtype in dtypes():
+            yield dtype, double.result() if dtype == "float64" else warm_up(dtype)

@@ -1,9 +1,9 @@
 """The one decorator of every jitted function, and its cache on disk.
 
 Numba's cache stamps only the file that defines a function: a changed callee in another file would run stale, after an
-edit and after an upgrade alike. Here the index key also holds a hash of all kernel sources. This leans on a private
-class of Numba, so it is kept to this file, behind ``tests/test_compiler.py``; where that class has changed, or no
-cache directory can be written, functions are compiled afresh in each process.
+edit and after an upgrade alike. Here the key also holds a hash of all kernel sources. This leans on private classes of
+Numba, so it is kept to this file, behind ``tests/test_compiler.py``; where those are gone, or no cache directory can be
+written, functions are compiled afresh in each process.
 """
 
 import gc
@@ -48,13 +48,38 @@ def _announce(kept: str | None) -> None:
 
 def _cache_class() -> type | None:
     try:
-        from numba.core.caching import FunctionCache
+        from numba.core.caching import FunctionCache, IndexDataCacheFile
     except ImportError:
         return None
 
+    class SelfDescribedFiles(IndexDataCacheFile):  # type: ignore[misc]
+        """A file for each signature and CPU, and what it is in it.
+
+        Numba's own has an index that names files .1, .2, ...; of two processes that save at once, one may read the
+        other's file for its own.
+        """
+
+        def _name(self, key: tuple[Any, ...]) -> str:
+            digest = hashlib.sha256(repr(key[:2]).encode()).digest()
+            return str(self._data_name(int.from_bytes(digest[:6], "big")))
+
+        def save(self, key: tuple[Any, ...], data: Any) -> None:
+            self._save_data(self._name(key), (key, data))
+
+        def load(self, key: tuple[Any, ...]) -> Any:
+            try:
+                saved, data = self._load_data(self._name(key))
+            except FileNotFoundError:
+                return None
+            return data if saved == key else None
+
     class SourceStampedCache(FunctionCache):  # type: ignore[misc]
+        def __init__(self, function: Callable[..., Any]) -> None:
+            super().__init__(function)
+            self._cache_file = SelfDescribedFiles(self._cache_path, self._impl.filename_base, None)
+
         def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-            return (*super()._index_key(sig, codegen), source_hash())
+            return (*super()._index_key(sig, codegen), numba.__version__, source_hash())
 
         def save_overload(self, sig: Any, data: Any) -> None:
             try:

@@ -92,6 +92,28 @@ def test_works_where_saving_to_the_cache_fails(copy):
     assert run(copy, textwrap.dedent(full) + textwrap.dedent(CALL))[0] == "0.5"
 
 
+def test_processes_that_save_at_once_each_find_their_own(copy):
+    """Each looks for what is cached before the other has saved, and both save."""
+    cache = {"NUMBA_CACHE_DIR": str(copy / "cache")}
+    code = """
+        import sys, numpy as np
+        from fastae.kernels import activations
+        z = np.zeros(5, sys.argv[1])
+        activations._exp(z, z)
+        print(z[0], *activations._exp.stats.cache_hits.values())
+    """
+    together = """
+        from numba.core.caching import IndexDataCacheFile
+        IndexDataCacheFile._load_index = lambda self: {}  # as it was when both began
+    """
+    for dtype in ("f4", "f8"):
+        text = textwrap.dedent(together) + textwrap.dedent(code).replace("sys.argv[1]", repr(dtype))
+        assert run(copy, text, **cache)[0] == "1.0"
+    for dtype in ("f4", "f8"):
+        text = textwrap.dedent(code).replace("sys.argv[1]", repr(dtype))
+        assert run(copy, text, **cache) == ["1.0", "1"], "its own, from the cache"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs a limit on file sizes")
 def test_a_full_disk_leaves_nothing_half_written(copy):
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"  # every write fails
@@ -105,9 +127,9 @@ def test_a_full_disk_leaves_nothing_half_written(copy):
 def test_works_where_the_cache_cannot_be_read(copy):
     cache = {"NUMBA_CACHE_DIR": str(copy / "cache")}
     run(copy, **cache)
-    (index,) = (copy / "cache").glob("*/*.nbi")
-    index.unlink()
-    index.mkdir()  # opening it fails, for root too
+    (file,) = (copy / "cache").glob("*/*.nbc")
+    file.unlink()
+    file.mkdir()  # opening it fails, for root too
     assert run(copy, **cache)[:2] == ["0.5", "0"]
 
 

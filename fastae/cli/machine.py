@@ -143,7 +143,7 @@ def warmup() -> None:
     They are kept for the CPU they are compiled for: this one or, where images move, the one that NUMBA_CPU_NAME and
     NUMBA_CPU_FEATURES name.
     """
-    from fastae.warmup import dtypes, warm_up
+    from fastae.warmup import warm_up_all
 
-    for dtype in dtypes():
-        typer.echo(f"{dtype}: ready in {warm_up(dtype):.1f} s")
+    for dtype, seconds in warm_up_all():
+        typer.echo(f"{dtype}: ready in {seconds:.1f} s")

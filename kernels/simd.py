@@ -555,7 +555,7 @@ def array_at(typingctx, address, shape, dtype):  # type: ignore[no-untyped-def]
         populate_array(made, data, sizes, strides, item, meminfo=None)
         return made._getvalue()
 
-    return array(types.int64, types.UniTuple(types.int64, len(shape)), dtype), generate
+    return array(types.int64, shape, dtype), generate
 
 
 @intrinsic

@@ -56,7 +56,7 @@ def test_first_step(benchmark):
 
 
 def test_compiling_everything(benchmark, tmp_path, monkeypatch):
-    """Both dtypes with an empty cache: to be under 10 s."""
+    """Every dtype with an empty cache: to be under 10 s."""
     if benchmark.enabled:
         monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     benchmark.pedantic(partial(python, "-c", "from fastae.cli import app; app(['warmup'])"), rounds=1)

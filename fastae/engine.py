@@ -112,7 +112,7 @@ class Engine:
         self._job = np.zeros(fields.JOB, np.int64)
         self._blank = np.zeros(fields.JOB, np.int64)  # what all jobs have in common
         self._blank[fields.HEIGHT], self._blank[fields.SIZE] = self.tile_rows, size
-        self._row_multiple = layer.row_multiple(network.widths[1:], self.dtype)
+        self._row_multiple = layer.row_multiple(network.widths[1:], self.dtype)  # type: ignore[no-untyped-call]
         self._blank[fields.MULTIPLE] = self._row_multiple
         self._blank[fields.ONES], self._blank[fields.TOTALS] = (
             self._ones.ctypes.data,

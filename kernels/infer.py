@@ -14,7 +14,6 @@ from fastae.kernels.job import (
     LAST_LAYER,
     MISSING,
     MULTIPLE,
-    NARROW_AT,
     NEXT,
     OUT,
     OUT_STRIDE,
@@ -67,8 +66,7 @@ def infer(job, plan, control, me, work):  # type: ignore[no-untyped-def]
     start, last = job[FIRST_LAYER], job[LAST_LAYER] - 1
     columns = plan[start, FAN_IN]
     source = plan[start - 1, OUTPUT] * height if start > 0 else 0
-    target = target_place(plan, height, lanes)
-    scratch = target - SCRATCH * lanes
+    scratch = target_place(plan, height, lanes) - SCRATCH * lanes
     while me[QUOTA] > 0:
         if load_acquire(np.int64(control.ctypes.data) + CANCEL * 8) != 0:
             return OVER
@@ -76,13 +74,13 @@ def infer(job, plan, control, me, work):  # type: ignore[no-untyped-def]
         if first >= job[ROWS]:
             return OVER
         rows = min(height, job[ROWS] - first)
-        load_input(work, job, np.int64(job.ctypes.data), base, scratch, columns, source, first, rows, 0)
+        at = np.int64(job.ctypes.data)
+        target = load_input(work, job, at, base, scratch, columns, source, first, rows, 0)
         out, features = plan[last, OUTPUT] * height, plan[last, FAN_OUT]
         whole = whole_rows(rows, job[MULTIPLE])
         forward_layers(work, job, plan, base, base + out * size, whole, height, start, last + 1)
         if job[TASK] == ERRORS_TASK:
-            kept = job[MISSING] != 0 or job[NARROW_AT] != 0
-            _row_errors(job, work, out, target if kept else 0, features, first, rows)
+            _row_errors(job, work, out, target, features, first, rows)
         else:
             stride = job[OUT_STRIDE]
             store_rows(work, job[OUT] + first * stride, stride, base + out * size, height, features, rows)

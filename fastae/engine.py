@@ -73,7 +73,7 @@ class Engine:
             raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels do not run uncompiled")
         from numba.core.errors import NumbaError
 
-        from fastae.kernels import layer, partition, shard, step
+        from fastae.kernels import bfloat16, layer, partition, rowlanes, shard, step
         from fastae.kernels.target import TARGET
 
         if narrow and not TARGET.bfloat16:
@@ -81,6 +81,7 @@ class Engine:
                 f"dtype bfloat16 takes a CPU with AVX512_BF16, but kernels are compiled for {TARGET.cpu}"
             )
         self._step, self._not_compiled = step, NumbaError
+        self._form = bfloat16 if narrow else layer  # of products; rowlanes where that pays
         self.plan, size, transposed = layout.plan(network.widths, network.activations, self.dtype)
         lanes = layout.lanes(self.dtype)
         last = self.plan[-1]
@@ -92,8 +93,11 @@ class Engine:
         code = layout.blocks(network.widths[network.code_layer], self.dtype) * lanes
         # A clean copy of a corrupted input, and a spare tile; untouched, so no memory, where nothing needs them.
         inputs = int(self.plan[0][layout.OUTPUT])
-        extra = (inputs + (max(inputs, code) if narrow else code)) * self.tile_rows
-        scratch = int(shard.target_place(self.plan, self.tile_rows, lanes)) + extra
+        # Where rows may lie in the lanes, tiles are of another height, and the clean copy is turned.
+        turned = 0 if narrow else rowlanes.height(network.widths, self.dtype)
+        most = max(self.tile_rows, turned)
+        extra = (2 * inputs + max(inputs, code)) * most
+        scratch = int(shard.target_place(self.plan, most, lanes)) + extra
         self._work = [layout.aligned_zeros(scratch, self.dtype) for _ in range(self.n_threads)]
         self._narrow = layout.aligned_zeros(size, self.dtype) if narrow else None
         self._transposed = layout.aligned_zeros(transposed, self.dtype)
@@ -112,8 +116,7 @@ class Engine:
         self._job = np.zeros(fields.JOB, np.int64)
         self._blank = np.zeros(fields.JOB, np.int64)  # what all jobs have in common
         self._blank[fields.HEIGHT], self._blank[fields.SIZE] = self.tile_rows, size
-        self._row_multiple = layer.row_multiple(network.widths[1:], self.dtype)  # type: ignore[no-untyped-call]
-        self._blank[fields.MULTIPLE] = self._row_multiple
+        self._blank[fields.MULTIPLE] = layer.row_multiple(network.widths[1:], self.dtype)
         self._blank[fields.ONES], self._blank[fields.TOTALS] = (
             self._ones.ctypes.data,
             self._totals.ctypes.data,
@@ -305,6 +308,7 @@ class Engine:
         (steps, 2): the loss of each step, before it is taken, and the sum of its rows' weights. Fewer steps than rates
         come back where a loss was not finite: it is the last, and that step was not taken.
         """
+        from fastae.kernels import rowlanes
         from fastae.kernels.partition import shard_rows
 
         self._check_params(params)
@@ -340,8 +344,16 @@ class Engine:
         job[fields.MOMENTS] = 0 if moments is None else moments.ctypes.data
         job[fields.RATES], job[fields.SETTINGS] = rates.ctypes.data, settings.ctypes.data
         job[fields.LOSSES] = losses.ctypes.data
+        widths, linear = self.network.widths, self.network.activations[-1] == "identity"
+        plain = linear and self._narrow is None and not objective.sparsity_weight
+        if plain and rowlanes.pays(widths, int(batch), self._size, self.dtype):
+            self._use(rowlanes, job)
+            job[fields.HEIGHT] = rowlanes.height(widths, self.dtype)
+            job[fields.MULTIPLE], job[fields.TURNED] = rowlanes.row_multiple(self.dtype), 1
+        else:
+            self._use(self._form, job)
         with self._lock:
-            shards = -(-batch // int(shard_rows(batch, self._size, self._row_multiple)))
+            shards = -(-batch // int(shard_rows(batch, self._size, int(job[fields.MULTIPLE]))))
             if self._gradients.shape[0] < shards:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
             job[fields.GRADIENTS] = self._gradients.ctypes.data
@@ -419,6 +431,7 @@ class Engine:
         job[fields.WEIGHTS] = (params.flat if self._narrow is None else self._narrow).ctypes.data
         job[fields.OUT], job[fields.OUT_STRIDE] = out.ctypes.data, out.strides[0]
         job[fields.FIRST_LAYER], job[fields.LAST_LAYER] = first, last
+        self._use(self._form, job)
         with self._lock:
             if self._narrow is not None:
                 step.narrow_all(job, self.plan)
@@ -486,9 +499,7 @@ class Engine:
         """The job's common part, and the arrays it points at, to be kept alive; the first is the row index, if any."""
         from fastae.kernels.rows import KINDS
 
-        step = self._step
         job = self._blank.copy()
-        job[fields.FORWARD_AT : fields.ADD_PULL_AT + 1] = step.addresses(self.dtype, self._narrow is not None)
         job[fields.X], job[fields.ROW_STRIDE], job[fields.COLUMN_STRIDE] = X.ctypes.data, *X.strides
         if X.shape[1] == 1:
             job[fields.COLUMN_STRIDE] = X.itemsize
@@ -510,6 +521,10 @@ class Engine:
                 job[place] = padded.ctypes.data
         alive.append(X)
         return job, alive
+
+    def _use(self, form: Any, job: np.ndarray) -> None:
+        """The job's products in one form: layer.py's, rowlanes.py's or bfloat16.py's."""
+        job[fields.FORWARD_AT : fields.ADD_PULL_AT + 1] = self._step.addresses(form, self.dtype)
 
     def _describe_objective(
         self, job: np.ndarray, settings: np.ndarray, objective: Objective, unit: float, seed: int, epoch: int

@@ -9,6 +9,7 @@ A map, from the call down:
     job.py          the places in the vectors of int64 that say what is to be done
     layer.py        one layer's forward step and backward step on a tile of rows, in place
     gemm.py         the register tile, in its three forms
+    rowlanes.py     layer.py and gemm.py for layers of few columns: rows in the lanes
     bfloat16.py     layer.py and gemm.py for products of bfloat16 pairs
     activations.py  sigmoid with derivative, tanh, relu, identity
     optimizer.py    fused parameter updates

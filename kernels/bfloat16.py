@@ -15,6 +15,7 @@ two tiles' pairs. Addresses and strides are in bytes; `block` is that of a tile,
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 from numba import carray
 
 from fastae.kernels import gemm, layer
@@ -442,10 +443,8 @@ def add_pull(out, pull, sums, rows, height, blocks):  # type: ignore[no-untyped-
         _add_pull(like, (delta + k, pull + k, sums + j * LINE, height * ROW, rows // 2))
 
 
-def addresses():  # type: ignore[no-untyped-def]
-    """Where the kernels lie, as a job names them (job.py): the layers', and the others."""
-    layers, others = (
-        (forward, residual, backward, gradient),
-        (wide, narrow_tile, narrow_weights, pull, add_pull),
-    )
-    return [made.address("float32") for made in layers], [made.address("float32") for made in others]
+def addresses(dtype: npt.DTypeLike) -> tuple[list[int], list[int]]:
+    """As layer.py's; `dtype` is float32."""
+    products = forward, residual, backward, gradient
+    others = narrow_tile, wide, narrow_tile, narrow_weights, pull, add_pull
+    return [made.address(dtype) for made in products], [made.address(dtype) for made in others]

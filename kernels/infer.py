@@ -14,7 +14,6 @@ from fastae.kernels.job import (
     LAST_LAYER,
     MISSING,
     MULTIPLE,
-    NARROW_AT,
     NEXT,
     OUT,
     OUT_STRIDE,
@@ -70,8 +69,7 @@ def infer(out, job_at, plan_at, n_layers, control_at, me_at):  # type: ignore[no
     start, last = job[FIRST_LAYER], job[LAST_LAYER] - 1
     columns = plan[start, FAN_IN]
     source = plan[start - 1, OUTPUT] * height if start > 0 else 0
-    target = target_place(plan, height, lanes)
-    scratch = target - SCRATCH * lanes
+    scratch = target_place(plan, height, lanes) - SCRATCH * lanes
     while me[QUOTA] > 0:
         if load_acquire(control_at + CANCEL * 8) != 0:
             return
@@ -79,13 +77,12 @@ def infer(out, job_at, plan_at, n_layers, control_at, me_at):  # type: ignore[no
         if first >= job[ROWS]:
             return
         rows = min(height, job[ROWS] - first)
-        load_input(work, job, job_at, base, scratch, columns, source, first, rows, 0)
+        target = load_input(work, job, job_at, base, scratch, columns, source, first, rows, 0)
         output, features = plan[last, OUTPUT] * height, plan[last, FAN_OUT]
         whole = whole_rows(rows, job[MULTIPLE])
         forward_layers(work, job, plan, base, base + output * size, whole, height, start, last + 1)
         if job[TASK] == ERRORS_TASK:
-            kept = job[MISSING] != 0 or job[NARROW_AT] != 0
-            _row_errors(job, work, output, target if kept else 0, features, first, rows)
+            _row_errors(job, work, output, target, features, first, rows)
         else:
             stride = job[OUT_STRIDE]
             store_rows(work, job[OUT] + first * stride, stride, base + output * size, height, features, rows)

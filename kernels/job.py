@@ -52,15 +52,17 @@
     LOAD_AT,  # and those of this file
     SHARD_AT,
     INFER_AT,
+    PREPARE_AT,  # puts loaded rows into the form that products take; 0 where they are loaded in it
     WIDE_AT,  # the forward kernel whose output is of the engine's dtype
     NARROW_AT,  # and the others of bfloat16.py; 0 where products are in the engine's dtype
     NARROW_WEIGHTS_AT,
     PULL_AT,
     ADD_PULL_AT,
     TAKEN,  # (most items of a phase,): which phase each was claimed for last
+    TURNED,  # 1: rows lie in the lanes, as rowlanes.py has them
     SUMS,  # 1: loss and gradient as sums over the rows, not divided by the rows' weights
     JOB,
-) = range(58)
+) = range(60)
 STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)
 
 # The control block: int64s a cache line apart

@@ -6,7 +6,10 @@ strides bytes. The `_tile` kernels take
 addresses; ``layer_forward`` and ``layer_backward`` below are the same two steps for callers with blocked arrays.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
+import numpy.typing as npt
 from numba import carray
 
 from fastae.kernels import gemm
@@ -30,7 +33,7 @@ _backward_1, _backward_2, _backward_3 = (gemm.backward_tile(gemm.rows_of(n), n) 
 _gradient_1, _gradient_2, _gradient_3 = (gemm.gradient_tile(n) for n in (_1, _2, _3))
 
 
-def row_multiple(widths, dtype):  # type: ignore[no-untyped-def]
+def row_multiple(widths: Iterable[int], dtype: npt.DTypeLike) -> int:
     """Rows that are computed at a time in layers that put out `widths` columns; it divides ROW_MULTIPLE."""
     narrow = any(
         blocks(columns, dtype) == 1 for columns in widths
@@ -253,9 +256,10 @@ def add_pull(like, delta, out, sums, rows, height, blocks):  # type: ignore[no-u
 # -- the same steps for callers with blocked arrays of their own ------------------------------------------------------
 
 
-def addresses(dtype):  # type: ignore[no-untyped-def]
-    """Where the kernels called by their address lie, as a job names them (job.py)."""
-    return [made.address(dtype) for made in (forward, residual, backward, gradient)]
+def addresses(dtype: npt.DTypeLike) -> tuple[list[int], list[int]]:
+    """Where the kernels lie, as a job names them (job.py): from FORWARD_AT on, and from PREPARE_AT on."""
+    products = [made.address(dtype) for made in (forward, residual, backward, gradient)]
+    return products, [0, products[0], 0, 0, 0, 0]
 
 
 @kernel

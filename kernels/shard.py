@@ -30,6 +30,7 @@ from fastae.kernels.job import (
     NOISE,
     ONES,
     PARAMETERS,
+    PREPARE_AT,
     PROGRESS,
     PULL_AT,
     QUOTA,
@@ -45,6 +46,7 @@ from fastae.kernels.job import (
     SLOPES,
     SPARSE,
     TOTALS,
+    TURNED,
     WEIGHTS,
     WIDE_AT,
     WT,
@@ -166,19 +168,29 @@ def load_tile(out, job_at, scratch, columns, place, first, rows, epoch):  # type
 
 @callee
 def load_input(like, job, job_at, base, scratch, columns, place, first, rows, epoch):  # type: ignore[no-untyped-def]
-    """``load_tile``; where products are narrow, as bfloat16, with the rows as they are at target_place."""
+    """``load_tile``, in the form that products take; where in `work` the rows lie that the output is compared with.
+
+    That is `place`, where the input is, unless it is corrupted or of another dtype. In memory behind target_place come
+    a spare tile and, where rows lie in the lanes, one for the turned target.
+    """
     height, size = job[HEIGHT], like.itemsize
     lanes = LINE // size
-    blocks = (columns + lanes - 1) // lanes
+    blocks, whole = (columns + lanes - 1) // lanes, whole_rows(rows, job[MULTIPLE])
+    target, tile = scratch + SCRATCH * lanes, blocks * lanes * height
+    spoilt, prepared = job[MISSING] != 0 or job[NOISE] != NO_NOISE, job[PREPARE_AT] != 0
     loaded = place
-    if job[NARROW_AT] != 0:
-        loaded = scratch + SCRATCH * lanes
-        if job[MISSING] != 0 or job[NOISE] != NO_NOISE:
-            loaded += blocks * lanes * height  # the spare tile
+    if prepared:
+        loaded = target + tile if spoilt else target
     call_at(job[LOAD_AT], (base, job_at, scratch, columns, loaded, first, rows, epoch))
-    if job[NARROW_AT] != 0:
-        tile = base + place * size, base + loaded * size, whole_rows(rows, job[MULTIPLE]), height, blocks
-        call_at(job[NARROW_AT], tile)
+    if prepared:
+        call_at(job[PREPARE_AT], (base + place * size, base + loaded * size, whole, height, blocks))
+    if job[TURNED] == 0:
+        return target if spoilt or prepared else place
+    if not spoilt:
+        return place
+    turned = target + 2 * tile
+    call_at(job[PREPARE_AT], (base + turned * size, base + target * size, whole, height, blocks))
+    return turned
 
 
 @callee
@@ -321,11 +333,8 @@ def shard_item(out, job_at, plan_at, n_layers, item, first, rows, epoch, me_at, 
     weight_at = sums_at + width
     scratch = weight_at + height
     loss_at = scratch + LOSS * lanes
-    target_at = target_place(plan, height, lanes)
-    spare_at = target_at + (features + lanes - 1) // lanes * lanes * height
+    spare_at = target_place(plan, height, lanes) + (features + lanes - 1) // lanes * lanes * height
     narrow = job[NARROW_AT] != 0
-    if job[MISSING] == 0 and job[NOISE] == NO_NOISE and not narrow:
-        target_at = 0
     gradient_at = job[GRADIENTS] + item * job[SIZE] * size
     while me[QUOTA] > 0 and me[PROGRESS] < rows:
         row = first + me[PROGRESS]
@@ -337,7 +346,7 @@ def shard_item(out, job_at, plan_at, n_layers, item, first, rows, epoch, me_at, 
             if code_phase:
                 for c in range(codes.shape[1]):
                     codes[item, c] = 0.0
-        load_input(work, job, job_at, base, scratch, features, 0, row, count, epoch)
+        compared_at = load_input(work, job, job_at, base, scratch, features, 0, row, count, epoch)
         whole = whole_rows(count, job[MULTIPLE])
         weights = _load_weights(job, work, weight_at, row, count, whole)
         place = plan[code, OUTPUT] * height
@@ -360,7 +369,7 @@ def shard_item(out, job_at, plan_at, n_layers, item, first, rows, epoch, me_at, 
             job,
             plan,
             base,
-            base + target_at * size,
+            base + compared_at * size,
             base + spare_at * size,
             base + sums_at * size,
             base + weight_at * size,

@@ -148,11 +148,17 @@ class Words:
         made = self.builder.store(value, self.pointer(address, self.line))
         made.align = LINE if aligned else self.itemsize
 
-    def first_lanes(self, count: Value) -> Value:
-        """The mask of the lanes below `count`."""
-        b = self.builder
-        ramp = ir.Constant(ir.VectorType(I32, self.lanes), list(range(self.lanes)))
-        return b.icmp_signed("<", ramp, self.splat(b.trunc(count, I32)))
+    def first_lanes(self, count: Value, lanes: int = 0) -> Value:
+        """The mask of the lanes below `count`, of a line or of a vector of `lanes`."""
+        b, lanes = self.builder, lanes or self.lanes
+        ramp = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+        return b.icmp_signed("<", ramp, self.splat(b.trunc(count, I32), lanes))
+
+    def load_short(self, address: Value, lanes: int) -> Value:
+        """A vector of fewer lanes than a line has."""
+        value = self.builder.load(self.pointer(address, ir.VectorType(self.scalar, lanes)))
+        value.align = self.itemsize
+        return value
 
     def load_first(self, address: Value, mask: Value, element: ir.Type | None = None, size: int = 0) -> Value:
         """Lanes of `mask` from memory, which alone is touched; zero in the others."""
@@ -164,9 +170,10 @@ class Words:
         return self._call(name, vector, [pointer, I32(size or self.itemsize), mask, zero], kinds)
 
     def store_first(self, value: Value, address: Value, mask: Value) -> None:
-        name = f"llvm.masked.store.v{self.lanes}{_suffix(self.scalar)}.p0"
-        pointer = self.pointer(address, self.line)
-        kinds = [self.line, pointer.type, I32, mask.type]
+        """The lanes of `mask` to memory, of a line or of a shorter vector."""
+        name = f"llvm.masked.store.v{value.type.count}{_suffix(self.scalar)}.p0"
+        pointer = self.pointer(address, value.type)
+        kinds = [value.type, pointer.type, I32, mask.type]
         self._call(name, ir.VoidType(), [value, pointer, I32(self.itemsize), mask], kinds)
 
     def broadcast(self, address: Value) -> Value:
@@ -334,21 +341,42 @@ class Words:
 
     def transposed(self, lines: list[Value]) -> list[Value]:
         """The columns of a square of lines: log2(lanes) rounds, each interleaving the first half with the second."""
-        ramp = range(self.lanes)
         halves = [
-            ir.Constant(
-                ir.VectorType(I32, self.lanes), [(i + first) // 2 + (i % 2) * self.lanes for i in ramp]
-            )
-            for first in (0, self.lanes)
+            [(i + first) // 2 + (i % 2) * self.lanes for i in range(self.lanes)] for first in (0, self.lanes)
         ]
         half = self.lanes // 2
         for _ in range(self.lanes.bit_length() - 1):
-            lines = [
-                self.builder.shuffle_vector(lines[i], lines[i + half], mask)
-                for i in range(half)
-                for mask in halves
-            ]
+            lines = [self.shuffle(lines[i], lines[i + half], order) for i in range(half) for order in halves]
         return lines
+
+    def lane_sums(self, lines: list[Value]) -> Value:
+        """The sum over the lanes of each of 1, 2, 4 ... lines, no more than a line has lanes, as one vector so short.
+
+        Two lines become one: every other part of each, side by side, plus the parts between. Parts are quarters of
+        a line first, 128 bits, which one instruction moves; then lanes within quarters. A line left alone is its own
+        pair.
+        """
+        count, quarter = len(lines), self.lanes // 4
+        of = [[i] * self.lanes for i in range(count)]  # of which line's sum each lane holds a part
+        rounds = [(self.lanes, quarter)] * 2 + [(quarter, 1)] * (quarter.bit_length() - 1)
+        for span, part in rounds:
+            first, second = (
+                [
+                    line + lane
+                    for start in range(0, self.lanes, span)
+                    for line in (0, self.lanes)
+                    for lane in range(start, start + span)
+                    if lane // part % 2 == odd
+                ]
+                for odd in (0, 1)
+            )
+            pairs = [(i, i + 1) for i in range(0, len(lines), 2)] if len(lines) > 1 else [(0, 0)]
+            of = [[(of[i] + of[j])[lane] for lane in first] for i, j in pairs]
+            lines = [
+                self.add(self.shuffle(lines[i], lines[j], first), self.shuffle(lines[i], lines[j], second))
+                for i, j in pairs
+            ]
+        return self.shuffle(lines[0], lines[0], [of[0].index(i) for i in range(count)])
 
     # -- bfloat16, the upper half of a float32: a line of float32 may hold 32 of them, two in each lane -----------
 
@@ -368,10 +396,7 @@ class Words:
         """What ``narrow`` made, lane by lane: the first's beside the second's."""
         halves = self.builder.bitcast(line, ir.VectorType(I16, 2 * self.lanes))
         order = [i // 2 + i % 2 * self.lanes for i in range(2 * self.lanes)]
-        mixed = self.builder.shuffle_vector(
-            halves, halves, ir.Constant(ir.VectorType(I32, 2 * self.lanes), order)
-        )
-        return self.builder.bitcast(mixed, self.line)
+        return self.builder.bitcast(self.shuffle(halves, halves, order), self.line)
 
     def unpaired(self, pairs: Value) -> tuple[Value, Value]:
         """The two lines that ``narrow`` was given, of ``paired``, as they were rounded."""
@@ -415,14 +440,15 @@ class Words:
 
     # -- within -----------------------------------------------------------------------------------------------
 
-    def splat(self, value: Value) -> Value:
-        b = self.builder
-        undefined = ir.Constant(ir.VectorType(value.type, self.lanes), ir.Undefined)
-        return b.shuffle_vector(
-            b.insert_element(undefined, value, I32(0)),
-            undefined,
-            ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes),
-        )
+    def splat(self, value: Value, lanes: int = 0) -> Value:
+        """A scalar in every lane of a line, or of a vector of `lanes`."""
+        lanes = lanes or self.lanes
+        undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+        return self.shuffle(self.builder.insert_element(undefined, value, I32(0)), undefined, [0] * lanes)
+
+    def shuffle(self, x: Value, y: Value, order: list[int]) -> Value:
+        """The lanes of x and y, counted one behind the other, that `order` names."""
+        return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(order)), order))
 
     def _int_line(self, value: int) -> Value:
         return ir.Constant(self.int_line, [value] * self.lanes)

@@ -18,9 +18,11 @@ a signal) or when it has waited long (so that Python can yield the core), and is
 listens for the next job for a while before it is OVER: waking a thread takes longer than many a step.
 """
 
-import numpy as np
+from typing import Any
 
-from fastae.kernels import layer
+import numpy as np
+import numpy.typing as npt
+
 from fastae.kernels.compiler import callee, inlined, kernel
 from fastae.kernels.infer import infer
 from fastae.kernels.job import (
@@ -206,16 +208,10 @@ def _add_norms(norms, losses, step, alpha):  # type: ignore[no-untyped-def]
         losses[step, 0] += alpha * total / (2.0 * losses[step, 1])
 
 
-def addresses(dtype, narrow):  # type: ignore[no-untyped-def]
-    """What a job holds from FORWARD_AT to ADD_PULL_AT: the kernels that are called by their address."""
-    own = [load_tile.address(dtype), shard_item.address(dtype), infer.address(dtype)]
-    if narrow:
-        from fastae.kernels import bfloat16
-
-        products, others = bfloat16.addresses()
-        return [*products, *own, *others]
-    products = layer.addresses(dtype)
-    return [*products, *own, products[0], 0, 0, 0, 0]
+def addresses(form: Any, dtype: npt.DTypeLike) -> list[int]:
+    """What a job holds from FORWARD_AT to ADD_PULL_AT; `form` is layer.py, rowlanes.py or bfloat16.py."""
+    products, others = form.addresses(dtype)
+    return [*products, *(own.address(dtype) for own in (load_tile, shard_item, infer)), *others]
 
 
 @kernel

@@ -1,0 +1,308 @@
+"""Layers of few columns, rows in the lanes: against NumPy in float64 up to guard pages, and in whole steps."""
+
+import os
+
+import numpy as np
+import pytest
+from guard import guarded
+
+import fastae
+from fastae import reference
+from fastae.bench.stages import layer_times
+from fastae.kernels import layout, rowlanes
+from fastae.kernels.target import TARGET
+from fastae.objective import Objective
+
+posix = pytest.mark.skipif(os.name != "posix", reason="guard pages need mprotect")
+TOLERANCE = {"float32": 3e-6, "float64": 1e-14}
+SIZES = [(1, 1), (1, 5), (5, 1), (3, 10), (10, 10), (16, 8), (17, 3), (30, 30), (51, 13), (13, 51)]
+
+
+def by_columns(dense, height, end=True):
+    """`dense` column by column, `height` rows each and whole blocks of columns, at a guard page; NaN where unused."""
+    lanes = layout.lanes(dense.dtype)
+    out = np.full((-(-dense.shape[1] // lanes) * lanes, height), np.nan, dense.dtype)
+    out[: dense.shape[1]] = 0
+    out[: dense.shape[1], : len(dense)] = dense.T
+    return guarded(out, end)
+
+
+def blocked(dense, end=True):
+    """`dense` in blocks of columns, both sides padded with zeros."""
+    lanes = layout.lanes(dense.dtype)
+    rows = -(-dense.shape[0] // lanes) * lanes
+    out = np.zeros((layout.blocks(dense.shape[1], dense.dtype), rows, lanes), dense.dtype)
+    layout.pack(dense, out)
+    return guarded(out, end)
+
+
+def vector(dense, end=True):
+    out = np.zeros(layout.blocks(dense.size, dense.dtype) * layout.lanes(dense.dtype), dense.dtype)
+    out[: dense.size] = dense
+    return guarded(out, end)
+
+
+def call(function, dtype, *arguments):
+    integers = tuple(a.ctypes.data if isinstance(a, np.ndarray) else int(a) for a in arguments)
+    layer_times(1, function.address(dtype), integers)
+
+
+def draw(fan_in, fan_out, rows, dtype, activation="sigmoid"):
+    rng = np.random.default_rng(fan_in * 1000 + fan_out * 10 + rows)
+    g, _ = reference.ACTIVATIONS[activation]
+    a = g(rng.normal(size=(rows, fan_in))).astype(dtype)
+    W, b = rng.normal(size=(fan_in, fan_out)).astype(dtype), rng.normal(size=fan_out).astype(dtype)
+    delta = rng.normal(size=(rows, fan_out)).astype(dtype)
+    return a, W, b, delta
+
+
+def close(found, wanted, dtype, depth, what):
+    scale = np.abs(wanted).max() + np.sqrt(depth)
+    assert np.abs(found - wanted).max() <= TOLERANCE[dtype] * scale, what
+
+
+def heights(dtype):
+    return [rowlanes.row_multiple(dtype), 2 * rowlanes.row_multiple(dtype)]
+
+
+@posix
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("activation", layout.ACTIVATIONS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_forward_is_numpys(dtype, activation, end):
+    g, _ = reference.ACTIVATIONS[activation]
+    for fan_in, fan_out in SIZES:
+        for rows in heights(dtype):
+            a, W, b, _ = draw(fan_in, fan_out, rows, dtype)
+            h = by_columns(np.zeros((rows, fan_out), dtype), rows, end)
+            arrays = by_columns(a, rows, end), blocked(W, end), vector(b, end), vector(np.ones_like(b), end)
+            code = layout.ACTIVATIONS.index(activation)
+            call(rowlanes.forward, dtype, h, *arrays, code, rows, rows, fan_in, fan_out)
+            wanted = g(a.astype("f8") @ W.astype("f8") + b)
+            close(h[:fan_out].T, wanted, dtype, fan_in, (fan_in, fan_out, rows))
+
+
+@posix
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("activation", layout.ACTIVATIONS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_backward_is_numpys(dtype, activation, end):
+    _, derivative = reference.ACTIVATIONS[activation]
+    for fan_in, fan_out in SIZES:
+        for rows in heights(dtype):
+            a, W, _, delta = draw(fan_in, fan_out, rows, dtype, activation)
+            h, WT = by_columns(a, rows, end), blocked(W.T.copy(), end)
+            sums = vector(np.full(fan_in, 7, dtype), end)
+            code = layout.ACTIVATIONS.index(activation)
+            sizes = rows, rows, fan_in, fan_out
+            call(rowlanes.backward, dtype, h, by_columns(delta, rows, end), WT, sums, code, *sizes)
+            wanted = (delta.astype("f8") @ W.T.astype("f8")) * derivative(a.astype("f8"))
+            close(h[:fan_in].T, wanted, dtype, fan_out, sizes)
+            close(sums[:fan_in], 7 + wanted.sum(axis=0), dtype, rows * fan_out, sizes)
+            assert not sums[fan_in:].any()
+
+
+@posix
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_residual_is_numpys(dtype, end):
+    for fan_in, fan_out in SIZES:
+        rows = heights(dtype)[0]
+        a, W, b, x = draw(fan_in, fan_out, rows, dtype)
+        x[rows // 2, 0] = np.nan  # missing: no part of the loss
+        weight = np.linspace(0, 2, rows).astype(dtype)
+        delta = by_columns(np.zeros_like(x), rows, end)
+        sums, loss = vector(np.zeros_like(b), end), guarded(np.zeros(layout.lanes(dtype), dtype), end)
+        arrays = by_columns(a, rows, end), blocked(W, end), vector(b, end), by_columns(x, rows, end)
+        sizes = rows, rows, fan_in, fan_out
+        call(rowlanes.residual, dtype, delta, *arrays, guarded(weight, end), sums, loss, *sizes)
+        residual = np.nan_to_num(a.astype("f8") @ W.astype("f8") + b - x, nan=0.0)
+        wanted = weight[:, np.newaxis] * residual
+        close(delta[:fan_out].T, wanted, dtype, fan_in, sizes)
+        close(sums[:fan_out], wanted.sum(axis=0), dtype, rows * fan_in, sizes)
+        if (
+            fan_out % rowlanes.COLUMNS == 0
+        ):  # else the column beside the last is taken along: zeros, in a tile
+            close(loss.sum(), (wanted * residual).sum(), dtype, rows, sizes)
+
+
+@posix
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_gradient_is_numpys(dtype, end):
+    for fan_in, fan_out in SIZES:
+        height = heights(dtype)[1]
+        for rows in (1, layout.lanes(dtype), height // 2 + 3, height):
+            a, W, _, delta = draw(fan_in, fan_out, rows, dtype)
+            dW = blocked(W, end)
+            wanted = a.astype("f8").T @ delta.astype("f8")
+            for accumulate in (0, 1):
+                call(
+                    rowlanes.gradient, dtype, dW, by_columns(a, height, end), by_columns(delta, height, end),
+                    accumulate, rows, height, fan_in, fan_out,
+                )  # fmt: skip
+                found = layout.unpack(dW, W.shape)
+                close(found, (1 + accumulate) * wanted, dtype, rows, (fan_in, fan_out, rows))
+                dW_padding = dW.copy()
+                layout.pack(np.zeros_like(W), dW_padding)
+                assert not dW_padding.any(), "padding is not zero"
+
+
+@posix
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_tile_is_turned(dtype, end):
+    height, lanes = heights(dtype)[1], layout.lanes(dtype)
+    for columns in (1, lanes, lanes + 1, 51):
+        x = np.random.default_rng(0).normal(size=(height, columns)).astype(dtype)
+        tile = np.zeros((layout.blocks(columns, dtype), height, lanes), dtype)
+        layout.pack(x, tile)
+        turned = guarded(np.full((len(tile) * lanes, height), np.nan, dtype), end)
+        call(rowlanes.turn, dtype, turned, guarded(tile, end), height, height, len(tile))
+        assert np.array_equal(turned[:columns], x.T)
+        assert not turned[columns:].any()
+
+
+# -- whole steps ------------------------------------------------------------------------------------------------------
+
+
+NETWORKS = [
+    fastae.Network.autoencoder(10, 3),
+    fastae.Network.autoencoder(30, 8),
+    fastae.Network.autoencoder(1, 1),
+    fastae.Network((13, 7, 2, 7, 13), ("tanh", "relu", "identity", "identity")),
+    fastae.Network((51, 13, 51), ("relu", "identity")),
+]
+
+
+def options(m, n, seed=0):
+    rng = np.random.default_rng(seed)
+    yield {}
+    yield {"sample_weight": rng.integers(0, 3, m) + (np.arange(m) == 0)}
+    yield {"shift": rng.normal(size=n), "scale": rng.uniform(0.5, 2, n)}
+    yield {"index": rng.permutation(m)}
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: str(network.widths))
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("m", [1, 127, 1000, 2500])
+def test_steps_are_the_references(network, dtype, m, monkeypatch):
+    monkeypatch.setattr(rowlanes, "pays", lambda *_: True)
+    n = network.widths[0]
+    X = np.random.default_rng(m).normal(size=(m, n)).astype(dtype)
+    engine, params = fastae.Engine(network, 2, dtype), fastae.Parameters.random(network, dtype=dtype)
+    dense = {name: value.astype("f8") for name, value in params.items()}
+    for option in options(m, n):
+        rows = X[option["index"]] if "index" in option else X
+        seen = (rows.astype("f8") - option.get("shift", 0.0)) * option.get("scale", 1.0)
+        weight = option.get("sample_weight")
+        loss, gradient = engine.loss_and_gradient(params, X, **option)
+        wanted = reference.backward(seen, dense, network.activations, sample_weight=weight)
+        exact = reference.cost(seen, reference.forward(seen, dense, network.activations)["xhat"], weight)
+        assert loss == pytest.approx(exact, rel=3e-6 if dtype == "float32" else 1e-13), option.keys()
+        for name in gradient:
+            error = np.abs(gradient[name] - wanted[f"d{name}"]).max()
+            limit = 1e-5 if dtype == "float32" else 1e-12
+            assert error <= limit * max(np.abs(wanted[f"d{name}"]).max(), 0.1), (option.keys(), name)
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: str(network.widths))
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("noise", [None, "gaussian", "mask", "swap"])
+def test_corrupted_input_is_the_same_as_in_blocks(network, missing, noise, monkeypatch):
+    X = np.random.default_rng(1).normal(size=(700, network.widths[0]))
+    if missing:
+        X[::3, 0] = np.nan
+    params = fastae.Parameters.random(network, dtype="float64")
+    objective = Objective(noise=noise, noise_level=0.3 if noise else 0.0, missing=missing, alpha=0.1)
+    made = []
+    for pays in (True, False):
+        monkeypatch.setattr(rowlanes, "pays", lambda *_, pays=pays: pays)
+        engine = fastae.Engine(network, 1, "float64")
+        gradient = fastae.Parameters(network, "float64")
+        loss = engine.run_steps(params, X, gradient=gradient, objective=objective, seed=5)[0, 0]
+        made.append((loss, gradient.flat))
+    assert made[0][0] == pytest.approx(made[1][0], rel=1e-12)
+    np.testing.assert_allclose(made[0][1], made[1][1], rtol=0, atol=1e-12 * np.abs(made[1][1]).max())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_the_bits_are_the_same_for_any_number_of_threads(dtype):
+    network = fastae.Network.autoencoder(10, 3)
+    assert rowlanes.pays(network.widths, 5000, 10**3, np.dtype(dtype))
+    X = np.random.default_rng(2).normal(size=(20_000, 10)).astype(dtype)
+    made = []
+    for threads in (1, 2, 3):
+        params = fastae.Parameters.random(network, dtype=dtype)
+        engine = fastae.Engine(network, threads, dtype)
+        fastae.train(params, X, engine=engine, epochs=2, batch_size=5000, optimizer=fastae.Adam())
+        made.append(params.flat.tobytes())
+    assert made[0] == made[1] == made[2]
+
+
+def test_an_engine_goes_from_one_form_to_the_other_and_back():
+    """They share a thread's memory: what one leaves there, the other must not see."""
+    network = fastae.Network.autoencoder(10, 3)
+    X = np.random.default_rng(3).normal(size=(3000, 10)).astype("f4")
+    params, engine = fastae.Parameters.random(network), fastae.Engine(network, 1)
+    first = [engine.loss_and_gradient(params, X[:m]) for m in (3000, 1)], engine.reconstruct(params, X)
+    again = [engine.loss_and_gradient(params, X[:m]) for m in (3000, 1)], engine.reconstruct(params, X)
+    for (loss, gradient), (loss_2, gradient_2) in zip(first[0], again[0], strict=True):
+        assert loss == loss_2
+        assert np.array_equal(gradient.flat, gradient_2.flat)
+    assert np.array_equal(first[1], again[1])
+
+
+def test_gradient_is_that_of_finite_differences():
+    network = fastae.Network.autoencoder(6, 3)
+    X = np.random.default_rng(4).normal(size=(1000, 6))
+    assert rowlanes.pays(network.widths, 1000, 10**3, np.dtype("float64"))
+    params, engine = fastae.Parameters.random(network, dtype="float64"), fastae.Engine(network, 1, "float64")
+    _, gradient = engine.loss_and_gradient(params, X)
+    for name in gradient:
+        for place in np.ndindex(gradient[name].shape):
+            value, sides = params[name], []
+            for step in (1e-6, -1e-6):
+                moved = value.copy()
+                moved[place] += step
+                params[name] = moved
+                sides.append(engine.loss_and_gradient(params, X)[0])
+            params[name] = value
+            assert (sides[0] - sides[1]) / 2e-6 == pytest.approx(gradient[name][place], abs=1e-8), (
+                name,
+                place,
+            )
+
+
+def test_where_it_pays():
+    f4, f8, size = np.dtype("f4"), np.dtype("f8"), 4000
+    assert rowlanes.pays((10, 3, 10, 10), 100_000, size, f4)
+    assert rowlanes.pays((30, 8, 30, 30), 65_536, size, f4)
+    assert not rowlanes.pays((32, 16, 32, 32), 65_536, size, f4)  # nothing is padding
+    assert not rowlanes.pays((100, 10, 100, 100), 65_536, size, f4)  # too wide for L1
+    assert not rowlanes.pays((10, 3, 10, 10), 1, size, f4)  # rows would be padding
+    assert not rowlanes.pays((16, 8, 16, 16), 65_536, size, f8)  # blocks of 8: nothing is padding
+
+
+@pytest.mark.parametrize("case", ["last layer", "mean code", "bfloat16"])
+def test_what_it_cannot_do_is_done_in_blocks(case):
+    """A narrow network on many rows, but of a form that rows in the lanes have no kernels for."""
+    activations = ("sigmoid", "sigmoid") if case == "last layer" else ("sigmoid", "identity")
+    network = fastae.Network((10, 3, 10), activations, code_layer=1)
+    if case == "bfloat16" and not TARGET.bfloat16:
+        pytest.skip("no bfloat16 products here")
+    dtype = "bfloat16" if case == "bfloat16" else "float32"
+    engine, params = fastae.Engine(network, 1, dtype), fastae.Parameters.random(network)
+    X = np.random.default_rng(5).random((5000, 10), dtype=np.float32)
+    objective = Objective(sparsity_weight=1.0, sparsity_target=0.1) if case == "mean code" else Objective()
+    gradient = fastae.Parameters(network)
+    engine.run_steps(params, X, gradient=gradient, objective=objective)
+    assert rowlanes.pays(network.widths, 5000, engine._size, engine.dtype)
+    plain = reference.backward(X, dict(params), network.activations)
+    if case == "mean code":  # its gradient is checked in test_objective
+        assert np.isfinite(gradient.flat).all()
+        assert np.abs(gradient["W1"] - plain["dW1"]).max() > 1e-3
+        return
+    for name in gradient:
+        error = np.abs(gradient[name] - plain[f"d{name}"]).max()
+        assert error <= (0.02 if case == "bfloat16" else 1e-4) * np.abs(plain[f"d{name}"]).max(), name

@@ -18,6 +18,7 @@ a signal) or when it has waited long (so that Python can yield the core), and is
 listens for the next job for a while before it is OVER: waking a thread takes longer than many a step.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -208,6 +209,7 @@ def _add_norms(norms, losses, step, alpha):  # type: ignore[no-untyped-def]
         losses[step, 0] += alpha * total / (2.0 * losses[step, 1])
 
 
+@cache
 def addresses(form: Any, dtype: npt.DTypeLike) -> list[int]:
     """What a job holds from FORWARD_AT to ADD_PULL_AT; `form` is layer.py, rowlanes.py or bfloat16.py."""
     products, others = form.addresses(dtype)

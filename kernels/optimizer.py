@@ -21,20 +21,44 @@ MOMENTUM, NESTEROV, BETA_1, BETA_2, EPSILON, DECAY, STEPS_BEFORE, ALPHA = range(
 NOISE_LEVEL, SPARSITY_TARGET, SPARSITY_WEIGHT, SETTINGS = range(8, 12)
 
 
+def _write_add_up(words, total, parts, stride, others, lines, factor):  # type: ignore[no-untyped-def]
+    """total = factor * (part + the `others` after it, `stride` bytes apart), in that order, on `lines` lines."""
+    builder, together, scale = words.builder, 4, words.splat(factor)
+
+    def sums(count: int):  # type: ignore[no-untyped-def]
+        def one(total, parts):  # type: ignore[no-untyped-def]
+            def lines_of(part):  # type: ignore[no-untyped-def]
+                return [words.load(words.offset(part, i * LINE), aligned=False) for i in range(count)]
+
+            def add(part, *so_far):  # type: ignore[no-untyped-def]
+                return [words.offset(part, stride), *map(words.add, so_far, lines_of(part))]
+
+            _, *result = words.loop(others, [words.offset(parts, stride), *lines_of(parts)], add)
+            for i, line in enumerate(result):
+                words.store(words.mul(line, scale), words.offset(total, i * LINE), aligned=False)
+            return [words.offset(place, count * LINE) for place in (total, parts)]
+
+        return one
+
+    places = words.loop(builder.sdiv(lines, words.count(together)), [total, parts], sums(together))
+    words.loop(builder.srem(lines, words.count(together)), places, sums(1))
+
+
+_add_up = vector_kernel(_write_add_up)
+
+
 @callee
 def add_up(total, parts, count, first, last, factor):  # type: ignore[no-untyped-def]
     """total[first:last] = factor * (parts[0] + parts[1] + ...), in that order; parts is (shards, size)."""
-    out = total[first:last]
-    part = parts[0, first:last]
-    for i in range(out.size):
-        out[i] = part[i]
-    for shard in range(1, count):
-        part = parts[shard, first:last]
-        for i in range(out.size):
-            out[i] += part[i]
-    scale = out.dtype.type(factor)
-    for i in range(out.size):
-        out[i] *= scale
+    size, scale = total.itemsize, total.dtype.type(factor)
+    lines, stride = (last - first) * size // LINE, parts.shape[1] * size
+    places = total.ctypes.data + first * size, parts.ctypes.data + first * size
+    _add_up(total, (*places, stride, count - 1, lines, scale))
+    for i in range(first + lines * LINE // size, last):  # a flat buffer is whole lines; a caller's may not be
+        total[i] = parts[0, i]
+        for shard in range(1, count):
+            total[i] += parts[shard, i]
+        total[i] *= scale
 
 
 @callee

@@ -118,7 +118,7 @@ RATE = 1e-3
 def _update_times(times, kind, parameters, gradient, u, s, settings):
     state = flush_subnormals()
     for step in range(times):
-        optimizer.update(kind, parameters, gradient, u, s, 0, parameters.size, RATE, step, settings)
+        optimizer.update(kind, parameters, gradient, u, s, RATE, step, settings)
     restore_float_state(state)
 
 

@@ -49,7 +49,7 @@ def load_times(times, like, tile, height, x, row_stride, column_stride, kind, co
 @kernel
 def add_up_times(times, total, parts, count):
     for _ in range(times):
-        optimizer.add_up(total, parts, count, 0, total.size, 0.5)
+        optimizer.add_up(total, parts, count, 0, 0.5)
 
 
 @kernel

@@ -48,28 +48,28 @@ _add_up = vector_kernel(_write_add_up)
 
 
 @callee
-def add_up(total, parts, count, first, last, factor):  # type: ignore[no-untyped-def]
-    """total[first:last] = factor * (parts[0] + parts[1] + ...), in that order; parts is (shards, size)."""
+def add_up(total, parts, count, first, factor):  # type: ignore[no-untyped-def]
+    """total = factor * (parts[0] + ... + parts[count - 1]), in that order, on their elements from `first`."""
     size, scale = total.itemsize, total.dtype.type(factor)
-    lines, stride = (last - first) * size // LINE, parts.shape[1] * size
-    places = total.ctypes.data + first * size, parts.ctypes.data + first * size
+    lines, stride = total.size * size // LINE, parts.shape[1] * size
+    places = total.ctypes.data, parts.ctypes.data + first * size
     _add_up(total, (*places, stride, count - 1, lines, scale))
-    for i in range(first + lines * LINE // size, last):  # a flat buffer is whole lines; a caller's may not be
-        total[i] = parts[0, i]
+    for i in range(lines * LINE // size, total.size):  # a flat buffer is whole lines; a caller's may not be
+        total[i] = parts[0, first + i]
         for shard in range(1, count):
-            total[i] += parts[shard, i]
+            total[i] += parts[shard, first + i]
         total[i] *= scale
 
 
 @callee
-def add_penalty(gradient, parameters, plan, first, last, factor):  # type: ignore[no-untyped-def]
-    """gradient += factor W on the weights, not the biases, within [first, last); the sum of their squares."""
-    total = 0.0
+def add_penalty(gradient, parameters, plan, first, factor):  # type: ignore[no-untyped-def]
+    """gradient += factor W on the weights, not the biases; the sum of their squares. It begins at element `first`."""
+    total, last = 0.0, first + gradient.size
     scale = gradient.dtype.type(factor)
     for i in range(plan.shape[0]):
         start, end = max(first, plan[i, WEIGHT]), min(last, plan[i, BIAS])
         if start < end:
-            g, w = gradient[start:end], parameters[start:end]
+            g, w = gradient[start - first : end - first], parameters[start:end]
             for j in range(w.size):
                 g[j] += scale * w[j]
             for j in range(w.size):
@@ -98,10 +98,9 @@ _adam = vector_kernel(_write_adam)
 
 
 @callee
-def update(kind, parameters, gradient, moment_1, moment_2, first, last, rate, step, settings):  # type: ignore[no-untyped-def]
-    """One step of optimizer `kind` on [first, last), in place; `step` counts from 0 since `settings[STEPS_BEFORE]`."""
-    real = parameters.dtype.type
-    p, g, u, s = parameters[first:last], gradient[first:last], moment_1[first:last], moment_2[first:last]
+def update(kind, p, g, u, s, rate, step, settings):  # type: ignore[no-untyped-def]
+    """One step of optimizer `kind` on parameters, in place; `step` counts from 0 since `settings[STEPS_BEFORE]`."""
+    real = p.dtype.type
     one = real(1)
     if kind == SGD:
         momentum, learning = real(settings[MOMENTUM]), real(rate)
@@ -137,12 +136,12 @@ def combine(kind, parameters, gradient, parts, plan, moments, weight, rate, sett
 
     `parts` is (parts, size); `weight` is the sum of their rows' weights.
     """
-    size, penalty = parameters.size, 0.0
-    add_up(gradient, parts, parts.shape[0], 0, size, 1.0 / weight)
+    penalty = 0.0
+    add_up(gradient, parts, parts.shape[0], 0, 1.0 / weight)
     if settings[ALPHA] > 0:
-        squares = add_penalty(gradient, parameters, plan, 0, size, settings[ALPHA] / weight)
+        squares = add_penalty(gradient, parameters, plan, 0, settings[ALPHA] / weight)
         penalty = settings[ALPHA] * squares / (2.0 * weight)
-    update(kind, parameters, gradient, moments[0], moments[1], 0, size, rate, 0, settings)
+    update(kind, parameters, gradient, moments[0], moments[1], rate, 0, settings)
     return penalty
 
 

@@ -394,22 +394,16 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
             factor = 1.0 / weight if weight > 0 else 0.0
             if job[SUMS] != 0:
                 factor = 1.0
-            add_up(gradient, gradients, items_of(job, plan, step, SHARD, lanes), first, last, factor)
+            # Only the last step's gradient is asked for; others stay in this thread's memory, and so in its cache.
+            total = array_at(np.int64(work.ctypes.data), (last - first,), like.dtype)
+            if step + 1 == steps:
+                total = gradient[first:last]
+            add_up(total, gradients, items_of(job, plan, step, SHARD, lanes), first, factor)
             if settings[ALPHA] > 0:
-                norms[item] = add_penalty(gradient, parameters, plan, first, last, settings[ALPHA] * factor)
+                norms[item] = add_penalty(total, parameters, plan, first, settings[ALPHA] * factor)
             if job[OPTIMIZER] != NONE:
-                update(
-                    job[OPTIMIZER],
-                    parameters,
-                    gradient,
-                    moments[0],
-                    moments[1],
-                    first,
-                    last,
-                    rates[step],
-                    step,
-                    settings,
-                )
+                p, u, s = parameters[first:last], moments[0, first:last], moments[1, first:last]
+                update(job[OPTIMIZER], p, total, u, s, rates[step], step, settings)
                 if step + 1 < steps:
                     _transpose_stretch(job, plan, parameters, transposed, which, low, high)
         me[HELD] = 0

@@ -2,8 +2,8 @@
 
 A tile's matrices are `height` rows high in memory, of which `rows` are in use, rounded up to whole register tiles
 (``row_multiple`` divides `height`); `fan_in` and `fan_out` are columns in use. Sizes count elements, addresses and
-strides bytes. The `_tile` kernels take
-addresses; ``layer_forward`` and ``layer_backward`` below are the same two steps for callers with blocked arrays.
+strides bytes. The first four functions take addresses; ``layer_forward`` and ``layer_backward`` below are the same two
+steps for callers with blocked arrays.
 """
 
 from collections.abc import Iterable

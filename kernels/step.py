@@ -107,7 +107,7 @@ from fastae.kernels.partition import (
     items_of,
     rows_in_step,
     rows_of_shard,
-    shard_rows,
+    shards_of,
     stretch,
     stretches,
 )
@@ -382,12 +382,12 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
         else:
             which, low, high, first, last = stretch(plan, item, lanes)
             _, rows = rows_in_step(job, step)
-            each = shard_rows(rows, job[SIZE], job[MULTIPLE])
+            shards = shards_of(rows, job[SIZE], job[MULTIPLE])
             weight = losses[step, 1]
             factor = 1.0 / weight if weight > 0 else 0.0
             if job[SUMS] != 0:
                 factor = 1.0
-            add_up(gradient, gradients, (rows + each - 1) // each, first, last, factor)
+            add_up(gradient, gradients, shards, first, last, factor)
             if settings[ALPHA] > 0:
                 norms[item] = add_penalty(gradient, parameters, plan, first, last, settings[ALPHA] * factor)
             if job[OPTIMIZER] != NONE:

@@ -253,6 +253,20 @@ def test_an_engine_goes_from_one_form_to_the_other_and_back():
     assert np.array_equal(first[1], again[1])
 
 
+def test_a_short_last_batch_may_have_more_shards():
+    """16385 rows are 26 shards of 640, and 16384 are 32 of 512."""
+    network = fastae.Network.autoencoder(10, 3)
+    X = np.random.default_rng(6).normal(size=(16385 + 16384, 10)).astype("f4")
+    params, engine = fastae.Parameters.random(network), fastae.Engine(network, 1)
+    assert rowlanes.pays(network.widths, 16385, engine._size, engine.dtype)
+    gradient = fastae.Parameters(network)
+    losses = engine.run_steps(params, X, gradient=gradient, batch_size=16385, rates=np.zeros(2))
+    assert engine._gradients.shape[0] == 32
+    loss, last = fastae.Engine(network, 1).loss_and_gradient(params, X[16385:])
+    assert losses[1, 0] == loss
+    assert np.array_equal(gradient.flat, last.flat)
+
+
 def test_gradient_is_that_of_finite_differences():
     network = fastae.Network.autoencoder(6, 3)
     X = np.random.default_rng(4).normal(size=(1000, 6))

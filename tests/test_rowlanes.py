@@ -293,7 +293,7 @@ def test_where_it_pays():
     assert rowlanes.pays((10, 3, 10, 10), 100_000, size, f4)
     assert rowlanes.pays((30, 8, 30, 30), 65_536, size, f4)
     assert not rowlanes.pays((32, 16, 32, 32), 65_536, size, f4)  # nothing is padding
-    assert not rowlanes.pays((100, 10, 100, 100), 65_536, size, f4)  # too wide for L1
+    assert not rowlanes.pays((100, 10, 100, 100), 65_536, size, f4)  # too wide
     assert not rowlanes.pays((10, 3, 10, 10), 1, size, f4)  # rows would be padding
     assert not rowlanes.pays((16, 8, 16, 16), 65_536, size, f8)  # blocks of 8: nothing is padding
 

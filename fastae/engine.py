@@ -91,11 +91,10 @@ class Engine:
         self.tile_rows = 192 if width * self.dtype.itemsize * 192 <= WORKSPACE else 144
         sums = int(last[layout.COLUMN_SUMS] + outputs)
         code = layout.blocks(network.widths[network.code_layer], self.dtype) * lanes
-        # A clean copy of a corrupted input, and a spare tile; untouched, so no memory, where nothing needs them.
+        # A clean copy of a corrupted input, as loaded and as turned, and a spare tile; untouched, so no memory, where
+        # nothing needs them. Where rows lie in the lanes, tiles are of another height.
         inputs = int(self.plan[0][layout.OUTPUT])
-        # Where rows may lie in the lanes, tiles are of another height, and the clean copy is turned.
-        turned = 0 if narrow else rowlanes.height(network.widths, self.dtype)
-        most = max(self.tile_rows, turned)
+        most = self.tile_rows if narrow else max(self.tile_rows, rowlanes.height(network.widths, self.dtype))
         extra = (2 * inputs + max(inputs, code)) * most
         scratch = int(shard.target_place(self.plan, most, lanes)) + extra
         self._work = [layout.aligned_zeros(scratch, self.dtype) for _ in range(self.n_threads)]

@@ -91,11 +91,10 @@ class Engine:
         self.tile_rows = 192 if width * self.dtype.itemsize * 192 <= WORKSPACE else 144
         sums = int(last[layout.COLUMN_SUMS] + outputs)
         code = layout.blocks(network.widths[network.code_layer], self.dtype) * lanes
-        # A clean copy of a corrupted input, and a spare tile; untouched, so no memory, where nothing needs them.
+        # A clean copy of a corrupted input, as loaded and as turned, and a spare tile; untouched, so no memory, where
+        # nothing needs them. Where rows lie in the lanes, tiles are of another height.
         inputs = int(self.plan[0][layout.OUTPUT])
-        # Where rows may lie in the lanes, tiles are of another height, and the clean copy is turned.
-        turned = 0 if narrow else rowlanes.height(network.widths, self.dtype)
-        most = max(self.tile_rows, turned)
+        most = self.tile_rows if narrow else max(self.tile_rows, rowlanes.height(network.widths, self.dtype))
         extra = (2 * inputs + max(inputs, code)) * most
         scratch = int(shard.target_place(self.plan, most, lanes)) + extra
         self._work = [layout.aligned_zeros(scratch, self.dtype) for _ in range(self.n_threads)]
@@ -309,7 +308,7 @@ class Engine:
         come back where a loss was not finite: it is the last, and that step was not taken.
         """
         from fastae.kernels import rowlanes
-        from fastae.kernels.partition import shard_rows
+        from fastae.kernels.partition import shards_of
 
         self._check_params(params)
         X = check_matrix(X, self.network.widths[0], "X")
@@ -336,7 +335,7 @@ class Engine:
         settings = np.array(settings, np.float64)
         self._describe_objective(job, settings, objective, unit, seed, epoch)
         losses = np.zeros((rates.size, 2))
-        batch = min(batch_size or job[fields.ROWS], job[fields.ROWS])
+        batch = int(min(batch_size or job[fields.ROWS], job[fields.ROWS]))
         job[fields.TASK], job[fields.BATCH], job[fields.STEPS] = fields.STEPS_TASK, batch, rates.size
         job[fields.OPTIMIZER], job[fields.FIRST_ROW], job[fields.SUMS] = optimizer, first_row, sums
         job[fields.PARAMETERS], job[fields.GRADIENT] = params.flat.ctypes.data, gradient.flat.ctypes.data
@@ -346,14 +345,15 @@ class Engine:
         job[fields.LOSSES] = losses.ctypes.data
         widths, linear = self.network.widths, self.network.activations[-1] == "identity"
         plain = linear and self._narrow is None and not objective.sparsity_weight
-        if plain and rowlanes.pays(widths, int(batch), self._size, self.dtype):
+        if plain and rowlanes.pays(widths, batch, self._size, self.dtype):
             self._use(rowlanes, job)
             job[fields.HEIGHT] = rowlanes.height(widths, self.dtype)
             job[fields.MULTIPLE], job[fields.TURNED] = rowlanes.row_multiple(self.dtype), 1
         else:
             self._use(self._form, job)
         with self._lock:
-            shards = -(-batch // int(shard_rows(batch, self._size, int(job[fields.MULTIPLE]))))
+            rest = int(job[fields.ROWS] % batch) or batch  # rows of the last step, which may have more shards
+            shards = max(shards_of(rows, self._size, int(job[fields.MULTIPLE])) for rows in {batch, rest})
             if self._gradients.shape[0] < shards:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
             job[fields.GRADIENTS] = self._gradients.ctypes.data

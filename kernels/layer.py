@@ -2,8 +2,8 @@
 
 A tile's matrices are `height` rows high in memory, of which `rows` are in use, rounded up to whole register tiles
 (``row_multiple`` divides `height`); `fan_in` and `fan_out` are columns in use. Sizes count elements, addresses and
-strides bytes. The `_tile` kernels take
-addresses; ``layer_forward`` and ``layer_backward`` below are the same two steps for callers with blocked arrays.
+strides bytes. The first four functions take addresses; ``layer_forward`` and ``layer_backward`` below are the same two
+steps for callers with blocked arrays.
 """
 
 from collections.abc import Iterable
@@ -13,9 +13,11 @@ import numpy.typing as npt
 from numba import carray
 
 from fastae.kernels import gemm
+from fastae.kernels.activations import times_derivative
 from fastae.kernels.compiler import ByAddress, callee, inlined, kernel
 from fastae.kernels.layout import ACTIVATIONS, aligned_zeros, blocks, lanes
 from fastae.kernels.optimizer import transpose_squares
+from fastae.kernels.partition import whole_rows
 from fastae.kernels.rows import add_lines, zero_lines
 from fastae.kernels.simd import Words, call_at, vector_kernel
 from fastae.kernels.target import LINE, TARGET
@@ -173,8 +175,6 @@ def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type:
 
 def _write_output_delta(words: Words, code, h, x, weight, sums, loss, rows):  # type: ignore[no-untyped-def]
     """h becomes weight (h - x) * g'(h) on one block of columns, 0 where x is NaN: the last layer where not linear."""
-    from fastae.kernels.activations import times_derivative
-
     for activation in range(len(ACTIVATIONS)):
         with words.when(code, "==", activation):
 
@@ -271,7 +271,7 @@ def _layer_forward(at, h, a, W, b, one, activation, rows, fan_in, fan_out):  # t
         np.int64(b.ctypes.data),
         np.int64(one.ctypes.data),
         activation,
-        (rows + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE,
+        whole_rows(rows, ROW_MULTIPLE),
         h.shape[1],
         fan_in,
         fan_out,
@@ -296,8 +296,7 @@ def _layer_backward(
     weights = np.int64(dW.ctypes.data), a_at, delta_at, accumulate
     call_at(gradient_at, (*weights, rows, height, fan_in, fan_out))
     below = a_at, delta_at, np.int64(WT.ctypes.data), np.int64(sums.ctypes.data), activation
-    whole = (rows + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
-    call_at(backward_at, (*below, whole, height, fan_in, fan_out))
+    call_at(backward_at, (*below, whole_rows(rows, ROW_MULTIPLE), height, fan_in, fan_out))
 
 
 def _check_layer(outputs, inputs, shapes, activation, rows):  # type: ignore[no-untyped-def]

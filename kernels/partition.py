@@ -45,6 +45,13 @@ def shard_rows(rows, size, multiple):  # type: ignore[no-untyped-def]
 
 
 @callee
+def shards_of(rows, size, multiple):  # type: ignore[no-untyped-def]
+    """How many shards that makes. A smaller batch may have more: their rows are rounded up."""
+    each = shard_rows(rows, size, multiple)
+    return (rows + each - 1) // each
+
+
+@callee
 def rows_in_step(job, step):  # type: ignore[no-untyped-def]
     """First row and row count of a step; steps walk through the rows batch by batch, and start over."""
     per_epoch = (job[ROWS] + job[BATCH] - 1) // job[BATCH]
@@ -94,8 +101,7 @@ def items_of(job, plan, step, phase, lanes):  # type: ignore[no-untyped-def]
         return stretches(plan, lanes)
     if phase == SHARD or (phase == CODE and job[SPARSE] != 0):
         _, rows = rows_in_step(job, step)
-        each = shard_rows(rows, job[SIZE], job[MULTIPLE])
-        return (rows + each - 1) // each
+        return shards_of(rows, job[SIZE], job[MULTIPLE])
     return 0
 
 

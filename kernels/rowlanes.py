@@ -31,10 +31,10 @@ LINES = gemm.rows_of(1) // COLUMNS
 FROM = 4 if TARGET.widest > 1 else 1
 TO = min(4, gemm.rows_of(1))
 
-# Measured: where padding costs less than this, or a matrix of one register tile's rows is more than L1 should hold of
-# one, layer.py is faster. Two register tiles of rows at a time are a little better while all matrices stay in L1.
-GAIN, WIDEST, TWICE = 1.12, 32 << 10, 90 << 10
+# Measured, on AVX-512 and on AVX2: where padding costs less than this, or there are more columns, layer.py is faster.
+GAIN, WIDEST = 1.12, 80
 MANY = 16  # shards that threads share well enough, whatever their number
+TWICE = 90 << 10  # bytes of a tile up to which two register tiles of rows at a time are a little better
 
 
 def height(widths: tuple[int, ...], dtype: npt.DTypeLike) -> int:
@@ -52,17 +52,17 @@ def row_multiple(dtype: npt.DTypeLike) -> int:
 def pays(widths: tuple[int, ...], batch: int, size: int, dtype: npt.DTypeLike) -> bool:
     """Whether steps on `batch` rows are faster here than in layer.py; `size` is that of the flat buffers.
 
-    Padding of columns is weighed against that of rows, which are to be as many shards as there, or many. Two things are
-    not known here: a last layer that is not linear, and a cost of the mean code.
+    Padding of columns is weighed against that of rows, which must make as many shards as in layer.py, or many. What
+    there are no kernels for here is not asked: a last layer that is not linear, and a cost of the mean code.
     """
-    itemsize, multiple = np.dtype(dtype).itemsize, row_multiple(dtype)
-    lanes = LINE // itemsize
-    if max(widths) * multiple * itemsize > WIDEST:
+    if max(widths) > WIDEST:
         return False
+    lanes = LINE // np.dtype(dtype).itemsize
     useful = sum(a * b for a, b in pairwise(widths))
     padded = sum(a * -(-b // lanes) * lanes for a, b in pairwise(widths))
     each, usual = (
-        int(shard_rows(batch, size, rows)) for rows in (multiple, layer.row_multiple(widths[1:], dtype))
+        int(shard_rows(batch, size, multiple))
+        for multiple in (row_multiple(dtype), layer.row_multiple(widths[1:], dtype))
     )
     shards = -(-batch // each)
     shared = shards == -(-batch // usual) or shards >= MANY

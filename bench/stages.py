@@ -16,9 +16,10 @@ import fastae
 from fastae import reference, team
 from fastae.bench.cases import CASES, Case
 from fastae.bench.probe import Probe
-from fastae.kernels import layer, layout, optimizer, rows
+from fastae.kernels import layer, layout, optimizer, rowlanes, rows
 from fastae.kernels.compiler import ByAddress, kernel
 from fastae.kernels.layout import ACTIVATION, BIAS, COLUMN_SUMS, FAN_IN, FAN_OUT, OUTPUT, TRANSPOSED, WEIGHT
+from fastae.kernels.partition import shards_of
 from fastae.kernels.simd import call_at, flush_subnormals, restore_float_state
 
 # Each runs its kernel `times` times over; layers with subnormals flushed, as in a step.
@@ -68,7 +69,7 @@ class Stage(NamedTuple):
 
 
 class Tile:
-    """One tile of a case and the stages on it, in the order of a step."""
+    """One tile of a case, in the form that steps on it take, and the stages on it, in the order of a step."""
 
     def __init__(self, case: Case, height: int | None = None) -> None:
         self.case, self.network = case, case.network
@@ -76,14 +77,24 @@ class Tile:
         self.plan, self.size, transposed = layout.plan(
             self.network.widths, self.network.activations, case.dtype
         )
-        self.height = height or fastae.Engine(self.network, 1, case.dtype).tile_rows
-        self.rows = min(case.m // layer.ROW_MULTIPLE * layer.ROW_MULTIPLE, self.height)
+        widths = self.network.widths
+        self.turned = rowlanes.pays(widths, case.m, self.size, np.dtype(case.dtype))
+        self.form = rowlanes if self.turned else layer
+        if self.turned:
+            usual, self.multiple = rowlanes.height(widths, case.dtype), rowlanes.row_multiple(case.dtype)
+        else:
+            usual = fastae.Engine(self.network, 1, case.dtype).tile_rows
+            self.multiple = layer.row_multiple(widths[1:], case.dtype)
+        self.height = height or usual
+        self.rows = min(case.m // self.multiple * self.multiple, self.height)
         last = self.plan[-1]
         outputs = self._padded(last[FAN_OUT])
         self.tiles = self._zeros((int(last[OUTPUT]) + outputs) * self.height)
+        self.loaded = self._zeros(int(self.plan[0, OUTPUT]) * self.height) if self.turned else self.tiles
         self.sums, self.ones = (self._zeros(int(last[COLUMN_SUMS]) + outputs) for _ in range(2))
         self.loss, self.spare = self._zeros(len(self.like)), layout.aligned_zeros(16, np.float64)
-        self.weight = self._zeros(self.height) + 1
+        self.weight = self._zeros(self.height)
+        self.weight[:] = 1
         self.gradient, self.transposed = self._zeros(self.size), self._zeros(transposed)
         self.parameters = case.parameters.flat
         for i, row in enumerate(self.plan):
@@ -94,9 +105,9 @@ class Tile:
                 layout.pack(case.parameters[f"W{i + 1}"].T, target.reshape(-1, fan_out, len(self.like)))
 
     def stages(self) -> list[Stage]:
-        """load, forward 1 .. L - 1, residual, then gradient and backward from L down."""
+        """load (and turn), forward 1 .. L - 1, residual, then gradient and backward from L down."""
         last = len(self.plan) - 1
-        made = [self.load()]
+        made = [self.load()] + [self.turn()] * self.turned
         made += [self.forward(i) for i in range(last)]
         made.append(self.residual())
         for i in range(last, -1, -1):
@@ -109,10 +120,15 @@ class Tile:
         X = self.case.X
         kind = rows.KINDS[X.dtype]
         arguments = (
-            *(self.like, self.tiles.ctypes.data, self.height, X.ctypes.data, *X.strides, kind, X.shape[1]),
+            *(self.like, self.loaded.ctypes.data, self.height, X.ctypes.data, *X.strides, kind, X.shape[1]),
             *(0, X.shape[0], self.rows, self.spare.ctypes.data),
         )
         return Stage("load", 0, lambda times: load_times(times, *arguments))
+
+    def turn(self) -> Stage:
+        blocks = int(layout.blocks(self.network.widths[0], self.case.dtype))
+        arguments = self._output(-1), self._at(self.loaded), self.rows, self.height, blocks
+        return Stage("turn", 0, _repeat(rowlanes.turn, self.case, arguments))
 
     def forward(self, i: int) -> Stage:
         row = self.plan[i]
@@ -120,7 +136,7 @@ class Tile:
             *(self._output(i), self._output(i - 1), *self._weights(i)),
             *(self._at(self.ones, row[COLUMN_SUMS]), int(row[ACTIVATION]), *self._sizes(i)),
         )
-        return Stage(f"forward {i + 1}", self._flops(i), _repeat(layer.forward, self.case, arguments))
+        return Stage(f"forward {i + 1}", self._flops(i), _repeat(self.form.forward, self.case, arguments))
 
     def residual(self) -> Stage:
         i = len(self.plan) - 1
@@ -129,7 +145,7 @@ class Tile:
             *(self._at(self.weight), self._at(self.sums, self.plan[i, COLUMN_SUMS]), self._at(self.loss)),
             *self._sizes(i),
         )
-        return Stage(f"residual {i + 1}", self._flops(i), _repeat(layer.residual, self.case, arguments))
+        return Stage(f"residual {i + 1}", self._flops(i), _repeat(self.form.residual, self.case, arguments))
 
     def weight_gradient(self, i: int) -> Stage:
         row = self.plan[i]
@@ -137,7 +153,7 @@ class Tile:
             *(self._at(self.gradient, row[WEIGHT]), self._output(i - 1), self._output(i), 0),
             *self._sizes(i),
         )
-        return Stage(f"gradient {i + 1}", self._flops(i), _repeat(layer.gradient, self.case, arguments))
+        return Stage(f"gradient {i + 1}", self._flops(i), _repeat(self.form.gradient, self.case, arguments))
 
     def backward(self, i: int) -> Stage:
         """The delta of layer i (from 0) to that of the layer below it, over h."""
@@ -147,7 +163,7 @@ class Tile:
             *(self._at(self.sums, below[COLUMN_SUMS]), int(below[ACTIVATION])),
             *self._sizes(i),
         )
-        return Stage(f"backward {i + 1}", self._flops(i), _repeat(layer.backward, self.case, arguments))
+        return Stage(f"backward {i + 1}", self._flops(i), _repeat(self.form.backward, self.case, arguments))
 
     def check(self) -> None:
         """All stages once, in order: every weight gradient against the reference's."""
@@ -221,9 +237,7 @@ def report(case: Case) -> None:
     engine.loss_and_gradient(case.parameters, case.X)
     tiles = case.m / tile.rows
     lines = [(s.name, s.flops * tiles, _time(s.run, probe) * tiles) for s in tile.stages()]
-    from fastae.kernels.partition import shard_rows
-
-    shards = -(-case.m // int(shard_rows(case.m, tile.size, layer.ROW_MULTIPLE)))
+    shards = shards_of(case.m, tile.size, tile.multiple)
     parts = layout.aligned_zeros(shards * tile.size, case.dtype).reshape(shards, -1)
     lines.append(
         (f"add up {shards} shards", 0, _time(lambda n: add_up_times(n, tile.gradient, parts, shards)))
@@ -239,7 +253,8 @@ def report(case: Case) -> None:
     total = sum(seconds for *_, seconds in lines)
     whole = _time(lambda n: [engine.loss_and_gradient(case.parameters, case.X) for _ in range(n)])
 
-    print(f"\n{case.id}: tiles of {tile.rows} rows, one thread's FMA peak {probe.median:.0f} GF/s")
+    height = f"{tile.rows} rows{', turned' * tile.turned}"
+    print(f"\n{case.id}: tiles of {height}, one thread's FMA peak {probe.median:.0f} GF/s")
     print(f"  {'stage':<18}{'ms':>9}{'of all':>9}{'GF/s':>9}{'of peak':>9}")
     for name, flops, seconds in lines:
         gflops = flops / seconds / 1e9

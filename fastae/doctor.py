@@ -59,7 +59,7 @@ def _cache() -> dict[str, Any]:
     state = (
         f"{compiled} compiled of the main kernel"
         if compiled
-        else "empty: the first use compiles, about 7 s a dtype"
+        else "empty: the first use compiles, about 8 s a dtype"
     )
     if not os.access(place if os.path.isdir(place) else os.path.dirname(place), os.W_OK):
         state += "; may not be written to"

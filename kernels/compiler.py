@@ -40,7 +40,7 @@ def _announce(kept: str | None) -> None:
             f"later runs load them from {kept}" if kept else "no cache can be written: each run does so again"
         )
         print(
-            f"fastae: compiling kernels for this CPU, about 7 s a dtype; {later}",
+            f"fastae: compiling kernels for this CPU, about 8 s a dtype; {later}",
             file=sys.stderr,
             flush=True,
         )

@@ -4,48 +4,18 @@ import os
 
 import numpy as np
 import pytest
-from guard import guarded
+from layers import TOLERANCE, blocked, close, draw, vector
 
 from fastae import kernels, reference
 from fastae.kernels import layer, layout
 
 posix = pytest.mark.skipif(os.name != "posix", reason="guard pages need mprotect")
-TOLERANCE = {"float32": 3e-6, "float64": 1e-14}
 HEIGHT = 2 * layer.ROW_MULTIPLE
-
-
-def blocked(dense, height=None, end=True):
-    """`dense` in blocks, on a buffer that ends (or begins) at a guard page."""
-    lanes = layout.lanes(dense.dtype)
-    rows = height or -(-dense.shape[0] // lanes) * lanes
-    out = np.zeros((layout.blocks(dense.shape[1], dense.dtype), rows, lanes), dense.dtype)
-    layout.pack(dense, out)
-    return guarded(out, end)
-
-
-def vector(dense):
-    out = np.zeros(layout.blocks(dense.size, dense.dtype) * layout.lanes(dense.dtype), dense.dtype)
-    out[: dense.size] = dense
-    return guarded(out)
-
-
-def draw(fan_in, fan_out, rows, dtype, activation="sigmoid"):
-    rng = np.random.default_rng(fan_in * 1000 + fan_out * 10 + rows)
-    g, _ = reference.ACTIVATIONS[activation]
-    a = g(rng.normal(size=(rows, fan_in))).astype(dtype)
-    W, b = rng.normal(size=(fan_in, fan_out)).astype(dtype), rng.normal(size=fan_out).astype(dtype)
-    delta = rng.normal(size=(rows, fan_out)).astype(dtype)
-    return a, W, b, delta
 
 
 def padding(array, columns):
     """What lies in the padding lanes of a blocked array."""
     return array.transpose(1, 0, 2).reshape(array.shape[1], -1)[:, columns:]
-
-
-def close(found, wanted, dtype, depth, what):
-    scale = np.abs(wanted).max() + np.sqrt(depth)
-    assert np.abs(found - wanted).max() <= TOLERANCE[dtype] * scale, what
 
 
 # Fan-outs that make register tiles of 1, 2 and 3 blocks and a last block of any width; fan-ins around whole blocks

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 from guard import guarded
+from layers import TOLERANCE, blocked, close, draw, vector
 
 import fastae
 from fastae import reference
@@ -14,7 +15,6 @@ from fastae.kernels.target import TARGET
 from fastae.objective import Objective
 
 posix = pytest.mark.skipif(os.name != "posix", reason="guard pages need mprotect")
-TOLERANCE = {"float32": 3e-6, "float64": 1e-14}
 SIZES = [(1, 1), (1, 5), (5, 1), (3, 10), (10, 10), (16, 8), (17, 3), (30, 30), (51, 13), (13, 51)]
 
 
@@ -27,38 +27,9 @@ def by_columns(dense, height, end=True):
     return guarded(out, end)
 
 
-def blocked(dense, end=True):
-    """`dense` in blocks of columns, both sides padded with zeros."""
-    lanes = layout.lanes(dense.dtype)
-    rows = -(-dense.shape[0] // lanes) * lanes
-    out = np.zeros((layout.blocks(dense.shape[1], dense.dtype), rows, lanes), dense.dtype)
-    layout.pack(dense, out)
-    return guarded(out, end)
-
-
-def vector(dense, end=True):
-    out = np.zeros(layout.blocks(dense.size, dense.dtype) * layout.lanes(dense.dtype), dense.dtype)
-    out[: dense.size] = dense
-    return guarded(out, end)
-
-
 def call(function, dtype, *arguments):
     integers = tuple(a.ctypes.data if isinstance(a, np.ndarray) else int(a) for a in arguments)
     layer_times(1, function.address(dtype), integers)
-
-
-def draw(fan_in, fan_out, rows, dtype, activation="sigmoid"):
-    rng = np.random.default_rng(fan_in * 1000 + fan_out * 10 + rows)
-    g, _ = reference.ACTIVATIONS[activation]
-    a = g(rng.normal(size=(rows, fan_in))).astype(dtype)
-    W, b = rng.normal(size=(fan_in, fan_out)).astype(dtype), rng.normal(size=fan_out).astype(dtype)
-    delta = rng.normal(size=(rows, fan_out)).astype(dtype)
-    return a, W, b, delta
-
-
-def close(found, wanted, dtype, depth, what):
-    scale = np.abs(wanted).max() + np.sqrt(depth)
-    assert np.abs(found - wanted).max() <= TOLERANCE[dtype] * scale, what
 
 
 def heights(dtype):
@@ -75,7 +46,12 @@ def test_forward_is_numpys(dtype, activation, end):
         for rows in heights(dtype):
             a, W, b, _ = draw(fan_in, fan_out, rows, dtype)
             h = by_columns(np.zeros((rows, fan_out), dtype), rows, end)
-            arrays = by_columns(a, rows, end), blocked(W, end), vector(b, end), vector(np.ones_like(b), end)
+            arrays = (
+                by_columns(a, rows, end),
+                blocked(W, end=end),
+                vector(b, end),
+                vector(np.ones_like(b), end),
+            )
             code = layout.ACTIVATIONS.index(activation)
             call(rowlanes.forward, dtype, h, *arrays, code, rows, rows, fan_in, fan_out)
             wanted = g(a.astype("f8") @ W.astype("f8") + b)
@@ -91,7 +67,7 @@ def test_backward_is_numpys(dtype, activation, end):
     for fan_in, fan_out in SIZES:
         for rows in heights(dtype):
             a, W, _, delta = draw(fan_in, fan_out, rows, dtype, activation)
-            h, WT = by_columns(a, rows, end), blocked(W.T.copy(), end)
+            h, WT = by_columns(a, rows, end), blocked(W.T.copy(), end=end)
             sums = vector(np.full(fan_in, 7, dtype), end)
             code = layout.ACTIVATIONS.index(activation)
             sizes = rows, rows, fan_in, fan_out
@@ -113,7 +89,7 @@ def test_residual_is_numpys(dtype, end):
         weight = np.linspace(0, 2, rows).astype(dtype)
         delta = by_columns(np.zeros_like(x), rows, end)
         sums, loss = vector(np.zeros_like(b), end), guarded(np.zeros(layout.lanes(dtype), dtype), end)
-        arrays = by_columns(a, rows, end), blocked(W, end), vector(b, end), by_columns(x, rows, end)
+        arrays = by_columns(a, rows, end), blocked(W, end=end), vector(b, end), by_columns(x, rows, end)
         sizes = rows, rows, fan_in, fan_out
         call(rowlanes.residual, dtype, delta, *arrays, guarded(weight, end), sums, loss, *sizes)
         residual = np.nan_to_num(a.astype("f8") @ W.astype("f8") + b - x, nan=0.0)
@@ -134,7 +110,7 @@ def test_gradient_is_numpys(dtype, end):
         height = heights(dtype)[1]
         for rows in (1, layout.lanes(dtype), height // 2 + 3, height):
             a, W, _, delta = draw(fan_in, fan_out, rows, dtype)
-            dW = blocked(W, end)
+            dW = blocked(W, end=end)
             wanted = a.astype("f8").T @ delta.astype("f8")
             for accumulate in (0, 1):
                 call(

@@ -37,9 +37,8 @@ _gradient_1, _gradient_2, _gradient_3 = (gemm.gradient_tile(n) for n in (_1, _2,
 
 def row_multiple(widths: Iterable[int], dtype: npt.DTypeLike) -> int:
     """Rows that are computed at a time in layers that put out `widths` columns; it divides ROW_MULTIPLE."""
-    narrow = any(
-        blocks(columns, dtype) == 1 for columns in widths
-    )  # only then are register tiles 1 block wide
+    # Register tiles are 1 block wide only where a layer is.
+    narrow = any(blocks(columns, dtype) == 1 for columns in widths)
     return int(np.lcm.reduce([ROWS_1, ROWS_2, ROWS_3] if narrow else [ROWS_2, ROWS_3]))
 
 

@@ -145,19 +145,19 @@ def combine(kind, parameters, gradient, parts, plan, moments, weight, rate, sett
     return penalty
 
 
-def _write_transpose(words, target, target_step, source, squares):  # type: ignore[no-untyped-def]
-    """`squares` squares of lanes x lanes, one below the other in `source`, each to the next block of `target`."""
+def _write_transpose(words, target, line_step, square_step, source, squares):  # type: ignore[no-untyped-def]
+    """`squares` squares of lanes x lanes, one below the other in `source`, transposed; the steps are in `target`."""
 
     def square(target, source):  # type: ignore[no-untyped-def]
         lines = words.transposed([words.load(words.offset(source, i * LINE)) for i in range(words.lanes)])
         for i, line in enumerate(lines):
-            words.store(line, words.offset(target, i * LINE))
-        return [words.offset(target, target_step), words.offset(source, words.lanes * LINE)]
+            words.store(line, words.offset(target, (line_step, i)))
+        return [words.offset(target, square_step), words.offset(source, words.lanes * LINE)]
 
     words.loop(squares, [target, source], square)
 
 
-_transpose = vector_kernel(_write_transpose)
+transpose = vector_kernel(_write_transpose)
 
 
 @callee
@@ -171,5 +171,5 @@ def transpose_squares(source, target, fan_in, fan_out, first, last):  # type: ig
         column, row = square // high, square % high
         count = min(high - row, last - square)
         place = to + (row * fan_out + column * lanes) * LINE
-        _transpose(source, (place, fan_out * LINE, start + square * lanes * LINE, count))
+        transpose(source, (place, LINE, fan_out * LINE, start + square * lanes * LINE, count))
         square += count

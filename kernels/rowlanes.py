@@ -17,10 +17,11 @@ from numba import carray
 
 from fastae.kernels import gemm, layer
 from fastae.kernels.activations import activate, times_derivative
-from fastae.kernels.compiler import ByAddress
+from fastae.kernels.compiler import ByAddress, callee
 from fastae.kernels.gemm import Tile, flatten, unflatten
 from fastae.kernels.layer import in_blocks
 from fastae.kernels.layout import ACTIVATIONS
+from fastae.kernels.optimizer import transpose
 from fastae.kernels.partition import shard_rows
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import LINE, TARGET
@@ -153,7 +154,7 @@ def _write_gradient(words, c, a, b, column, lines, accumulate, fan_in, fan_out):
 
 
 def _write_column_sums(words, sums, a, column, lines, columns):  # type: ignore[no-untyped-def]
-    """The bias gradient: sums += the sum over rows of TO columns of A, of which `columns` are there."""
+    """sums += the sum over rows of TO columns of A, of which `columns` are there."""
 
     def step(a: Value, *flat: Value) -> list[Value]:
         added = [words.add(words.load(words.offset(a, (column, j))), flat[j]) for j in range(TO)]
@@ -164,29 +165,18 @@ def _write_column_sums(words, sums, a, column, lines, columns):  # type: ignore[
     words.store_first(total, sums, words.first_lanes(columns, TO))
 
 
-def _write_turn(words, target, column, source, squares):  # type: ignore[no-untyped-def]
-    """Squares of a block of columns, one below the other: its columns become lines, `column` bytes apart."""
-
-    def square(target, source):  # type: ignore[no-untyped-def]
-        lines = words.transposed([words.load(words.offset(source, i * LINE)) for i in range(words.lanes)])
-        for i, line in enumerate(lines):
-            words.store(line, words.offset(target, (column, i)))
-        return [words.offset(target, LINE), words.offset(source, words.lanes * LINE)]
-
-    words.loop(squares, [target, source], square)
-
-
-_forward, _residual, _backward, _gradient, _column_sums, _turn = (
+_forward, _residual, _backward, _gradient, _column_sums = (
     vector_kernel(write)
-    for write in (
-        _write_forward,
-        _write_residual,
-        _write_backward,
-        _write_gradient,
-        _write_column_sums,
-        _write_turn,
-    )
+    for write in (_write_forward, _write_residual, _write_backward, _write_gradient, _write_column_sums)
 )
+
+
+@callee
+def _add_column_sums(like, sums, a, column, rows, columns):  # type: ignore[no-untyped-def]
+    """The bias gradient: sums += the sum over rows of a."""
+    size = like.itemsize
+    for j in range(0, columns, TO):
+        _column_sums(like, (sums + j * size, a + j * column, column, rows * size // LINE, columns - j))
 
 
 # -- one layer on a tile of rows, with the arguments of layer.py's -----------------------------------------------------
@@ -219,8 +209,7 @@ def residual(out, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_o
             b = w + j // lanes * block + j % lanes * size
             rest = bias + j * size, x + k, weight + i * size, loss
             _residual(like, (delta + k, a + i * size, column, b, fan_in, *rest))
-    for j in range(0, fan_out, TO):
-        _column_sums(like, (sums + j * size, delta + j * column, column, rows // lanes, fan_out - j))
+    _add_column_sums(like, sums, delta, column, rows, fan_out)
 
 
 @ByAddress
@@ -234,8 +223,7 @@ def backward(out, delta, wt, sums, activation, rows, height, fan_in, fan_out):  
         for j in range(0, fan_in, COLUMNS):
             b = wt + j // lanes * block + j % lanes * size
             _backward(like, (h + j * column + i * size, delta + i * size, column, b, fan_out, activation))
-    for j in range(0, fan_in, TO):
-        _column_sums(like, (sums + j * size, h + j * column, column, rows // lanes, fan_in - j))
+    _add_column_sums(like, sums, h, column, rows, fan_in)
 
 
 @ByAddress
@@ -260,7 +248,8 @@ def turn(out, source, rows, height, blocks):  # type: ignore[no-untyped-def]
     lanes = LINE // size
     column = height * size
     for j in range(blocks):
-        _turn(like, (target + j * lanes * column, column, source + j * height * LINE, rows // lanes))
+        block = target + j * lanes * column, column, LINE, source + j * height * LINE
+        transpose(like, (*block, rows // lanes))
 
 
 def addresses(dtype: npt.DTypeLike) -> tuple[list[int], list[int]]:

@@ -134,7 +134,7 @@ class Tile:
         row = self.plan[i]
         arguments = (
             *(self._output(i), self._output(i - 1), *self._weights(i)),
-            *(self._at(self.ones, row[COLUMN_SUMS]), int(row[ACTIVATION]), *self._sizes(i)),
+            *(self._at(self.ones, row[COLUMN_SUMS]), int(row[ACTIVATION]), 1, *self._sizes(i)),
         )
         return Stage(f"forward {i + 1}", self._flops(i), _repeat(self.form.forward, self.case, arguments))
 

@@ -55,7 +55,7 @@ def _cache() -> dict[str, Any]:
     if place is None:
         return {"place": None, "state": "no directory can be written: each process compiles the kernels anew"}
     files = [file for pattern in ("*.nbi", "*.nbc") for file in Path(place).glob(pattern)]
-    compiled = len(list(Path(place).glob("step.run-*.nbc")))
+    compiled = len(list(Path(place).glob("shard.shard_item-*.nbc")))
     state = (
         f"{compiled} compiled of the main kernel"
         if compiled

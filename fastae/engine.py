@@ -111,10 +111,12 @@ class Engine:
         self._norms = np.zeros(stretches)
         self._taken = np.zeros(max(stretches, partition.SHARDS_MOST), np.int64)
         self._codes = np.zeros((partition.SHARDS_MOST, network.widths[network.code_layer]))
-        self._slopes = layout.aligned_zeros(code, self.dtype)
+        self._slopes = np.zeros(code)
         self._job = np.zeros(fields.JOB, np.int64)
         self._blank = np.zeros(fields.JOB, np.int64)  # what all jobs have in common
+        self._blank[fields.PLAN_AT], self._blank[fields.LAYERS] = self.plan.ctypes.data, len(self.plan)
         self._blank[fields.HEIGHT], self._blank[fields.SIZE] = self.tile_rows, size
+        self._blank[fields.STRETCHES] = stretches
         self._blank[fields.MULTIPLE] = layer.row_multiple(network.widths[1:], self.dtype)
         self._blank[fields.ONES], self._blank[fields.TOTALS] = (
             self._ones.ctypes.data,
@@ -387,17 +389,25 @@ class Engine:
         `parts` is (blocks, size of the flat buffer); they are added in that order, divided by `weight`, the sum of all
         rows' weights, and the penalty added, into `gradient`. Returns what the penalty adds to the loss.
         """
-        from fastae.kernels import optimizer as kernels
+        from fastae.kernels.optimizer import ALPHA
 
         settings = np.array(settings, np.float64)
-        settings[kernels.ALPHA] = alpha
-        moments = np.empty((2, 0), self.dtype) if moments is None else moments
-        flats = params.flat, gradient.flat
-        return float(
-            kernels.combine(
-                optimizer, *flats, parts, self.plan, moments, float(weight), float(rate), settings
-            )
-        )
+        settings[ALPHA] = alpha
+        parts = np.ascontiguousarray(parts, self.dtype)
+        if parts.ndim != 2 or parts.shape[1] != self._size or not len(parts):
+            raise ValueError(f"parts must be of shape (blocks, {self._size}), got {parts.shape}")
+        losses, rates = np.array([[0.0, weight]]), np.array([float(rate)])
+        job = self._blank.copy()
+        job[fields.TASK], job[fields.STEPS], job[fields.OPTIMIZER] = fields.STEPS_TASK, 1, optimizer
+        job[fields.PARTS], job[fields.GRADIENTS] = len(parts), parts.ctypes.data
+        job[fields.PARAMETERS], job[fields.GRADIENT] = params.flat.ctypes.data, gradient.flat.ctypes.data
+        job[fields.MOMENTS] = 0 if moments is None else moments.ctypes.data
+        job[fields.RATES], job[fields.SETTINGS] = rates.ctypes.data, settings.ctypes.data
+        job[fields.LOSSES] = losses.ctypes.data
+        self._use(self._form, job)
+        with self._lock:
+            self._run(job, fields.UPDATE, 0.0)
+        return float(losses[0, 0])
 
     # -- within -------------------------------------------------------------------------------------------------
 
@@ -415,7 +425,8 @@ class Engine:
         missing: bool = False,
         column_weight: np.ndarray | None = None,
     ) -> np.ndarray:
-        step = self._step
+        from fastae.kernels.stretch import narrow_all
+
         self._check_params(params)
         columns = self.network.widths[first]
         X = check_matrix(X, columns, name)
@@ -434,7 +445,7 @@ class Engine:
         self._use(self._form, job)
         with self._lock:
             if self._narrow is not None:
-                step.narrow_all(job, self.plan)
+                narrow_all(job)
             self._run(job, 0, 2.0 * rows * self._size)
         del alive
         return out
@@ -465,7 +476,7 @@ class Engine:
                 while True:
                     members[0, fields.QUOTA] = quota
                     began = time.perf_counter()
-                    status = step.run(self._job, self.plan, control, members[0], self._work[0])
+                    status = step.run(self._job, control, members[0], self._work[0].ctypes.data)
                     if status == fields.OVER:
                         break
                     if status == fields.WAITING:
@@ -483,12 +494,12 @@ class Engine:
 
     def _helper(self, member: int) -> Callable[[], None]:
         """What a helper thread does as `member`; holds on to memory, not to the engine."""
-        step, job, plan, control = self._step, self._job, self.plan, self._control
+        step, job, control = self._step, self._job, self._control
         me, work = self._members[member], self._work[member]
 
         def take_part() -> None:
             me[fields.HELD], me[fields.QUOTA] = 0, me[fields.REFILL]
-            while step.run(job, plan, control, me, work) != fields.OVER:
+            while step.run(job, control, me, work.ctypes.data) != fields.OVER:
                 time.sleep(0)
 
         return take_part

@@ -5,6 +5,7 @@ A map, from the call down:
     step.py         gradient steps by a team of threads: the one jitted call that each makes
     infer.py        rows through the layers and out
     shard.py        a shard of rows, tile after tile, through all layers and back
+    stretch.py      a stretch of the flat buffers: shards added up, the optimizer, W'
     partition.py    which rows a shard has, which weights a stretch
     job.py          the places in the vectors of int64 that say what is to be done
     layer.py        one layer's forward step and backward step on a tile of rows, in place

@@ -22,8 +22,9 @@ from fastae.kernels import gemm, layer
 from fastae.kernels.activations import activate, times_derivative
 from fastae.kernels.compiler import ByAddress
 from fastae.kernels.gemm import Tile, flatten, unflatten
-from fastae.kernels.layer import in_blocks, width
+from fastae.kernels.layer import width
 from fastae.kernels.layout import ACTIVATIONS
+from fastae.kernels.partition import in_blocks
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import LINE
 
@@ -71,28 +72,31 @@ def _store_rows(words: Words, first: Value, second: Value, place: Value, half: V
     words.store(words.paired(line), words.offset(place, half))
 
 
-def _forward(blocks: int, wide: bool):  # type: ignore[no-untyped-def]
-    """C = g(A B + bias) on `blocks` blocks and `tiles` register tiles of rows; `wide`: C is float32."""
+def _forward(blocks: int):  # type: ignore[no-untyped-def]
+    """C = g(A B + bias) on `blocks` blocks and `tiles` register tiles of rows; where `wide` is 1, C is float32."""
     rows = gemm.rows_of(blocks)
 
-    def write(words, c, a, block, half, b, b_block, pairs, bias, activation, one, tiles):  # type: ignore[no-untyped-def]
+    def write(words, c, a, block, half, b, b_block, pairs, bias, activation, one, wide, tiles):  # type: ignore[no-untyped-def]
         def tile(c: Value, a: Value) -> list[Value]:
             start = [words.load(words.offset(bias, j * LINE)) for j in range(blocks)]
             z = _product(words, [start] * rows, a, block, b, b_block, pairs)
 
             def finish(code: int) -> None:
                 for j in range(blocks):
-                    mask = words.load(words.offset(one, j * LINE))
-                    h = [activate(words, code, z[i][j], mask) for i in range(rows)]
-                    for i in range(0, rows, 1 if wide else 2):
-                        if wide:
-                            words.store(h[i], words.offset(c, (block, j), i * LINE))
-                        else:
-                            _store_rows(words, h[i], h[i + 1], words.offset(c, (block, j), i * ROW), half)
+                    mask, first = words.load(words.offset(one, j * LINE)), words.offset(c, (block, j))
+                    for i in range(0, rows, 2):
+                        h = [activate(words, code, z[i + r][j], mask) for r in (0, 1)]
+                        with words.when(wide, "==", 1):
+                            for r in (0, 1):
+                                words.store(h[r], words.offset(first, (i + r) * LINE))
+                        with words.when(wide, "==", 0):
+                            _store_rows(words, *h, words.offset(first, i * ROW), half)
 
             words.cases(activation, [partial(finish, code) for code in range(len(ACTIVATIONS))])
-            return [words.offset(c, rows * (LINE if wide else ROW)), words.offset(a, rows * ROW)]
+            step = words.builder.select(wide_rows, words.count(rows * LINE), words.count(rows * ROW))
+            return [words.offset(c, step), words.offset(a, rows * ROW)]
 
+        wide_rows = words.builder.icmp_signed("==", wide, words.count(1))
         words.loop(tiles, [c, a], tile)
 
     return vector_kernel(write)
@@ -194,8 +198,7 @@ def _gradient(blocks: int):  # type: ignore[no-untyped-def]
     return vector_kernel(write)
 
 
-_forward_1, _forward_2, _forward_3 = (_forward(n, False) for n in (1, 2, 3))
-_wide_1, _wide_2, _wide_3 = (_forward(n, True) for n in (1, 2, 3))
+_forward_1, _forward_2, _forward_3 = (_forward(n) for n in (1, 2, 3))
 _residual_1, _residual_2, _residual_3 = (_residual(n) for n in (1, 2, 3))
 _backward_1, _backward_2, _backward_3 = (_backward(n) for n in (1, 2, 3))
 _gradient_1, _gradient_2, _gradient_3 = (_gradient(n) for n in (1, 2, 3))
@@ -207,8 +210,8 @@ COLUMNS_1, COLUMNS_2, COLUMNS_3 = layer.GRADIENT_ROWS_1, layer.GRADIENT_ROWS_2, 
 
 
 @ByAddress
-def forward(out, a, w, bias, one, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """h = g(a w + bias)."""
+def forward(out, a, w, bias, one, activation, wide, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """h = g(a w + bias); where `wide` is 1, as float32."""
     like = carray(out, (1,))
     h = np.int64(like.ctypes.data)
     blocks, column, pairs = (
@@ -222,35 +225,11 @@ def forward(out, a, w, bias, one, activation, rows, height, fan_in, fan_out):  #
         n = width(blocks - j)
         c, b, e, o = h + j * block, w + j * column, bias + j * LINE, one + j * LINE
         if n == 3:
-            _forward_3(like, (c, a, block, half, b, column, pairs, e, activation, o, rows // ROWS_3))
+            _forward_3(like, (c, a, block, half, b, column, pairs, e, activation, o, wide, rows // ROWS_3))
         elif n == 2:
-            _forward_2(like, (c, a, block, half, b, column, pairs, e, activation, o, rows // ROWS_2))
+            _forward_2(like, (c, a, block, half, b, column, pairs, e, activation, o, wide, rows // ROWS_2))
         else:
-            _forward_1(like, (c, a, block, half, b, column, pairs, e, activation, o, rows // ROWS_1))
-        j += n
-
-
-@ByAddress
-def wide(out, a, w, bias, one, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """h = g(a w + bias), as float32."""
-    like = carray(out, (1,))
-    h = np.int64(like.ctypes.data)
-    blocks, column, pairs = (
-        in_blocks(fan_out, LANES),
-        in_blocks(fan_in, LANES) * LANES * ROW,
-        (fan_in + 1) // 2,
-    )
-    block, half = height * LINE, height * ROW
-    j = 0
-    while j < blocks:
-        n = width(blocks - j)
-        c, b, e, o = h + j * block, w + j * column, bias + j * LINE, one + j * LINE
-        if n == 3:
-            _wide_3(like, (c, a, block, half, b, column, pairs, e, activation, o, rows // ROWS_3))
-        elif n == 2:
-            _wide_2(like, (c, a, block, half, b, column, pairs, e, activation, o, rows // ROWS_2))
-        else:
-            _wide_1(like, (c, a, block, half, b, column, pairs, e, activation, o, rows // ROWS_1))
+            _forward_1(like, (c, a, block, half, b, column, pairs, e, activation, o, wide, rows // ROWS_1))
         j += n
 
 
@@ -446,5 +425,5 @@ def add_pull(out, pull, sums, rows, height, blocks):  # type: ignore[no-untyped-
 def addresses(dtype: npt.DTypeLike) -> tuple[list[int], list[int]]:
     """As layer.py's; `dtype` is float32."""
     products = forward, residual, backward, gradient
-    others = narrow_tile, wide, narrow_tile, narrow_weights, pull, add_pull
+    others = narrow_tile, narrow_tile, narrow_weights, pull, add_pull
     return [made.address(dtype) for made in products], [made.address(dtype) for made in others]

@@ -12,17 +12,19 @@ from fastae.kernels.job import (
     HEIGHT,
     JOB,
     LAST_LAYER,
+    LAYERS,
     MISSING,
     MULTIPLE,
     NEXT,
     OUT,
     OUT_STRIDE,
+    PLAN_AT,
     QUOTA,
     ROWS,
     TASK,
 )
 from fastae.kernels.layout import FAN_IN, FAN_OUT, OUTPUT, PLAN
-from fastae.kernels.partition import whole_rows
+from fastae.kernels.partition import in_blocks, round_up
 from fastae.kernels.rows import store_rows
 from fastae.kernels.shard import SCRATCH, WORK_MOST, forward_layers, load_input, target_place
 from fastae.kernels.simd import array_at, fetch_add, load_acquire
@@ -37,10 +39,10 @@ def _row_errors(job, work, output, target, columns, first, rows):  # type: ignor
     """
     lanes, height = LINE // work.itemsize, job[HEIGHT]
     out = array_at(job[OUT], (job[ROWS],), np.float64)
-    weight = array_at(job[COLUMN_WEIGHT], ((columns + lanes - 1) // lanes * lanes,), np.float64)
+    weight = array_at(job[COLUMN_WEIGHT], (round_up(columns, lanes),), np.float64)
     for i in range(rows):
         total = 0.0
-        for j in range((columns + lanes - 1) // lanes):
+        for j in range(in_blocks(columns, lanes)):
             start = (j * height + i) * lanes
             x, xhat = (
                 work[target + start : target + start + lanes],
@@ -55,13 +57,13 @@ def _row_errors(job, work, output, target, columns, first, rows):  # type: ignor
 
 
 @ByAddress
-def infer(out, job_at, plan_at, n_layers, control_at, me_at):  # type: ignore[no-untyped-def]
+def infer(out, job_at, control_at, me_at):  # type: ignore[no-untyped-def]
     """Layers FIRST_LAYER .. LAST_LAYER - 1 on all rows, tile by tile, each claimed, while the quota lasts.
 
     What comes out goes into OUT or, for ERRORS_TASK, each row's error does. `out` is the thread's work.
     """
     job = array_at(job_at, (JOB,), np.int64)
-    plan = array_at(plan_at, (n_layers, PLAN), np.int64)
+    plan = array_at(job[PLAN_AT], (job[LAYERS], PLAN), np.int64)
     me = array_at(me_at, (8,), np.int64)
     work = carray(out, (WORK_MOST,))
     size, height = work.itemsize, job[HEIGHT]
@@ -79,7 +81,7 @@ def infer(out, job_at, plan_at, n_layers, control_at, me_at):  # type: ignore[no
         rows = min(height, job[ROWS] - first)
         target = load_input(work, job, job_at, base, scratch, columns, source, first, rows, 0)
         output, features = plan[last, OUTPUT] * height, plan[last, FAN_OUT]
-        whole = whole_rows(rows, job[MULTIPLE])
+        whole = round_up(rows, job[MULTIPLE])
         forward_layers(work, job, plan, base, base + output * size, whole, height, start, last + 1)
         if job[TASK] == ERRORS_TASK:
             _row_errors(job, work, output, target, features, first, rows)

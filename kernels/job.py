@@ -3,6 +3,8 @@
 # A job: an int64 vector of addresses, strides in bytes and sizes in elements
 (
     TASK,  # STEPS_TASK, INFER_TASK or ERRORS_TASK
+    PLAN_AT,  # the plan of layout.py, (LAYERS, PLAN)
+    LAYERS,
     X,  # the matrix: its address, strides and kind (rows.KINDS)
     ROW_STRIDE,
     COLUMN_STRIDE,
@@ -17,12 +19,14 @@
     HEIGHT,  # rows of a tile
     MULTIPLE,  # rows are computed in multiples of this: whole register tiles
     SIZE,  # elements of the flat buffers
+    STRETCHES,  # pieces that they are cut into
     PARAMETERS,  # flat
     WEIGHTS,  # what products take: PARAMETERS, or the flat buffer with weights as bfloat16.py has them
     ONES,  # lines of ones, zero in padding lanes, by COLUMN_SUMS
     WT,  # every W' but the first layer's
     WT_SIZE,
     GRADIENTS,  # (shards, flat)
+    PARTS,  # how many of them are added up, where that is not a step's shards
     TOTALS,  # float64 (shards, 2)
     NORMS,  # float64 (stretches,): the weights' sums of squares
     GRADIENT,  # flat
@@ -43,17 +47,18 @@
     CODE_LAYER,  # which layer's output the code is
     SPARSE,  # 1: the mean code has a cost
     CODES,  # float64 (shards, code): sums of codes
-    SLOPES,  # (code,): the cost's derivative by each unit's mean
+    SLOPES,  # float64 (code,), padded: the cost's derivative by each unit's mean
     FIRST_ROW,  # number of the matrix's first row, for the noise: the matrix may be a block of a larger one
     FORWARD_AT,  # where the layer kernels lie: addresses
     RESIDUAL_AT,
     BACKWARD_AT,
     GRADIENT_AT,
-    LOAD_AT,  # and those of this file
+    LOAD_AT,  # and what else is compiled for the engine's dtype
     SHARD_AT,
+    TRANSPOSE_AT,
+    UPDATE_AT,
     INFER_AT,
     PREPARE_AT,  # puts loaded rows into the form that products take; 0 where they are loaded in it
-    WIDE_AT,  # the forward kernel whose output is of the engine's dtype
     NARROW_AT,  # and the others of bfloat16.py; 0 where products are in the engine's dtype
     NARROW_WEIGHTS_AT,
     PULL_AT,
@@ -62,7 +67,7 @@
     TURNED,  # 1: rows lie in the lanes, as rowlanes.py has them
     SUMS,  # 1: loss and gradient as sums over the rows, not divided by the rows' weights
     JOB,
-) = range(60)
+) = range(65)
 STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)
 
 # The control block: int64s a cache line apart

@@ -17,7 +17,7 @@ from fastae.kernels.activations import times_derivative
 from fastae.kernels.compiler import ByAddress, callee, inlined, kernel
 from fastae.kernels.layout import ACTIVATIONS, aligned_zeros, blocks, lanes
 from fastae.kernels.optimizer import transpose_squares
-from fastae.kernels.partition import whole_rows
+from fastae.kernels.partition import in_blocks, round_up
 from fastae.kernels.rows import add_lines, zero_lines
 from fastae.kernels.simd import Words, call_at, vector_kernel
 from fastae.kernels.target import LINE, TARGET
@@ -43,12 +43,6 @@ def row_multiple(widths: Iterable[int], dtype: npt.DTypeLike) -> int:
 
 
 @inlined
-def in_blocks(columns, lanes):  # type: ignore[no-untyped-def]
-    """How many blocks hold so many columns."""
-    return (columns + lanes - 1) // lanes
-
-
-@inlined
 def width(left):  # type: ignore[no-untyped-def]
     """Blocks that the next register tiles span, of `left`: 3 at a time, but 2 and 2 for the last 4."""
     if WIDEST == 1 or left == 1:
@@ -57,11 +51,11 @@ def width(left):  # type: ignore[no-untyped-def]
 
 
 @ByAddress
-def forward(out, a, w, bias, one, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """h = g(a w + bias)."""
+def forward(out, a, w, bias, one, activation, wide, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """h = g(a w + bias); `wide` means something in bfloat16.py."""
     like = carray(out, (1,))
     h, depth, lanes = np.int64(like.ctypes.data), fan_in, LINE // like.itemsize
-    blocks, tile, column = in_blocks(fan_out, lanes), height * LINE, in_blocks(fan_in, lanes) * lanes * LINE
+    blocks, tile, column = in_blocks(fan_out, lanes), height * LINE, round_up(fan_in, lanes) * LINE
     j = 0
     while j < blocks:
         n = width(blocks - j)
@@ -84,7 +78,7 @@ def residual(out, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_o
     like = carray(out, (1,))
     delta, depth, size = np.int64(like.ctypes.data), fan_in, like.itemsize
     lanes = LINE // size
-    blocks, tile, column = in_blocks(fan_out, lanes), height * LINE, in_blocks(fan_in, lanes) * lanes * LINE
+    blocks, tile, column = in_blocks(fan_out, lanes), height * LINE, round_up(fan_in, lanes) * LINE
     j = 0
     while j < blocks:
         n = width(blocks - j)
@@ -118,7 +112,7 @@ def backward(out, delta, wt, sums, activation, rows, height, fan_in, fan_out):  
     """h becomes (delta wt) * g'(h), the delta of the layer below; its column sums, the bias gradient, are added up."""
     like = carray(out, (1,))
     h, depth, lanes = np.int64(like.ctypes.data), fan_out, LINE // like.itemsize
-    blocks, tile, column = in_blocks(fan_in, lanes), height * LINE, in_blocks(fan_out, lanes) * lanes * LINE
+    blocks, tile, column = in_blocks(fan_in, lanes), height * LINE, round_up(fan_out, lanes) * LINE
     j = 0
     while j < blocks:
         n = width(blocks - j)
@@ -147,7 +141,7 @@ def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type:
     like = carray(out, (1,))
     dw, size = np.int64(like.ctypes.data), like.itemsize
     lanes = LINE // size
-    blocks, tile, column = in_blocks(fan_out, lanes), height * LINE, in_blocks(fan_in, lanes) * lanes * LINE
+    blocks, tile, column = in_blocks(fan_out, lanes), height * LINE, round_up(fan_in, lanes) * LINE
     rows_1, rows_2, rows_3 = (
         min(GRADIENT_ROWS_1, lanes),
         min(GRADIENT_ROWS_2, lanes),
@@ -209,7 +203,7 @@ def output_delta(like, h, x, weight, sums, loss, activation, rows, height, block
 
 def _write_pull(words: Words, out, h, weight, slope, rows):  # type: ignore[no-untyped-def]
     """out = weight slope h (1 - h) on one block of columns: a sigmoid's delta of a cost that has `slope` by its h."""
-    line = words.load(slope)
+    line = words.load_doubles(slope)
 
     def row(out, h, weight):  # type: ignore[no-untyped-def]
         value = words.load(h)
@@ -238,10 +232,10 @@ _add_pull = vector_kernel(_write_add_pull)
 
 @callee
 def pull(like, out, h, weight, slope, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """out = weight slope h (1 - h), the delta of a cost of the mean code; `slope` holds a line a block."""
+    """out = weight slope h (1 - h), the delta of a cost of the mean code; `slope` holds a float64 a column."""
     for j in range(blocks):
         k = j * height * LINE
-        _pull(like, (out + k, h + k, weight, slope + j * LINE, rows))
+        _pull(like, (out + k, h + k, weight, slope + j * (LINE // like.itemsize) * 8, rows))
 
 
 @callee
@@ -258,7 +252,7 @@ def add_pull(like, delta, out, sums, rows, height, blocks):  # type: ignore[no-u
 def addresses(dtype: npt.DTypeLike) -> tuple[list[int], list[int]]:
     """Where the kernels lie, as a job names them (job.py): from FORWARD_AT on, and from PREPARE_AT on."""
     products = [made.address(dtype) for made in (forward, residual, backward, gradient)]
-    return products, [0, products[0], 0, 0, 0, 0]
+    return products, [0, 0, 0, 0, 0]
 
 
 @kernel
@@ -270,7 +264,8 @@ def _layer_forward(at, h, a, W, b, one, activation, rows, fan_in, fan_out):  # t
         np.int64(b.ctypes.data),
         np.int64(one.ctypes.data),
         activation,
-        whole_rows(rows, ROW_MULTIPLE),
+        1,
+        round_up(rows, ROW_MULTIPLE),
         h.shape[1],
         fan_in,
         fan_out,
@@ -295,7 +290,7 @@ def _layer_backward(
     weights = np.int64(dW.ctypes.data), a_at, delta_at, accumulate
     call_at(gradient_at, (*weights, rows, height, fan_in, fan_out))
     below = a_at, delta_at, np.int64(WT.ctypes.data), np.int64(sums.ctypes.data), activation
-    call_at(backward_at, (*below, whole_rows(rows, ROW_MULTIPLE), height, fan_in, fan_out))
+    call_at(backward_at, (*below, round_up(rows, ROW_MULTIPLE), height, fan_in, fan_out))
 
 
 def _check_layer(outputs, inputs, shapes, activation, rows):  # type: ignore[no-untyped-def]

@@ -10,6 +10,7 @@ import numpy as np
 from llvmlite import ir
 
 from fastae.kernels.compiler import callee
+from fastae.kernels.partition import in_blocks
 from fastae.kernels.simd import I32, I64, Value, Words, vector_kernel
 from fastae.kernels.target import LINE
 
@@ -104,7 +105,7 @@ def corrupt_row(work, out, source, height, columns, key, kind, level):  # type: 
     """A row of a tile's input from the same row of its target, both given by the element of `work` they start at."""
     base, size = np.int64(work.ctypes.data), work.itemsize
     lanes = LINE // size
-    for j in range((columns + lanes - 1) // lanes):
+    for j in range(in_blocks(columns, lanes)):
         place = j * height * lanes
         _corrupt_line(
             work,

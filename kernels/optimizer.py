@@ -10,7 +10,7 @@ Padding stays zero: its gradient is zero, and every update of zero by zero is ze
 
 import numpy as np
 
-from fastae.kernels.compiler import callee, kernel
+from fastae.kernels.compiler import callee
 from fastae.kernels.layout import BIAS, WEIGHT
 from fastae.kernels.simd import vector_kernel
 from fastae.kernels.target import LINE
@@ -128,21 +128,6 @@ def update(kind, p, g, u, s, rate, step, settings):  # type: ignore[no-untyped-d
             u[i] = beta_1 * u[i] + (one - beta_1) * g[i]
             s[i] = beta_2 * s[i] + (one - beta_2) * (g[i] * g[i])
             p[i] = keep * p[i] - learning * u[i] / (np.sqrt(s[i]) + epsilon)
-
-
-@kernel
-def combine(kind, parameters, gradient, parts, plan, moments, weight, rate, settings):  # type: ignore[no-untyped-def]
-    """One step from sums over rows: gradient = (parts[0] + parts[1] + ...) / weight + penalty; what the penalty costs.
-
-    `parts` is (parts, size); `weight` is the sum of their rows' weights.
-    """
-    penalty = 0.0
-    add_up(gradient, parts, parts.shape[0], 0, 1.0 / weight)
-    if settings[ALPHA] > 0:
-        squares = add_penalty(gradient, parameters, plan, 0, settings[ALPHA] / weight)
-        penalty = settings[ALPHA] * squares / (2.0 * weight)
-    update(kind, parameters, gradient, moments[0], moments[1], rate, 0, settings)
-    return penalty
 
 
 def _write_transpose(words, target, line_step, square_step, source, squares):  # type: ignore[no-untyped-def]

@@ -10,6 +10,7 @@ from fastae.kernels.job import (
     SHARD,
     SIZE,
     SPARSE,
+    STRETCHES,
     TRANSPOSE,
     UPDATE,
 )
@@ -20,9 +21,15 @@ SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (32, 96, 512), 1_600_000
 
 
 @callee
-def whole_rows(rows, multiple):  # type: ignore[no-untyped-def]
-    """Rows that are computed for `rows`: whole register tiles."""
-    return (rows + multiple - 1) // multiple * multiple
+def round_up(count, multiple):  # type: ignore[no-untyped-def]
+    """The least multiple that is no less than `count`: the rows computed for so many, the columns that hold so many."""
+    return (count + multiple - 1) // multiple * multiple
+
+
+@callee
+def in_blocks(columns, lanes):  # type: ignore[no-untyped-def]
+    """How many blocks hold so many columns."""
+    return (columns + lanes - 1) // lanes
 
 
 @callee
@@ -44,7 +51,7 @@ def shard_rows(rows, size, multiple):  # type: ignore[no-untyped-def]
     while 2 * shards <= most:
         shards *= 2
     each = (rows + shards - 1) // shards
-    return whole_rows(each, multiple)
+    return round_up(each, multiple)
 
 
 @callee
@@ -83,7 +90,7 @@ def stretch(plan, item, lanes):  # type: ignore[no-untyped-def]
             first, last = item * most, min(item * most + most, squares)
             end = plan[i, WEIGHT] + last * square
             if last == squares:
-                end += (plan[i, FAN_OUT] + lanes - 1) // lanes * lanes
+                end += round_up(plan[i, FAN_OUT], lanes)
             return i, first, last, plan[i, WEIGHT] + first * square, end
         item -= count
     return 0, 0, 0, 0, 0
@@ -98,10 +105,10 @@ def rows_of_shard(job, step, item):  # type: ignore[no-untyped-def]
 
 
 @callee
-def items_of(job, plan, step, phase, lanes):  # type: ignore[no-untyped-def]
+def items_of(job, step, phase):  # type: ignore[no-untyped-def]
     """How many items a phase of a step has."""
     if phase == UPDATE or (phase == TRANSPOSE and step == 0):
-        return stretches(plan, lanes)
+        return job[STRETCHES]
     if phase == SHARD or (phase == CODE and job[SPARSE] != 0):
         _, rows = rows_in_step(job, step)
         return shards_of(rows, job[SIZE], job[MULTIPLE])

@@ -19,10 +19,9 @@ from fastae.kernels import gemm, layer
 from fastae.kernels.activations import activate, times_derivative
 from fastae.kernels.compiler import ByAddress, callee
 from fastae.kernels.gemm import Tile, flatten, unflatten
-from fastae.kernels.layer import in_blocks
 from fastae.kernels.layout import ACTIVATIONS
 from fastae.kernels.optimizer import transpose
-from fastae.kernels.partition import shard_rows
+from fastae.kernels.partition import in_blocks, round_up, shard_rows
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import LINE, TARGET
 
@@ -183,12 +182,12 @@ def _add_column_sums(like, sums, a, column, rows, columns):  # type: ignore[no-u
 
 
 @ByAddress
-def forward(out, a, w, bias, one, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """h = g(a w + bias)."""
+def forward(out, a, w, bias, one, activation, wide, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """h = g(a w + bias); `wide` means something in bfloat16.py."""
     like = carray(out, (1,))
     h, size = np.int64(like.ctypes.data), like.itemsize
     lanes, column = LINE // size, height * size
-    block = in_blocks(fan_in, lanes) * lanes * LINE
+    block = round_up(fan_in, lanes) * LINE
     for i in range(0, rows, LINES * lanes):
         for j in range(0, fan_out, COLUMNS):
             c, e, o = h + j * column + i * size, bias + j * size, one + j * size
@@ -202,7 +201,7 @@ def residual(out, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_o
     like = carray(out, (1,))
     delta, size = np.int64(like.ctypes.data), like.itemsize
     lanes, column = LINE // size, height * size
-    block = in_blocks(fan_in, lanes) * lanes * LINE
+    block = round_up(fan_in, lanes) * LINE
     for i in range(0, rows, LINES * lanes):
         for j in range(0, fan_out, COLUMNS):
             k = j * column + i * size
@@ -218,7 +217,7 @@ def backward(out, delta, wt, sums, activation, rows, height, fan_in, fan_out):  
     like = carray(out, (1,))
     h, size = np.int64(like.ctypes.data), like.itemsize
     lanes, column = LINE // size, height * size
-    block = in_blocks(fan_out, lanes) * lanes * LINE
+    block = round_up(fan_out, lanes) * LINE
     for i in range(0, rows, LINES * lanes):
         for j in range(0, fan_in, COLUMNS):
             b = wt + j // lanes * block + j % lanes * size
@@ -232,7 +231,7 @@ def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type:
     like = carray(out, (1,))
     dw, size = np.int64(like.ctypes.data), like.itemsize
     lanes, column = LINE // size, height * size
-    block, lines = in_blocks(fan_in, lanes) * lanes * LINE, (rows + lanes - 1) // lanes
+    block, lines = round_up(fan_in, lanes) * LINE, in_blocks(rows, lanes)
     for j in range(0, fan_out, TO):
         c, d = dw + j // lanes * block + j % lanes * size, delta + j * column
         for i in range(0, fan_in, FROM):
@@ -255,4 +254,4 @@ def turn(out, source, rows, height, blocks):  # type: ignore[no-untyped-def]
 def addresses(dtype: npt.DTypeLike) -> tuple[list[int], list[int]]:
     """As layer.py's."""
     products = [made.address(dtype) for made in (forward, residual, backward, gradient)]
-    return products, [turn.address(dtype), 0, 0, 0, 0, 0]
+    return products, [turn.address(dtype), 0, 0, 0, 0]

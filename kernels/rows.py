@@ -10,6 +10,7 @@ import numpy as np
 from llvmlite import ir
 
 from fastae.kernels.compiler import callee
+from fastae.kernels.partition import in_blocks
 from fastae.kernels.simd import F32, F64, I16, Value, Words, load_int64, vector_kernel
 from fastae.kernels.target import LINE
 
@@ -138,7 +139,7 @@ def load_rows(
     """
     size = ITEM_SIZES[kind]
     lanes = LINE // like.itemsize
-    blocks = (columns + lanes - 1) // lanes
+    blocks = in_blocks(columns, lanes)
     direct = kind == (0 if like.itemsize == 4 else 1) and column_stride == size and shift == 0
     for i in range(rows):
         row = first + i
@@ -166,7 +167,7 @@ def load_rows(
 def store_rows(like, out, row_stride, tile, height, columns, rows):  # type: ignore[no-untyped-def]
     """A tile's rows into a dense row-major matrix of the engine's dtype."""
     lanes = LINE // like.itemsize
-    blocks = (columns + lanes - 1) // lanes
+    blocks = in_blocks(columns, lanes)
     for i in range(rows):
         for j in range(blocks):
             count = min(lanes, columns - j * lanes)

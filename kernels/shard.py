@@ -23,6 +23,7 @@ from fastae.kernels.job import (
     INDEX,
     JOB,
     KIND,
+    LAYERS,
     LOAD_AT,
     MISSING,
     MULTIPLE,
@@ -30,6 +31,7 @@ from fastae.kernels.job import (
     NOISE,
     ONES,
     PARAMETERS,
+    PLAN_AT,
     PREPARE_AT,
     PROGRESS,
     PULL_AT,
@@ -48,7 +50,6 @@ from fastae.kernels.job import (
     TOTALS,
     TURNED,
     WEIGHTS,
-    WIDE_AT,
     WT,
     X,
 )
@@ -66,7 +67,7 @@ from fastae.kernels.layout import (
 )
 from fastae.kernels.noise import NO_NOISE, SWAP, corrupt_row, row_key, swapped
 from fastae.kernels.optimizer import NOISE_LEVEL
-from fastae.kernels.partition import SHARDS_MOST, whole_rows
+from fastae.kernels.partition import SHARDS_MOST, in_blocks, round_up
 from fastae.kernels.rows import add_lines, load_rows, zero_lines
 from fastae.kernels.simd import array_at, call_at, load_float64, load_int64
 from fastae.kernels.target import LINE
@@ -81,7 +82,7 @@ LOSS, SPARE, LEVEL, CELL, SCRATCH = 0, 1, 3, 4, 5
 def target_place(plan, height, lanes):  # type: ignore[no-untyped-def]
     """Where in a thread's `work` the clean copy of a corrupted tile begins; a spare tile follows it."""
     last = plan.shape[0] - 1
-    outputs = (plan[last, FAN_OUT] + lanes - 1) // lanes * lanes
+    outputs = round_up(plan[last, FAN_OUT], lanes)
     tiles, sums = plan[last, OUTPUT] + outputs, plan[last, COLUMN_SUMS] + outputs
     return tiles * height + sums + height + SCRATCH * lanes
 
@@ -119,9 +120,9 @@ def load_tile(out, job_at, scratch, columns, place, first, rows, epoch):  # type
         scale,
         spare,
     )
-    whole = whole_rows(rows, job[MULTIPLE])
+    whole = round_up(rows, job[MULTIPLE])
     if whole > rows:
-        for j in range((columns + lanes - 1) // lanes):
+        for j in range(in_blocks(columns, lanes)):
             below = (j * height + rows) * lanes
             zero_lines(work, (base + (to + below) * size, whole - rows))
             zero_lines(work, (base + (place + below) * size, whole - rows))
@@ -175,7 +176,7 @@ def load_input(like, job, job_at, base, scratch, columns, place, first, rows, ep
     """
     height, size = job[HEIGHT], like.itemsize
     lanes = LINE // size
-    blocks, whole = (columns + lanes - 1) // lanes, whole_rows(rows, job[MULTIPLE])
+    blocks, whole = in_blocks(columns, lanes), round_up(rows, job[MULTIPLE])
     target, tile = scratch + SCRATCH * lanes, blocks * lanes * height
     spoilt, prepared = job[MISSING] != 0 or job[NOISE] != NO_NOISE, job[PREPARE_AT] != 0
     loaded = place
@@ -230,12 +231,13 @@ def forward_layers(like, job, plan, tiles, wide, rows, height, first, last):  # 
             parameters + plan[i, BIAS] * size,
             ones + plan[i, COLUMN_SUMS] * size,
             plan[i, ACTIVATION],
+            np.int64(ends),
             rows,
             height,
             plan[i, FAN_IN],
             plan[i, FAN_OUT],
         )
-        call_at(job[WIDE_AT] if ends else job[FORWARD_AT], arguments)
+        call_at(job[FORWARD_AT], arguments)
 
 
 @inlined
@@ -260,7 +262,7 @@ def _tile_gradient(
         sizes = whole, height, plan[last, FAN_IN], plan[last, FAN_OUT]
         call_at(job[RESIDUAL_AT], (top, source, w, b, target, weight, top_sums, loss, *sizes))
     else:
-        blocks = (plan[last, FAN_OUT] + lanes - 1) // lanes
+        blocks = in_blocks(plan[last, FAN_OUT], lanes)
         wide = spare if narrow else top
         layer.output_delta(
             like, wide, target, weight, top_sums, loss, plan[last, ACTIVATION], whole, height, blocks
@@ -274,7 +276,7 @@ def _tile_gradient(
         dw = gradient + plan[i, WEIGHT] * size
         call_at(job[GRADIENT_AT], (dw, below, delta, add, rows, height, fan_in, fan_out))
         if i > 0:
-            blocks = (fan_in + lanes - 1) // lanes
+            blocks = in_blocks(fan_in, lanes)
             sparse = job[SPARSE] != 0 and i - 1 == job[CODE_LAYER]
             if sparse and narrow:
                 pull = spare, below, weight, job[SLOPES], whole, height, blocks
@@ -313,13 +315,13 @@ def _add_codes(work, place, columns, weight_at, rows, height, sums):  # type: ig
 
 
 @ByAddress
-def shard_item(out, job_at, plan_at, n_layers, item, first, rows, epoch, me_at, code_phase):  # type: ignore[no-untyped-def]
+def shard_item(out, job_at, item, first, rows, epoch, me_at, code_phase):  # type: ignore[no-untyped-def]
     """Tiles of shard `item`, the rows first .. first + rows, from row me[PROGRESS] of it on, while the quota lasts.
 
     In the CODE phase only the sums of their codes, else their loss and gradient. `out` is the thread's work.
     """
     job = array_at(job_at, (JOB,), np.int64)
-    plan = array_at(plan_at, (n_layers, PLAN), np.int64)
+    plan = array_at(job[PLAN_AT], (job[LAYERS], PLAN), np.int64)
     me = array_at(me_at, (8,), np.int64)
     work = carray(out, (WORK_MOST,))
     totals = array_at(job[TOTALS], (SHARDS_MOST, 2), np.float64)
@@ -327,13 +329,13 @@ def shard_item(out, job_at, plan_at, n_layers, item, first, rows, epoch, me_at, 
     size, height = work.itemsize, job[HEIGHT]
     lanes, base = LINE // size, np.int64(work.ctypes.data)
     features, code, last = plan[0, FAN_IN], job[CODE_LAYER], plan.shape[0] - 1
-    outputs = (plan[last, FAN_OUT] + lanes - 1) // lanes * lanes
+    outputs = round_up(plan[last, FAN_OUT], lanes)
     width = plan[last, COLUMN_SUMS] + outputs  # of all column sums
     sums_at = (plan[last, OUTPUT] + outputs) * height
     weight_at = sums_at + width
     scratch = weight_at + height
     loss_at = scratch + LOSS * lanes
-    spare_at = target_place(plan, height, lanes) + (features + lanes - 1) // lanes * lanes * height
+    spare_at = target_place(plan, height, lanes) + round_up(features, lanes) * height
     narrow = job[NARROW_AT] != 0
     gradient_at = job[GRADIENTS] + item * job[SIZE] * size
     while me[QUOTA] > 0 and me[PROGRESS] < rows:
@@ -347,7 +349,7 @@ def shard_item(out, job_at, plan_at, n_layers, item, first, rows, epoch, me_at, 
                 for c in range(codes.shape[1]):
                     codes[item, c] = 0.0
         compared_at = load_input(work, job, job_at, base, scratch, features, 0, row, count, epoch)
-        whole = whole_rows(count, job[MULTIPLE])
+        whole = round_up(count, job[MULTIPLE])
         weights = _load_weights(job, work, weight_at, row, count, whole)
         place = plan[code, OUTPUT] * height
         layers, wide = code + 1, base + place * size
@@ -382,7 +384,7 @@ def shard_item(out, job_at, plan_at, n_layers, item, first, rows, epoch, me_at, 
         )
         for i in range(plan.shape[0]):
             db, sums = gradient_at + plan[i, BIAS] * size, base + (sums_at + plan[i, COLUMN_SUMS]) * size
-            add_lines(work, (db, sums, (plan[i, FAN_OUT] + lanes - 1) // lanes, accumulate))
+            add_lines(work, (db, sums, in_blocks(plan[i, FAN_OUT], lanes), accumulate))
         loss = 0.0
         for c in range(lanes):
             loss += work[loss_at + c]

@@ -144,6 +144,12 @@ class Words:
         value.align = LINE if aligned else self.itemsize
         return value
 
+    def load_doubles(self, address: Value) -> Value:
+        """A line from as many float64s, rounded to the dtype."""
+        value = self.builder.load(self.pointer(address, ir.VectorType(F64, self.lanes)))
+        value.align = 8
+        return self.convert(value, True)
+
     def store(self, value: Value, address: Value, aligned: bool = True) -> None:
         made = self.builder.store(value, self.pointer(address, self.line))
         made.align = LINE if aligned else self.itemsize

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastae.kernels.compiler import callee, inlined, kernel
+from fastae.kernels.compiler import callee, kernel
 from fastae.kernels.infer import infer
 from fastae.kernels.job import (
     BUSY,
@@ -39,80 +39,50 @@ from fastae.kernels.job import (
     DIVERGED,
     DONE,
     FINISHED_CLAIM,
-    GRADIENT,
-    GRADIENTS,
     HELD,
     INFER_AT,
     INSIDE,
     ITEM,
+    LAYERS,
     LOSSES,
     MEMBER,
-    MOMENTS,
-    NARROW_AT,
-    NARROW_WEIGHTS_AT,
     NORMS,
     OPEN,
     OPTIMIZER,
     OUTCOME,
     OVER,
-    PARAMETERS,
+    PARTS,
     PHASES,
+    PLAN_AT,
     PRESENT,
     PROGRESS,
     QUOTA,
-    RATES,
     REFILL,
     SETTINGS,
     SHARD,
     SHARD_AT,
-    SIZE,
     SLOPES,
     SPARSE,
     STEPS,
     STEPS_DONE,
     STEPS_TASK,
+    STRETCHES,
     SUMS,
     TAKEN,
     TASK,
     TOTALS,
     TRANSPOSE,
+    TRANSPOSE_AT,
     UPDATE,
+    UPDATE_AT,
     WAITING,
     WAKE,
-    WEIGHTS,
-    WT,
-    WT_SIZE,
 )
-from fastae.kernels.layout import (
-    BIAS,
-    FAN_IN,
-    FAN_OUT,
-    TRANSPOSED,
-    WEIGHT,
-)
-from fastae.kernels.optimizer import (
-    ALPHA,
-    NONE,
-    SPARSITY_TARGET,
-    SPARSITY_WEIGHT,
-    add_penalty,
-    add_up,
-    transpose_squares,
-    update,
-)
+from fastae.kernels.layout import FAN_OUT, PLAN
+from fastae.kernels.optimizer import ALPHA, NONE, SPARSITY_TARGET, SPARSITY_WEIGHT
 from fastae.kernels.optimizer import SETTINGS as SETTINGS_SIZE
-from fastae.kernels.partition import (
-    SHARDS_MOST,
-    epoch_of,
-    items_of,
-    rows_of_shard,
-    stretch,
-    stretches,
-)
-from fastae.kernels.shard import (
-    load_tile,
-    shard_item,
-)
+from fastae.kernels.partition import SHARDS_MOST, epoch_of, items_of, rows_of_shard
+from fastae.kernels.shard import load_tile, shard_item
 from fastae.kernels.simd import (
     array_at,
     call_at,
@@ -125,7 +95,7 @@ from fastae.kernels.simd import (
     restore_float_state,
     store_release,
 )
-from fastae.kernels.target import LINE
+from fastae.kernels.stretch import transpose_item, update_item
 
 NOT_YET = -1
 SPINS = 20000  # turns to wait within a job, longer than a phase of a small step lasts: 0.2 ms
@@ -133,16 +103,21 @@ LISTEN = 20000  # turns a helper waits for another job: 0.2 ms where a pause is 
 
 
 @callee
-def _close_codes(totals, codes, slopes, settings, losses, step, shards):  # type: ignore[no-untyped-def]
+def _close_codes(job, settings, losses, step, shards):  # type: ignore[no-untyped-def]
     """The cost of the mean code, SPARSITY_WEIGHT sum KL(target, mean), as the step's loss so far, and its slopes.
 
     KL(p, q) = p log(p / q) + (1 - p) log((1 - p) / (1 - q)); dKL/dq = (1 - p) / (1 - q) - p / q.
     """
+    plan = array_at(job[PLAN_AT], (job[LAYERS], PLAN), np.int64)
+    code = plan[job[CODE_LAYER], FAN_OUT]
+    totals = array_at(job[TOTALS], (SHARDS_MOST, 2), np.float64)
+    codes = array_at(job[CODES], (SHARDS_MOST, code), np.float64)
+    slopes = array_at(job[SLOPES], (code,), np.float64)
     weight = 0.0
     for shard in range(shards):
         weight += totals[shard, 1]
     p, cost = settings[SPARSITY_TARGET], 0.0
-    for c in range(codes.shape[1]):
+    for c in range(code):
         total = 0.0
         for shard in range(shards):
             total += codes[shard, c]
@@ -155,37 +130,9 @@ def _close_codes(totals, codes, slopes, settings, losses, step, shards):  # type
 
 
 @callee
-def _narrow_stretch(job, plan, layer, first, last):  # type: ignore[no-untyped-def]
-    """Squares first .. last - 1 of a layer's weights, W and W', as bfloat16; the first layer's W' is not needed."""
-    row = plan[layer]
-    narrow, turned = job[WEIGHTS] + row[WEIGHT] * 4, job[WT] + row[TRANSPOSED] * 4 if layer > 0 else 0
-    source = job[PARAMETERS] + row[WEIGHT] * 4
-    call_at(job[NARROW_WEIGHTS_AT], (narrow, turned, source, row[FAN_IN], row[FAN_OUT], first, last))
-
-
-@kernel
-def narrow_all(job, plan):  # type: ignore[no-untyped-def]
-    """All weights as bfloat16."""
-    for i in range(plan.shape[0]):
-        _narrow_stretch(job, plan, i, 0, (plan[i, BIAS] - plan[i, WEIGHT]) // 256)
-
-
-@callee
-def _transpose_stretch(job, plan, parameters, transposed, layer, first, last):  # type: ignore[no-untyped-def]
-    """W' of squares first .. last - 1 of a layer's weights; the first layer's is not needed. Or both as bfloat16."""
-    if job[NARROW_AT] != 0:
-        _narrow_stretch(job, plan, layer, first, last)
-    elif layer > 0:
-        row, lanes = plan[layer], LINE // parameters.itemsize
-        fan_in = (row[FAN_IN] + lanes - 1) // lanes * lanes
-        fan_out = (row[FAN_OUT] + lanes - 1) // lanes * lanes
-        target = transposed[row[TRANSPOSED] : row[TRANSPOSED] + fan_in * fan_out]
-        transpose_squares(parameters[row[WEIGHT] : row[BIAS]], target, fan_in, fan_out, first, last)
-
-
-@callee
-def _close_shards(job, totals, losses, step, shards):  # type: ignore[no-untyped-def]
+def _close_shards(job, losses, step, shards):  # type: ignore[no-untyped-def]
     """The step's loss, and the sum of its rows' weights; a batch of nothing but zero weights costs nothing."""
+    totals = array_at(job[TOTALS], (SHARDS_MOST, 2), np.float64)
     loss = weight = 0.0
     for shard in range(shards):
         loss += totals[shard, 0]
@@ -200,10 +147,10 @@ def _close_shards(job, totals, losses, step, shards):  # type: ignore[no-untyped
 
 
 @callee
-def _add_norms(norms, losses, step, alpha):  # type: ignore[no-untyped-def]
+def _add_norms(job, losses, step, alpha):  # type: ignore[no-untyped-def]
     """alpha / (2 sum of weights) times the weights' squares, onto the step's loss."""
     total = 0.0
-    for norm in norms:
+    for norm in array_at(job[NORMS], (job[STRETCHES],), np.float64):
         total += norm
     if losses[step, 1] > 0:
         losses[step, 0] += alpha * total / (2.0 * losses[step, 1])
@@ -213,7 +160,12 @@ def _add_norms(norms, losses, step, alpha):  # type: ignore[no-untyped-def]
 def addresses(form: Any, dtype: npt.DTypeLike) -> list[int]:
     """What a job holds from FORWARD_AT to ADD_PULL_AT; `form` is layer.py, rowlanes.py or bfloat16.py."""
     products, others = form.addresses(dtype)
-    return [*products, *(own.address(dtype) for own in (load_tile, shard_item, infer)), *others]
+    return [*products, *item_addresses(dtype), *others]
+
+
+def item_addresses(dtype: npt.DTypeLike) -> list[int]:
+    """Where the functions lie that do what threads claim."""
+    return [made.address(dtype) for made in (load_tile, shard_item, transpose_item, update_item, infer)]
 
 
 @kernel
@@ -242,14 +194,13 @@ def _close_job(control):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def run(job, plan, control, me, work):  # type: ignore[no-untyped-def]
+def run(job, control, me, work):  # type: ignore[no-untyped-def]
     """Take part in the job: OVER, BUSY or WAITING.
 
     job       int64 (JOB,), read only while the job is open
-    plan      int64 (layers, PLAN), of layout.py
     control   int64 (CONTROL,), shared by the team
     me        int64 (8,), this thread's
-    work      this thread's tiles and scratch; its dtype is that of all arithmetic
+    work      where this thread's memory for tiles begins; its dtype is known to what the job calls by address
     """
     state = flush_subnormals()
     shared, present = np.int64(control.ctypes.data), np.int64(me.ctypes.data) + PRESENT * 8
@@ -274,17 +225,9 @@ def run(job, plan, control, me, work):  # type: ignore[no-untyped-def]
             inside, turns = True, 0  # now see whether the job is still open
         else:
             if job[TASK] == STEPS_TASK:
-                outcome = _steps(job, plan, control, me, work)
+                outcome = _steps(job, control, me, work)
             else:
-                arguments = (
-                    np.int64(work.ctypes.data),
-                    np.int64(job.ctypes.data),
-                    np.int64(plan.ctypes.data),
-                    plan.shape[0],
-                    shared,
-                    np.int64(me.ctypes.data),
-                )
-                call_at(job[INFER_AT], arguments)
+                call_at(job[INFER_AT], (work, np.int64(job.ctypes.data), shared, np.int64(me.ctypes.data)))
                 outcome = OVER if me[QUOTA] > 0 else BUSY
             if member == 0:
                 status = _close_job(control) if outcome == OVER else outcome
@@ -320,24 +263,13 @@ def _claim(job, control, me, number, items):  # type: ignore[no-untyped-def]
     return -1
 
 
-@inlined
-def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
-    shared = np.int64(control.ctypes.data)
+@callee
+def _steps(job, control, me, work):  # type: ignore[no-untyped-def]
+    shared, job_at, me_at = np.int64(control.ctypes.data), np.int64(job.ctypes.data), np.int64(me.ctypes.data)
     claim_at, done_at = shared + CLAIM * 8, shared + DONE * 8
-    like, lanes, size, steps = work, LINE // work.itemsize, job[SIZE], job[STEPS]
-    parameters = array_at(job[PARAMETERS], (size,), like.dtype)
-    transposed = array_at(job[WT], (job[WT_SIZE],), like.dtype)
-    gradients = array_at(job[GRADIENTS], (SHARDS_MOST, size), like.dtype)
-    gradient = array_at(job[GRADIENT], (size,), like.dtype)
-    moments = array_at(job[MOMENTS], (2, size), like.dtype)
-    totals = array_at(job[TOTALS], (SHARDS_MOST, 2), np.float64)
-    norms = array_at(job[NORMS], (stretches(plan, lanes),), np.float64)
-    rates = array_at(job[RATES], (steps,), np.float64)
+    steps = job[STEPS]
     settings = array_at(job[SETTINGS], (SETTINGS_SIZE,), np.float64)
     losses = array_at(job[LOSSES], (steps, 2), np.float64)
-    code = plan[job[CODE_LAYER], FAN_OUT]
-    codes = array_at(job[CODES], (SHARDS_MOST, code), np.float64)
-    slopes = array_at(job[SLOPES], (code,), like.dtype)
     spins, exhausted = 0, -1  # the phase that has no item left to claim
     while True:
         if me[HELD] == 0:
@@ -352,7 +284,7 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
                 return OVER
             item = -1
             if number != exhausted:
-                item = _claim(job, control, me, number, items_of(job, plan, step, phase, lanes))
+                item = _claim(job, control, me, number, items_of(job, step, phase))
             if item < 0:
                 exhausted = number
                 spins += 1
@@ -364,68 +296,41 @@ def _steps(job, plan, control, me, work):  # type: ignore[no-untyped-def]
         spins = 0
         number, item = me[HELD] - 1, me[ITEM]
         step, phase = number // PHASES, number % PHASES
-        items = items_of(job, plan, step, phase, lanes)
+        items = items_of(job, step, phase)
         if phase == TRANSPOSE:
-            which, low, high, _, _ = stretch(plan, item, lanes)
-            _transpose_stretch(job, plan, parameters, transposed, which, low, high)
-        elif phase != UPDATE:
+            call_at(job[TRANSPOSE_AT], (work, job_at, item))
+        elif phase == UPDATE:
+            parts = job[PARTS] if job[PARTS] != 0 else items_of(job, step, SHARD)
+            call_at(job[UPDATE_AT], (work, job_at, item, step, parts))
+        else:
             if load_acquire(shared + CANCEL * 8) != 0:
                 me[HELD] = 0
                 continue
             first, rows = rows_of_shard(job, step, item)
-            arguments = (
-                np.int64(work.ctypes.data),
-                np.int64(job.ctypes.data),
-                np.int64(plan.ctypes.data),
-                plan.shape[0],
-                item,
-                first,
-                rows,
-                epoch_of(job, step),
-                np.int64(me.ctypes.data),
-                np.int64(phase == CODE),
-            )
-            call_at(job[SHARD_AT], arguments)
+            which = item, first, rows, epoch_of(job, step)
+            call_at(job[SHARD_AT], (work, job_at, *which, me_at, np.int64(phase == CODE)))
             if me[PROGRESS] < rows:
                 return BUSY
-        else:
-            which, low, high, first, last = stretch(plan, item, lanes)
-            weight = losses[step, 1]
-            factor = 1.0 / weight if weight > 0 else 0.0
-            if job[SUMS] != 0:
-                factor = 1.0
-            # Only the last step's gradient is asked for; others stay in this thread's memory, and so in its cache.
-            total = array_at(np.int64(work.ctypes.data), (last - first,), like.dtype)
-            if step + 1 == steps:
-                total = gradient[first:last]
-            add_up(total, gradients, items_of(job, plan, step, SHARD, lanes), first, factor)
-            if settings[ALPHA] > 0:
-                norms[item] = add_penalty(total, parameters, plan, first, settings[ALPHA] * factor)
-            if job[OPTIMIZER] != NONE:
-                p, u, s = parameters[first:last], moments[0, first:last], moments[1, first:last]
-                update(job[OPTIMIZER], p, total, u, s, rates[step], step, settings)
-                if step + 1 < steps:
-                    _transpose_stretch(job, plan, parameters, transposed, which, low, high)
         me[HELD] = 0
         if fetch_add(done_at, 1) + 1 == items:
             store_release(done_at, 0)
             if phase == CODE:
-                _close_codes(totals, codes, slopes, settings, losses, step, items)
+                _close_codes(job, settings, losses, step, items)
             if phase == SHARD:
-                _close_shards(job, totals, losses, step, items)
+                _close_shards(job, losses, step, items)
                 if job[OPTIMIZER] != NONE and not np.isfinite(losses[step, 0]):
                     control[OUTCOME] = DIVERGED
                     store_release(claim_at, FINISHED_CLAIM)
                     return OVER
             if phase == UPDATE:
                 if settings[ALPHA] > 0:
-                    _add_norms(norms, losses, step, settings[ALPHA])
+                    _add_norms(job, losses, step, settings[ALPHA])
                 control[STEPS_DONE] = step + 1
                 if step + 1 == steps:
                     control[OUTCOME] = COMPLETE
                     store_release(claim_at, FINISHED_CLAIM)
                     return OVER
             following = number + 1
-            while items_of(job, plan, following // PHASES, following % PHASES, lanes) == 0:
+            while items_of(job, following // PHASES, following % PHASES) == 0:
                 following += 1  # most steps have nothing to TRANSPOSE and no CODE
             store_release(claim_at, following)

@@ -164,6 +164,27 @@ def test_the_garbage_collector_is_back_after_a_compilation_and_after_one_that_fa
     assert run(copy, off)[-1] == "False"
 
 
+def test_numba_compiles_what_is_not_ours_as_ever(copy):
+    code = """
+        import numba
+        from numba.core.codegen import CPUCodegen
+
+        levels, build = [], CPUCodegen._function_pass_manager
+
+        def recorded(self, **options):
+            levels.append(options.get("opt"))
+            return build(self, **options)
+
+        CPUCodegen._function_pass_manager = recorded
+        not_ours = numba.njit(lambda x: x + 1)
+        for compile in (lambda: not_ours(1), lambda: activations.exp(z, h), lambda: not_ours(1.0)):
+            levels.clear()
+            compile()
+            print(*set(levels))
+    """
+    assert run(copy, textwrap.dedent(CALL) + textwrap.dedent(code))[3:] == ["None", "0", "None"]
+
+
 def test_importing_the_kernels_compiles_nothing(copy):
     code = """
         import fastae.kernels.step, fastae.kernels.activations, numba
@@ -190,7 +211,9 @@ def test_one_compilation_a_dtype_whatever_the_network():
                 )
                 engine.encode(params, X)
             fastae.train(params, X, engine=engine, epochs=2, batch_size=4)
-    assert len(step.run.signatures) == 2
+    assert len(step.run.signatures) == 1
+    for item in (step.shard_item, step.update_item):
+        assert len(item._compiled) == 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")

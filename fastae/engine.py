@@ -19,10 +19,13 @@ from fastae.kernels import job as fields
 from fastae.kernels import layout
 from fastae.network import Network, Parameters, check_dtype
 from fastae.objective import PLAIN, Objective
+from fastae.pace import Pace
 
 SMALL_JOB = (
     30e6  # FLOPs below which a job stays on the calling thread: about what waking a thread costs, in time
 )
+LARGE_STEP = 100e6  # FLOPs a thread above which threads pay in every step: it is not tried out
+KINDS_MOST = 100  # of steps, that an engine learns about
 PATIENCE = 0.05  # seconds a jitted call should last, so that signals are handled in time
 WORKSPACE = 1 << 20  # bytes of tiles a thread should keep to: less than L2
 
@@ -34,8 +37,8 @@ class Engine:
     ----------
     network : Network
     n_threads : int, optional
-        Threads to use; by default the CPUs this process may use (affinity and cgroup quota). The results have the
-        same bits for any number.
+        Threads to use at most; by default the CPUs this process may use (affinity and cgroup quota). Small steps take
+        fewer, where they are found to be faster so. The results have the same bits for any number.
     dtype : "float32", "float64" or "bfloat16"
         Of parameters, arithmetic and results. Losses are added up in float64. With "bfloat16", parameters and results
         are float32, and so is all arithmetic but matrix products: their operands are rounded to 8 bits of precision,
@@ -135,6 +138,7 @@ class Engine:
         self._control = layout.aligned_zeros(fields.CONTROL, np.int64)
         self._members = layout.aligned_zeros(self.n_threads * 8, np.int64).reshape(-1, 8)
         self._members[:, fields.MEMBER] = np.arange(self.n_threads)
+        self._paces: dict[tuple[int, ...], Pace] = {}
         self._lock = threading.Lock()
         _engines.add(self)
 
@@ -362,7 +366,13 @@ class Engine:
             claim = fields.TRANSPOSE
             flops = 6.0 * batch * self._size
             shared = shards > 1 or flops > SMALL_JOB  # a step of one shard has little else to share out
-            self._run(job, claim, flops * rates.size if shared else 0.0)
+            if not shared or flops * rates.size <= SMALL_JOB:
+                self._run(job, claim, 1)
+            elif self.n_threads == 1 or flops > LARGE_STEP * self.n_threads:
+                self._run(job, claim, self.n_threads)
+            else:
+                kind = batch, rates.size, bool(optimizer), int(job[fields.TURNED])
+                self._run(job, claim, self.n_threads, self._pace(kind))
             done = int(self._control[fields.STEPS_DONE])
             diverged = self._control[fields.OUTCOME] == fields.DIVERGED
         losses[:, 1] *= unit
@@ -406,7 +416,7 @@ class Engine:
         job[fields.LOSSES] = losses.ctypes.data
         self._use(self._form, job)
         with self._lock:
-            self._run(job, fields.UPDATE, 0.0)
+            self._run(job, fields.UPDATE, 1)
         return float(losses[0, 0])
 
     # -- within -------------------------------------------------------------------------------------------------
@@ -446,12 +456,12 @@ class Engine:
         with self._lock:
             if self._narrow is not None:
                 narrow_all(job)
-            self._run(job, 0, 2.0 * rows * self._size)
+            self._run(job, 0, self.n_threads if 2.0 * rows * self._size > SMALL_JOB else 1)
         del alive
         return out
 
-    def _run(self, job: np.ndarray, claim: int, flops: float) -> None:
-        """The job to its end, on this thread or the team: in calls that each last about PATIENCE.
+    def _run(self, job: np.ndarray, claim: int, most: int, pace: Pace | None = None) -> None:
+        """The job to its end, on `most` threads or as many as `pace` has it, in calls that last PATIENCE at most.
 
         Ctrl-C is raised when no thread is at work any more; it may leave steps undone, but none in part.
         """
@@ -462,35 +472,46 @@ class Engine:
         members[0, fields.HELD] = 0
         self._taken[:] = -1
         error: BaseException | None = None
-        opened = False
+        threads = 0  # let into the job so far
         while True:
             try:
-                if not opened:
-                    step.open_job(control, members, claim, self.n_threads if flops > SMALL_JOB else 1)
-                    opened = True
-                    if flops > SMALL_JOB:
-                        for member in np.flatnonzero(members[:, fields.WAKE]):
-                            team.lend(self._helper(int(member)))
+                began, done = time.perf_counter(), int(control[fields.STEPS_DONE]) if threads else 0
+                wanted = most if pace is None else pace.threads
+                if threads != wanted:
+                    if threads:
+                        step.admit(control, members, wanted)
+                    else:
+                        step.open_job(control, members, claim, wanted)
+                    threads = wanted
+                    for member in np.flatnonzero(members[1:threads, fields.WAKE]) + 1:
+                        team.lend(self._helper(int(member)))
                 if error is not None:
                     control[fields.CANCEL] = 1
-                while True:
-                    members[0, fields.QUOTA] = quota
-                    began = time.perf_counter()
+                members[0, fields.QUOTA] = quota
+                status = fields.WAITING
+                while status == fields.WAITING:
                     status = step.run(self._job, control, members[0], self._work[0].ctypes.data)
-                    if status == fields.OVER:
-                        break
                     if status == fields.WAITING:
                         time.sleep(0)
-                    else:
-                        took = time.perf_counter() - began
-                        quota = max(1, int(quota * min(4.0, PATIENCE / max(took, 1e-6))))
-                break
+                took, longest = time.perf_counter() - began, PATIENCE
+                if pace is not None:
+                    pace.record(took, int(control[fields.STEPS_DONE]) - done)
+                    longest = pace.slice(PATIENCE)
+                if status == fields.OVER:
+                    break
+                quota = max(1, int(quota * min(4.0, longest / max(took, 1e-6))))
             except self._not_compiled:  # nothing has run, on any thread, and nothing will
                 raise
             except BaseException as raised:
                 error = error or raised
         if error is not None:
             raise error
+
+    def _pace(self, kind: tuple[int, ...]) -> Pace:
+        """What is known of steps of one kind."""
+        if len(self._paces) > KINDS_MOST:
+            self._paces.clear()
+        return self._paces.setdefault(kind, Pace(self.n_threads))
 
     def _helper(self, member: int) -> Callable[[], None]:
         """What a helper thread does as `member`; holds on to memory, not to the engine."""

@@ -90,7 +90,7 @@ def _forward(blocks: int):  # type: ignore[no-untyped-def]
                             for r in (0, 1):
                                 words.store(h[r], words.offset(first, (i + r) * LINE))
                         with words.when(wide, "==", 0):
-                            _store_rows(words, *h, words.offset(first, i * ROW), half)
+                            _store_rows(words, h[0], h[1], words.offset(first, i * ROW), half)
 
             words.cases(activation, [partial(finish, code) for code in range(len(ACTIVATIONS))])
             step = words.builder.select(wide_rows, words.count(rows * LINE), words.count(rows * ROW))

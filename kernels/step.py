@@ -169,16 +169,25 @@ def item_addresses(dtype: npt.DTypeLike) -> list[int]:
 
 
 @kernel
-def open_job(control, members, claim, size):  # type: ignore[no-untyped-def]
-    """Let members 0 .. size - 1 in; the helpers that sleep get WAKE set, and are PRESENT from now on."""
+def admit(control, members, size):  # type: ignore[no-untyped-def]
+    """Let members 0 .. size - 1 into the job, and the others out when they find nothing to do.
+
+    The helpers that sleep get WAKE set, and are PRESENT from now on.
+    """
     shared = np.int64(control.ctypes.data)
-    for place in range(CLAIM, CONTROL):
-        control[place] = 0
-    control[CLAIM] = claim
     exchange(shared + OPEN * 8, size)
     for member in range(1, size):
         present = np.int64(members[member].ctypes.data) + PRESENT * 8
         members[member, WAKE] = compare_and_swap(present, 0, 1)
+
+
+@kernel
+def open_job(control, members, claim, size):  # type: ignore[no-untyped-def]
+    """A new job, which begins at `claim`, for members 0 .. size - 1."""
+    for place in range(CLAIM, CONTROL):
+        control[place] = 0
+    control[CLAIM] = claim
+    admit(control, members, size)
 
 
 @callee
@@ -286,6 +295,8 @@ def _steps(job, control, me, work):  # type: ignore[no-untyped-def]
             if number != exhausted:
                 item = _claim(job, control, me, number, items_of(job, step, phase))
             if item < 0:
+                if load_acquire(shared + OPEN * 8) <= me[MEMBER]:
+                    return OVER
                 exhausted = number
                 spins += 1
                 if spins > SPINS:

@@ -21,9 +21,8 @@ from fastae.network import Network, Parameters, check_dtype
 from fastae.objective import PLAIN, Objective
 from fastae.pace import Pace
 
-SMALL_JOB = (
-    30e6  # FLOPs below which a job stays on the calling thread: about what waking a thread costs, in time
-)
+SMALL_JOB = 4e6  # FLOPs below which steps stay on the calling thread; and, where that cannot be tried out,
+SMALL_INFERENCE = 30e6  # rows through the layers: what waking a thread costs, in time
 LARGE_STEP = 100e6  # FLOPs a thread above which threads pay in every step: it is not tried out
 KINDS_MOST = 100  # of steps, that an engine learns about
 PATIENCE = 0.05  # seconds a jitted call should last, so that signals are handled in time
@@ -456,7 +455,7 @@ class Engine:
         with self._lock:
             if self._narrow is not None:
                 narrow_all(job)
-            self._run(job, 0, self.n_threads if 2.0 * rows * self._size > SMALL_JOB else 1)
+            self._run(job, 0, self.n_threads if 2.0 * rows * self._size > SMALL_INFERENCE else 1)
         del alive
         return out
 
@@ -467,7 +466,8 @@ class Engine:
         """
         step, members, control = self._step, self._members, self._control
         self._job[:] = job
-        quota = max(1, int(2e7 * self.network.widths[0] // max(self._size, 1)))
+        least = 1 if pace is None else int(job[fields.BATCH]) * self.network.widths[0]  # it times whole steps
+        quota = max(least, int(2e7 * self.network.widths[0] // max(self._size, 1)))
         members[:, fields.REFILL] = quota
         members[0, fields.HELD] = 0
         self._taken[:] = -1
@@ -499,7 +499,7 @@ class Engine:
                     longest = pace.slice(PATIENCE)
                 if status == fields.OVER:
                     break
-                quota = max(1, int(quota * min(4.0, longest / max(took, 1e-6))))
+                quota = max(least, int(quota * min(4.0, longest / max(took, 1e-6))))
             except self._not_compiled:  # nothing has run, on any thread, and nothing will
                 raise
             except BaseException as raised:

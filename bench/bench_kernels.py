@@ -7,7 +7,7 @@ from threadpoolctl import threadpool_limits
 from fastae.bench.cases import Case
 from fastae.bench.probe import Probe, against_peak
 from fastae.bench.stages import Tile, load_times, repeats
-from fastae.kernels import activations, optimizer, rows
+from fastae.kernels import activations, job, optimizer
 from fastae.kernels.compiler import kernel
 from fastae.kernels.simd import flush_subnormals, restore_float_state
 
@@ -107,9 +107,9 @@ def test_elementwise(benchmark, name, dtype, by):
 
 
 SETTINGS = {
-    "sgd": (optimizer.SGD, np.array([0.9, 0, 0, 0, 0, 0, 0.0])),
-    "nesterov": (optimizer.SGD, np.array([0.9, 1, 0, 0, 0, 0, 0.0])),
-    "adam": (optimizer.ADAM, np.array([0, 0, 0.9, 0.999, 1e-8, 0, 0.0])),
+    "sgd": (job.SGD, np.array([0.9, 0, 0, 0, 0, 0, 0.0])),
+    "nesterov": (job.SGD, np.array([0.9, 1, 0, 0, 0, 0, 0.0])),
+    "adam": (job.ADAM, np.array([0, 0, 0.9, 0.999, 1e-8, 0, 0.0])),
 }
 RATE = 1e-3
 
@@ -164,7 +164,7 @@ def test_load(benchmark, n, source, by):
     blocks, at, spare = -(-n // 16), tile.tiles.ctypes.data, tile.spare.ctypes.data
 
     def run(times):
-        kind = rows.KINDS[X.dtype]
+        kind = job.KINDS[X.dtype]
         load_times(times, tile.like, at, 192, X.ctypes.data, *X.strides, kind, n, 0, 192, 192, spare)
 
     run(1)

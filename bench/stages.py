@@ -16,7 +16,7 @@ import fastae
 from fastae import reference, team
 from fastae.bench.cases import CASES, Case
 from fastae.bench.probe import Probe
-from fastae.kernels import layer, layout, optimizer, rowlanes, rows
+from fastae.kernels import job, layer, layout, optimizer, rowlanes, rows
 from fastae.kernels.compiler import ByAddress, kernel
 from fastae.kernels.layout import ACTIVATION, BIAS, COLUMN_SUMS, FAN_IN, FAN_OUT, OUTPUT, TRANSPOSED, WEIGHT
 from fastae.kernels.partition import shards_of
@@ -118,7 +118,7 @@ class Tile:
 
     def load(self) -> Stage:
         X = self.case.X
-        kind = rows.KINDS[X.dtype]
+        kind = job.KINDS[X.dtype]
         arguments = (
             *(self.like, self.loaded.ctypes.data, self.height, X.ctypes.data, *X.strides, kind, X.shape[1]),
             *(0, X.shape[0], self.rows, self.spare.ctypes.data),

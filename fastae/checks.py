@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+from fastae.kernels.job import KINDS
+
 
 def check_count(name: str, value: int) -> None:
     """An error that names `value` unless it is an integer of at least 1."""
@@ -14,8 +16,6 @@ def check_count(name: str, value: int) -> None:
 
 def check_matrix(X: npt.ArrayLike, columns: int, name: str) -> np.ndarray:
     """Rows of so many columns, of a dtype that the kernels read, where they lie."""
-    from fastae.kernels.rows import KINDS
-
     if np.ma.isMaskedArray(X):
         raise TypeError(f"{name} is a masked array, but its mask would not be seen: fill it with NaN")
     array = np.asarray(X)

@@ -17,6 +17,7 @@ from fastae import team
 from fastae.checks import check_index, check_matrix, check_vector
 from fastae.kernels import job as fields
 from fastae.kernels import layout
+from fastae.kernels.layout import address
 from fastae.network import Network, Parameters, check_dtype
 from fastae.objective import PLAIN, Objective
 from fastae.pace import Pace
@@ -83,7 +84,8 @@ class Engine:
                 f"dtype bfloat16 takes a CPU with AVX512_BF16, but kernels are compiled for {TARGET.cpu}"
             )
         self._step, self._not_compiled = step, NumbaError
-        self._form = bfloat16 if narrow else layer  # of products; rowlanes where that pays
+        self._form, self._rowlanes = bfloat16 if narrow else layer, rowlanes  # of products
+        self._most_shards = partition.most_shards
         self.plan, size, transposed = layout.plan(network.widths, network.activations, self.dtype)
         lanes = layout.lanes(self.dtype)
         last = self.plan[-1]
@@ -116,24 +118,16 @@ class Engine:
         self._slopes = np.zeros(code)
         self._job = np.zeros(fields.JOB, np.int64)
         self._blank = np.zeros(fields.JOB, np.int64)  # what all jobs have in common
-        self._blank[fields.PLAN_AT], self._blank[fields.LAYERS] = self.plan.ctypes.data, len(self.plan)
+        self._blank[fields.PLAN_AT], self._blank[fields.LAYERS] = address(self.plan), len(self.plan)
         self._blank[fields.HEIGHT], self._blank[fields.SIZE] = self.tile_rows, size
         self._blank[fields.STRETCHES] = stretches
         self._blank[fields.MULTIPLE] = layer.row_multiple(network.widths[1:], self.dtype)
-        self._blank[fields.ONES], self._blank[fields.TOTALS] = (
-            self._ones.ctypes.data,
-            self._totals.ctypes.data,
-        )
-        self._blank[fields.NORMS], self._blank[fields.CODES] = (
-            self._norms.ctypes.data,
-            self._codes.ctypes.data,
-        )
-        self._blank[fields.SLOPES], self._blank[fields.CODE_LAYER] = (
-            self._slopes.ctypes.data,
-            network.code_layer - 1,
-        )
-        self._blank[fields.TAKEN] = self._taken.ctypes.data
-        self._blank[fields.WT], self._blank[fields.WT_SIZE] = self._transposed.ctypes.data, transposed
+        self._blank[fields.ONES], self._blank[fields.TOTALS] = address(self._ones), address(self._totals)
+        self._blank[fields.NORMS], self._blank[fields.CODES] = address(self._norms), address(self._codes)
+        self._blank[fields.SLOPES] = address(self._slopes)
+        self._blank[fields.CODE_LAYER] = network.code_layer - 1
+        self._blank[fields.TAKEN] = address(self._taken)
+        self._blank[fields.WT], self._blank[fields.WT_SIZE] = address(self._transposed), transposed
         self._control = layout.aligned_zeros(fields.CONTROL, np.int64)
         self._members = layout.aligned_zeros(self.n_threads * 8, np.int64).reshape(-1, 8)
         self._members[:, fields.MEMBER] = np.arange(self.n_threads)
@@ -312,9 +306,6 @@ class Engine:
         (steps, 2): the loss of each step, before it is taken, and the sum of its rows' weights. Fewer steps than rates
         come back where a loss was not finite: it is the last, and that step was not taken.
         """
-        from fastae.kernels import rowlanes
-        from fastae.kernels.partition import shards_of
-
         self._check_params(params)
         X = check_matrix(X, self.network.widths[0], "X")
         if self.network.widths[-1] != self.network.widths[0]:
@@ -335,7 +326,7 @@ class Engine:
                 unit = float(2.0 ** np.floor(np.log2(largest)))
                 weights = weights / unit
             alive.append(weights)
-            job[fields.SAMPLE_WEIGHT] = weights.ctypes.data
+            job[fields.SAMPLE_WEIGHT] = address(weights)
         rates = np.ascontiguousarray(rates, np.float64)
         settings = np.array(settings, np.float64)
         self._describe_objective(job, settings, objective, unit, seed, epoch)
@@ -343,25 +334,24 @@ class Engine:
         batch = int(min(batch_size or job[fields.ROWS], job[fields.ROWS]))
         job[fields.TASK], job[fields.BATCH], job[fields.STEPS] = fields.STEPS_TASK, batch, rates.size
         job[fields.OPTIMIZER], job[fields.FIRST_ROW], job[fields.SUMS] = optimizer, first_row, sums
-        job[fields.PARAMETERS], job[fields.GRADIENT] = params.flat.ctypes.data, gradient.flat.ctypes.data
-        job[fields.WEIGHTS] = (params.flat if self._narrow is None else self._narrow).ctypes.data
-        job[fields.MOMENTS] = 0 if moments is None else moments.ctypes.data
-        job[fields.RATES], job[fields.SETTINGS] = rates.ctypes.data, settings.ctypes.data
-        job[fields.LOSSES] = losses.ctypes.data
+        job[fields.PARAMETERS], job[fields.GRADIENT] = address(params.flat), address(gradient.flat)
+        job[fields.WEIGHTS] = address(params.flat if self._narrow is None else self._narrow)
+        job[fields.MOMENTS] = 0 if moments is None else address(moments)
+        job[fields.RATES], job[fields.SETTINGS] = address(rates), address(settings)
+        job[fields.LOSSES] = address(losses)
         widths, linear = self.network.widths, self.network.activations[-1] == "identity"
         plain = linear and self._narrow is None and not objective.sparsity_weight
-        if plain and rowlanes.pays(widths, batch, self._size, self.dtype):
-            self._use(rowlanes, job)
-            job[fields.HEIGHT] = rowlanes.height(widths, self.dtype)
-            job[fields.MULTIPLE], job[fields.TURNED] = rowlanes.row_multiple(self.dtype), 1
+        if plain and self._rowlanes.pays(widths, batch, self._size, self.dtype):
+            self._use(self._rowlanes, job)
+            job[fields.HEIGHT] = self._rowlanes.height(widths, self.dtype)
+            job[fields.MULTIPLE], job[fields.TURNED] = self._rowlanes.row_multiple(self.dtype), 1
         else:
             self._use(self._form, job)
         with self._lock:
-            rest = int(job[fields.ROWS] % batch) or batch  # rows of the last step, which may have more shards
-            shards = max(shards_of(rows, self._size, int(job[fields.MULTIPLE])) for rows in {batch, rest})
+            shards = self._most_shards(int(job[fields.ROWS]), batch, self._size, int(job[fields.MULTIPLE]))
             if self._gradients.shape[0] < shards:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
-            job[fields.GRADIENTS] = self._gradients.ctypes.data
+            job[fields.GRADIENTS] = address(self._gradients)
             claim = fields.TRANSPOSE
             flops = 6.0 * batch * self._size
             shared = shards > 1 or flops > SMALL_JOB  # a step of one shard has little else to share out
@@ -398,21 +388,19 @@ class Engine:
         `parts` is (blocks, size of the flat buffer); they are added in that order, divided by `weight`, the sum of all
         rows' weights, and the penalty added, into `gradient`. Returns what the penalty adds to the loss.
         """
-        from fastae.kernels.optimizer import ALPHA
-
         settings = np.array(settings, np.float64)
-        settings[ALPHA] = alpha
+        settings[fields.ALPHA] = alpha
         parts = np.ascontiguousarray(parts, self.dtype)
         if parts.ndim != 2 or parts.shape[1] != self._size or not len(parts):
             raise ValueError(f"parts must be of shape (blocks, {self._size}), got {parts.shape}")
         losses, rates = np.array([[0.0, weight]]), np.array([float(rate)])
         job = self._blank.copy()
         job[fields.TASK], job[fields.STEPS], job[fields.OPTIMIZER] = fields.STEPS_TASK, 1, optimizer
-        job[fields.PARTS], job[fields.GRADIENTS] = len(parts), parts.ctypes.data
-        job[fields.PARAMETERS], job[fields.GRADIENT] = params.flat.ctypes.data, gradient.flat.ctypes.data
-        job[fields.MOMENTS] = 0 if moments is None else moments.ctypes.data
-        job[fields.RATES], job[fields.SETTINGS] = rates.ctypes.data, settings.ctypes.data
-        job[fields.LOSSES] = losses.ctypes.data
+        job[fields.PARTS], job[fields.GRADIENTS] = len(parts), address(parts)
+        job[fields.PARAMETERS], job[fields.GRADIENT] = address(params.flat), address(gradient.flat)
+        job[fields.MOMENTS] = 0 if moments is None else address(moments)
+        job[fields.RATES], job[fields.SETTINGS] = address(rates), address(settings)
+        job[fields.LOSSES] = address(losses)
         self._use(self._form, job)
         with self._lock:
             self._run(job, fields.UPDATE, 1)
@@ -446,10 +434,10 @@ class Engine:
             job[fields.TASK] = fields.INFER_TASK
         else:
             out = np.empty(rows)
-            job[fields.TASK], job[fields.COLUMN_WEIGHT] = fields.ERRORS_TASK, column_weight.ctypes.data
-        job[fields.MISSING], job[fields.PARAMETERS] = missing, params.flat.ctypes.data
-        job[fields.WEIGHTS] = (params.flat if self._narrow is None else self._narrow).ctypes.data
-        job[fields.OUT], job[fields.OUT_STRIDE] = out.ctypes.data, out.strides[0]
+            job[fields.TASK], job[fields.COLUMN_WEIGHT] = fields.ERRORS_TASK, address(column_weight)
+        job[fields.MISSING], job[fields.PARAMETERS] = missing, address(params.flat)
+        job[fields.WEIGHTS] = address(params.flat if self._narrow is None else self._narrow)
+        job[fields.OUT], job[fields.OUT_STRIDE] = address(out), out.strides[0]
         job[fields.FIRST_LAYER], job[fields.LAST_LAYER] = first, last
         self._use(self._form, job)
         with self._lock:
@@ -483,22 +471,23 @@ class Engine:
                     else:
                         step.open_job(control, members, claim, wanted)
                     threads = wanted
-                    for member in np.flatnonzero(members[1:threads, fields.WAKE]) + 1:
-                        team.lend(self._helper(int(member)))
+                    for member in range(1, threads):
+                        if members[member, fields.WAKE]:
+                            team.lend(self._helper(member))
                 if error is not None:
                     control[fields.CANCEL] = 1
                 members[0, fields.QUOTA] = quota
                 status = fields.WAITING
                 while status == fields.WAITING:
-                    status = step.run(self._job, control, members[0], self._work[0].ctypes.data)
+                    status = step.run(self._job, control, members[0], address(self._work[0]))
                     if status == fields.WAITING:
                         time.sleep(0)
-                took, longest = time.perf_counter() - began, PATIENCE
+                took = time.perf_counter() - began
                 if pace is not None:
                     pace.record(took, int(control[fields.STEPS_DONE]) - done)
-                    longest = pace.slice(PATIENCE)
                 if status == fields.OVER:
                     break
+                longest = PATIENCE if pace is None else pace.slice(PATIENCE)
                 quota = max(least, int(quota * min(4.0, longest / max(took, 1e-6))))
             except self._not_compiled:  # nothing has run, on any thread, and nothing will
                 raise
@@ -520,7 +509,7 @@ class Engine:
 
         def take_part() -> None:
             me[fields.HELD], me[fields.QUOTA] = 0, me[fields.REFILL]
-            while step.run(job, control, me, work.ctypes.data) != fields.OVER:
+            while step.run(job, control, me, address(work)) != fields.OVER:
                 time.sleep(0)
 
         return take_part
@@ -529,18 +518,16 @@ class Engine:
         self, X: np.ndarray, index: Any, shift: Any, scale: Any, columns: int
     ) -> tuple[np.ndarray, list[Any]]:
         """The job's common part, and the arrays it points at, to be kept alive; the first is the row index, if any."""
-        from fastae.kernels.rows import KINDS
-
         job = self._blank.copy()
-        job[fields.X], job[fields.ROW_STRIDE], job[fields.COLUMN_STRIDE] = X.ctypes.data, *X.strides
+        job[fields.X], job[fields.ROW_STRIDE], job[fields.COLUMN_STRIDE] = address(X), *X.strides
         if X.shape[1] == 1:
             job[fields.COLUMN_STRIDE] = X.itemsize
-        job[fields.KIND], job[fields.ROWS] = KINDS[X.dtype], X.shape[0]
+        job[fields.KIND], job[fields.ROWS] = fields.KINDS[X.dtype], X.shape[0]
         alive: list[Any] = []
         if index is not None:
             rows = check_index(index, X.shape[0])
             alive.append(rows)
-            job[fields.INDEX], job[fields.ROWS] = rows.ctypes.data, rows.size
+            job[fields.INDEX], job[fields.ROWS] = address(rows), rows.size
         if shift is not None or scale is not None:
             lanes = layout.lanes(self.dtype)
             for place, name, value, default in (
@@ -550,7 +537,7 @@ class Engine:
                 padded = np.zeros(-(-columns // lanes) * lanes)
                 padded[:columns] = default if value is None else check_vector(value, columns, name)
                 alive.append(padded)
-                job[place] = padded.ctypes.data
+                job[place] = address(padded)
         alive.append(X)
         return job, alive
 
@@ -561,18 +548,13 @@ class Engine:
     def _describe_objective(
         self, job: np.ndarray, settings: np.ndarray, objective: Objective, unit: float, seed: int, epoch: int
     ) -> None:
-        from fastae.kernels import noise, optimizer
-
         if not isinstance(objective, Objective):
             raise TypeError(f"objective must be an Objective, got {objective!r}")
-        settings[optimizer.ALPHA], settings[optimizer.NOISE_LEVEL] = (
-            objective.alpha / unit,
-            objective.noise_level,
-        )
-        settings[optimizer.SPARSITY_TARGET] = objective.sparsity_target
-        settings[optimizer.SPARSITY_WEIGHT] = objective.sparsity_weight
+        settings[fields.ALPHA], settings[fields.NOISE_LEVEL] = objective.alpha / unit, objective.noise_level
+        settings[fields.SPARSITY_TARGET] = objective.sparsity_target
+        settings[fields.SPARSITY_WEIGHT] = objective.sparsity_weight
         job[fields.MISSING], job[fields.SPARSE] = objective.missing, objective.sparsity_weight > 0
-        job[fields.NOISE] = noise.NOISES.index(objective.noise or "")
+        job[fields.NOISE] = fields.NOISES.index(objective.noise or "")
         job[fields.SEED], job[fields.EPOCH] = seed, epoch
         layer = self.network.code_layer
         if objective.sparsity_weight > 0 and (

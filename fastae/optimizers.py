@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from fastae.kernels import job
 from fastae.network import Parameters
 
 Schedule = Callable[[npt.NDArray[np.int64]], npt.ArrayLike]
@@ -45,7 +46,7 @@ class Optimizer:
     Each step also takes rate * weight_decay * p off every parameter p (Loshchilov and Hutter, ICLR 2019).
     """
 
-    _kernel: ClassVar[str]  # names in kernels/optimizer.py
+    _kernel: ClassVar[str]  # names in kernels/job.py
     _settings: ClassVar[tuple[str, ...]]
 
     learning_rate: float | Schedule
@@ -75,19 +76,15 @@ class Optimizer:
 
     @property
     def code(self) -> int:
-        """Its number in ``kernels/optimizer.py``."""
-        from fastae.kernels import optimizer
-
-        return int(getattr(optimizer, self._kernel))
+        """Its number in ``kernels/job.py``."""
+        return int(getattr(job, self._kernel))
 
     def settings(self, steps: int) -> npt.NDArray[np.float64]:
         """The kernel's settings, after `steps` steps."""
-        from fastae.kernels import optimizer
-
-        made = np.zeros(optimizer.SETTINGS)
-        made[optimizer.DECAY], made[optimizer.STEPS_BEFORE] = self.weight_decay, steps
+        made = np.zeros(job.SETTINGS_SIZE)
+        made[job.DECAY], made[job.STEPS_BEFORE] = self.weight_decay, steps
         for name in self._settings:
-            made[getattr(optimizer, name.upper())] = getattr(self, name)
+            made[getattr(job, name.upper())] = getattr(self, name)
         return made
 
 

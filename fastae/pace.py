@@ -50,9 +50,7 @@ class Pace:
         if self._trial == self._best:
             self._recent.append(seconds / steps)
             self._left -= seconds
-            if len(self._recent) == SLICES and (
-                self._left <= 0 or median(self._recent) > SLOWER * self._usual
-            ):
+            if len(self._recent) == SLICES and (self._left <= 0 or min(self._recent) > SLOWER * self._usual):
                 self._begin_trial()
             return
         self._tried.append(seconds / steps)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastae.engine import Engine
+from fastae.kernels.job import STEPS_BEFORE
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.rows import Rows
@@ -166,8 +167,6 @@ def _steps_across_blocks(
 
 def _after(settings: np.ndarray, steps: int) -> np.ndarray:
     """An optimizer's settings, so many steps on."""
-    from fastae.kernels import optimizer
-
     settings = settings.copy()
-    settings[optimizer.STEPS_BEFORE] += steps
+    settings[STEPS_BEFORE] += steps
     return settings

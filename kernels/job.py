@@ -1,11 +1,13 @@
-"""What the threads of a team are told and share: the places in the int64 vectors that say it. No kernel lives here."""
+"""What the threads of a team are told and share: the places in the vectors that say it. No kernel lives here."""
+
+import numpy as np
 
 # A job: an int64 vector of addresses, strides in bytes and sizes in elements
 (
     TASK,  # STEPS_TASK, INFER_TASK or ERRORS_TASK
     PLAN_AT,  # the plan of layout.py, (LAYERS, PLAN)
     LAYERS,
-    X,  # the matrix: its address, strides and kind (rows.KINDS)
+    X,  # the matrix: its address, strides and kind (KINDS)
     ROW_STRIDE,
     COLUMN_STRIDE,
     KIND,
@@ -41,7 +43,7 @@
     LAST_LAYER,
     COLUMN_WEIGHT,  # errors: float64 columns
     MISSING,  # 1: cells that are NaN are missing
-    NOISE,  # noise.NOISES, SEED and EPOCH that it is drawn by
+    NOISE,  # NOISES, SEED and EPOCH that it is drawn by
     SEED,
     EPOCH,  # of the first step
     CODE_LAYER,  # which layer's output the code is
@@ -69,6 +71,22 @@
     JOB,
 ) = range(65)
 STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)
+
+KINDS = {  # dtype -> KIND
+    np.dtype(name): kind
+    for kind, name in enumerate(
+        ("f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"),
+    )
+}
+KINDS[np.dtype(bool)] = KINDS[np.dtype("u1")]
+
+NOISES = ("", "gaussian", "mask", "swap")
+NO_NOISE, GAUSSIAN, MASK, SWAP = range(4)
+
+NONE, SGD, ADAM = range(3)  # OPTIMIZER
+# SETTINGS, of the optimizer (optimizer.py), then of the objective (fastae/objective.py)
+MOMENTUM, NESTEROV, BETA_1, BETA_2, EPSILON, DECAY, STEPS_BEFORE, ALPHA = range(8)
+NOISE_LEVEL, SPARSITY_TARGET, SPARSITY_WEIGHT, SETTINGS_SIZE = range(8, 12)
 
 # The control block: int64s a cache line apart
 OPEN, INSIDE, CLAIM, DONE, NEXT, CANCEL, OUTCOME, STEPS_DONE, CONTROL = range(0, 72, 8)

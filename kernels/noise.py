@@ -10,12 +10,10 @@ import numpy as np
 from llvmlite import ir
 
 from fastae.kernels.compiler import callee
+from fastae.kernels.job import GAUSSIAN, MASK
 from fastae.kernels.partition import in_blocks
 from fastae.kernels.simd import I32, I64, Value, Words, vector_kernel
 from fastae.kernels.target import LINE
-
-NO_NOISE, GAUSSIAN, MASK, SWAP = range(4)
-NOISES = ("", "gaussian", "mask", "swap")
 
 _ERFINV_CENTRAL = (
     1.50140941, 0.246640727, -0.00417768164, -0.00125372503, 0.00021858087, -4.39150654e-06, -3.5233877e-06,

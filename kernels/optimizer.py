@@ -11,14 +11,10 @@ Padding stays zero: its gradient is zero, and every update of zero by zero is ze
 import numpy as np
 
 from fastae.kernels.compiler import callee
+from fastae.kernels.job import ADAM, BETA_1, BETA_2, DECAY, EPSILON, MOMENTUM, NESTEROV, SGD, STEPS_BEFORE
 from fastae.kernels.layout import BIAS, WEIGHT
 from fastae.kernels.simd import vector_kernel
 from fastae.kernels.target import LINE
-
-NONE, SGD, ADAM = range(3)
-# The places in `settings`, a float64 vector: of the optimizer, then of the objective (objective.py)
-MOMENTUM, NESTEROV, BETA_1, BETA_2, EPSILON, DECAY, STEPS_BEFORE, ALPHA = range(8)
-NOISE_LEVEL, SPARSITY_TARGET, SPARSITY_WEIGHT, SETTINGS = range(8, 12)
 
 
 def _write_add_up(words, total, parts, stride, others, lines, factor):  # type: ignore[no-untyped-def]

@@ -1,5 +1,7 @@
 """How a job is cut up: a step's rows into shards, the flat buffers into stretches. By the job alone, not by threads."""
 
+from functools import lru_cache
+
 from fastae.kernels.compiler import callee
 from fastae.kernels.job import (
     BATCH,
@@ -59,6 +61,12 @@ def shards_of(rows, size, multiple):  # type: ignore[no-untyped-def]
     """How many shards that makes. A smaller batch may have more: their rows are rounded up."""
     each = shard_rows(rows, size, multiple)
     return (rows + each - 1) // each
+
+
+@lru_cache(1024)
+def most_shards(rows: int, batch: int, size: int, multiple: int) -> int:
+    """How many shards a step on `batch` of the rows has at most; the last step, on fewer, may have more."""
+    return int(max(shards_of(each, size, multiple) for each in (batch, rows % batch or batch)))
 
 
 @callee

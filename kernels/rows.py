@@ -10,18 +10,11 @@ import numpy as np
 from llvmlite import ir
 
 from fastae.kernels.compiler import callee
+from fastae.kernels.job import KINDS
 from fastae.kernels.partition import in_blocks
 from fastae.kernels.simd import F32, F64, I16, Value, Words, load_int64, vector_kernel
 from fastae.kernels.target import LINE
 
-# dtype -> kind, the number a kernel knows it by
-KINDS = {
-    np.dtype(name): kind
-    for kind, name in enumerate(
-        ("f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"),
-    )
-}
-KINDS[np.dtype(bool)] = KINDS[np.dtype("u1")]
 ITEM_SIZES = tuple(dtype.itemsize for dtype in list(KINDS)[:11])
 
 

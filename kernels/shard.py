@@ -28,7 +28,9 @@ from fastae.kernels.job import (
     MISSING,
     MULTIPLE,
     NARROW_AT,
+    NO_NOISE,
     NOISE,
+    NOISE_LEVEL,
     ONES,
     PARAMETERS,
     PLAN_AT,
@@ -47,6 +49,7 @@ from fastae.kernels.job import (
     SIZE,
     SLOPES,
     SPARSE,
+    SWAP,
     TOTALS,
     TURNED,
     WEIGHTS,
@@ -65,8 +68,7 @@ from fastae.kernels.layout import (
     TRANSPOSED,
     WEIGHT,
 )
-from fastae.kernels.noise import NO_NOISE, SWAP, corrupt_row, row_key, swapped
-from fastae.kernels.optimizer import NOISE_LEVEL
+from fastae.kernels.noise import corrupt_row, row_key, swapped
 from fastae.kernels.partition import SHARDS_MOST, in_blocks, round_up
 from fastae.kernels.rows import add_lines, load_rows, zero_lines
 from fastae.kernels.simd import array_at, call_at, load_float64, load_int64

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from fastae.kernels.compiler import callee, kernel
 from fastae.kernels.infer import infer
 from fastae.kernels.job import (
+    ALPHA,
     BUSY,
     CANCEL,
     CANCELLED,
@@ -46,6 +47,7 @@ from fastae.kernels.job import (
     LAYERS,
     LOSSES,
     MEMBER,
+    NONE,
     NORMS,
     OPEN,
     OPTIMIZER,
@@ -59,10 +61,13 @@ from fastae.kernels.job import (
     QUOTA,
     REFILL,
     SETTINGS,
+    SETTINGS_SIZE,
     SHARD,
     SHARD_AT,
     SLOPES,
     SPARSE,
+    SPARSITY_TARGET,
+    SPARSITY_WEIGHT,
     STEPS,
     STEPS_DONE,
     STEPS_TASK,
@@ -79,8 +84,6 @@ from fastae.kernels.job import (
     WAKE,
 )
 from fastae.kernels.layout import FAN_OUT, PLAN
-from fastae.kernels.optimizer import ALPHA, NONE, SPARSITY_TARGET, SPARSITY_WEIGHT
-from fastae.kernels.optimizer import SETTINGS as SETTINGS_SIZE
 from fastae.kernels.partition import SHARDS_MOST, epoch_of, items_of, rows_of_shard
 from fastae.kernels.shard import load_tile, shard_item
 from fastae.kernels.simd import (
@@ -157,10 +160,10 @@ def _add_norms(job, losses, step, alpha):  # type: ignore[no-untyped-def]
 
 
 @cache
-def addresses(form: Any, dtype: npt.DTypeLike) -> list[int]:
+def addresses(form: Any, dtype: npt.DTypeLike) -> npt.NDArray[np.int64]:
     """What a job holds from FORWARD_AT to ADD_PULL_AT; `form` is layer.py, rowlanes.py or bfloat16.py."""
     products, others = form.addresses(dtype)
-    return [*products, *item_addresses(dtype), *others]
+    return np.array([*products, *item_addresses(dtype), *others])
 
 
 def item_addresses(dtype: npt.DTypeLike) -> list[int]:
@@ -217,7 +220,7 @@ def run(job, control, me, work):  # type: ignore[no-untyped-def]
     inside = False  # a helper in an open job: what the job points at stays until it is out again
     turns, status = 0, NOT_YET
     while status == NOT_YET:
-        if member > 0 and load_acquire(open_at) <= member:
+        if member > 0 and me[HELD] == 0 and load_acquire(open_at) <= member:
             if inside:
                 fetch_add(inside_at, -1)
                 inside = False

@@ -5,6 +5,7 @@ from numba import carray
 
 from fastae.kernels.compiler import ByAddress, callee, kernel
 from fastae.kernels.job import (
+    ALPHA,
     GRADIENT,
     GRADIENTS,
     JOB,
@@ -13,12 +14,14 @@ from fastae.kernels.job import (
     MOMENTS,
     NARROW_AT,
     NARROW_WEIGHTS_AT,
+    NONE,
     NORMS,
     OPTIMIZER,
     PARAMETERS,
     PLAN_AT,
     RATES,
     SETTINGS,
+    SETTINGS_SIZE,
     SIZE,
     STEPS,
     STRETCHES,
@@ -28,8 +31,7 @@ from fastae.kernels.job import (
     WT_SIZE,
 )
 from fastae.kernels.layout import BIAS, FAN_IN, FAN_OUT, PLAN, TRANSPOSED, WEIGHT
-from fastae.kernels.optimizer import ALPHA, NONE, add_penalty, add_up, transpose_squares, update
-from fastae.kernels.optimizer import SETTINGS as SETTINGS_SIZE
+from fastae.kernels.optimizer import add_penalty, add_up, transpose_squares, update
 from fastae.kernels.partition import round_up, stretch
 from fastae.kernels.simd import array_at, call_at
 from fastae.kernels.target import LINE

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastae.kernels import layout, optimizer
+from fastae.kernels import job, layout, optimizer
 from fastae.kernels.compiler import kernel
 
 add_penalty, add_up, transpose_squares, update = (
@@ -21,33 +21,33 @@ def buffers(dtype, count=4, size=200):
 
 
 def settings(**values):
-    made = np.zeros(optimizer.SETTINGS)
+    made = np.zeros(job.SETTINGS_SIZE)
     for name, value in values.items():
-        made[getattr(optimizer, name.upper())] = value
+        made[getattr(job, name.upper())] = value
     return made
 
 
 def wanted(kind, p, g, u, s, rate, t, o):
     """The formulas of the module's docstring, in float64."""
     p, g, u, s = (array.astype("f8") for array in (p, g, u, s))
-    keep = 1 - rate * o[optimizer.DECAY]
-    if kind == optimizer.SGD:
-        momentum = o[optimizer.MOMENTUM]
+    keep = 1 - rate * o[job.DECAY]
+    if kind == job.SGD:
+        momentum = o[job.MOMENTUM]
         u = momentum * u - rate * g
-        move = momentum * u - rate * g if o[optimizer.NESTEROV] else u
+        move = momentum * u - rate * g if o[job.NESTEROV] else u
         return keep * p + move, u, s
-    b1, b2 = o[optimizer.BETA_1], o[optimizer.BETA_2]
+    b1, b2 = o[job.BETA_1], o[job.BETA_2]
     u, s = b1 * u + (1 - b1) * g, b2 * s + (1 - b2) * g**2
     correction = np.sqrt(1 - b2**t) / (1 - b1**t)
-    return keep * p - rate * correction * u / (np.sqrt(s) + o[optimizer.EPSILON]), u, s
+    return keep * p - rate * correction * u / (np.sqrt(s) + o[job.EPSILON]), u, s
 
 
 CASES = {
-    "sgd": (optimizer.SGD, settings()),
-    "momentum": (optimizer.SGD, settings(momentum=0.9, decay=0.1)),
-    "nesterov": (optimizer.SGD, settings(momentum=0.9, nesterov=1)),
-    "adam": (optimizer.ADAM, settings(beta_1=0.9, beta_2=0.999, epsilon=1e-8, steps_before=6)),
-    "adamw": (optimizer.ADAM, settings(beta_1=0.8, beta_2=0.99, epsilon=1e-3, decay=0.2)),
+    "sgd": (job.SGD, settings()),
+    "momentum": (job.SGD, settings(momentum=0.9, decay=0.1)),
+    "nesterov": (job.SGD, settings(momentum=0.9, nesterov=1)),
+    "adam": (job.ADAM, settings(beta_1=0.9, beta_2=0.999, epsilon=1e-8, steps_before=6)),
+    "adamw": (job.ADAM, settings(beta_1=0.8, beta_2=0.99, epsilon=1e-3, decay=0.2)),
 }
 
 
@@ -61,7 +61,7 @@ def test_updates_are_their_formulas_within_a_stretch(dtype, name, stretch):
     before = [array.copy() for array in (p, g, u, s)]
     first, last = stretch
     update(kind, *(array[first:last] for array in (p, g, u, s)), 0.05, 3, o)
-    results = wanted(kind, *before, 0.05, o[optimizer.STEPS_BEFORE] + 4, o)
+    results = wanted(kind, *before, 0.05, o[job.STEPS_BEFORE] + 4, o)
     inside = slice(first, last)
     for found, old, new in zip((p, u, s), (before[0], before[2], before[3]), results, strict=True):
         np.testing.assert_allclose(
@@ -79,7 +79,7 @@ def test_adam_moves_by_the_rate_however_small_the_gradient(dtype):
         p, u, s = np.zeros(32, dtype), np.zeros(32, dtype), np.zeros(32, dtype)
         g = np.full(32, size, dtype)
         o = settings(beta_1=0.9, beta_2=0.999, epsilon=1e-30)
-        update(optimizer.ADAM, p, g, u, s, 0.01, 0, o)
+        update(job.ADAM, p, g, u, s, 0.01, 0, o)
         np.testing.assert_allclose(p, -0.01, rtol=1e-5)
 
 

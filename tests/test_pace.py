@@ -83,12 +83,16 @@ class Fickle:
         self.threads = self.random.randint(1, self.most)
 
 
+# In a step of the second network a thread uses up what it may do in a call, and leaves it with an item in hand.
+@pytest.mark.parametrize(
+    ("n", "k", "batch", "epochs"), [(40, 24, 100, 60), (300, 150, 128, 12)], ids=["small", "large"]
+)
 @pytest.mark.parametrize("objective", [fastae.Objective(), fastae.Objective(alpha=0.1, sparsity_weight=0.1)])
-def test_threads_that_come_and_go_change_no_bits(objective, monkeypatch):
+def test_threads_that_come_and_go_change_no_bits(objective, n, k, batch, epochs, monkeypatch):
     monkeypatch.setattr(engines, "SMALL_JOB", 0.0)
     monkeypatch.setattr(engines, "Pace", Fickle)
-    network = fastae.Network.autoencoder(40, 24)
-    X = np.random.default_rng(0).random((2000, 40), np.float32)
+    network = fastae.Network.autoencoder(n, k)
+    X = np.random.default_rng(0).random((2000, n), np.float32)
     made = []
     for n_threads in (1, 4):
         engine = fastae.Engine(network, n_threads)
@@ -99,8 +103,8 @@ def test_threads_that_come_and_go_change_no_bits(objective, monkeypatch):
             engine=engine,
             optimizer=fastae.Adam(),
             objective=objective,
-            batch_size=400,
-            epochs=60,
+            batch_size=batch,
+            epochs=epochs,
         )
         made.append((params.flat.tobytes(), history.loss))
     (pace,) = engine._paces.values()

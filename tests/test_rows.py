@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from guard import guarded
 
-from fastae.kernels import layout, rows
+from fastae.kernels import job, layout, rows
 from fastae.kernels.compiler import kernel
 
 posix = pytest.mark.skipif(os.name != "posix", reason="guard pages need mprotect")
@@ -38,7 +38,7 @@ def load(X, dtype, *, index=None, first=0, count=None, shift=None, scale=None):
     padded = [np.pad(np.asarray(v, "f8"), (0, -len(v) % lanes)) for v in (shift, scale) if v is not None]
     addresses = [v.ctypes.data for v in padded] or [0, 0]
     at = 0 if index is None else index.ctypes.data
-    kind = rows.KINDS[X.dtype]
+    kind = job.KINDS[X.dtype]
     strides = np.array(X.strides, "i8")
     if X.shape[1] == 1:
         strides[1] = X.itemsize

@@ -290,6 +290,22 @@ def test_a_pipe_closed_early_is_no_error(place):
     assert process.wait() == 141
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no full device")
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["doctor"]], ids=str)
+def test_a_full_disk_behind_the_output_is_told_in_a_line(words):
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run([*COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (1, "fastae: [Errno 28] No space left on device\n")
+
+
+def test_a_model_does_not_go_to_a_file_named_minus(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = call("train", "x.csv", "--out", "-")
+    assert ran.exit_code == 2
+    assert "not to standard output" in ran.output
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
 def test_interrupted_it_says_so_and_can_go_on(tmp_path):
     data, out, kept = (tmp_path / name for name in ("x.npy", "m", "checkpoint"))

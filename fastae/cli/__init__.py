@@ -11,11 +11,13 @@ status: 0, all went well; 1, an error, said in one line; 2, a wrong argument; 13
 import sys
 from io import TextIOWrapper
 
+import typer
+
 from fastae.cli import (
     machine,
     models,
 )
-from fastae.cli.shared import app
+from fastae.cli.shared import app, drop_output
 
 __all__ = ["app", "machine", "main", "models"]
 
@@ -25,4 +27,9 @@ def main() -> None:
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, TextIOWrapper):  # None where it is closed
             stream.reconfigure(encoding="utf-8")
-    app()
+    try:
+        app()
+    except OSError as error:  # of writing a help page: commands have their own way to end
+        typer.echo(f"fastae: {error}", err=True)
+        drop_output()
+        sys.exit(1)

@@ -93,6 +93,8 @@ def train(
     from fastae.estimator import Autoencoder, AutoencoderDetector
     from fastae.history import Epoch
 
+    if str(out) == "-":
+        raise typer.BadParameter("a model goes to a file, not to standard output", param_hint="--out")
     storage.check_place(out)
     if checkpoint is not None and checkpoint.absolute() == out.absolute():
         raise typer.BadParameter(f"{out} is --out, too", param_hint="--checkpoint")

@@ -55,8 +55,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             print(end="", flush=True)  # errors of writing belong here; a closed output has none
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
-        except BrokenPipeError:  # as of `| head`; what is left must not be flushed at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        except BrokenPipeError:  # as of `| head`
+            drop_output()
             raise typer.Exit(141) from None
         except KeyboardInterrupt:
             typer.echo("fastae: interrupted", err=True)
@@ -68,6 +68,11 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(1) from None
 
     return run
+
+
+def drop_output() -> None:
+    """Let nothing be flushed at exit to where it cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _in_a_line(error: Exception) -> str:

@@ -22,12 +22,18 @@ from fastae.network import Network, Parameters, check_dtype
 from fastae.objective import PLAIN, Objective
 from fastae.pace import Pace
 
-SMALL_JOB = 4e6  # FLOPs below which steps stay on the calling thread; and, where that cannot be tried out,
-SMALL_INFERENCE = 30e6  # rows through the layers: what waking a thread costs, in time
+SMALL_JOB = 4e6  # FLOPs below which a job stays on the calling thread
 LARGE_STEP = 100e6  # FLOPs a thread above which threads pay in every step: it is not tried out
 KINDS_MOST = 100  # of steps, that an engine learns about
 PATIENCE = 0.05  # seconds a jitted call should last, so that signals are handled in time
+SMALL_TILE = (
+    32  # rows through the layers that a thread takes at a time, at least: all weights are read for them
+)
 WORKSPACE = 1 << 20  # bytes of tiles a thread should keep to: less than L2
+
+
+# What jobs that take alike have in common, besides steps and rows
+_KIND = [fields.TASK, fields.OPTIMIZER, fields.TURNED, fields.FIRST_LAYER, fields.LAST_LAYER]
 
 
 class Engine:
@@ -352,16 +358,10 @@ class Engine:
             if self._gradients.shape[0] < shards:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
             job[fields.GRADIENTS] = address(self._gradients)
-            claim = fields.TRANSPOSE
             flops = 6.0 * batch * self._size
-            shared = shards > 1 or flops > SMALL_JOB  # a step of one shard has little else to share out
-            if not shared or flops * rates.size <= SMALL_JOB:
-                self._run(job, claim, 1)
-            elif self.n_threads == 1 or flops > LARGE_STEP * self.n_threads:
-                self._run(job, claim, self.n_threads)
-            else:
-                kind = batch, rates.size, bool(optimizer), int(job[fields.TURNED])
-                self._run(job, claim, self.n_threads, self._pace(kind))
+            if shards == 1 and flops < SMALL_JOB:
+                flops = 0.0  # a step of one shard has little else to share out
+            self._share(job, fields.TRANSPOSE, flops, rates.size, batch)
             done = int(self._control[fields.STEPS_DONE])
             diverged = self._control[fields.OUTCOME] == fields.DIVERGED
         losses[:, 1] *= unit
@@ -439,13 +439,30 @@ class Engine:
         job[fields.WEIGHTS] = address(params.flat if self._narrow is None else self._narrow)
         job[fields.OUT], job[fields.OUT_STRIDE] = address(out), out.strides[0]
         job[fields.FIRST_LAYER], job[fields.LAST_LAYER] = first, last
+        turns = -(
+            -rows // (self.n_threads * self.tile_rows)
+        )  # in which each thread takes as many rows as the others
+        each = max(SMALL_TILE, -(-rows // (self.n_threads * turns)))
+        job[fields.BATCH] = min(self.tile_rows, -(-each // job[fields.MULTIPLE]) * job[fields.MULTIPLE])
         self._use(self._form, job)
         with self._lock:
             if self._narrow is not None:
                 narrow_all(job)
-            self._run(job, 0, self.n_threads if 2.0 * rows * self._size > SMALL_INFERENCE else 1)
+            self._share(job, 0, 2.0 * rows * self._size, 1, rows)
         del alive
         return out
+
+    def _share(self, job: np.ndarray, claim: int, flops: float, steps: int, rows: int) -> None:
+        """The job on as many threads as pay, given the FLOPs and the rows of each of its steps."""
+        if flops * steps <= SMALL_JOB:
+            self._run(job, claim, 1)
+        elif self.n_threads == 1 or flops > LARGE_STEP * self.n_threads:
+            self._run(job, claim, self.n_threads)
+        else:
+            kind = steps, rows, *job[_KIND].tolist()
+            if len(self._paces) > KINDS_MOST:
+                self._paces.clear()
+            self._run(job, claim, self.n_threads, self._paces.setdefault(kind, Pace(self.n_threads)))
 
     def _run(self, job: np.ndarray, claim: int, most: int, pace: Pace | None = None) -> None:
         """The job to its end, on `most` threads or as many as `pace` has it, in calls that last PATIENCE at most.
@@ -460,10 +477,15 @@ class Engine:
         members[0, fields.HELD] = 0
         self._taken[:] = -1
         error: BaseException | None = None
-        threads = 0  # let into the job so far
+        threads, done, last = (
+            0,
+            0,
+            time.perf_counter(),
+        )  # let into the job; steps that pace knows of, and since when
+        stepping = job[fields.TASK] == fields.STEPS_TASK
         while True:
             try:
-                began, done = time.perf_counter(), int(control[fields.STEPS_DONE]) if threads else 0
+                began = time.perf_counter()
                 wanted = most if pace is None else pace.threads
                 if threads != wanted:
                     if threads:
@@ -482,25 +504,21 @@ class Engine:
                     status = step.run(self._job, control, members[0], address(self._work[0]))
                     if status == fields.WAITING:
                         time.sleep(0)
-                took = time.perf_counter() - began
-                if pace is not None:
-                    pace.record(took, int(control[fields.STEPS_DONE]) - done)
+                now = time.perf_counter()
+                steps = int(control[fields.STEPS_DONE]) if stepping else int(status == fields.OVER)
+                if pace is not None and steps > done:
+                    pace.record(now - last, steps - done)
+                    last, done = now, steps
                 if status == fields.OVER:
                     break
                 longest = PATIENCE if pace is None else pace.slice(PATIENCE)
-                quota = max(least, int(quota * min(4.0, longest / max(took, 1e-6))))
+                quota = max(least, int(quota * min(4.0, longest / max(now - began, 1e-6))))
             except self._not_compiled:  # nothing has run, on any thread, and nothing will
                 raise
             except BaseException as raised:
                 error = error or raised
         if error is not None:
             raise error
-
-    def _pace(self, kind: tuple[int, ...]) -> Pace:
-        """What is known of steps of one kind."""
-        if len(self._paces) > KINDS_MOST:
-            self._paces.clear()
-        return self._paces.setdefault(kind, Pace(self.n_threads))
 
     def _helper(self, member: int) -> Callable[[], None]:
         """What a helper thread does as `member`; holds on to memory, not to the engine."""

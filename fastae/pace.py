@@ -44,8 +44,8 @@ class Pace:
         return min(longest, max(TRIAL, self._left))
 
     def record(self, seconds: float, steps: int) -> None:
-        """A slice on ``threads`` threads took so long for so many steps; those that it completed."""
-        if steps < 1 or len(self._numbers) == 1:
+        """A slice on ``threads`` threads took so long for so many steps, one at least."""
+        if len(self._numbers) == 1:
             return
         if self._trial == self._best:
             self._recent.append(seconds / steps)

@@ -5,6 +5,7 @@ from numba import carray
 
 from fastae.kernels.compiler import ByAddress, callee
 from fastae.kernels.job import (
+    BATCH,
     CANCEL,
     COLUMN_WEIGHT,
     ERRORS_TASK,
@@ -58,7 +59,7 @@ def _row_errors(job, work, output, target, columns, first, rows):  # type: ignor
 
 @ByAddress
 def infer(out, job_at, control_at, me_at):  # type: ignore[no-untyped-def]
-    """Layers FIRST_LAYER .. LAST_LAYER - 1 on all rows, tile by tile, each claimed, while the quota lasts.
+    """Layers FIRST_LAYER .. LAST_LAYER - 1 on all rows, BATCH at a time, each claimed, while the quota lasts.
 
     What comes out goes into OUT or, for ERRORS_TASK, each row's error does. `out` is the thread's work.
     """
@@ -75,10 +76,10 @@ def infer(out, job_at, control_at, me_at):  # type: ignore[no-untyped-def]
     while me[QUOTA] > 0:
         if load_acquire(control_at + CANCEL * 8) != 0:
             return
-        first = fetch_add(control_at + NEXT * 8, 1) * height
+        first = fetch_add(control_at + NEXT * 8, 1) * job[BATCH]
         if first >= job[ROWS]:
             return
-        rows = min(height, job[ROWS] - first)
+        rows = min(job[BATCH], job[ROWS] - first)
         target = load_input(work, job, job_at, base, scratch, columns, source, first, rows, 0)
         output, features = plan[last, OUTPUT] * height, plan[last, FAN_OUT]
         whole = round_up(rows, job[MULTIPLE])

@@ -16,7 +16,7 @@ import numpy as np
     SHIFT,  # float64 columns, or 0
     SCALE,
     ROWS,  # rows that the steps walk through
-    BATCH,  # rows a step takes
+    BATCH,  # rows a step takes; infer: rows that are claimed at a time, HEIGHT at most
     STEPS,
     HEIGHT,  # rows of a tile
     MULTIPLE,  # rows are computed in multiples of this: whole register tiles

@@ -27,6 +27,7 @@ SMALL_JOB = (
 LARGE_STEP = 100e6  # FLOPs a thread above which threads pay in every step: it is not tried out
 KINDS_MOST = 100  # of steps, that an engine learns about
 PATIENCE = 0.05  # seconds a jitted call should last, so that signals are handled in time
+FIRST_CALL = 2e7  # rows times weights that the first one goes through: nobody knows yet how long that takes
 WORKSPACE = 1 << 20  # bytes of tiles a thread should keep to: less than L2
 
 
@@ -135,9 +136,7 @@ class Engine:
         )
         self._blank[fields.TAKEN] = self._taken.ctypes.data
         self._blank[fields.WT], self._blank[fields.WT_SIZE] = self._transposed.ctypes.data, transposed
-        self._control = layout.aligned_zeros(fields.CONTROL, np.int64)
-        self._members = layout.aligned_zeros(self.n_threads * 8, np.int64).reshape(-1, 8)
-        self._members[:, fields.MEMBER] = np.arange(self.n_threads)
+        self._form_team()
         self._paces: dict[tuple[int, ...], Pace] = {}
         self._lock = threading.Lock()
         _engines.add(self)
@@ -467,51 +466,61 @@ class Engine:
         """
         step, members, control = self._step, self._members, self._control
         self._job[:] = job
-        quota = max(1, int(2e7 * self.network.widths[0] // max(self._size, 1)))
+        quota = max(1, int(FIRST_CALL * self.network.widths[0] // max(self._size, 1)))
         members[:, fields.REFILL] = quota
         members[0, fields.HELD] = 0
         self._taken[:] = -1
         error: BaseException | None = None
-        threads = 0  # let into the job so far
+        threads = done = 0  # threads let into the job, steps taken so far
         while True:
             try:
-                began, done = time.perf_counter(), int(control[fields.STEPS_DONE]) if threads else 0
-                wanted = most if pace is None else pace.threads
-                if threads != wanted:
-                    if threads:
-                        step.admit(control, members, wanted)
-                    else:
-                        step.open_job(control, members, claim, wanted)
-                    threads = wanted
-                    for member in np.flatnonzero(members[1:threads, fields.WAKE]) + 1:
-                        team.lend(self._helper(int(member)))
-                if error is not None:
-                    control[fields.CANCEL] = 1
-                members[0, fields.QUOTA] = quota
-                status = fields.WAITING
-                while status == fields.WAITING:
+                status = fields.BUSY
+                while status != fields.OVER:
+                    began = time.perf_counter()
+                    wanted = most if pace is None else pace.threads
+                    if error is not None:
+                        control[fields.CANCEL] = 1
+                    elif threads != wanted:
+                        opened, threads = threads > 0, wanted
+                        if opened:
+                            step.admit(control, members, threads)
+                        else:
+                            step.open_job(control, members, claim, threads)
+                        for member in np.flatnonzero(members[1:threads, fields.WAKE]) + 1:
+                            team.lend(self._helper(int(member)))
+                    members[0, fields.QUOTA] = quota
                     status = step.run(self._job, control, members[0], self._work[0].ctypes.data)
-                    if status == fields.WAITING:
+                    while status == fields.WAITING:
                         time.sleep(0)
-                took, longest = time.perf_counter() - began, PATIENCE
-                if pace is not None:
-                    pace.record(took, int(control[fields.STEPS_DONE]) - done)
-                    longest = pace.slice(PATIENCE)
-                if status == fields.OVER:
-                    break
-                quota = max(1, int(quota * min(4.0, longest / max(took, 1e-6))))
+                        status = step.run(self._job, control, members[0], self._work[0].ctypes.data)
+                    took, longest = time.perf_counter() - began, PATIENCE
+                    if pace is not None:
+                        before, done = done, int(control[fields.STEPS_DONE])
+                        pace.record(took, done - before)
+                        longest = pace.slice(PATIENCE)
+                    quota = max(1, int(quota * min(4.0, longest / max(took, 1e-6))))
+                break
             except self._not_compiled:  # nothing has run, on any thread, and nothing will
                 raise
             except BaseException as raised:
                 error = error or raised
         if error is not None:
+            self._form_team()  # it is not known which helpers were woken
             raise error
+
+    def _form_team(self) -> None:
+        """What threads share and keep, as it is before any helper listens."""
+        self._control = layout.aligned_zeros(fields.CONTROL, np.int64)
+        self._members = layout.aligned_zeros(self.n_threads * 8, np.int64).reshape(-1, 8)
+        self._members[:, fields.MEMBER] = np.arange(self.n_threads)
 
     def _pace(self, kind: tuple[int, ...]) -> Pace:
         """What is known of steps of one kind."""
-        if len(self._paces) > KINDS_MOST:
-            self._paces.clear()
-        return self._paces.setdefault(kind, Pace(self.n_threads))
+        if kind not in self._paces:
+            if len(self._paces) == KINDS_MOST:
+                self._paces.clear()
+            self._paces[kind] = Pace(self.n_threads)
+        return self._paces[kind]
 
     def _helper(self, member: int) -> Callable[[], None]:
         """What a helper thread does as `member`; holds on to memory, not to the engine."""
@@ -596,8 +605,7 @@ def _forget_threads() -> None:
     """In a forked child, where no other thread is left: none holds a lock, is in a job or listens for one."""
     for engine in _engines:
         engine._lock = threading.Lock()
-        engine._control[:] = 0
-        engine._members[:, fields.PRESENT] = 0
+        engine._form_team()
 
 
 if hasattr(os, "register_at_fork"):

@@ -667,6 +667,45 @@ def test_ctrl_c_several_times_over():
     assert float(out) < 0.5
 
 
+def interrupted(function, before=False):
+    """`function`, with Ctrl-C handled right after it, or right `before`, the first time; and the calls of it."""
+    calls = []
+
+    def call(*arguments):
+        calls.append(arguments)
+        if before and len(calls) == 1:
+            raise KeyboardInterrupt
+        function(*arguments)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    return call, calls
+
+
+def test_ctrl_c_while_helpers_are_woken_loses_none(monkeypatch):
+    from fastae import team
+
+    engine, parameters, X = autoencoder(m=20_000, n_threads=3)
+    wanted = bits(fastae.Engine(engine.network, 1).loss_and_gradient(parameters, X))
+    lend, calls = interrupted(team.lend, before=True)
+    monkeypatch.setattr(team, "lend", lend)
+    with pytest.raises(KeyboardInterrupt):
+        engine.loss_and_gradient(parameters, X)
+    assert bits(engine.loss_and_gradient(parameters, X)) == wanted
+    assert len(calls) == 1 + 2
+
+
+def test_ctrl_c_when_a_job_was_just_opened_does_not_open_it_again(monkeypatch):
+    engine, parameters, X = autoencoder(m=20_000, n_threads=2)
+    wanted = bits(engine.loss_and_gradient(parameters, X))
+    open_job, calls = interrupted(engine._step.open_job)
+    monkeypatch.setattr(engine, "_step", SimpleNamespace(**{**vars(engine._step), "open_job": open_job}))
+    with pytest.raises(KeyboardInterrupt):
+        engine.loss_and_gradient(parameters, X)
+    assert len(calls) == 1
+    assert bits(engine.loss_and_gradient(parameters, X)) == wanted
+
+
 def test_kernels_that_do_not_compile_are_an_error_at_once(monkeypatch):
     engine, parameters, X = autoencoder(m=10)
 

@@ -83,8 +83,10 @@ class Fickle:
         self.threads = self.random.randint(1, self.most)
 
 
+@pytest.mark.parametrize("first_call", [engines.FIRST_CALL, 1e5])  # the latter ends within every other shard
 @pytest.mark.parametrize("objective", [fastae.Objective(), fastae.Objective(alpha=0.1, sparsity_weight=0.1)])
-def test_threads_that_come_and_go_change_no_bits(objective, monkeypatch):
+def test_threads_that_come_and_go_change_no_bits(objective, first_call, monkeypatch):
+    monkeypatch.setattr(engines, "FIRST_CALL", first_call)
     monkeypatch.setattr(engines, "SMALL_JOB", 0.0)
     monkeypatch.setattr(engines, "Pace", Fickle)
     network = fastae.Network.autoencoder(40, 24)

@@ -11,17 +11,19 @@ from fastae.pace import Pace
 
 
 def simulate(pace, step_seconds, total, longest=0.05, rng=None):
-    """Take steps for `total` seconds; the seconds spent on each number of threads, and the steps taken."""
-    clock, steps_taken, spent = 0.0, 0, {}
+    """Take steps for `total` seconds, in slices that end in the midst of one; the seconds on each number, the steps."""
+    clock, position, spent, seconds = 0.0, 0.0, {}, longest
     while clock < total:
-        each = step_seconds(pace.threads)
+        threads, before = pace.threads, int(position)
+        each = step_seconds(threads)
         if rng is not None:
             each *= 1 + abs(rng.normal(0, 0.1)) + (rng.random() < 0.02) * 5
-        steps = max(1, int(pace.slice(longest) / each))
-        spent[pace.threads] = spent.get(pace.threads, 0.0) + steps * each
-        pace.record(steps * each, steps)
-        clock, steps_taken = clock + steps * each, steps_taken + steps
-    return spent, steps_taken
+        position += seconds / each
+        spent[threads] = spent.get(threads, 0.0) + seconds
+        clock += seconds
+        pace.record(seconds, int(position) - before)
+        seconds = pace.slice(longest)
+    return spent, position
 
 
 @pytest.mark.parametrize("noisy", [False, True])
@@ -33,6 +35,9 @@ def simulate(pace, step_seconds, total, longest=0.05, rng=None):
         (3, {1: 50e-6, 2: 30e-6, 3: 22e-6}, 3),
         (16, {1: 50e-6, 2: 30e-6, 4: 20e-6, 8: 30e-6, 16: 45e-6}, 4),
         (16, {1: 50e-6, 2: 60e-6, 4: 70e-6, 8: 90e-6, 16: 150e-6}, 1),
+        (16, {1: 50e-6, 2: 30e-6, 4: 300e-6, 8: 300e-6, 16: 300e-6}, 2),  # more threads than CPUs
+        (2, {1: 750e-6, 2: 500e-6}, 2),  # a step lasts longer than a slice is meant to
+        (2, {1: 2e-3, 2: 1.2e-3}, 2),
     ],
 )
 def test_settles_on_the_fastest_number_and_loses_little_by_trying(most, seconds, best, noisy):

@@ -519,7 +519,8 @@ class Engine:
         if kind not in self._paces:
             if len(self._paces) == KINDS_MOST:
                 self._paces.clear()
-            self._paces[kind] = Pace(self.n_threads)
+            # More threads than CPUs never pay: one that is waited for may be waiting for another's CPU.
+            self._paces[kind] = Pace(min(self.n_threads, team.available_cpus()))
         return self._paces[kind]
 
     def _helper(self, member: int) -> Callable[[], None]:

@@ -2,8 +2,7 @@
 
 What a second thread is worth to a small step depends on how fast two CPUs hand each other data, which a virtual
 machine's host may change at any moment. So steps are timed as they are taken, in slices: at the best number so far
-and, every now and then, at another: half, twice, a quarter as many and so on, for the next ones may all be as bad.
-Trials are so rare that what they lose is a hundredth of the time.
+and, every now and then, at half or twice as many. Trials are so rare that what they lose is a hundredth of the time.
 """
 
 from collections import deque
@@ -28,8 +27,7 @@ class Pace:
         while self._numbers[0] > 1:
             self._numbers.insert(0, (self._numbers[0] + 1) // 2)
         self._best = self._trial = len(self._numbers) - 1
-        self._down = True  # the way to go
-        self._others: list[int] = []  # numbers still to be tried
+        self._down = True
         self._recent: deque[float] = deque(maxlen=SLICES)
         self._tried: list[float] = []
         self._steps = 0
@@ -70,24 +68,19 @@ class Pace:
             self._end_trial(median(self._tried), median(self._recent))
 
     def _begin_trial(self) -> None:
-        """The next of the others, the nearest first."""
-        if not self._others:
-            self._others = sorted(range(len(self._numbers)), key=self._distance)[1:]
-        self._trial = self._others.pop(0)
+        """Half as many threads, or twice as many, in turn."""
+        if not 0 <= self._best + (-1 if self._down else 1) < len(self._numbers):
+            self._down = not self._down
+        self._trial = self._best + (-1 if self._down else 1)
         self._tried, self._steps = [], 0
-
-    def _distance(self, number: int) -> tuple[int, bool]:
-        """From the best one; of two that are as far, that comes first which lies where it was found better to go."""
-        return abs(number - self._best), (number < self._best) != self._down
 
     def _end_trial(self, found: float, usual: float) -> None:
         self._usual = min(found, usual)
         if found < GAIN * usual:
-            self._down = self._trial < self._best
             self._best = self._trial
             self._recent.clear()
-            self._others.clear()
             self._left = AT_FIRST
         else:
             self._trial = self._best
+            self._down = not self._down
             self._left = max(AT_FIRST, RARITY * self._steps * (found - usual))

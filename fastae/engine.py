@@ -316,6 +316,7 @@ class Engine:
         from fastae.kernels.partition import shards_of
 
         self._check_params(params)
+        self._check_params(gradient, "gradient")
         X = check_matrix(X, self.network.widths[0], "X")
         if self.network.widths[-1] != self.network.widths[0]:
             raise ValueError(f"network puts out {self.network.widths[-1]} features, but X has {X.shape[1]}")
@@ -400,6 +401,8 @@ class Engine:
         """
         from fastae.kernels.optimizer import ALPHA
 
+        self._check_params(params)
+        self._check_params(gradient, "gradient")
         settings = np.array(settings, np.float64)
         settings[ALPHA] = alpha
         parts = np.ascontiguousarray(parts, self.dtype)
@@ -590,13 +593,13 @@ class Engine:
         ):
             raise ValueError("sparsity_weight needs a code, below the last layer, of sigmoid units")
 
-    def _check_params(self, params: Parameters) -> None:
+    def _check_params(self, params: Parameters, name: str = "params") -> None:
         if not isinstance(params, Parameters):
-            raise TypeError(f"params must be Parameters, got {type(params).__name__}")
+            raise TypeError(f"{name} must be Parameters, got {type(params).__name__}")
         if params.network != self.network:
-            raise ValueError(f"params are of {params.network}, but the engine is for {self.network}")
+            raise ValueError(f"{name} are of {params.network}, but the engine is for {self.network}")
         if params.dtype != self.dtype:
-            raise ValueError(f"params are {params.dtype}, but the engine computes in {self.dtype}")
+            raise ValueError(f"{name} are {params.dtype}, but the engine computes in {self.dtype}")
 
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()

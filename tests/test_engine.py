@@ -1006,3 +1006,40 @@ def test_sums_are_in_the_unit_of_the_weights(unit):
         made.append((losses / factor, gradient.flat / np.float32(factor)))
     np.testing.assert_allclose(made[1][0], made[0][0], rtol=1e-5)
     np.testing.assert_allclose(made[1][1], made[0][1], rtol=0, atol=1e-5 * np.abs(made[0][1]).max())
+
+
+@pytest.mark.parametrize("wrong", ["params", "gradient"])
+def test_sums_and_steps_take_nothing_of_another_dtype(wrong):
+    engine, params, X = autoencoder(m=10)
+    arguments = {"params": params, "gradient": fastae.Parameters(engine.network)}
+    arguments[wrong] = fastae.Parameters(engine.network, "float64")
+    parts = np.zeros((2, params.flat.size), np.float32)
+    with pytest.raises(ValueError, match=f"{wrong} are float64"):
+        engine.combine_sums(parts=parts, weight=1.0, **arguments)
+    with pytest.raises(ValueError, match=f"{wrong} are float64"):
+        engine.run_steps(X=X, **arguments)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_of_no_weight_are_no_step_and_parts_may_lie_anyhow(dtype):
+    engine, params, _ = autoencoder(n=17, k=5, dtype=dtype)
+    gradient, rng = fastae.Parameters(engine.network, dtype), np.random.default_rng(0)
+    parts = np.zeros((3, params.flat.size), dtype)
+    for part in parts:
+        part[:] = fastae.Parameters.random(engine.network, rng, dtype).flat
+    for strided in (parts, np.asfortranarray(parts), np.repeat(parts, 2, axis=0)[::2]):
+        penalty = engine.combine_sums(params, strided, 4.0, gradient=gradient, alpha=0.5)
+        squares = 0.0
+        for name in gradient:
+            total = fastae.Parameters(engine.network, dtype)
+            total.flat[:] = parts.sum(axis=0)
+            wanted = total[name] / 4
+            if name.startswith("W"):
+                wanted, squares = wanted + 0.5 / 4 * params[name], squares + (params[name] ** 2).sum()
+            np.testing.assert_allclose(gradient[name], wanted, rtol=1e-5, atol=1e-6)
+        assert penalty == pytest.approx(0.5 * squares / 8, rel=1e-5)
+        assert engine.combine_sums(params, strided, 0.0, gradient=gradient, alpha=0.5) == 0
+        assert not gradient.flat.any()
+    for bad in (parts[0], parts[:, 1:], parts[:0]):
+        with pytest.raises(ValueError, match="parts must be of shape"):
+            engine.combine_sums(params, bad, 4.0, gradient=gradient)

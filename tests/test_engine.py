@@ -685,7 +685,8 @@ def interrupted(function, before=False):
 def test_ctrl_c_while_helpers_are_woken_loses_none(monkeypatch):
     from fastae import team
 
-    engine, parameters, X = autoencoder(m=100_000, n_threads=3)  # large: on all threads, whatever CPUs there are
+    # Large: it is on all threads, whatever CPUs there are.
+    engine, parameters, X = autoencoder(m=100_000, n_threads=3)
     wanted = bits(fastae.Engine(engine.network, 1).loss_and_gradient(parameters, X))
     lend, calls = interrupted(team.lend, before=True)
     monkeypatch.setattr(team, "lend", lend)

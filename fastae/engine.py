@@ -39,7 +39,8 @@ class Engine:
     network : Network
     n_threads : int, optional
         Threads to use at most; by default the CPUs this process may use (affinity and cgroup quota). Small steps take
-        no more than those, and fewer where they are found to be faster so. The results have the same bits for any number.
+        no more than those, and fewer where they are found to be faster so. The results have the same bits for any
+        number.
     dtype : "float32", "float64" or "bfloat16"
         Of parameters, arithmetic and results. Losses are added up in float64. With "bfloat16", parameters and results
         are float32, and so is all arithmetic but matrix products: their operands are rounded to 8 bits of precision,

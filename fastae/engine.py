@@ -26,9 +26,8 @@ SMALL_JOB = 4e6  # FLOPs below which a job stays on the calling thread
 LARGE_STEP = 100e6  # FLOPs a thread above which threads pay in every step: it is not tried out
 KINDS_MOST = 100  # of steps, that an engine learns about
 PATIENCE = 0.05  # seconds a jitted call should last, so that signals are handled in time
-SMALL_TILE = (
-    32  # rows through the layers that a thread takes at a time, at least: all weights are read for them
-)
+SMALL_TILE = 32  # rows through the layers that a thread takes at a time: all weights are read for them
+FIRST_CALL = 2e7  # rows times weights that the first one goes through: nobody knows yet how long that takes
 WORKSPACE = 1 << 20  # bytes of tiles a thread should keep to: less than L2
 
 
@@ -44,7 +43,8 @@ class Engine:
     network : Network
     n_threads : int, optional
         Threads to use at most; by default the CPUs this process may use (affinity and cgroup quota). Small steps take
-        fewer, where they are found to be faster so. The results have the same bits for any number.
+        no more than those, and fewer where they are found to be faster so. The results have the same bits for any
+        number.
     dtype : "float32", "float64" or "bfloat16"
         Of parameters, arithmetic and results. Losses are added up in float64. With "bfloat16", parameters and results
         are float32, and so is all arithmetic but matrix products: their operands are rounded to 8 bits of precision,
@@ -134,9 +134,7 @@ class Engine:
         self._blank[fields.CODE_LAYER] = network.code_layer - 1
         self._blank[fields.TAKEN] = address(self._taken)
         self._blank[fields.WT], self._blank[fields.WT_SIZE] = address(self._transposed), transposed
-        self._control = layout.aligned_zeros(fields.CONTROL, np.int64)
-        self._members = layout.aligned_zeros(self.n_threads * 8, np.int64).reshape(-1, 8)
-        self._members[:, fields.MEMBER] = np.arange(self.n_threads)
+        self._form_team()
         self._paces: dict[tuple[int, ...], Pace] = {}
         self._lock = threading.Lock()
         _engines.add(self)
@@ -313,6 +311,7 @@ class Engine:
         come back where a loss was not finite: it is the last, and that step was not taken.
         """
         self._check_params(params)
+        self._check_params(gradient, "gradient")
         X = check_matrix(X, self.network.widths[0], "X")
         if self.network.widths[-1] != self.network.widths[0]:
             raise ValueError(f"network puts out {self.network.widths[-1]} features, but X has {X.shape[1]}")
@@ -388,6 +387,8 @@ class Engine:
         `parts` is (blocks, size of the flat buffer); they are added in that order, divided by `weight`, the sum of all
         rows' weights, and the penalty added, into `gradient`. Returns what the penalty adds to the loss.
         """
+        self._check_params(params)
+        self._check_params(gradient, "gradient")
         settings = np.array(settings, np.float64)
         settings[fields.ALPHA] = alpha
         parts = np.ascontiguousarray(parts, self.dtype)
@@ -460,9 +461,12 @@ class Engine:
             self._run(job, claim, self.n_threads)
         else:
             kind = steps, rows, *job[_KIND].tolist()
-            if len(self._paces) > KINDS_MOST:
-                self._paces.clear()
-            self._run(job, claim, self.n_threads, self._paces.setdefault(kind, Pace(self.n_threads)))
+            if kind not in self._paces:
+                if len(self._paces) == KINDS_MOST:
+                    self._paces.clear()
+                # More threads than CPUs never pay: one that is waited for may be waiting for another's CPU.
+                self._paces[kind] = Pace(min(self.n_threads, team.available_cpus()))
+            self._run(job, claim, self.n_threads, self._paces[kind])
 
     def _run(self, job: np.ndarray, claim: int, most: int, pace: Pace | None = None) -> None:
         """The job to its end, on `most` threads or as many as `pace` has it, in calls that last PATIENCE at most.
@@ -471,54 +475,58 @@ class Engine:
         """
         step, members, control = self._step, self._members, self._control
         self._job[:] = job
-        least = 1 if pace is None else int(job[fields.BATCH]) * self.network.widths[0]  # it times whole steps
-        quota = max(least, int(2e7 * self.network.widths[0] // max(self._size, 1)))
+        quota = max(1, int(FIRST_CALL * self.network.widths[0] // max(self._size, 1)))
         members[:, fields.REFILL] = quota
         members[0, fields.HELD] = 0
         self._taken[:] = -1
         error: BaseException | None = None
-        threads, done, last = (
-            0,
-            0,
-            time.perf_counter(),
-        )  # let into the job; steps that pace knows of, and since when
-        stepping = job[fields.TASK] == fields.STEPS_TASK
+        stepping = job[fields.TASK] == fields.STEPS_TASK  # else all of the job is one step
+        threads = done = 0  # threads let into the job, steps taken so far
         while True:
             try:
-                began = time.perf_counter()
-                wanted = most if pace is None else pace.threads
-                if threads != wanted:
-                    if threads:
-                        step.admit(control, members, wanted)
-                    else:
-                        step.open_job(control, members, claim, wanted)
-                    threads = wanted
-                    for member in range(1, threads):
-                        if members[member, fields.WAKE]:
-                            team.lend(self._helper(member))
-                if error is not None:
-                    control[fields.CANCEL] = 1
-                members[0, fields.QUOTA] = quota
-                status = fields.WAITING
-                while status == fields.WAITING:
+                status = fields.BUSY
+                while status != fields.OVER:
+                    began = time.perf_counter()
+                    wanted = most if pace is None else pace.threads
+                    if error is not None:
+                        control[fields.CANCEL] = 1
+                    elif threads != wanted:
+                        opened, threads = threads > 0, wanted
+                        if opened:
+                            step.admit(control, members, threads)
+                        else:
+                            step.open_job(control, members, claim, threads)
+                        for member in range(1, threads):
+                            if members[member, fields.WAKE]:
+                                team.lend(self._helper(member))
+                    members[0, fields.QUOTA] = quota
                     status = step.run(self._job, control, members[0], address(self._work[0]))
-                    if status == fields.WAITING:
+                    while status == fields.WAITING:
                         time.sleep(0)
-                now = time.perf_counter()
-                steps = int(control[fields.STEPS_DONE]) if stepping else int(status == fields.OVER)
-                if pace is not None and steps > done:
-                    pace.record(now - last, steps - done)
-                    last, done = now, steps
-                if status == fields.OVER:
-                    break
-                longest = PATIENCE if pace is None else pace.slice(PATIENCE)
-                quota = max(least, int(quota * min(4.0, longest / max(now - began, 1e-6))))
+                        status = step.run(self._job, control, members[0], address(self._work[0]))
+                    took, longest = time.perf_counter() - began, PATIENCE
+                    if pace is not None:
+                        before, done = (
+                            done,
+                            int(control[fields.STEPS_DONE] if stepping else status == fields.OVER),
+                        )
+                        pace.record(took, done - before)
+                        longest = pace.slice(PATIENCE)
+                    quota = max(1, int(quota * min(4.0, longest / max(took, 1e-6))))
+                break
             except self._not_compiled:  # nothing has run, on any thread, and nothing will
                 raise
             except BaseException as raised:
                 error = error or raised
         if error is not None:
+            self._form_team()  # it is not known which helpers were woken
             raise error
+
+    def _form_team(self) -> None:
+        """What threads share and keep, as it is before any helper listens."""
+        self._control = layout.aligned_zeros(fields.CONTROL, np.int64)
+        self._members = layout.aligned_zeros(self.n_threads * 8, np.int64).reshape(-1, 8)
+        self._members[:, fields.MEMBER] = np.arange(self.n_threads)
 
     def _helper(self, member: int) -> Callable[[], None]:
         """What a helper thread does as `member`; holds on to memory, not to the engine."""
@@ -580,13 +588,13 @@ class Engine:
         ):
             raise ValueError("sparsity_weight needs a code, below the last layer, of sigmoid units")
 
-    def _check_params(self, params: Parameters) -> None:
+    def _check_params(self, params: Parameters, name: str = "params") -> None:
         if not isinstance(params, Parameters):
-            raise TypeError(f"params must be Parameters, got {type(params).__name__}")
+            raise TypeError(f"{name} must be Parameters, got {type(params).__name__}")
         if params.network != self.network:
-            raise ValueError(f"params are of {params.network}, but the engine is for {self.network}")
+            raise ValueError(f"{name} are of {params.network}, but the engine is for {self.network}")
         if params.dtype != self.dtype:
-            raise ValueError(f"params are {params.dtype}, but the engine computes in {self.dtype}")
+            raise ValueError(f"{name} are {params.dtype}, but the engine computes in {self.dtype}")
 
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
@@ -596,8 +604,7 @@ def _forget_threads() -> None:
     """In a forked child, where no other thread is left: none holds a lock, is in a job or listens for one."""
     for engine in _engines:
         engine._lock = threading.Lock()
-        engine._control[:] = 0
-        engine._members[:, fields.PRESENT] = 0
+        engine._form_team()
 
 
 if hasattr(os, "register_at_fork"):

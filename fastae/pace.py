@@ -9,7 +9,8 @@ from collections import deque
 from math import inf
 from statistics import median
 
-TRIAL = 0.0005  # seconds that a slice of a trial should last
+TRIAL = 0.0005  # seconds that a slice of a trial should last,
+STEPS = 8  # and steps: it may begin and end in the midst of one
 SLICES = 5  # at the best number that a trial is compared with
 TRIES = 3  # slices of a trial, of which the median counts: in the first, threads may have to be woken
 GAIN = 0.95  # a number of threads is better where a step takes this much of the time
@@ -30,6 +31,8 @@ class Pace:
         self._recent: deque[float] = deque(maxlen=SLICES)
         self._tried: list[float] = []
         self._steps = 0
+        self._seconds = 0.0  # since the last slice in which a step was completed,
+        self._each = 0.0  # and those of a step in that one
         self._left, self._usual = AT_FIRST, inf  # until the next trial; a step at the last one
 
     @property
@@ -39,21 +42,25 @@ class Pace:
 
     def slice(self, longest: float) -> float:
         """Seconds that the next slice should last, `longest` at most."""
-        if self._trial != self._best or len(self._recent) < SLICES:
-            return TRIAL
-        return min(longest, max(TRIAL, self._left))
+        wanted = max(TRIAL, STEPS * self._each)
+        if self._trial == self._best and len(self._recent) == SLICES:
+            wanted = max(wanted, self._left)
+        return min(longest, wanted)
 
     def record(self, seconds: float, steps: int) -> None:
-        """A slice on ``threads`` threads took so long for so many steps, one at least."""
-        if len(self._numbers) == 1:
+        """A slice on ``threads`` threads took so long, and `steps` were completed in it."""
+        self._seconds += seconds
+        if steps < 1 or len(self._numbers) == 1:
             return
+        seconds, self._seconds = self._seconds, 0.0
+        self._each = seconds / steps
         if self._trial == self._best:
-            self._recent.append(seconds / steps)
+            self._recent.append(self._each)
             self._left -= seconds
             if len(self._recent) == SLICES and (self._left <= 0 or min(self._recent) > SLOWER * self._usual):
                 self._begin_trial()
             return
-        self._tried.append(seconds / steps)
+        self._tried.append(self._each)
         self._steps += steps
         if len(self._tried) == TRIES:
             self._end_trial(median(self._tried), median(self._recent))

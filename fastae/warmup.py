@@ -34,6 +34,7 @@ def warm_up_all() -> Iterator[tuple[str, float]]:
     """Compile every kernel for all of ``dtypes()``; yields each when it is done, and the seconds since the start.
 
     On several CPUs that takes as many processes: threads would not do, for Numba compiles one function at a time.
+    They import the script that calls this, which has to stand under ``if __name__ == "__main__":`` there.
     """
     start, wanted = time.perf_counter(), {dtype: _parts(dtype) for dtype in dtypes()}
     parts = dict.fromkeys(part for parts in wanted.values() for part in parts)

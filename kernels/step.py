@@ -217,7 +217,8 @@ def run(job, control, me, work):  # type: ignore[no-untyped-def]
     state = flush_subnormals()
     shared, present = np.int64(control.ctypes.data), np.int64(me.ctypes.data) + PRESENT * 8
     open_at, inside_at, member = shared + OPEN * 8, shared + INSIDE * 8, me[MEMBER]
-    inside = False  # a helper in an open job: what the job points at stays until it is out again
+    # A helper in a job: what the job points at stays until it is out again. It never leaves with an item.
+    inside = False
     turns, status = 0, NOT_YET
     while status == NOT_YET:
         if member > 0 and me[HELD] == 0 and load_acquire(open_at) <= member:

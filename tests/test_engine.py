@@ -667,6 +667,46 @@ def test_ctrl_c_several_times_over():
     assert float(out) < 0.5
 
 
+def interrupted(function, before=False):
+    """`function`, with Ctrl-C handled right after it, or right `before`, the first time; and the calls of it."""
+    calls = []
+
+    def call(*arguments):
+        calls.append(arguments)
+        if before and len(calls) == 1:
+            raise KeyboardInterrupt
+        function(*arguments)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    return call, calls
+
+
+def test_ctrl_c_while_helpers_are_woken_loses_none(monkeypatch):
+    from fastae import team
+
+    # Large: it is on all threads, whatever CPUs there are.
+    engine, parameters, X = autoencoder(m=100_000, n_threads=3)
+    wanted = bits(fastae.Engine(engine.network, 1).loss_and_gradient(parameters, X))
+    lend, calls = interrupted(team.lend, before=True)
+    monkeypatch.setattr(team, "lend", lend)
+    with pytest.raises(KeyboardInterrupt):
+        engine.loss_and_gradient(parameters, X)
+    assert bits(engine.loss_and_gradient(parameters, X)) == wanted
+    assert len(calls) == 1 + 2
+
+
+def test_ctrl_c_when_a_job_was_just_opened_does_not_open_it_again(monkeypatch):
+    engine, parameters, X = autoencoder(m=20_000, n_threads=2)
+    wanted = bits(engine.loss_and_gradient(parameters, X))
+    open_job, calls = interrupted(engine._step.open_job)
+    monkeypatch.setattr(engine, "_step", SimpleNamespace(**{**vars(engine._step), "open_job": open_job}))
+    with pytest.raises(KeyboardInterrupt):
+        engine.loss_and_gradient(parameters, X)
+    assert len(calls) == 1
+    assert bits(engine.loss_and_gradient(parameters, X)) == wanted
+
+
 def test_kernels_that_do_not_compile_are_an_error_at_once(monkeypatch):
     engine, parameters, X = autoencoder(m=10)
 
@@ -967,3 +1007,40 @@ def test_sums_are_in_the_unit_of_the_weights(unit):
         made.append((losses / factor, gradient.flat / np.float32(factor)))
     np.testing.assert_allclose(made[1][0], made[0][0], rtol=1e-5)
     np.testing.assert_allclose(made[1][1], made[0][1], rtol=0, atol=1e-5 * np.abs(made[0][1]).max())
+
+
+@pytest.mark.parametrize("wrong", ["params", "gradient"])
+def test_sums_and_steps_take_nothing_of_another_dtype(wrong):
+    engine, params, X = autoencoder(m=10)
+    arguments = {"params": params, "gradient": fastae.Parameters(engine.network)}
+    arguments[wrong] = fastae.Parameters(engine.network, "float64")
+    parts = np.zeros((2, params.flat.size), np.float32)
+    with pytest.raises(ValueError, match=f"{wrong} are float64"):
+        engine.combine_sums(parts=parts, weight=1.0, **arguments)
+    with pytest.raises(ValueError, match=f"{wrong} are float64"):
+        engine.run_steps(X=X, **arguments)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_of_no_weight_are_no_step_and_parts_may_lie_anyhow(dtype):
+    engine, params, _ = autoencoder(n=17, k=5, dtype=dtype)
+    gradient, rng = fastae.Parameters(engine.network, dtype), np.random.default_rng(0)
+    parts = np.zeros((3, params.flat.size), dtype)
+    for part in parts:
+        part[:] = fastae.Parameters.random(engine.network, rng, dtype).flat
+    for strided in (parts, np.asfortranarray(parts), np.repeat(parts, 2, axis=0)[::2]):
+        penalty = engine.combine_sums(params, strided, 4.0, gradient=gradient, alpha=0.5)
+        squares = 0.0
+        for name in gradient:
+            total = fastae.Parameters(engine.network, dtype)
+            total.flat[:] = parts.sum(axis=0)
+            wanted = total[name] / 4
+            if name.startswith("W"):
+                wanted, squares = wanted + 0.5 / 4 * params[name], squares + (params[name] ** 2).sum()
+            np.testing.assert_allclose(gradient[name], wanted, rtol=1e-5, atol=1e-6)
+        assert penalty == pytest.approx(0.5 * squares / 8, rel=1e-5)
+        assert engine.combine_sums(params, strided, 0.0, gradient=gradient, alpha=0.5) == 0
+        assert not gradient.flat.any()
+    for bad in (parts[0], parts[:, 1:], parts[:0]):
+        with pytest.raises(ValueError, match="parts must be of shape"):
+            engine.combine_sums(params, bad, 4.0, gradient=gradient)

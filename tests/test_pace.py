@@ -11,17 +11,19 @@ from fastae.pace import Pace
 
 
 def simulate(pace, step_seconds, total, longest=0.05, rng=None):
-    """Take steps for `total` seconds; the seconds spent on each number of threads, and the steps taken."""
-    clock, steps_taken, spent = 0.0, 0, {}
+    """Take steps for `total` seconds, in slices that end in the midst of one; the seconds on each number, the steps."""
+    clock, position, spent, seconds = 0.0, 0.0, {}, longest
     while clock < total:
-        each = step_seconds(pace.threads)
+        threads, before = pace.threads, int(position)
+        each = step_seconds(threads)
         if rng is not None:
             each *= 1 + abs(rng.normal(0, 0.1)) + (rng.random() < 0.02) * 5
-        steps = max(1, int(pace.slice(longest) / each))
-        spent[pace.threads] = spent.get(pace.threads, 0.0) + steps * each
-        pace.record(steps * each, steps)
-        clock, steps_taken = clock + steps * each, steps_taken + steps
-    return spent, steps_taken
+        position += seconds / each
+        spent[threads] = spent.get(threads, 0.0) + seconds
+        clock += seconds
+        pace.record(seconds, int(position) - before)
+        seconds = pace.slice(longest)
+    return spent, position
 
 
 @pytest.mark.parametrize("noisy", [False, True])
@@ -33,6 +35,8 @@ def simulate(pace, step_seconds, total, longest=0.05, rng=None):
         (3, {1: 50e-6, 2: 30e-6, 3: 22e-6}, 3),
         (16, {1: 50e-6, 2: 30e-6, 4: 20e-6, 8: 30e-6, 16: 45e-6}, 4),
         (16, {1: 50e-6, 2: 60e-6, 4: 70e-6, 8: 90e-6, 16: 150e-6}, 1),
+        (2, {1: 750e-6, 2: 500e-6}, 2),  # a step lasts longer than a slice is meant to
+        (2, {1: 2e-3, 2: 1.2e-3}, 2),
     ],
 )
 def test_settles_on_the_fastest_number_and_loses_little_by_trying(most, seconds, best, noisy):
@@ -72,19 +76,18 @@ class Fickle:
         return 0.0
 
     def record(self, seconds, steps):
-        assert steps > 0
         self.seen.add(self.threads)
         self.threads = self.random.randint(1, self.most)
 
 
-# In a step of the second network a thread uses up what it may do in a call, and leaves it with an item in hand.
-@pytest.mark.parametrize(
-    ("n", "k", "batch", "epochs"), [(40, 24, 100, 60), (300, 150, 128, 12)], ids=["small", "large"]
-)
+@pytest.mark.parametrize("first_call", [engines.FIRST_CALL, 1e5])  # the latter ends within every other shard
+@pytest.mark.parametrize(("n", "k", "batch", "epochs"), [(40, 24, 100, 60), (300, 150, 128, 12)])
 @pytest.mark.parametrize("objective", [fastae.Objective(), fastae.Objective(alpha=0.1, sparsity_weight=0.1)])
-def test_threads_that_come_and_go_change_no_bits(objective, n, k, batch, epochs, monkeypatch):
+def test_threads_that_come_and_go_change_no_bits(objective, n, k, batch, epochs, first_call, monkeypatch):
+    monkeypatch.setattr(engines, "FIRST_CALL", first_call)
     monkeypatch.setattr(engines, "SMALL_JOB", 0.0)
     monkeypatch.setattr(engines, "Pace", Fickle)
+    monkeypatch.setattr(engines.team, "available_cpus", lambda: 4)
     network = fastae.Network.autoencoder(n, k)
     X = np.random.default_rng(0).random((2000, n), np.float32)
     made = []
@@ -104,3 +107,12 @@ def test_threads_that_come_and_go_change_no_bits(objective, n, k, batch, epochs,
     (pace,) = engine._paces.values()
     assert pace.seen == {1, 2, 3, 4}
     assert made[0] == made[1]
+
+
+def test_small_steps_take_no_more_threads_than_there_are_cpus(monkeypatch):
+    monkeypatch.setattr(engines.team, "available_cpus", lambda: 2)
+    engine = fastae.Engine(fastae.Network.autoencoder(30, 8), 16)
+    params, X = fastae.Parameters.random(engine.network), np.ones((2560, 30), np.float32)
+    fastae.train(params, X, engine=engine, batch_size=256, epochs=10)
+    (pace,) = engine._paces.values()
+    assert pace.threads <= 2

@@ -29,8 +29,6 @@ PATIENCE = 0.05  # seconds a jitted call should last, so that signals are handle
 SMALL_TILE = 32  # rows through the layers that a thread takes at a time: all weights are read for them
 FIRST_CALL = 2e7  # rows times weights that the first one goes through: nobody knows yet how long that takes
 WORKSPACE = 1 << 20  # bytes of tiles a thread should keep to: less than L2
-
-
 # What jobs that take alike have in common, besides steps and rows
 _KIND = [fields.TASK, fields.OPTIMIZER, fields.TURNED, fields.FIRST_LAYER, fields.LAST_LAYER]
 
@@ -454,7 +452,7 @@ class Engine:
         return out
 
     def _share(self, job: np.ndarray, claim: int, flops: float, steps: int, rows: int) -> None:
-        """The job on as many threads as pay, given the FLOPs and the rows of each of its steps."""
+        """The job on as many threads as pay, given the FLOPs and the rows of each of its steps (pace.py)."""
         if flops * steps <= SMALL_JOB:
             self._run(job, claim, 1)
         elif self.n_threads == 1 or flops > LARGE_STEP * self.n_threads:
@@ -506,11 +504,9 @@ class Engine:
                         status = step.run(self._job, control, members[0], address(self._work[0]))
                     took, longest = time.perf_counter() - began, PATIENCE
                     if pace is not None:
-                        before, done = (
-                            done,
-                            int(control[fields.STEPS_DONE] if stepping else status == fields.OVER),
-                        )
-                        pace.record(took, done - before)
+                        taken = int(control[fields.STEPS_DONE] if stepping else status == fields.OVER)
+                        pace.record(took, taken - done)
+                        done = taken
                         longest = pace.slice(PATIENCE)
                     quota = max(1, int(quota * min(4.0, longest / max(took, 1e-6))))
                 break

@@ -14,8 +14,9 @@ the next phase.
 
 The caller is member 0, the leader: ``open_job`` lets the others in, and its ``run`` is OVER when the job is done and
 they are all out again. It returns before, BUSY or WAITING, when its quota of work is used up (so that Python can handle
-a signal) or when it has waited long (so that Python can yield the core), and is then made again. A helper's ``run``
-listens for the next job for a while before it is OVER: waking a thread takes longer than many a step.
+a signal) or when it has waited long (so that Python can yield the core), and is then made again; between two calls,
+``admit`` may let more helpers in, or send some out: they go once they hold no item. A helper's ``run`` listens for the
+next job for a while before it is OVER: waking a thread takes longer than many a step.
 """
 
 from functools import cache

@@ -17,7 +17,7 @@ from fastae.cli import (
     machine,
     models,
 )
-from fastae.cli.shared import app, drop_output
+from fastae.cli.shared import app, drop_output, shown
 
 __all__ = ["app", "machine", "main", "models"]
 
@@ -30,6 +30,8 @@ def main() -> None:
     try:
         app()
     except OSError as error:  # of writing a help page: commands have their own way to end
+        if shown["traceback"]:
+            raise
         typer.echo(f"fastae: {error}", err=True)
         drop_output()
         sys.exit(1)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastae import team
-from fastae.checks import check_index, check_matrix, check_vector
+from fastae.checks import check_count, check_index, check_matrix, check_vector
 from fastae.kernels import job as fields
 from fastae.kernels import layout
 from fastae.kernels.layout import address
@@ -292,7 +292,7 @@ class Engine:
         optimizer: int = 0,
         moments: np.ndarray | None = None,
         rates: npt.ArrayLike = (0.0,),
-        settings: npt.ArrayLike = (0.0,) * 12,
+        settings: npt.ArrayLike = (0.0,) * fields.SETTINGS_SIZE,
         objective: Objective = PLAIN,
         seed: int = 0,
         epoch: int = 0,
@@ -308,8 +308,6 @@ class Engine:
         (steps, 2): the loss of each step, before it is taken, and the sum of its rows' weights. Fewer steps than rates
         come back where a loss was not finite: it is the last, and that step was not taken.
         """
-        self._check_params(params)
-        self._check_params(gradient, "gradient")
         X = check_matrix(X, self.network.widths[0], "X")
         if self.network.widths[-1] != self.network.widths[0]:
             raise ValueError(f"network puts out {self.network.widths[-1]} features, but X has {X.shape[1]}")
@@ -332,16 +330,14 @@ class Engine:
             job[fields.SAMPLE_WEIGHT] = address(weights)
         rates = np.ascontiguousarray(rates, np.float64)
         settings = np.array(settings, np.float64)
-        self._describe_objective(job, settings, objective, unit, seed, epoch)
         losses = np.zeros((rates.size, 2))
+        self._describe_update(job, params, gradient, optimizer, moments, rates, settings, losses)
+        self._describe_objective(job, settings, objective, unit, seed, epoch)
+        if batch_size is not None:
+            check_count("batch_size", batch_size)
         batch = int(min(batch_size or job[fields.ROWS], job[fields.ROWS]))
-        job[fields.TASK], job[fields.BATCH], job[fields.STEPS] = fields.STEPS_TASK, batch, rates.size
-        job[fields.OPTIMIZER], job[fields.FIRST_ROW], job[fields.SUMS] = optimizer, first_row, sums
-        job[fields.PARAMETERS], job[fields.GRADIENT] = address(params.flat), address(gradient.flat)
+        job[fields.BATCH], job[fields.FIRST_ROW], job[fields.SUMS] = batch, first_row, sums
         job[fields.WEIGHTS] = address(params.flat if self._narrow is None else self._narrow)
-        job[fields.MOMENTS] = 0 if moments is None else address(moments)
-        job[fields.RATES], job[fields.SETTINGS] = address(rates), address(settings)
-        job[fields.LOSSES] = address(losses)
         widths, linear = self.network.widths, self.network.activations[-1] == "identity"
         plain = linear and self._narrow is None and not objective.sparsity_weight
         if plain and self._rowlanes.pays(widths, batch, self._size, self.dtype):
@@ -377,7 +373,7 @@ class Engine:
         optimizer: int = 0,
         moments: np.ndarray | None = None,
         rate: float = 0.0,
-        settings: npt.ArrayLike = (0.0,) * 12,
+        settings: npt.ArrayLike = (0.0,) * fields.SETTINGS_SIZE,
         alpha: float = 0.0,
     ) -> float:
         """One step from the gradients of blocks of rows, each a sum over its rows (``run_steps`` with `sums`).
@@ -385,8 +381,6 @@ class Engine:
         `parts` is (blocks, size of the flat buffer); they are added in that order, divided by `weight`, the sum of all
         rows' weights, and the penalty added, into `gradient`. Returns what the penalty adds to the loss.
         """
-        self._check_params(params)
-        self._check_params(gradient, "gradient")
         settings = np.array(settings, np.float64)
         settings[fields.ALPHA] = alpha
         parts = np.ascontiguousarray(parts, self.dtype)
@@ -394,12 +388,8 @@ class Engine:
             raise ValueError(f"parts must be of shape (blocks, {self._size}), got {parts.shape}")
         losses, rates = np.array([[0.0, weight]]), np.array([float(rate)])
         job = self._blank.copy()
-        job[fields.TASK], job[fields.STEPS], job[fields.OPTIMIZER] = fields.STEPS_TASK, 1, optimizer
+        self._describe_update(job, params, gradient, optimizer, moments, rates, settings, losses)
         job[fields.PARTS], job[fields.GRADIENTS] = len(parts), address(parts)
-        job[fields.PARAMETERS], job[fields.GRADIENT] = address(params.flat), address(gradient.flat)
-        job[fields.MOMENTS] = 0 if moments is None else address(moments)
-        job[fields.RATES], job[fields.SETTINGS] = address(rates), address(settings)
-        job[fields.LOSSES] = address(losses)
         self._use(self._form, job)
         with self._lock:
             self._run(job, fields.UPDATE, 1)
@@ -566,6 +556,37 @@ class Engine:
     def _use(self, form: Any, job: np.ndarray) -> None:
         """The job's products in one form: layer.py's, rowlanes.py's or bfloat16.py's."""
         job[fields.FORWARD_AT : fields.ADD_PULL_AT + 1] = self._step.addresses(form, self.dtype)
+
+    def _describe_update(
+        self,
+        job: np.ndarray,
+        params: Parameters,
+        gradient: Parameters,
+        optimizer: int,
+        moments: np.ndarray | None,
+        rates: np.ndarray,
+        settings: np.ndarray,
+        losses: np.ndarray,
+    ) -> None:
+        """Steps, and what they write to; the last three float64, one rate and two numbers of `losses` a step."""
+        self._check_params(params)
+        self._check_params(gradient, "gradient")
+        if rates.ndim != 1 or rates.size == 0:
+            raise ValueError(f"rates must be one a step, and one at least, got shape {rates.shape}")
+        if settings.shape != (fields.SETTINGS_SIZE,):
+            raise ValueError(f"settings must be {fields.SETTINGS_SIZE} numbers, got shape {settings.shape}")
+        if optimizer != fields.NONE:
+            if moments is None or moments.dtype != self.dtype or moments.shape != (2, self._size):
+                raise ValueError(
+                    f"moments must be {self.dtype}, of shape {(2, self._size)}, for an optimizer"
+                )
+            if not moments.flags.c_contiguous or not moments.flags.writeable:
+                raise ValueError("moments must be C-contiguous, and not read-only")
+            job[fields.MOMENTS] = address(moments)
+        job[fields.TASK], job[fields.STEPS], job[fields.OPTIMIZER] = fields.STEPS_TASK, rates.size, optimizer
+        job[fields.PARAMETERS], job[fields.GRADIENT] = address(params.flat), address(gradient.flat)
+        job[fields.RATES], job[fields.SETTINGS] = address(rates), address(settings)
+        job[fields.LOSSES] = address(losses)
 
     def _describe_objective(
         self, job: np.ndarray, settings: np.ndarray, objective: Objective, unit: float, seed: int, epoch: int

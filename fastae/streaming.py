@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastae.engine import Engine
-from fastae.kernels.job import STEPS_BEFORE
+from fastae.kernels.job import SETTINGS_SIZE, STEPS_BEFORE
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.rows import Rows
@@ -79,7 +79,7 @@ def loss_and_gradient(
 ) -> tuple[float, Parameters]:
     """``Engine.loss_and_gradient`` of all rows, from the sums of blocks."""
     gradient = Parameters(params.network, params.dtype)
-    still: dict[str, Any] = {"rates": np.zeros(1), "settings": np.zeros(12)}
+    still: dict[str, Any] = {"rates": np.zeros(1), "settings": np.zeros(SETTINGS_SIZE)}
     losses = run_epoch(engine, params, rows, gradient=gradient, batch_size=len(rows), **still, **options)
     return float(losses[0, 0]), gradient
 

@@ -1021,6 +1021,36 @@ def test_sums_and_steps_take_nothing_of_another_dtype(wrong):
         engine.run_steps(X=X, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("moments", None),
+        ("moments", np.zeros((2, 3), np.float32)),
+        ("moments", np.zeros((2, 10_000), np.float64)),
+        ("rates", ()),
+        ("rates", [[0.1]]),
+        ("settings", np.zeros(7)),
+        ("batch_size", -1),
+        ("batch_size", 0),
+    ],
+)
+def test_steps_name_what_they_cannot_take(name, wrong):
+    network = fastae.Network.autoencoder(5, 3)
+    params, X = problem(network, 40)
+    before, adam = params.flat.copy(), fastae.Adam()
+    arguments = {
+        "gradient": params.copy(),
+        "optimizer": adam.code,
+        "moments": State.zeros(params).moments,
+        "rates": [0.1, 0.1],
+        "settings": adam.settings(0),
+        "batch_size": 20,
+    }
+    with pytest.raises(ValueError, match=name):
+        fastae.Engine(network, 2).run_steps(params, X, **(arguments | {name: wrong}))
+    assert np.array_equal(params.flat, before)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_sums_of_no_weight_are_no_step_and_parts_may_lie_anyhow(dtype):
     engine, params, _ = autoencoder(n=17, k=5, dtype=dtype)

@@ -19,7 +19,7 @@ from fastae.kernels.job import (
 from fastae.kernels.layout import BIAS, FAN_OUT, WEIGHT
 
 STRETCH = 2048  # elements of weights that an UPDATE item covers at most
-SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (32, 96, 512), 1_600_000
+SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (16, 96, 512), 1_600_000
 
 
 @callee
@@ -39,10 +39,9 @@ def shard_rows(rows, size, multiple):  # type: ignore[no-untyped-def]
     """Rows in each shard of a batch but the last, whole register tiles; `size` is that of the flat buffers.
 
     A shard has 512 rows or more, for its gradient has to be added up; a small batch, so that it can be shared out, is
-    cut into up to four of 96 or two of 32 rows, of SHARD_FLOPS at least; or into two of 8 rows and ten times as much.
-    (What two threads hand each other in a step grows with the weights alone. Where their CPUs share no cache, few rows
-    are not worth that.) Their number is a power of two, which most numbers of threads share evenly; it never depends on
-    the number of threads: the same job has the same shards.
+    cut into up to four of 96 or two of 16 rows, of SHARD_FLOPS at least; or into two of 8 rows and ten times as much.
+    (Shards of fewer rows cost too much where one thread has to do them all.) Their number is a power of two, which most
+    numbers of threads share evenly; it never depends on the number of threads: the same job has the same shards.
     """
     two, four, many = SHARD_ROWS_LEAST
     least = SHARD_FLOPS // (6 * size)

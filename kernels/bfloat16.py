@@ -24,7 +24,7 @@ from fastae.kernels.compiler import ByAddress
 from fastae.kernels.gemm import Tile, flatten, unflatten
 from fastae.kernels.layer import width
 from fastae.kernels.layout import ACTIVATIONS
-from fastae.kernels.partition import in_blocks
+from fastae.kernels.partition import in_blocks, round_up
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import LINE
 
@@ -216,7 +216,7 @@ def forward(out, a, w, bias, one, activation, wide, rows, height, fan_in, fan_ou
     h = np.int64(like.ctypes.data)
     blocks, column, pairs = (
         in_blocks(fan_out, LANES),
-        in_blocks(fan_in, LANES) * LANES * ROW,
+        round_up(fan_in, LANES) * ROW,
         (fan_in + 1) // 2,
     )
     block, half = height * LINE, height * ROW
@@ -240,7 +240,7 @@ def residual(out, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_o
     delta = np.int64(like.ctypes.data)
     blocks, column, pairs = (
         in_blocks(fan_out, LANES),
-        in_blocks(fan_in, LANES) * LANES * ROW,
+        round_up(fan_in, LANES) * ROW,
         (fan_in + 1) // 2,
     )
     block, half = height * LINE, height * ROW
@@ -264,7 +264,7 @@ def backward(out, delta, wt, sums, activation, rows, height, fan_in, fan_out):  
     h = np.int64(like.ctypes.data)
     blocks, column, pairs = (
         in_blocks(fan_in, LANES),
-        in_blocks(fan_out, LANES) * LANES * ROW,
+        round_up(fan_out, LANES) * ROW,
         (fan_out + 1) // 2,
     )
     block, half = height * LINE, height * ROW
@@ -288,7 +288,7 @@ def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type:
     dw = np.int64(like.ctypes.data)
     blocks, column, pairs = (
         in_blocks(fan_out, LANES),
-        in_blocks(fan_in, LANES) * LANES * LINE,
+        round_up(fan_in, LANES) * LINE,
         (rows + 1) // 2,
     )
     block, half = height * LINE, height * ROW
@@ -388,7 +388,7 @@ def narrow_weights(out, turned, source, fan_in, fan_out, first, last):  # type: 
     """Squares first .. last - 1 of a layer's W at `source`, as W and, unless `turned` is 0, as W'."""
     like = carray(out, (1,))
     narrow, size = np.int64(like.ctypes.data), LANES * ROW
-    down, across = (fan_in + LANES - 1) // LANES, (fan_out + LANES - 1) // LANES  # squares
+    down, across = in_blocks(fan_in, LANES), in_blocks(fan_out, LANES)  # squares
     square = first
     while square < last:
         column, row = square // down, square % down

@@ -72,12 +72,8 @@ import numpy as np
 ) = range(65)
 STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)
 
-KINDS = {  # dtype -> KIND
-    np.dtype(name): kind
-    for kind, name in enumerate(
-        ("f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"),
-    )
-}
+_KINDS = "f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"
+KINDS = {np.dtype(name): kind for kind, name in enumerate(_KINDS)}  # dtype -> KIND
 KINDS[np.dtype(bool)] = KINDS[np.dtype("u1")]
 
 NOISES = ("", "gaussian", "mask", "swap")

@@ -11,13 +11,11 @@ status: 0, all went well; 1, an error, said in one line; 2, a wrong argument; 13
 import sys
 from io import TextIOWrapper
 
-import typer
-
 from fastae.cli import (
     machine,
     models,
 )
-from fastae.cli.shared import app, drop_output, shown
+from fastae.cli.shared import app, drop_output, tell
 
 __all__ = ["app", "machine", "main", "models"]
 
@@ -30,8 +28,6 @@ def main() -> None:
     try:
         app()
     except OSError as error:  # of writing a help page: commands have their own way to end
-        if shown["traceback"]:
-            raise
-        typer.echo(f"fastae: {error}", err=True)
+        tell(error)
         drop_output()
         sys.exit(1)

@@ -21,7 +21,7 @@ class _Group(TyperGroup):
 
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-shown = {"traceback": False}
+_shown = {"traceback": False}
 
 
 def _print_version(wanted: bool) -> None:
@@ -41,7 +41,7 @@ def _main(
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
 ) -> None:
     """Train autoencoders on a CPU, fast."""
-    shown["traceback"] = debug
+    _shown["traceback"] = debug
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -62,12 +62,17 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             typer.echo("fastae: interrupted", err=True)
             raise typer.Exit(130) from None
         except Exception as error:
-            if shown["traceback"]:
-                raise
-            typer.echo(f"fastae: {_in_a_line(error)}", err=True)
+            tell(error)
             raise typer.Exit(1) from None
 
     return run
+
+
+def tell(error: Exception) -> None:
+    """Say in a line what went wrong; or, with --debug, raise it."""
+    if _shown["traceback"]:
+        raise error
+    typer.echo(f"fastae: {_in_a_line(error)}", err=True)
 
 
 def drop_output() -> None:

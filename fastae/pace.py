@@ -27,7 +27,7 @@ class Pace:
         while self._numbers[0] > 1:
             self._numbers.insert(0, (self._numbers[0] + 1) // 2)
         self._best = self._trial = len(self._numbers) - 1
-        self._down = True
+        self._way = -1  # to the number that is tried next
         self._recent: deque[float] = deque(maxlen=SLICES)
         self._tried: list[float] = []
         self._steps = 0
@@ -67,9 +67,9 @@ class Pace:
 
     def _begin_trial(self) -> None:
         """Half as many threads, or twice as many, in turn."""
-        if not 0 <= self._best + (-1 if self._down else 1) < len(self._numbers):
-            self._down = not self._down
-        self._trial = self._best + (-1 if self._down else 1)
+        if not 0 <= self._best + self._way < len(self._numbers):
+            self._way = -self._way
+        self._trial = self._best + self._way
         self._tried, self._steps = [], 0
 
     def _end_trial(self, found: float, usual: float) -> None:
@@ -80,5 +80,5 @@ class Pace:
             self._left = AT_FIRST
         else:
             self._trial = self._best
-            self._down = not self._down
+            self._way = -self._way
             self._left = max(AT_FIRST, RARITY * self._steps * (found - usual))

@@ -80,7 +80,7 @@ class Engine:
             raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels do not run uncompiled")
         from numba.core.errors import NumbaError
 
-        from fastae.kernels import bfloat16, layer, partition, rowlanes, shard, step
+        from fastae.kernels import bfloat16, layer, partition, rowlanes, shard, step, stretch
         from fastae.kernels.target import TARGET
 
         if narrow and not TARGET.bfloat16:
@@ -89,7 +89,7 @@ class Engine:
             )
         self._step, self._not_compiled = step, NumbaError
         self._form, self._rowlanes = bfloat16 if narrow else layer, rowlanes  # of products
-        self._most_shards = partition.most_shards
+        self._partition, self._narrow_all = partition, stretch.narrow_all
         self.plan, size, transposed = layout.plan(network.widths, network.activations, self.dtype)
         lanes = layout.lanes(self.dtype)
         last = self.plan[-1]
@@ -301,7 +301,7 @@ class Engine:
     ) -> np.ndarray:
         """Steps over successive batches of the rows, in as few jitted calls as can be.
 
-        `rates` holds a learning rate a step; `optimizer` and `settings` are those of ``kernels/optimizer.py``, without
+        `rates` holds a learning rate a step; `optimizer` and `settings` are those of ``kernels/job.py``, without
         the objective's. `epoch` is the first one's number, for the noise, and `first_row` that of the first row of `X`,
         where it is a block of a larger matrix. With `sums`, for such a block, loss and gradient are sums over the rows,
         for ``combine_sums``. Returns
@@ -335,7 +335,8 @@ class Engine:
         self._describe_objective(job, settings, objective, unit, seed, epoch)
         if batch_size is not None:
             check_count("batch_size", batch_size)
-        batch = int(min(batch_size or job[fields.ROWS], job[fields.ROWS]))
+        rows = int(job[fields.ROWS])
+        batch = rows if batch_size is None else min(int(batch_size), rows)
         job[fields.BATCH], job[fields.FIRST_ROW], job[fields.SUMS] = batch, first_row, sums
         job[fields.WEIGHTS] = address(params.flat if self._narrow is None else self._narrow)
         widths, linear = self.network.widths, self.network.activations[-1] == "identity"
@@ -347,7 +348,7 @@ class Engine:
         else:
             self._use(self._form, job)
         with self._lock:
-            shards = self._most_shards(int(job[fields.ROWS]), batch, self._size, int(job[fields.MULTIPLE]))
+            shards = self._partition.most_shards(rows, batch, self._size, int(job[fields.MULTIPLE]))
             if self._gradients.shape[0] < shards:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
             job[fields.GRADIENTS] = address(self._gradients)
@@ -411,8 +412,6 @@ class Engine:
         missing: bool = False,
         column_weight: np.ndarray | None = None,
     ) -> np.ndarray:
-        from fastae.kernels.stretch import narrow_all
-
         self._check_params(params)
         columns = self.network.widths[first]
         X = check_matrix(X, columns, name)
@@ -428,15 +427,14 @@ class Engine:
         job[fields.WEIGHTS] = address(params.flat if self._narrow is None else self._narrow)
         job[fields.OUT], job[fields.OUT_STRIDE] = address(out), out.strides[0]
         job[fields.FIRST_LAYER], job[fields.LAST_LAYER] = first, last
-        turns = -(
-            -rows // (self.n_threads * self.tile_rows)
-        )  # in which each thread takes as many rows as the others
+        # As many turns as have to be, in each of which all threads take as many rows.
+        turns = -(-rows // (self.n_threads * self.tile_rows))
         each = max(SMALL_TILE, -(-rows // (self.n_threads * turns)))
-        job[fields.BATCH] = min(self.tile_rows, -(-each // job[fields.MULTIPLE]) * job[fields.MULTIPLE])
+        job[fields.BATCH] = min(self.tile_rows, self._partition.round_up(each, int(job[fields.MULTIPLE])))
         self._use(self._form, job)
         with self._lock:
             if self._narrow is not None:
-                narrow_all(job)
+                self._narrow_all(job)
             self._share(job, 0, 2.0 * rows * self._size, 1, rows)
         del alive
         return out

@@ -3,11 +3,11 @@
 import pytest
 
 import fastae
-from fastae import team
 from fastae.bench import compare
 from fastae.bench.cases import CASES
 from fastae.bench.rounds import recorded
 from fastae.bench.step_peers import PEERS, Peer, Step, installed
+from fastae.engine import thread_pool
 from fastae.kernels.target import TARGET
 
 pytestmark = pytest.mark.benchmark(group="step")
@@ -25,5 +25,5 @@ if TARGET.bfloat16:
     def test_step_in_bfloat16(benchmark, case):
         peers = {"fastae": Peer("fastae", by_bfloat16, exact=False), "fastae float32": compare.OURS}
         peers |= {name: PEERS[name] for name in installed(["torch bf16"])[0]}
-        threads = team.available_cpus()
+        threads = thread_pool.available_cpus()
         recorded(benchmark, {name: compare.checked(peer, case, threads) for name, peer in peers.items()})

@@ -9,7 +9,7 @@ import fastae
 from fastae.bench.epoch_peers import PEERS, RATE
 from fastae.bench.pools import set_threads
 from fastae.bench.rounds import Contender, fastest, recorded
-from fastae.team import available_cpus
+from fastae.engine.thread_pool import available_cpus
 
 pytestmark = pytest.mark.benchmark(group="epoch")
 

@@ -11,7 +11,7 @@ from sklearn.neural_network import MLPRegressor
 
 import fastae
 from fastae.bench.rounds import Contender, fastest, recorded
-from fastae.team import available_cpus
+from fastae.engine.thread_pool import available_cpus
 
 pytestmark = pytest.mark.benchmark(group="fit")
 

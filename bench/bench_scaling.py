@@ -9,7 +9,7 @@ import fastae
 from fastae.bench.cases import CASES, Case
 from fastae.bench.probe import Probe
 from fastae.bench.rounds import Contender, recorded
-from fastae.team import available_cpus
+from fastae.engine.thread_pool import available_cpus
 
 pytestmark = pytest.mark.benchmark(group="scaling")
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from fastae import team
 from fastae.bench import compare
 from fastae.bench.cases import CASES, Case
 from fastae.bench.rounds import ROUNDS
 from fastae.bench.step_peers import PEERS, installed
+from fastae.engine import thread_pool
 
 pytestmark = pytest.mark.benchmark(group="step")
 
@@ -16,7 +16,7 @@ def test_step(benchmark, case):
     names, _ = installed()
     if not benchmark.enabled:
         for peer in (compare.OURS, *(PEERS[name] for name in names)):
-            ours = compare.checked(peer, case, team.available_cpus())
+            ours = compare.checked(peer, case, thread_pool.available_cpus())
         benchmark.pedantic(ours.run, args=(1,))
         return
     told(benchmark, compare.measure(case, names))
@@ -26,14 +26,14 @@ def test_step_in_float64(benchmark):
     """Beside NumPy alone: the others are set up for float32."""
     case = Case(784, 64, 4096, 0.8, "float64")
     if not benchmark.enabled:
-        benchmark.pedantic(compare.checked(compare.OURS, case, team.available_cpus()).run, args=(1,))
+        benchmark.pedantic(compare.checked(compare.OURS, case, thread_pool.available_cpus()).run, args=(1,))
         return
     told(benchmark, compare.measure(case, ["numpy"]))
 
 
 def told(benchmark, found):
     """The comparison in the benchmark's own record too."""
-    ours = compare.checked(compare.OURS, found.case, team.available_cpus())
+    ours = compare.checked(compare.OURS, found.case, thread_pool.available_cpus())
     benchmark.pedantic(ours.run, args=(1,), rounds=ROUNDS)
     benchmark.extra_info |= {
         "milliseconds": {name: timing.median * 1e3 for name, timing in found.timings.items()},

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fastae import team
 from fastae.bench.cases import Case
 from fastae.bench.pools import set_threads
 from fastae.bench.probe import Probe
 from fastae.bench.rounds import Contender, Timing, fastest, in_turn
 from fastae.bench.step_peers import PEERS, Peer, by_fastae
+from fastae.engine import thread_pool
 
 OURS = Peer("fastae", by_fastae)
 
@@ -80,7 +80,7 @@ def checked(peer: Peer, case: Case, threads: int) -> Contender:
 
 def measure(case: Case, names: list[str]) -> Comparison:
     """Compare with the peers of these names, each on one thread or on all, whichever is the faster for it."""
-    everyone = team.available_cpus()
+    everyone = thread_pool.available_cpus()
     contenders = {}
     for name, peer in {"fastae": OURS, **{name: PEERS[name] for name in names}}.items():
         sized = peer.sized and name != "fastae"

@@ -21,8 +21,8 @@ import numpy as np
 from scipy.optimize import nnls
 
 import fastae
-from fastae.blocks import LocalEngine, Step
-from fastae.team import available_cpus
+from fastae.distributed.partitions import LocalEngine, Step
+from fastae.engine.thread_pool import available_cpus
 
 SIZES = {"24 KB": (64, 16), "2.8 MB": (784, 64)}  # n and k
 PREDICTED = {**SIZES, "80 MB": (4096, 512)}

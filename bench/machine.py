@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import fastae
-from fastae import team
 from fastae.bench.pools import blas_libraries
+from fastae.engine import thread_pool
 from fastae.kernels.target import TARGET
 
 _PACKAGES = ("numpy", "scipy", "numba", "scikit-learn", "torch", "jax")
@@ -20,7 +20,7 @@ def describe() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "target": TARGET.cpu,
         "features": TARGET.isa,
-        "threads": team.available_cpus(),
+        "threads": thread_pool.available_cpus(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "system": platform.platform(),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastae import team
+from fastae.engine import thread_pool
 from fastae.kernels import activations
 from fastae.kernels.compiler import kernel
 from fastae.kernels.simd import vector_kernel
@@ -100,7 +100,7 @@ class Probe:
             together.wait()
 
         for member in range(1, self.n_threads):
-            team.lend(partial(work, member))
+            thread_pool.lend(partial(work, member))
         work(0)
         seconds = max(end for _, end in spans) - min(start for start, _ in spans)
         self.readings.append(self.n_threads * self._count * self._work / seconds / 1e9)
@@ -139,7 +139,7 @@ def against_peak(benchmark: Any, run: Callable[[], Any], flops: float, probe: Pr
 
 if __name__ == "__main__":
     for dtype in ("float32", "float64"):
-        for n_threads in range(1, team.available_cpus() + 1):
+        for n_threads in range(1, thread_pool.available_cpus() + 1):
             for of, unit in (("fma", "GF/s"), ("sigmoid", "billion sigmoids/s")):
                 probe = Probe(n_threads, dtype, of)
                 for _ in range(50):

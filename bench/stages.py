@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 import fastae
-from fastae import reference, team
+from fastae import reference
 from fastae.bench.cases import CASES, Case
 from fastae.bench.probe import Probe
+from fastae.engine import thread_pool
 from fastae.kernels import job, layer, layout, optimizer, rowlanes, rows
 from fastae.kernels.compiler import ByAddress, kernel
 from fastae.kernels.layout import ACTIVATION, BIAS, COLUMN_SUMS, FAN_IN, FAN_OUT, OUTPUT, TRANSPOSED, WEIGHT
@@ -231,7 +232,7 @@ def _time(run: Callable[[int], object], probe: Probe | None = None, readings: in
 
 def report(case: Case) -> None:
     """Print the table of one case."""
-    tile, probe, threads = Tile(case), Probe(1, case.dtype), team.available_cpus()
+    tile, probe, threads = Tile(case), Probe(1, case.dtype), thread_pool.available_cpus()
     tile.check()
     engine = fastae.Engine(case.network, threads, case.dtype)
     engine.loss_and_gradient(case.parameters, case.X)

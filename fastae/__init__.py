@@ -1,11 +1,52 @@
-"""fastae: the fastest way to train an autoencoder on a CPU.
+"""fastae: autoencoders trained fast on CPUs.
 
-The names below are loaded when first used, so that ``import fastae`` costs little more than ``import numpy``:
-no compiler, no scikit-learn, until something needs one.
+Names are loaded when first used: ``import fastae`` imports neither NumPy nor a compiler nor scikit-learn.
+
+    network.py objective.py optimizers.py   what is trained, what is minimised, how steps are taken
+    reference.py gradient_check.py          the equations in pure NumPy, and gradients checked numerically
+    engine/                                 the loss and gradient of a batch, on all cores of one machine
+    data/                                   rows from files, frames and arrays
+    training/                               epochs of steps, L-BFGS, checkpoints
+    distributed/                            the same steps on several machines: Dask, MPI
+    estimator/                              Autoencoder and AutoencoderDetector, for scikit-learn users
+    plots/  cli/                            pictures, and the command ``fastae``
+    kernels/                                the jitted code that all of them call; imports nothing from here
+    bench/                                  benchmarks beside other libraries
+    storage.py checks.py _moved.py          files written whole, argument checks, old module paths
+
+A module imports only from lines above its own, ``kernels`` aside, which everything may import.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from fastae import _moved
+
+if TYPE_CHECKING:  # what type checkers see; at run time __getattr__ loads each name when it is first used
+    from fastae import bench as bench
+    from fastae import data as data
+    from fastae import engine as engine
+    from fastae import kernels as kernels
+    from fastae import network as network
+    from fastae import optimizers as optimizers
+    from fastae import plots as plots
+    from fastae import reference as reference
+    from fastae import training as training
+    from fastae.data import Rows as Rows
+    from fastae.data import open_rows as open_rows
+    from fastae.engine import Engine as Engine
+    from fastae.estimator import Autoencoder as Autoencoder
+    from fastae.estimator import AutoencoderDetector as AutoencoderDetector
+    from fastae.gradient_check import check_gradients as check_gradients
+    from fastae.network import Network as Network
+    from fastae.network import Parameters as Parameters
+    from fastae.objective import Objective as Objective
+    from fastae.optimizers import SGD as SGD
+    from fastae.optimizers import Adam as Adam
+    from fastae.optimizers import AdamW as AdamW
+    from fastae.training import DivergenceError as DivergenceError
+    from fastae.training import History as History
+    from fastae.training import train as train
 
 __version__ = "0.1.0"
 
@@ -20,11 +61,11 @@ _HOME = {
     "SGD": "fastae.optimizers",
     "Adam": "fastae.optimizers",
     "AdamW": "fastae.optimizers",
-    "Rows": "fastae.rows",
+    "Rows": "fastae.data",
     "open_rows": "fastae.data",
     "train": "fastae.training",
-    "DivergenceError": "fastae.history",
-    "History": "fastae.history",
+    "DivergenceError": "fastae.training",
+    "History": "fastae.training",
 }
 _MODULES = (
     "reference",
@@ -39,7 +80,7 @@ _MODULES = (
     "bench",
 )
 
-__all__ = ["__version__", *_HOME, "kernels", "reference"]
+__all__ = ["__version__", *_HOME, "kernels", "reference"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
@@ -55,3 +96,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *_MODULES})
+
+
+_moved.install()

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastae import reference
-from fastae.engine import Engine
+from fastae.engine.engine import Engine
 from fastae.network import Network, Parameters
 
 __all__ = ["check_gradients", "check_network"]

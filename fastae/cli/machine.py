@@ -37,7 +37,7 @@ def check_gradients(
 @command
 def doctor(as_json: Json = False) -> None:
     """Versions, the CPU and the register tiles chosen for it, threads, and where the compiled kernels are kept."""
-    from fastae.doctor import report
+    from fastae.cli.doctor import report
 
     print_facts(report(), as_json)
 
@@ -54,7 +54,7 @@ def demo(
     """Train on the handwritten digits that ship with scikit-learn, and compare with NumPy."""
     from rich.console import Console
 
-    from fastae import demo as job
+    from fastae.cli import demo as job
 
     picture = find_spec("matplotlib") is not None
     if picture and not out.parent.is_dir():
@@ -143,7 +143,7 @@ def warmup() -> None:
     They are kept for the CPU they are compiled for: this one or, where images move, the one that NUMBA_CPU_NAME and
     NUMBA_CPU_FEATURES name.
     """
-    from fastae.warmup import warm_up_all
+    from fastae.engine.warmup import warm_up_all
 
     for dtype, seconds in warm_up_all():
         typer.echo(f"{dtype}: ready in {seconds:.1f} s")

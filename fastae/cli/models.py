@@ -30,7 +30,7 @@ def _open_model(path: Path) -> Any:
 
 
 def _open_data(paths: list[Path], drop: list[str] | None) -> Any:
-    from fastae.data import open_rows
+    from fastae.data.open import open_rows
 
     return open_rows(paths, drop=drop or (), block_bytes=BLOCK_BYTES)
 
@@ -88,10 +88,11 @@ def train(
 ) -> None:
     """Train an autoencoder on the rows of a file, and save it."""
     widths = _widths(hidden)
-    from fastae import figures, storage
-    from fastae.blocks import Blocks
+    from fastae import storage
+    from fastae.cli import figures
+    from fastae.distributed.partitions import Blocks
     from fastae.estimator import Autoencoder, AutoencoderDetector
-    from fastae.history import Epoch
+    from fastae.training.history import Epoch
 
     if str(out) == "-":
         raise typer.BadParameter("a model goes to a file, not to standard output", param_hint="--out")
@@ -165,7 +166,7 @@ def _training_rows(
     paths: list[Path], drop: list[str] | None, dask: str | None, mpi: bool
 ) -> Iterator[tuple[Any, bool]]:
     """The rows, wherever they are to be trained on, and whether this process is the one that reports."""
-    from fastae.data import open_rows
+    from fastae.data.open import open_rows
 
     if dask and mpi:
         raise typer.BadParameter("--dask and --mpi exclude each other", param_hint="--dask")
@@ -175,7 +176,7 @@ def _training_rows(
         with distributed.connect(dask) as client:
             yield distributed.open_blocks(client, paths, drop or ()), True
     elif mpi:
-        from fastae.mpi import MPIBlocks, abort_on_error
+        from fastae.distributed.mpi import MPIBlocks, abort_on_error
 
         with abort_on_error() as rank:
             yield MPIBlocks(open_rows(paths, drop=drop or ())), rank == 0
@@ -210,7 +211,7 @@ def reconstruct(
 def _run_over(
     method: str, model: Path, data: list[Path], out: Path, drop: list[str] | None, as_json: bool
 ) -> None:
-    from fastae import outputs
+    from fastae.cli import outputs
 
     outputs.check_suffix(out, (".npy",))
     apply, rows = getattr(_open_model(model), method), _open_data(data, drop)
@@ -235,7 +236,7 @@ def score(
     The error is the mean over features of the squared error, in the scale that the network sees; a share is a feature's
     part of it.
     """
-    from fastae import figures, outputs
+    from fastae.cli import figures, outputs
     from fastae.estimator import AutoencoderDetector
 
     if str(out) != "-":

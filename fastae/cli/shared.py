@@ -94,7 +94,7 @@ def _in_a_line(error: Exception) -> str:
 def print_facts(facts: Mapping[str, Any], as_json: bool) -> None:
     """One JSON object, or a line for each fact; sections are mappings of facts."""
     if as_json:
-        from fastae.outputs import json_text
+        from fastae.cli.outputs import json_text
 
         typer.echo(json_text(facts))
         return

@@ -1,34 +1,37 @@
-"""The same training over the workers of a Dask cluster, on blocks of rows that stay where Dask put them.
+"""Training on rows that lie on several machines, with the same bits however they are spread.
 
-Each worker holds its blocks and an engine as an actor. A step is one round trip: parameters out, sums of gradients
-back, added up along the tree of ``tree.py``, the optimizer here. No task graph is made for a step, and no rows come
-here. Work of a lost worker is done again by the others, with the same bits.
+    partitions.py      Partitions of the rows, an engine over them, and LocalEngine, which needs one machine only
+    worker_part.py     the partitions that one worker holds, and their part of a step
+    reduction_tree.py  the fixed tree along which the parts' sums are added
+    dask/              over the workers of a Dask cluster (extra ``dask``)
+    mpi.py             over the ranks of an MPI job (extra ``mpi``)
 
-    cluster.py    a client of the cluster
-    blocks.py     the blocks of a Dask array or DataFrame, or of files
-    placement.py  which worker is to hold which
-    engine.py     the steps
-
-Needs the extra ``dask``.
+Neither Dask nor MPI is imported until one of its names is used.
 """
 
-try:
-    import dask.array
-    import dask.distributed  # noqa: F401
-except ImportError as error:
-    raise ImportError(f'fastae.distributed needs Dask: pip install "fastae[dask]" ({error})') from error
+import importlib
+from typing import Any
 
-from fastae.distributed.blocks import DaskBlocks, LostBlockError, open_blocks
-from fastae.distributed.cluster import connect, find_client
-from fastae.distributed.engine import DistributedEngine
-from fastae.distributed.placement import place
+_HOME = {
+    "LocalEngine": "fastae.distributed.partitions",
+    **dict.fromkeys(
+        (
+            "DaskBlocks",
+            "DistributedEngine",
+            "LostBlockError",
+            "connect",
+            "find_client",
+            "open_blocks",
+            "place",
+        ),
+        "fastae.distributed.dask",
+    ),
+}
 
-__all__ = [
-    "DaskBlocks",
-    "DistributedEngine",
-    "LostBlockError",
-    "connect",
-    "find_client",
-    "open_blocks",
-    "place",
-]
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fastae.distributed' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -8,18 +8,19 @@ from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
 
-from fastae import lbfgs, optimizers
-from fastae.blocks import Blocks
-from fastae.checkpoint import Checkpoint
+from fastae import optimizers
+from fastae.data.row_source import Rows
+from fastae.distributed.partitions import Blocks
 from fastae.estimator.callbacks import CallbackSupportMixin, callbacks, with_callbacks
 from fastae.estimator.fitted import FittedModel
 from fastae.estimator.inputs import Data, Here, check
+from fastae.estimator.model_files import ModelFiles
 from fastae.estimator.scaling import shift_and_scale
-from fastae.history import DivergenceError, History
-from fastae.model_files import ModelFiles
 from fastae.network import Network, Parameters
-from fastae.rows import Rows
-from fastae.training import train
+from fastae.training import lbfgs
+from fastae.training.checkpoint import Checkpoint
+from fastae.training.gradient_descent import train
+from fastae.training.history import DivergenceError, History
 
 _MAY_DIFFER = {"max_iter", "n_threads", "warm_start", "callback", "verbose"}  # where a checkpoint is resumed
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fastae.estimator.inputs import Data
-from fastae.history import Epoch
+from fastae.training.history import Epoch
 
 __all__ = ["CallbackSupportMixin", "callbacks", "with_callbacks"]
 

@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from fastae.blocks import Blocks
+from fastae.distributed.partitions import Blocks
 from fastae.estimator.autoencoder import Autoencoder, goes_by_steps
 from fastae.estimator.inputs import check_here, in_blocks, parts
 from fastae.estimator.lazily import also_lazily

@@ -7,8 +7,8 @@ import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from fastae.column_statistics import ColumnStatistics
-from fastae.engine import Engine
+from fastae.data.column_statistics import ColumnStatistics
+from fastae.engine.engine import Engine
 from fastae.estimator.inputs import Here, check_here, over, parts
 from fastae.estimator.lazily import also_lazily
 from fastae.estimator.settings import Settings

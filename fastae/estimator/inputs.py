@@ -7,9 +7,9 @@ import numpy as np
 from sklearn.utils import assert_all_finite
 from sklearn.utils.validation import _check_feature_names, check_array, check_is_fitted, validate_data
 
-from fastae.blocks import Blocks, is_dask
-from fastae.columns import difference_of_names, refuse_columns
-from fastae.rows import Rows
+from fastae.data.columns import difference_of_names, refuse_columns
+from fastae.data.row_source import Rows
+from fastae.distributed.partitions import Blocks, is_dask
 
 BLOCK = 4096  # rows that statistics are taken of at a time
 Here = np.ndarray | Rows  # checked, and on this machine

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from fastae.blocks import is_dask
+from fastae.distributed.partitions import is_dask
 from fastae.estimator.inputs import check_columns
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -28,7 +28,7 @@ def also_lazily(method: _Method) -> _Method:
 
 def _map_rows(model: Any, method: str, X: Any, **options: Any) -> Any:
     """A lazy Dask array of what a fitted model's method makes of each block of a Dask array or DataFrame."""
-    from fastae.distributed.blocks import in_rows, names_of
+    from fastae.distributed.dask.partitions import in_rows, names_of
 
     check_columns(model, X.shape[1], names_of(X))
     array = in_rows(X)

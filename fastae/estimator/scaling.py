@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from fastae.blocks import Blocks
-from fastae.column_statistics import ColumnStatistics
+from fastae.data.column_statistics import ColumnStatistics
+from fastae.distributed.partitions import Blocks
 from fastae.estimator.inputs import Data, parts
 
 

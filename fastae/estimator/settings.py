@@ -14,8 +14,8 @@ from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 
 from fastae import optimizers
-from fastae.history import Epoch
 from fastae.objective import Objective
+from fastae.training.history import Epoch
 
 _POSITIVE, _NOT_NEGATIVE = Interval(Real, 0, None, closed="neither"), Interval(Real, 0, None, closed="left")
 _FRACTION = Interval(Real, 0, 1, closed="left")

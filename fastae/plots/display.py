@@ -6,8 +6,8 @@ import numpy as np
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
 
+from fastae.data.row_source import Rows
 from fastae.estimator import Autoencoder, AutoencoderDetector
-from fastae.rows import Rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

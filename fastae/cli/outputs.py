@@ -1,0 +1,111 @@
+"""What the command writes, block by block: arrays to .npy, scores to CSV, JSON lines or Parquet; files whole or not."""
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from fastae.data.parquet import parquet_module
+from fastae.data.row_source import Rows
+from fastae.storage import written_whole
+
+Table = dict[str, np.ndarray]  # columns of equal length
+
+
+def save_blocks(path: Path, blocks: Iterable[np.ndarray], rows: int) -> tuple[tuple[int, int], np.dtype[Any]]:
+    """Write an .npy file of `rows` rows, of which only a block is in memory; gives its shape and dtype."""
+    shape, dtype = (rows, 0), np.dtype(np.float32)
+    with written_whole(path) as made, open(made, "wb") as file:
+        for block in blocks:
+            if not shape[1]:
+                shape, dtype = (rows, block.shape[1]), block.dtype
+                header = {
+                    "descr": np.lib.format.dtype_to_descr(dtype),
+                    "fortran_order": False,
+                    "shape": shape,
+                }
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(block).data)
+    return shape, dtype
+
+
+def scores(model: Any, rows: Rows, top: int) -> Iterator[Table]:
+    """By block: each row's error, whether it is an outlier, and the `top` features that make up the error.
+
+    `model` is a fitted AutoencoderDetector; `error` is minus its score.
+    """
+    for part in rows.parts():
+        error = -model.score_samples(part)
+        table = {"error": error, "outlier": -error < model.offset_}
+        features, shares = model.explain(part, top=top)
+        for i in range(features.shape[1]):
+            table |= {f"feature_{i + 1}": features[:, i], f"share_{i + 1}": shares[:, i]}
+        yield table
+
+
+def save_scores(path: Path, tables: Iterable[Table], *, as_json: bool = False) -> None:
+    """Write tables below one another: to a .csv or .parquet file, or "-", CSV or JSON lines on standard output."""
+    if str(path) == "-":
+        _write_text(sys.stdout, tables, as_json)
+    elif path.suffix.lower() in (".parquet", ".pq"):
+        with written_whole(path) as made:
+            _write_parquet(made, tables)
+    else:
+        with written_whole(path) as made, open(made, "w", encoding="utf-8", newline="") as file:
+            _write_text(file, tables, as_json=False)
+
+
+def json_text(value: Any) -> str:
+    """JSON in one line; infinite numbers and NaN, which it cannot hold, are null."""
+    try:
+        return json.dumps(value, allow_nan=False, default=str)
+    except ValueError:
+        return json.dumps(_finite(value), default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Raise a ValueError where a file's name says another format than will be written."""
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path}: the suffix must be {' or '.join(suffixes)}, got {path.suffix!r}")
+
+
+def _write_text(file: TextIO, tables: Iterable[Table], as_json: bool) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    for i, table in enumerate(tables):
+        columns = {
+            name: np.where(column, "true", "false") if column.dtype == bool and not as_json else column
+            for name, column in table.items()
+        }
+        lines = zip(*(column.tolist() for column in columns.values()), strict=True)
+        if as_json:
+            file.writelines(json_text(dict(zip(columns, line, strict=True))) + "\n" for line in lines)
+            continue
+        if i == 0:
+            writer.writerow(columns)
+        writer.writerows(lines)
+
+
+def _write_parquet(path: Path, tables: Iterable[Table]) -> None:
+    parquet = parquet_module()
+    import pyarrow
+
+    with ExitStack() as closing:
+        writer = None
+        for table in tables:
+            made = pyarrow.table({name: pyarrow.array(column.tolist()) for name, column in table.items()})
+            writer = writer or closing.enter_context(parquet.ParquetWriter(path, made.schema))
+            writer.write_table(made)

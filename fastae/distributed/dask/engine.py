@@ -1,0 +1,238 @@
+"""DistributedEngine: the steps of training, taken by actors on the workers and added up here."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from dask.distributed import Client, Future, KilledWorker, get_worker
+
+from fastae.distributed.dask.cluster import check_client
+from fastae.distributed.dask.partitions import DaskBlocks, LostBlockError
+from fastae.distributed.dask.placement import place
+from fastae.distributed.partitions import BlockEngine
+from fastae.distributed.reduction_tree import Node, Sum, assemble
+from fastae.distributed.worker_part import Setup, Shard, Step, make_setup, without_penalty
+from fastae.network import Network
+from fastae.objective import PLAIN, Objective
+
+LOSSES_MOST = 3  # of a block, on end, before it is taken to be what kills its workers
+POLL = 1.0  # seconds of silence after which the scheduler is asked who is still there
+
+
+class _Actor(Shard):
+    """A shard that uses the threads of the Dask worker it is on, unless it is told how many."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        numbers: list[int],
+        first_rows: list[int],
+        n_blocks: int,
+        n_threads: int | None,
+        blocks: list[np.ndarray],
+    ) -> None:
+        super().__init__(
+            setup,
+            dict(zip(numbers, blocks, strict=True)),
+            dict(zip(numbers, first_rows, strict=True)),
+            n_blocks,
+            n_threads or get_worker().state.nthreads,
+        )
+
+
+@dataclass(eq=False)
+class _Held:
+    """An actor, and what it holds."""
+
+    address: str
+    numbers: list[int]
+    actor: Any
+
+
+class DistributedEngine(BlockEngine):
+    """Trains on a Dask array or DataFrame: synchronous, data-parallel, with the same bits for any number of workers.
+
+    Parameters
+    ----------
+    client : dask.distributed.Client
+        Of the cluster; one made with ``direct_to_workers=True`` takes shorter steps.
+    network : Network
+    X : dask.array.Array of shape (m, n), or dask.dataframe.DataFrame
+        Blocks that are not on the workers yet are computed now, where Dask likes.
+    n_threads : int, optional
+        Of each worker; by default as many as Dask gives it.
+    dtype, shift, scale, objective : optional
+        As for ``fastae.Engine`` and ``fastae.train``.
+
+    Notes
+    -----
+    Workers must be able to import fastae, and be of one kind of CPU for results to have the same bits. One that joins
+    is used from the next epoch on.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        network: Network,
+        X: Any,
+        *,
+        n_threads: int | None = None,
+        dtype: npt.DTypeLike = "float32",
+        shift: npt.ArrayLike | None = None,
+        scale: npt.ArrayLike | None = None,
+        objective: Objective = PLAIN,
+    ) -> None:
+        self.client = check_client(client)
+        self.blocks = X if isinstance(X, DaskBlocks) else DaskBlocks(client, X)
+        if self.blocks.shape[1] != network.widths[0]:
+            raise ValueError(
+                f"X has {self.blocks.shape[1]} features, but the network takes {network.widths[0]}"
+            )
+        super().__init__(make_setup(network, dtype, shift, scale, objective), self.blocks.rows)
+        self.n_threads = n_threads
+        self._losses = [0] * len(self.rows)
+        self._held: list[_Held] = []
+        self._workers: set[str] = set()
+        self._spread()
+
+    def sums(self, flat: np.ndarray, step: Step) -> Sum | None:
+        """The root's sum, from all workers, and from others where some are lost."""
+        if step.number == 0:
+            self._spread()
+        sums: dict[Node, Sum | None] = {}
+        asked = list(self._held)
+        while asked:
+            answers = self._ask(asked, flat, step)
+            lost = [held for held, answer in zip(asked, answers, strict=True) if answer is None]
+            for answer in answers:
+                sums |= answer or {}
+            asked = self._replace(lost) if lost else []
+        self._losses = [0] * len(self.rows)
+        return assemble(sums, self.root)
+
+    # -- within -------------------------------------------------------------------------------------------------
+
+    def _spread(self) -> None:
+        """Place the blocks anew where workers have joined or left, or an error has left some without a place."""
+        workers = set(self.client.nthreads())
+        if self._held and workers == self._workers:
+            return
+        self._losses = [0] * len(self.rows)
+        placed = self._place(range(len(self.rows)))
+        kept = [held for held in self._held if placed.get(held.address) == held.numbers]
+        self._held = []
+        for held in kept:
+            del placed[held.address]
+        self._held = kept + self._build(placed)
+        self._workers = workers
+
+    def _ask(self, asked: list[_Held], flat: np.ndarray, step: Step) -> list[dict[Node, Sum | None] | None]:
+        """What each actor answers; None where its worker is lost."""
+
+        async def answer(held: _Held) -> dict[Node, Sum | None] | None:
+            try:
+                call = held.actor.sums(flat, step)
+            except RuntimeError:  # Dask knows already that the actor is gone
+                return None
+            try:
+                found: dict[Node, Sum | None] = await call
+            except OSError:
+                return None
+            return found
+
+        async def answers() -> list[dict[Node, Sum | None] | None]:
+            tasks = [asyncio.create_task(answer(held)) for held in asked]
+            try:
+                while silent := (await asyncio.wait(tasks, timeout=POLL))[1]:
+                    workers = await self.client.nthreads(asynchronous=True)
+                    for held, task in zip(asked, tasks, strict=True):
+                        if task in silent and held.address not in workers:
+                            task.cancel()
+                return [None if task.cancelled() else task.result() for task in tasks]
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+        found: list[dict[Node, Sum | None] | None] = self.client.sync(answers)
+        return found
+
+    def _replace(self, lost: list[_Held]) -> list[_Held]:
+        """Actors for the blocks of lost ones."""
+        kept = [held for held in self._held if held not in lost]
+        self._held = []
+        numbers = sorted(number for held in lost for number in held.numbers)
+        self._count_loss(numbers)
+        built = self._build(self._place(numbers))
+        self._held = kept + built
+        return built
+
+    def _count_loss(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self._losses[number] += 1
+            if self._losses[number] >= LOSSES_MOST:
+                raise LostBlockError(
+                    f"the worker that held block {number} of X (rows {self.first_rows[number]} to "
+                    f"{self.first_rows[number] + self.rows[number] - 1}) was lost {LOSSES_MOST} times on end: too "
+                    "little memory? The parameters are those of the last whole epoch"
+                )
+
+    def _place(self, numbers: Sequence[int]) -> dict[str, list[int]]:
+        """Which worker is to hold which of the blocks `numbers`, once all of them are somewhere."""
+        self.blocks.settle(numbers)
+        blocks = self.blocks.futures
+        found = self.client.who_has([blocks[number] for number in numbers])
+        holders = {number: set(found.get(blocks[number].key, ())) for number in numbers}
+        while not (threads := self.client.nthreads()):
+            self.client.wait_for_workers(1)
+        return place(self.rows, holders, threads)
+
+    def _build(self, placed: dict[str, list[int]]) -> list[_Held]:
+        """Make the actors, and others where a worker is lost meanwhile."""
+        built = []
+        while placed:
+            futures = {address: self._submit(address, numbers) for address, numbers in placed.items()}
+            lost: list[int] = []
+            for address, future in futures.items():
+                actor = self._result(address, future)
+                if actor is None:
+                    lost += placed[address]
+                else:
+                    built.append(_Held(address, placed[address], actor))
+            self._count_loss(lost)
+            placed = self._place(sorted(lost)) if lost else {}
+        return built
+
+    def _submit(self, address: str, numbers: list[int]) -> Future:
+        return self.client.submit(
+            _Actor,
+            without_penalty(self.setup),
+            numbers,
+            [self.first_rows[number] for number in numbers],
+            len(self.rows),
+            self.n_threads,
+            [self.blocks.futures[number] for number in numbers],
+            actor=True,
+            workers=[address],
+            allow_other_workers=False,
+        )
+
+    def _result(self, address: str, future: Future) -> Any:
+        """The actor; None where its worker is lost."""
+        with self.client.as_current():
+            while True:
+                try:
+                    return future.result(timeout=POLL)
+                except TimeoutError:
+                    if address not in self.client.nthreads():
+                        future.cancel()
+                        return None
+                except (KilledWorker, CancelledError):  # the latter: a block went with its worker
+                    return None
+                except RuntimeError:
+                    if address in self.client.nthreads():
+                        raise
+                    return None

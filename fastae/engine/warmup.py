@@ -1,0 +1,114 @@
+"""The kernels compiled ahead, or loaded where they have been: all that engines, training and estimators call."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+
+from fastae.engine.thread_pool import available_cpus
+from fastae.kernels import exp, sigmoid_with_derivative
+from fastae.kernels import job as fields
+
+
+def dtypes() -> list[str]:
+    """What engines can compute in on the CPU that kernels are compiled for."""
+    from fastae.kernels.target import TARGET
+
+    return ["float32"] + ["bfloat16"] * TARGET.bfloat16 + ["float64"]
+
+
+def warm_up(dtype: str = "float32") -> float:
+    """Compile every kernel for one of ``dtypes()``; returns the seconds it took.
+
+    A kernel is compiled once a dtype, whatever the network, and kept in Numba's cache (``NUMBA_CACHE_DIR``).
+    """
+    start = time.perf_counter()
+    for part in _parts(dtype):
+        _compile(*part)
+    return time.perf_counter() - start
+
+
+def warm_up_all() -> Iterator[tuple[str, float]]:
+    """Compile every kernel for all of ``dtypes()``; yields each when it is done, and the seconds since the start.
+
+    On several CPUs that takes as many processes: threads would not do, for Numba compiles one function at a time.
+    They import the script that calls this, which has to stand under ``if __name__ == "__main__":`` there.
+    """
+    start, wanted = time.perf_counter(), {dtype: _parts(dtype) for dtype in dtypes()}
+    parts = dict.fromkeys(part for parts in wanted.values() for part in parts)
+    with ProcessPoolExecutor(min(available_cpus(), len(parts)), get_context("spawn")) as pool:
+        longest_first = sorted(parts, key=lambda part: list(PARTS).index(part[0]))
+        compiled = {part: pool.submit(_compile, *part) for part in longest_first}
+        for dtype, its_parts in wanted.items():
+            for part in its_parts:
+                compiled[part].result()
+            yield dtype, time.perf_counter() - start
+
+
+def _parts(dtype: str) -> list[tuple[str, str]]:
+    """What a dtype takes: which of PARTS, and for which elements they are compiled."""
+    if dtype == "bfloat16":
+        return [("threads", ""), ("items", "float32"), ("products of bfloat16", "float32")]
+    return [
+        ("threads", ""),
+        *((part, dtype) for part in ("items", "products", "products of few columns", "functions")),
+    ]
+
+
+def _compile(part: str, element: str) -> None:
+    PARTS[part](element)
+
+
+def _items(element: str) -> None:
+    """All that a thread does of a job, but products."""
+    from fastae.kernels.step import item_addresses
+
+    item_addresses(element)
+
+
+def _products(element: str) -> None:
+    from fastae.kernels import layer
+
+    layer.addresses(element)
+
+
+def _products_of_few_columns(element: str) -> None:
+    from fastae.kernels import rowlanes
+
+    rowlanes.addresses(element)
+
+
+def _products_of_bfloat16(element: str) -> None:
+    from fastae.kernels import bfloat16, stretch
+
+    bfloat16.addresses(element)
+    stretch.narrow_all(np.zeros(fields.JOB, np.int64))  # the weights of no layer
+
+
+def _threads(_: str) -> None:
+    """What runs a job, the same for every dtype: here one that is over before it begins."""
+    from fastae.kernels import step
+
+    job, control, members = (np.zeros(shape, np.int64) for shape in (fields.JOB, fields.CONTROL, (1, 8)))
+    step.open_job(control, members, fields.FINISHED_CLAIM, 1)
+    step.run(job, control, members[0], 0)
+
+
+def _functions(element: str) -> None:
+    """The functions of arrays."""
+    x = np.zeros(2, element)
+    sigmoid_with_derivative(x, x.copy(), x.copy())
+    exp(x, x.copy())
+
+
+# Those that take longest come first.
+PARTS: dict[str, Callable[[str], None]] = {
+    "items": _items,
+    "products of bfloat16": _products_of_bfloat16,
+    "products": _products,
+    "threads": _threads,
+    "products of few columns": _products_of_few_columns,
+    "functions": _functions,
+}

@@ -1,0 +1,235 @@
+"""Each bench runs once, untimed, and checks its own result first; how it is timed, reported and held to a baseline."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastae import bench
+from fastae.bench import baseline, compare, pools, report, rounds, step_peers
+from fastae.bench.cases import CASES, Case
+from fastae.bench.compare import Comparison
+from fastae.bench.probe import Probe
+from fastae.bench.rounds import Contender, Timing
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_bench_runs_and_is_right():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "bench", "--benchmark-disable"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed
+    assert int(passed.group(1)) >= 60
+    assert "skipped" not in done.stdout
+
+
+# -- the rounds -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hurried(monkeypatch):
+    """Rounds that neither rest nor warm up."""
+    for name in ("REST", "WARM", "TURN"):
+        monkeypatch.setattr(rounds, name, 0)
+
+
+def test_contenders_take_turns_rested_and_on_their_own_threads(monkeypatch, hurried):
+    seen, rests = [], []
+    monkeypatch.setattr(rounds, "REST", 0.04)
+    monkeypatch.setattr(rounds, "set_threads", lambda count: seen.append(("threads", count)))
+    monkeypatch.setattr(time, "sleep", rests.append)
+    contenders = {
+        name: Contender(lambda times, name=name: seen.append(name), i) for i, name in enumerate("AB")
+    }
+    timings = rounds.in_turn(contenders, rounds=4)
+    one_round = [("threads", 0), "A", ("threads", 1), "B"]
+    assert seen[-16:] == one_round * 4
+    assert set(rests) == {0.04}
+    assert len(rests) == len(seen) / 2
+    assert timings["A"].rounds == 4
+
+
+def test_a_turn_is_warmed_up_and_gives_the_time_of_one(monkeypatch, hurried):
+    monkeypatch.setattr(rounds, "WARM", 0.01)
+    monkeypatch.setattr(rounds, "TURN", 0.03)
+    asked = []
+
+    def run(times):
+        first = not asked
+        asked.append(times)
+        end = time.perf_counter() + 2e-3 * times + 0.1 * first  # as what is compiled at its first call
+        while time.perf_counter() < end:
+            pass
+
+    timing = rounds.in_turn({"A": Contender(run, 1)}, rounds=3)["A"]
+    assert asked[-1] > 5
+    assert asked[-2] == 1, "untimed"
+    assert 2e-3 <= timing.p10 <= timing.median <= timing.p90
+
+
+def test_percentiles():
+    timing = Timing.of([float(i) for i in range(11)])
+    assert timing == (5, 1, 9, 11)
+
+
+def test_the_faster_setting_is_kept(hurried):
+    slow, fast = (Contender(lambda times, s=s: time.sleep(s), 1) for s in (0.02, 0.001))
+    assert rounds.fastest([slow, fast]) is fast
+    assert rounds.fastest([fast, slow]) is fast
+
+
+def test_threads_are_set_in_the_libraries():
+    from threadpoolctl import threadpool_info
+
+    for count in (1, 2):
+        pools.set_threads(count)
+        blas = [info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"]
+        assert blas
+        assert set(blas) == {count}
+    assert pools.blas_libraries()
+
+
+# -- what is compared -------------------------------------------------------------------------------------------------
+
+SMALL = Case(12, 5, 300)
+
+
+@pytest.mark.parametrize("name", step_peers.PEERS)
+def test_a_peer_with_another_gradient_is_refused(name):
+    peer = step_peers.PEERS[name]
+    pytest.importorskip(peer.module)
+
+    def broken(case, threads):
+        made = peer.make(case, threads)
+
+        def answer(result):
+            loss, gradient = made.answer(result)
+            return loss, {key: np.roll(value, 1, axis=-1) for key, value in gradient.items()}
+
+        return made._replace(answer=answer)
+
+    compare.checked(peer, SMALL, 1).run(2)
+    with pytest.raises(AssertionError, match=r"^broken: "):
+        compare.checked(peer._replace(make=broken), SMALL, 1)
+
+
+def test_peers_that_are_missing_are_named(monkeypatch):
+    monkeypatch.setattr(step_peers, "find_spec", lambda module: module in ("numpy", "sklearn") or None)
+    names, missing = step_peers.installed()
+    assert names == ["numpy", "sklearn"]
+    assert missing["jax"] == "jax is not installed"
+    assert step_peers.installed(["numpy"]) == (["numpy"], {})
+
+
+def test_ceilings_are_read():
+    fma, sigmoid = Probe(1), Probe(1, of="sigmoid")
+    assert fma() > 1
+    assert sigmoid() > 0.01
+    assert sigmoid.median < fma.median / 4, "a sigmoid takes more than four FMAs"
+
+
+def comparison(case=SMALL, **milliseconds):
+    """One of made-up times, with a peak of 100 GF/s and 1e9 sigmoids a second."""
+    timings = {
+        name.replace("_", " "): Timing(ms / 1e3, ms / 1e3, ms / 1e3, 15) for name, ms in milliseconds.items()
+    }
+    return Comparison(case, timings, dict.fromkeys(timings, 1), 100.0, 101.0, 1.0)
+
+
+def test_the_figures_follow_from_the_times():
+    case = Case(100, 10, 1000)  # 70 MFLOP, 110,000 sigmoids: 0.7 ms and 0.11 ms
+    found = comparison(case, fastae=1, numpy=4, torch=3, torch_bf16=0.5)
+    assert found.gflops() == pytest.approx(70)
+    assert found.gflops("numpy") == pytest.approx(17.5)
+    assert found.share_of_peak() == pytest.approx(0.7)
+    assert found.ceiling == pytest.approx(0.7 / 0.81)
+    assert found.share_of_ceiling() == pytest.approx(0.81)
+    assert found.ratios == pytest.approx({"numpy": 4, "torch": 3, "torch bf16": 0.5})
+    assert found.best_peer == "torch", "bfloat16 is of lower precision"
+
+
+def a_report(**milliseconds):
+    machine = {
+        "cpu": "A CPU", "target": "znver5", "features": "avx512", "threads": 2, "load": 0.1, "python": "3.13",
+        "system": "Linux", "versions": {"numpy": "2.0"}, "blas": ["openblas"], "environment": {},
+    }  # fmt: skip
+    return report.Report(machine, [comparison(**milliseconds)], {"jax": "jax is not installed"})
+
+
+def test_a_report_survives_json_and_says_what_was_left_out():
+    made = a_report(fastae=1, numpy=8, torch_bf16=2)
+    again = report.Report.from_json(made.to_json())
+    assert again == made
+    assert again.mean_ratio == pytest.approx(8)
+    notes = "\n".join(again.notes())
+    assert "jax is not installed" in notes
+    assert "lower precision" in notes
+    assert "**8.0x** numpy" in again.markdown()
+    assert json.loads(made.to_json())["cases"][0]["ratios"]["numpy"] == pytest.approx(8)
+
+
+def test_the_table_goes_between_its_marks():
+    text = "before\n" + report.MARKS[0] + "old\n" + report.MARKS[1] + "after\n"
+    done = report.splice(text, "new\n")
+    assert done == text.replace("old", "new")
+    with pytest.raises(ValueError, match="no lines <!-- fastae bench -->"):
+        report.splice("no marks", "new\n")
+
+
+# -- the baseline -----------------------------------------------------------------------------------------------------
+
+
+def test_a_ratio_that_falls_by_more_than_allowed_is_told():
+    kept = baseline.ratios_of(a_report(fastae=1, numpy=8, torch=4))
+    assert not baseline.fallen(a_report(fastae=1.1, numpy=8, torch=4), kept)
+    assert not baseline.fallen(a_report(fastae=1, numpy=7), kept), "12% less; torch was not measured"
+    (line,) = baseline.fallen(a_report(fastae=1, numpy=6.7, torch=4), kept).values()
+    assert "numpy" in line
+    assert "6.70, was 8.00" in line
+    assert len(baseline.fallen(a_report(fastae=1.2, numpy=8, torch=4), kept)) == 3, "both peers and the peak"
+
+
+def test_a_fall_counts_only_when_it_is_measured_twice(monkeypatch, tmp_path):
+    monkeypatch.setattr(baseline, "FILE", tmp_path / "baseline.json")
+    baseline.FILE.write_text("{}")
+    assert baseline.check([SMALL]) is None, "nothing kept of this machine"
+    kept = a_report(fastae=1, numpy=8)
+    kept.machine.update({name: baseline.describe()[name] for name in ("target", "features", "threads")})
+    baseline.keep(kept)
+    for second, wanted in ((8.0, 0), (5.0, 2)):
+        measured = iter([a_report(fastae=1, numpy=5), a_report(fastae=1, numpy=second)])
+        monkeypatch.setattr(baseline.Report, "run", lambda cases, tell, measured=measured: next(measured))
+        lines = baseline.check([SMALL])
+        assert len(lines) == wanted, "the ratio, and that versions changed"
+    assert "numpy 2.0 -> " in lines[-1]
+
+
+def test_the_baseline_ships_and_is_of_the_cases():
+    assert baseline.FILE.parent == Path(bench.__file__).parent
+    for kept in baseline.stored().values():
+        assert set(kept["ratios"]) == {case.id for case in CASES}
+        assert all(ratio > 0 for ratios in kept["ratios"].values() for ratio in ratios.values())
+
+
+def test_the_cost_model_of_several_machines_is_fitted():
+    from fastae.bench import distributed
+
+    a, b, out, c, back = 2e-4, 5e-4, 1 / 1.2e9, 1e-5, 1 / 4e9
+    measured = {}
+    for name, size in distributed.SIZES.items():
+        for workers in (1, 2, 4):
+            traffic = workers * distributed.size_in_bytes(*size)
+            without = a + b * workers + out * traffic
+            rounds = -(-workers // distributed.available_cpus())
+            whole = without + c * workers + back * traffic + rounds * 3e-3
+            measured[workers, name] = {"no rows": without, "whole": whole, "one thread": 3e-3}
+    found = distributed.fit(measured)
+    assert found[0] == pytest.approx([a, b, out], rel=1e-6)
+    assert found[1] == pytest.approx([c, back], rel=1e-6)

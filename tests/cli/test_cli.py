@@ -1,0 +1,620 @@
+"""The command, from end to end on real data: what it writes is what the estimators say, and errors are a line."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_breast_cancer
+from typer.testing import CliRunner
+
+import fastae
+import fastae.storage
+from fastae.cli import app, demo
+from fastae.engine.warmup import dtypes
+
+DATA = load_breast_cancer(as_frame=True)
+BENIGN, ALL = DATA.data[DATA.target == 1], DATA.data
+QUICK = ("--hidden", 4, "--activation", "tanh", "--epochs", 30)
+COMMAND = [sys.executable, "-c", "from fastae.cli import main; main()"]
+
+
+def call(*arguments, **options):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
+
+
+def run(*arguments, **options):
+    """The command in a process of its own."""
+    words = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, check=False, **options)
+
+
+def good(*arguments, **options):
+    ran = call(*arguments, **options)
+    assert ran.exit_code == 0, ran.output
+    return ran.stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory with benign.csv, all.csv and model.safetensors, trained on the former."""
+    place = tmp_path_factory.mktemp("cli")
+    BENIGN.to_csv(place / "benign.csv", index=False)
+    ALL.to_csv(place / "all.csv", index=False)
+    good("train", place / "benign.csv", *QUICK, "--out", place / "model.safetensors", "--contamination", 0.05)
+    return place
+
+
+# -- train, inspect, score, encode, reconstruct -----------------------------------------------------------------------
+
+
+def test_train_is_the_estimators_fit(place):
+    model = fastae.Autoencoder.load(place / "model.safetensors")
+    settings = {"activation": "tanh", "max_iter": 30, "random_state": 0, "dtype": "float32"}
+    expected = fastae.AutoencoderDetector((4,), contamination=0.05, **settings).fit(BENIGN)
+    assert type(model) is fastae.AutoencoderDetector
+    np.testing.assert_allclose(model.params_.flat, expected.params_.flat, rtol=0, atol=1e-5)
+    assert model.offset_ == pytest.approx(expected.offset_, rel=1e-4)
+    assert list(model.feature_names_in_) == list(ALL.columns)
+    assert model.get_params() == expected.get_params()
+
+
+def test_train_says_what_it_made(place, tmp_path):
+    out = tmp_path / "m.safetensors"
+    ran = run("train", place / "benign.csv", *QUICK, "--out", out, "--early-stopping")
+    assert ran.returncode == 0, ran.stderr
+    for words in (
+        "rows             357",
+        "features         30",
+        "validation loss",
+        "r2",
+        "threshold",
+        "seconds",
+    ):
+        assert words in ran.stdout
+    for words in ("30/30", "loss", "validation", "rows/s"):
+        assert words in ran.stderr
+    facts = json.loads(good("train", place / "benign.csv", *QUICK, "--out", out, "--json", "--no-detector"))
+    assert (facts["rows"], facts["features"], facts["hidden"], facts["epochs"]) == (357, 30, [4], 30)
+    assert facts["threshold"] is None
+    assert facts["r2"] == pytest.approx(fastae.Autoencoder.load(out).score(BENIGN))
+    assert facts["stopped_by"] == "max_iter"
+
+
+def test_several_files_are_one_after_another(place, tmp_path):
+    BENIGN[:200].to_csv(tmp_path / "a.csv", index=False)
+    BENIGN[200:].to_parquet(tmp_path / "b b.parquet")
+    parts, out = (tmp_path / "a.csv", tmp_path / "b b.parquet"), tmp_path / "m.safetensors"
+    good("train", *parts, *QUICK, "--out", out, "--contamination", 0.05)
+    assert out.read_bytes() == (place / "model.safetensors").read_bytes()
+    assert good("score", out, *parts) == good("score", out, place / "benign.csv")
+
+
+def test_the_settings_of_train_reach_the_estimator(place, tmp_path):
+    out = tmp_path / "m.safetensors"
+    words = (
+        "--hidden 6,3 --activation relu --solver sgd --epochs 7 --batch-size 50 --learning-rate 0.01 --alpha 0.5 "
+        "--scale minmax --missing --noise mask --noise-level 0.2 --early-stopping --contamination 0.2 --seed 5 "
+        "--patience 20 --threads 1 --dtype float64"
+    )
+    good("train", place / "benign.csv", "--out", out, *words.split())
+    model = fastae.Autoencoder.load(out)
+    expected = fastae.AutoencoderDetector(
+        (6, 3),
+        activation="relu",
+        solver="sgd",
+        max_iter=7,
+        batch_size=50,
+        learning_rate_init=0.01,
+        alpha=0.5,
+        scale="minmax",
+        missing="mask",
+        noise="mask",
+        noise_level=0.2,
+        early_stopping=True,
+        n_iter_no_change=20,
+        contamination=0.2,
+        random_state=5,
+        n_threads=1,
+        dtype="float64",
+    )
+    assert model.get_params() == expected.get_params()
+
+
+def test_inspect_says_what_was_trained(place):
+    said = good("inspect", place / "model.safetensors")
+    for words in (
+        "30 -> 4 tanh -> 30 tanh -> 30 identity",
+        "float32",
+        "mean radius, mean texture",
+        "threshold",
+    ):
+        assert words in said
+    facts = json.loads(good("inspect", place / "model.safetensors", "--json"))
+    assert facts["parameters"] == 30 * 4 + 4 + 4 * 30 + 30 + 30 * 30 + 30
+    assert facts["features"] == list(ALL.columns)
+    assert facts["model"] == "AutoencoderDetector"
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "json"])
+def test_scores_are_the_estimators(kind, place, tmp_path):
+    model = fastae.Autoencoder.load(place / "model.safetensors")
+    if kind == "json":
+        said = good("score", place / "model.safetensors", place / "all.csv", "--top", 2, "--json")
+        table = pd.DataFrame([json.loads(line) for line in said.splitlines()])
+    else:
+        out = tmp_path / f"s.{kind}"
+        said = good("score", place / "model.safetensors", place / "all.csv", "--top", 2, "--out", out)
+        table = {"csv": pd.read_csv, "parquet": pd.read_parquet}[kind](out)
+        assert f"outliers   {table.outlier.sum()}" in said
+    assert list(table) == ["error", "outlier", "feature_1", "share_1", "feature_2", "share_2"]
+    np.testing.assert_allclose(table.error, -model.score_samples(ALL), rtol=1e-6)
+    assert table.outlier.dtype == bool
+    assert np.array_equal(table.outlier, model.predict(ALL) == -1)
+    features, shares = model.explain(ALL, top=2)
+    assert np.array_equal(table[["feature_1", "feature_2"]], features)
+    np.testing.assert_allclose(table[["share_1", "share_2"]], shares, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("command", "method"), [("encode", "transform"), ("reconstruct", "reconstruct")])
+def test_arrays_are_the_estimators_and_written_block_by_block(command, method, place, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastae.cli.models.BLOCK_BYTES", 50_000)
+    data, out = tmp_path / "x.npy", tmp_path / "made.npy"
+    np.save(data, ALL.to_numpy())
+    facts = json.loads(good(command, place / "model.safetensors", data, "--out", out, "--json"))
+    made = np.load(out)
+    assert (facts["shape"], facts["dtype"]) == (list(made.shape), "float32")
+    np.testing.assert_array_equal(
+        made, getattr(fastae.Autoencoder.load(place / "model.safetensors"), method)(ALL)
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made.npy", "x.npy"]
+
+
+def test_json_has_null_for_errors_beyond_all_numbers(place, tmp_path):
+    data = ALL[:3].to_numpy(copy=True)
+    data[1, 2] = 1e200
+    np.save(tmp_path / "x.npy", data)
+    with np.errstate(all="ignore"):
+        lines = good("score", place / "model.safetensors", tmp_path / "x.npy", "--json").splitlines()
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    errors = [json.loads(line, parse_constant=refuse)["error"] for line in lines]
+    assert errors[1] is None
+    assert all(error > 0 for error in (errors[0], errors[2]))
+
+
+def test_parquet_without_pyarrow_says_what_to_install(place, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    ran = call("score", place / "model.safetensors", place / "all.csv", "--out", tmp_path / "s.parquet")
+    assert (ran.exit_code, list(tmp_path.iterdir())) == (1, [])
+    assert 'pip install "fastae[parquet]"' in ran.stderr
+
+
+def test_missing_cells_are_filled_in(place, tmp_path):
+    holed = BENIGN.mask(np.random.default_rng(0).random(BENIGN.shape) < 0.05)
+    holed.to_csv(tmp_path / "x.csv", index=False)
+    ran = call("train", tmp_path / "x.csv", *QUICK, "--out", tmp_path / "m")
+    said = "contains NaN in column 'mean radius': train with --missing, for missing cells"
+    assert (ran.exit_code, ran.stderr) == (1, f"fastae: {tmp_path / 'x.csv'} {said}\n")
+    good("train", tmp_path / "x.csv", *QUICK, "--missing", "--out", tmp_path / "m")
+    good("reconstruct", tmp_path / "m", tmp_path / "x.csv", "--out", tmp_path / "y.npy")
+    assert np.isfinite(np.load(tmp_path / "y.npy")).all()
+
+
+def test_a_checkpoint_is_resumed(place, tmp_path):
+    data, kept = place / "benign.csv", ("--checkpoint", tmp_path / "c")
+    good("train", data, *QUICK, "--out", tmp_path / "straight")
+    good("train", data, *QUICK[:-1], 12, *kept, "--out", tmp_path / "part")
+    good("train", data, *QUICK, *kept, "--resume", "--out", tmp_path / "rest")
+    models = [fastae.Autoencoder.load(tmp_path / name) for name in ("straight", "rest")]
+    assert np.array_equal(models[0].params_.flat, models[1].params_.flat)
+    assert models[0].loss_curve_ == models[1].loss_curve_
+
+
+def test_pictures_are_drawn(place, tmp_path):
+    pytest.importorskip("matplotlib")
+    trained, scored = tmp_path / "t.png", tmp_path / "s.svg"
+    good(
+        "train", place / "benign.csv", *QUICK, "--out", tmp_path / "m", "--plot", trained, "--early-stopping"
+    )
+    assert trained.read_bytes().startswith(b"\x89PNG")
+    good("train", place / "benign.csv", *QUICK, "--hidden", 1, "--out", tmp_path / "m", "--plot", trained)
+    good("score", tmp_path / "m", place / "all.csv", "--out", tmp_path / "s.csv", "--plot", scored)
+    assert b"<svg" in scored.read_bytes()
+    assert trained.stat().st_size > 20_000 < scored.stat().st_size
+    for words in (
+        ("train", place / "all.csv", "--out", tmp_path / "n"),
+        ("score", tmp_path / "m", place / "all.csv"),
+    ):
+        ran = call(*words, "--plot", tmp_path / "x.txt")
+        assert (ran.exit_code, ran.stdout) == (1, "")
+        assert "the suffix must be one of" in ran.stderr
+    assert not (tmp_path / "n").exists()
+
+
+# -- pipes ------------------------------------------------------------------------------------------------------------
+
+
+def test_works_in_a_pipe(place):
+    model = place / "model.safetensors"
+    ran = run("score", model, "-", input=(place / "all.csv").read_text())
+    assert (ran.returncode, ran.stderr) == (0, "")
+    rows = list(csv.DictReader(ran.stdout.splitlines()))
+    assert len(rows) == len(ALL)
+    assert "\x1b" not in ran.stdout + run("inspect", model).stdout
+
+
+def test_text_in_and_out_is_utf_8_whatever_the_locale(tmp_path):
+    out, text = (
+        tmp_path / "größe.safetensors",
+        BENIGN.rename(columns={"mean radius": "größe"}).to_csv(index=False),
+    )
+    ascii_only = {"env": os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}, "encoding": "utf-8"}
+    assert run("train", "-", *QUICK, "--out", out, input=text, **ascii_only).returncode == 0
+    scored = run("score", out, "-", "--top", 30, input=text, **ascii_only)
+    assert scored.returncode == 0
+    assert "größe" in scored.stdout
+    text = text.encode("latin-1")
+    ran = subprocess.run([*COMMAND, "score", out, "-"], input=text, capture_output=True, check=False)
+    assert (ran.returncode, ran.stdout) == (1, b"")
+    assert ran.stderr.startswith(b"fastae: standard input is not a CSV file in UTF-8")
+
+
+def test_closed_streams_are_no_surprise(place):
+    def closed(redirection, *words):
+        line = f'"$@" {redirection}'
+        words = ["sh", "-c", line, "sh", *COMMAND, *map(str, words)]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    assert closed(">&-", "inspect", place / "model.safetensors").returncode == 0
+    ran = closed("<&-", "score", place / "model.safetensors", "-")
+    assert (ran.returncode, ran.stderr) == (1, "fastae: standard input is closed\n")
+
+
+def test_a_pipe_closed_early_is_no_error(place):
+    words = [*COMMAND, "score", str(place / "model.safetensors"), str(place / "all.csv")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no full device")
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["doctor"]], ids=str)
+def test_a_full_disk_behind_the_output_is_told_in_a_line(words):
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run([*COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (1, "fastae: [Errno 28] No space left on device\n")
+
+
+def test_a_model_does_not_go_to_a_file_named_minus(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = call("train", "x.csv", "--out", "-")
+    assert ran.exit_code == 2
+    assert "not to standard output" in ran.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+def test_interrupted_it_says_so_and_can_go_on(tmp_path):
+    data, out, kept = (tmp_path / name for name in ("x.npy", "m", "checkpoint"))
+    np.save(data, np.random.default_rng(0).normal(size=(4000, 50)))
+    words = ["train", data, "--out", out, "--patience", 10**9, "--checkpoint", kept, "--epochs"]
+    process = subprocess.Popen([*COMMAND, *map(str, words), str(10**8)], stderr=subprocess.PIPE)
+    until = time.monotonic() + 60
+    while not kept.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.endswith(b"fastae: interrupted\n")
+    assert not out.exists()
+    done = len(fastae.storage.read(kept).about["loop"]["history"]["loss"])
+    facts = json.loads(good(*words, done + 1, "--resume", "--json"))
+    assert facts["epochs"] == done + 1
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_errors_are_one_line_that_names_what_is_wrong(place, tmp_path):
+    model, data = place / "model.safetensors", place / "all.csv"
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(model.read_bytes()[:-8])
+    text = tmp_path / "text.csv"
+    ALL.assign(name="Ann").to_csv(text, index=False)
+    swapped = tmp_path / "swapped.csv"
+    ALL[list(reversed(ALL.columns))].to_csv(swapped, index=False)
+    lacking = tmp_path / "lacking.csv"
+    ALL.drop(columns="mean radius").to_csv(lacking, index=False)
+    narrow = tmp_path / "narrow.npy"
+    np.save(narrow, ALL.to_numpy()[:, :3])
+    empty = tmp_path / "empty.csv"
+    ALL[:0].to_csv(empty, index=False)
+    plain = tmp_path / "plain.safetensors"
+    good("train", data, *QUICK, "--no-detector", "--out", plain)
+    for words, message in (
+        (("train", "no.csv", "--out", tmp_path / "m"), "no.csv: No such file or directory"),
+        (("train", text, "--out", tmp_path / "m"), f"{text}: not numeric: column 'name' ('Ann')"),
+        (
+            ("train", data, "--out", tmp_path / "no" / "m"),
+            f"{tmp_path / 'no' / 'm'}: {tmp_path / 'no'} is no directory",
+        ),
+        (("train", data, "--drop", "age", "--out", tmp_path / "m"), f"{data} has no column 'age' to drop"),
+        (("train", data, "--resume", "--out", tmp_path / "m"), "resume=True needs checkpoint"),
+        (("inspect", data), f"{data} is no whole safetensors file"),
+        (("inspect", cut), f"{cut} is no whole safetensors file"),
+        (("inspect", "no.safetensors"), "no.safetensors: No such file or directory"),
+        (
+            ("score", model, swapped),
+            f"{swapped} has other columns than the model was fitted with: column 1 is 'worst",
+        ),
+        (("encode", model, lacking, "--out", tmp_path / "z.npy"), "it lacks 'mean radius'"),
+        (("score", model, text, "--drop", "mean radius", "--drop", "name"), "it lacks 'mean radius'"),
+        (("score", model, narrow), f"{narrow} has 3 features, but the model was fitted with 30"),
+        (("score", plain, data), "score needs a model trained without --no-detector"),
+        (
+            ("score", model, data, "--out", tmp_path / "s.txt"),
+            "the suffix must be .csv or .parquet or .pq, got '.txt'",
+        ),
+        (("encode", model, data, "--out", tmp_path / "z.csv"), "the suffix must be .npy, got '.csv'"),
+        (("encode", model, data, "--out", "-"), "-: the suffix must be .npy, got ''"),
+        (("encode", model, empty, "--out", tmp_path / "z.npy"), f"{empty} has no rows"),
+        (("score", model, empty), f"{empty} has no rows"),
+        (("train", empty, "--out", tmp_path / "m"), f"{empty} has no rows"),
+        (("train", data, "--hidden", 10**12, "--out", tmp_path / "m"), "Unable to allocate"),
+    ):
+        ran = call(*words)
+        assert ran.exit_code == 1, (words, ran.output)
+        assert ran.stderr.startswith("fastae: ")
+        assert ran.stderr.count("\n") == 1
+        assert message in ran.stderr
+        assert ran.stdout == ""
+    assert not list(tmp_path.glob("z.*"))
+    assert not list(tmp_path.glob("m*"))
+
+
+def test_wrong_arguments_end_in_2(place, tmp_path):
+    for words in (
+        ("train", place / "all.csv"),
+        ("train", place / "all.csv", "--out", tmp_path / "m", "--hidden", "4,x"),
+        ("train", place / "all.csv", "--out", tmp_path / "m", "--epochs", 0),
+        ("train", place / "all.csv", "--out", tmp_path / "m", "--activation", "step"),
+        ("train", place / "all.csv", "--out", tmp_path / "m", "--checkpoint", tmp_path / "m"),
+        ("nonsense",),
+    ):
+        assert call(*words).exit_code == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [("--debug", "inspect", "no"), ("inspect", "no", "--debug")])
+def test_debug_shows_where_an_error_came_from(words):
+    ran = run(*words)
+    assert ran.returncode == 1
+    assert "Traceback" in ran.stderr
+    assert "FileNotFoundError" in ran.stderr
+
+
+def test_a_failed_write_leaves_the_old_file(place, tmp_path):
+    out = tmp_path / "z.npy"
+    out.write_bytes(b"old")
+    holed = tmp_path / "x.npy"
+    np.save(holed, np.where(np.arange(30) == 3, np.nan, ALL.to_numpy()))
+    assert call("encode", place / "model.safetensors", holed, "--out", out).exit_code == 1
+    assert out.read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["x.npy", "z.npy"]
+
+
+# -- the others -------------------------------------------------------------------------------------------------------
+
+
+def test_check_gradients_finds_them_right_and_a_wrong_one(monkeypatch):
+    errors = json.loads(good("check-gradients", "--json"))
+    assert errors["good"]
+    assert max(errors["float64"].values()) < 1e-8 < max(errors["float32"].values()) < 1e-4
+    assert "W3" in good("check-gradients", "--activation", "tanh", "--features", 5, "--hidden", 2)
+    right = fastae.Engine.loss_and_gradient
+
+    def wrong(self, params, X, **options):
+        loss, gradient = right(self, params, X, **options)
+        gradient["b1"] = gradient["b1"] / 40
+        return loss, gradient
+
+    monkeypatch.setattr(fastae.Engine, "loss_and_gradient", wrong)
+    assert call("check-gradients").exit_code == 1
+
+
+def test_doctor_tells_this_machine():
+    from fastae.kernels.target import TARGET
+
+    facts = json.loads(good("doctor", "--json"))
+    assert facts["versions"]["fastae"] == fastae.__version__
+    assert facts["versions"]["numpy"] == np.__version__
+    assert f"{TARGET.tiles[1]}x1" in facts["cpu"]["register_tiles"]
+    assert facts["threads"]["used_by_default"] >= 1
+    assert os.path.isdir(facts["cache"]["place"])
+    assert "compiled" in facts["cache"]["state"]
+    assert "register tiles" in good("doctor")
+
+
+def test_doctor_sees_a_cache_that_is_empty(tmp_path):
+    ran = run("doctor", "--json", env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)})
+    facts = json.loads(ran.stdout)
+    assert facts["cache"]["place"].startswith(str(tmp_path))
+    assert facts["cache"]["state"].startswith("empty")
+    assert facts["environment"]["NUMBA_CACHE_DIR"] == str(tmp_path)
+
+
+def test_shells_complete_its_commands():
+    environment = {
+        **os.environ,
+        "_FASTAE_COMPLETE": "complete_bash",
+        "COMP_WORDS": "fastae sc",
+        "COMP_CWORD": "1",
+    }
+    script = "import sys; sys.argv[0] = 'fastae'; from fastae.cli import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.stdout.split() == ["score"]
+
+
+def test_demo_trains_and_numpy_agrees():
+    result = demo.run(epochs=40)
+    assert result.loss_after < 0.1 * result.loss_before
+    assert result.numpy_loss_after == pytest.approx(result.loss_after, rel=1e-3)
+    assert result.xhat.shape == result.X.shape == (1797, 64)
+    error = ((result.xhat - result.X) ** 2).sum() / (2 * len(result.X))
+    assert error == pytest.approx(result.loss_after, rel=1e-4)
+
+
+def test_demo_prints_a_table_and_saves_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "digits.png"
+    ran = call("demo", "--epochs", 3, "--hidden", 8, "--out", picture)
+    assert ran.exit_code == 0, ran.output
+    for words in ("loss before", "loss after 3 epochs", "rows per second", "NumPy", "speed", "3/3"):
+        assert words in ran.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size > 5000
+
+
+def test_demo_works_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("fastae.cli.machine.find_spec", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    ran = call("demo", "--epochs", 2)
+    assert ran.exit_code == 0, ran.output
+    assert "fastae[plot]" in ran.output.replace("\n", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_demo_says_what_is_wrong_before_it_trains(tmp_path):
+    pytest.importorskip("matplotlib")
+    ran = call("demo", "--out", tmp_path / "nowhere" / "x.png")
+    assert ran.exit_code == 2
+    assert "no directory" in ran.output
+    assert "rows per second" not in ran.output
+    assert call("demo", "--epochs", 0).exit_code == 2
+    ran = call("demo", "--out", tmp_path)
+    assert ran.exit_code == 2
+    assert "is a directory" in ran.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_demo_says_why_there_is_no_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    ran = call("demo", "--epochs", 2, "--out", tmp_path / "digits.xyz")
+    assert ran.exit_code == 2
+    assert "rows per second" in ran.output
+    assert "--out" in ran.output
+    assert "xyz" in ran.output
+
+
+def test_bench_prints_tables_and_writes_all_files(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from fastae.bench import report, rounds
+
+    for name in ("REST", "WARM", "TURN"):
+        monkeypatch.setattr(rounds, name, 0)
+    readme, figures, picture = tmp_path / "README.md", tmp_path / "bench.json", tmp_path / "bench.png"
+    readme.write_text("head\n" + "".join(report.MARKS) + "tail\n")
+    sizes = ("--size", "12,5,300", "--size", "20,3,100")
+    ran = call(
+        "bench",
+        *sizes,
+        "--peers",
+        "numpy, sklearn",
+        "--plot",
+        picture,
+        "--json",
+        figures,
+        "--markdown",
+        readme,
+    )
+    assert ran.exit_code == 0, ran.output
+    for words in ("12, 5, 300", "20, 3, 100", "sklearn", "FMA", "speedup", "Geometric mean", "openblas"):
+        assert words in ran.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    found = report.Report.from_json(figures.read_text())
+    assert found.peers == ["numpy", "sklearn"]
+    assert all(timing.rounds >= 15 for c in found.comparisons for timing in c.timings.values())
+    text = readme.read_text()
+    assert text.startswith("head\n")
+    assert text.endswith("tail\n")
+    assert text.count("| 12, 5, 300 |") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--peers", "caffe"), "no peer caffe"),
+        (("--size", "12,5"), "not of the form n,k,m"),
+        (("--size", "12,0,5"), "at least 1"),
+        (("--json", "nowhere/x.json"), "no directory"),
+        (("--markdown", "nowhere.md"), "nowhere.md"),
+    ],
+)
+def test_bench_says_what_is_wrong_before_it_measures(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = call("bench", *arguments)
+    assert ran.exit_code == 2
+    assert words in ran.output
+    assert "timing" not in ran.output
+
+
+def test_nothing_is_compiled_after_warmup():
+    code = """
+        from fastae.cli import app
+        app(["warmup"], standalone_mode=False)
+
+        from numba.core import event
+        class Compilations(event.Listener):
+            def on_start(self, compilation): print("compiled", compilation.data["dispatcher"])
+            def on_end(self, compilation): pass
+        event.register("numba:compile", Compilations())
+        from fastae.kernels import compiler
+        compile_by_address = compiler._callback
+        def announced(function, wanted):
+            made = compile_by_address(function, wanted)
+            if not made.cache_hits:  # not loaded from where another process put it
+                print("compiled", function)
+            return made
+        compiler._callback = announced
+
+        import numpy as np, fastae
+        for dtype in ("float32", "float64"):
+            X = np.random.default_rng(0).random((50, 6)).astype(dtype)
+            for options in ({"noise": "mask"}, {"sparsity_weight": 0.1}, {"missing": "mask"}, {"solver": "lbfgs"}):
+                model = fastae.AutoencoderDetector((2,), max_iter=2, **options).fit(X)
+                model.predict(X), model.reconstruct(X), model.transform(X), model.explain(X[:3])
+            engine = fastae.Engine(model.network_, 2, dtype)
+            fastae.check_gradients(model.params_, X, engine=engine)
+            engine.loss_and_gradient(model.params_, np.tile(X, (100, 1)))  # with rows in the lanes
+            fastae.kernels.sigmoid_with_derivative(X, X.copy(), X.copy()), fastae.kernels.exp(X, X.copy())
+        from fastae.engine.warmup import dtypes
+        if "bfloat16" in dtypes():
+            engine = fastae.Engine(model.network_, 2, "bfloat16")
+            params = fastae.Parameters.random(model.network_)
+            engine.loss_and_gradient(params, X), engine.reconstruct(params, X)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"(\w+): ready in", done.stdout) == dtypes()
+    assert "compiled" not in done.stdout
+
+
+def test_version():
+    assert call("--version").output.split() == ["fastae", fastae.__version__]

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from fastae.kernels.job import NOISES
+NOISES = ("gaussian", "mask", "swap")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,8 @@ class Objective:
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be finite and not negative, got {value!r}")
-        if self.noise is not None and self.noise not in NOISES[1:]:
-            raise ValueError(f"noise must be among {', '.join(NOISES[1:])} or None, got {self.noise!r}")
+        if self.noise is not None and self.noise not in NOISES:
+            raise ValueError(f"noise must be among {', '.join(NOISES)} or None, got {self.noise!r}")
         if self.noise in ("mask", "swap") and self.noise_level > 1:
             raise ValueError(
                 f"noise_level must be a probability for {self.noise!r}, got {self.noise_level!r}"

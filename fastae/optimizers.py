@@ -6,12 +6,10 @@ of those steps. ``cosine`` and ``inverse_scaling`` make two.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from fastae.kernels import job
 from fastae.network import Parameters
 
 Schedule = Callable[[npt.NDArray[np.int64]], npt.ArrayLike]
@@ -38,6 +36,16 @@ class State:
         """The state before the first step."""
         return cls(0, np.zeros((2, params.flat.size), params.dtype))
 
+    def check(self, params: Parameters) -> None:
+        """Raise a ValueError unless the moments are those of such parameters, contiguous and writeable."""
+        if self.moments.shape != (2, params.flat.size) or self.moments.dtype != params.dtype:
+            raise ValueError(
+                f"state holds moments of shape {self.moments.shape} and dtype {self.moments.dtype}, but params "
+                f"need {(2, params.flat.size)} and {params.dtype}"
+            )
+        if not (self.moments.flags.c_contiguous and self.moments.flags.writeable):
+            raise ValueError("state holds moments that are read-only or not C-contiguous")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
@@ -45,9 +53,6 @@ class Optimizer:
 
     Each step also takes rate * weight_decay * p off every parameter p (Loshchilov and Hutter, ICLR 2019).
     """
-
-    _kernel: ClassVar[str]  # names in kernels/job.py
-    _settings: ClassVar[tuple[str, ...]]
 
     learning_rate: float | Schedule
     weight_decay: float = 0.0
@@ -74,19 +79,6 @@ class Optimizer:
             raise ValueError(f"learning_rate gave a negative or non-finite rate: {rates.min()}")
         return rates
 
-    @property
-    def code(self) -> int:
-        """Its number in ``kernels/job.py``."""
-        return int(getattr(job, self._kernel))
-
-    def settings(self, steps: int) -> npt.NDArray[np.float64]:
-        """The kernel's settings, after `steps` steps."""
-        made = np.zeros(job.SETTINGS_SIZE)
-        made[job.DECAY], made[job.STEPS_BEFORE] = self.weight_decay, steps
-        for name in self._settings:
-            made[getattr(job, name.upper())] = getattr(self, name)
-        return made
-
 
 @dataclass(frozen=True, kw_only=True)
 class SGD(Optimizer):
@@ -100,9 +92,6 @@ class SGD(Optimizer):
         Look ahead (Nesterov, 1983, in the form of Sutskever et al., ICML 2013).
     weight_decay : float, default 0
     """
-
-    _kernel: ClassVar[str] = "SGD"
-    _settings: ClassVar[tuple[str, ...]] = ("momentum", "nesterov")
 
     learning_rate: float | Schedule = 0.1
     momentum: float = 0.0
@@ -127,9 +116,6 @@ class Adam(Optimizer):
     epsilon : float, default 1e-8
     weight_decay : float, default 0
     """
-
-    _kernel: ClassVar[str] = "ADAM"
-    _settings: ClassVar[tuple[str, ...]] = ("beta_1", "beta_2", "epsilon")
 
     learning_rate: float | Schedule = 0.001
     beta_1: float = 0.9

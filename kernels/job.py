@@ -43,7 +43,7 @@ import numpy as np
     LAST_LAYER,
     COLUMN_WEIGHT,  # errors: float64 columns
     MISSING,  # 1: cells that are NaN are missing
-    NOISE,  # NOISES, SEED and EPOCH that it is drawn by
+    NOISE,  # its id, SEED and EPOCH that it is drawn by
     SEED,
     EPOCH,  # of the first step
     CODE_LAYER,  # which layer's output the code is
@@ -76,7 +76,6 @@ _KINDS = "f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"
 KINDS = {np.dtype(name): kind for kind, name in enumerate(_KINDS)}  # dtype -> KIND
 KINDS[np.dtype(bool)] = KINDS[np.dtype("u1")]
 
-NOISES = ("", "gaussian", "mask", "swap")
 NO_NOISE, GAUSSIAN, MASK, SWAP = range(4)
 
 NONE, SGD, ADAM = range(3)  # OPTIMIZER

@@ -9,6 +9,7 @@ import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -201,9 +202,6 @@ class BlockEngine(ABC):
     ) -> np.ndarray:
         """(steps, 2): the loss of each step, before it, and its rows; no further than one that is not finite."""
         losses = np.zeros((len(steps), 2))
-        how: dict[str, Any] = {}
-        if optimizer is not None and state is not None:
-            how = {"optimizer": optimizer.code, "moments": state.moments}
         for i, (step, rate) in enumerate(steps):
             found = self.sums(params.flat, step)
             if found is None:
@@ -212,15 +210,15 @@ class BlockEngine(ABC):
             losses[i] = loss / weight, weight
             if not np.isfinite(loss):
                 return losses[: i + 1]
-            if optimizer is not None and state is not None:
-                how |= {"rate": rate, "settings": optimizer.settings(state.steps + i)}
             losses[i, 0] += self.engine.combine_sums(
                 params,
                 found.gradient[np.newaxis],
                 weight,
                 gradient=gradient,
+                optimizer=optimizer,
+                state=None if state is None else replace(state, steps=state.steps + i),
+                rate=rate,
                 alpha=self.setup.objective.alpha,
-                **how,
             )
         return losses
 

@@ -15,12 +15,14 @@ import numpy.typing as npt
 
 from fastae.checks import check_count, check_index, check_matrix, check_vector
 from fastae.engine import thread_pool
+from fastae.engine.jobs import noise_id, optimizer_settings
 from fastae.engine.thread_count import Pace
 from fastae.kernels import job as fields
 from fastae.kernels import layout
 from fastae.kernels.layout import address
 from fastae.network import Network, Parameters, check_dtype
 from fastae.objective import PLAIN, Objective
+from fastae.optimizers import Optimizer, State
 
 SMALL_JOB = 4e6  # FLOPs below which a job stays on the calling thread
 LARGE_STEP = 100e6  # FLOPs a thread above which threads pay in every step: it is not tried out
@@ -289,10 +291,9 @@ class Engine:
         scale: npt.ArrayLike | None = None,
         sample_weight: npt.ArrayLike | None = None,
         batch_size: int | None = None,
-        optimizer: int = 0,
-        moments: np.ndarray | None = None,
+        optimizer: Optimizer | None = None,
+        state: State | None = None,
         rates: npt.ArrayLike = (0.0,),
-        settings: npt.ArrayLike = (0.0,) * fields.SETTINGS_SIZE,
         objective: Objective = PLAIN,
         seed: int = 0,
         epoch: int = 0,
@@ -301,10 +302,10 @@ class Engine:
     ) -> np.ndarray:
         """Steps over successive batches of the rows, in as few jitted calls as can be.
 
-        `rates` holds a learning rate a step; `optimizer` and `settings` are those of ``kernels/job.py``, without
-        the objective's. `epoch` is the first one's number, for the noise, and `first_row` that of the first row of `X`,
-        where it is a block of a larger matrix. With `sums`, for such a block, loss and gradient are sums over the rows,
-        for ``combine_sums``. Returns
+        `rates` holds one learning rate per step. With an `optimizer`, ``state.moments`` change in place, and
+        ``state.steps`` is read but not changed; without one, no parameter changes. `epoch` is the first epoch's
+        number, for the noise, and `first_row` that of the first row of `X`, where it is a part of a larger matrix.
+        With `sums`, for such a part, loss and gradient are sums over the rows, for ``combine_sums``. Returns
         (steps, 2): the loss of each step, before it is taken, and the sum of its rows' weights. Fewer steps than rates
         come back where a loss was not finite: it is the last, and that step was not taken.
         """
@@ -329,9 +330,8 @@ class Engine:
             alive.append(weights)
             job[fields.SAMPLE_WEIGHT] = address(weights)
         rates = np.ascontiguousarray(rates, np.float64)
-        settings = np.array(settings, np.float64)
         losses = np.zeros((rates.size, 2))
-        self._describe_update(job, params, gradient, optimizer, moments, rates, settings, losses)
+        settings = self._describe_update(job, params, gradient, optimizer, state, rates, losses)
         self._describe_objective(job, settings, objective, unit, seed, epoch)
         if batch_size is not None:
             check_count("batch_size", batch_size)
@@ -371,10 +371,9 @@ class Engine:
         weight: float,
         *,
         gradient: Parameters,
-        optimizer: int = 0,
-        moments: np.ndarray | None = None,
+        optimizer: Optimizer | None = None,
+        state: State | None = None,
         rate: float = 0.0,
-        settings: npt.ArrayLike = (0.0,) * fields.SETTINGS_SIZE,
         alpha: float = 0.0,
     ) -> float:
         """One step from the gradients of blocks of rows, each a sum over its rows (``run_steps`` with `sums`).
@@ -382,14 +381,13 @@ class Engine:
         `parts` is (blocks, size of the flat buffer); they are added in that order, divided by `weight`, the sum of all
         rows' weights, and the penalty added, into `gradient`. Returns what the penalty adds to the loss.
         """
-        settings = np.array(settings, np.float64)
-        settings[fields.ALPHA] = alpha
         parts = np.ascontiguousarray(parts, self.dtype)
         if parts.ndim != 2 or parts.shape[1] != self._size or not len(parts):
             raise ValueError(f"parts must be of shape (blocks, {self._size}), got {parts.shape}")
         losses, rates = np.array([[0.0, weight]]), np.array([float(rate)])
         job = self._blank.copy()
-        self._describe_update(job, params, gradient, optimizer, moments, rates, settings, losses)
+        settings = self._describe_update(job, params, gradient, optimizer, state, rates, losses)
+        settings[fields.ALPHA] = alpha
         job[fields.PARTS], job[fields.GRADIENTS] = len(parts), address(parts)
         self._use(self._form, job)
         with self._lock:
@@ -560,31 +558,25 @@ class Engine:
         job: np.ndarray,
         params: Parameters,
         gradient: Parameters,
-        optimizer: int,
-        moments: np.ndarray | None,
+        optimizer: Optimizer | None,
+        state: State | None,
         rates: np.ndarray,
-        settings: np.ndarray,
         losses: np.ndarray,
-    ) -> None:
-        """Steps, and what they write to; the last three float64, one rate and two numbers of `losses` a step."""
+    ) -> np.ndarray:
+        """Steps, and what they write to; the last two float64, one rate and two numbers of `losses` a step."""
         self._check_params(params)
         self._check_params(gradient, "gradient")
         if rates.ndim != 1 or rates.size == 0:
-            raise ValueError(f"rates must be one a step, and one at least, got shape {rates.shape}")
-        if settings.shape != (fields.SETTINGS_SIZE,):
-            raise ValueError(f"settings must be {fields.SETTINGS_SIZE} numbers, got shape {settings.shape}")
-        if optimizer != fields.NONE:
-            if moments is None or moments.dtype != self.dtype or moments.shape != (2, self._size):
-                raise ValueError(
-                    f"moments must be {self.dtype}, of shape {(2, self._size)}, for an optimizer"
-                )
-            if not moments.flags.c_contiguous or not moments.flags.writeable:
-                raise ValueError("moments must be C-contiguous, and not read-only")
-            job[fields.MOMENTS] = address(moments)
-        job[fields.TASK], job[fields.STEPS], job[fields.OPTIMIZER] = fields.STEPS_TASK, rates.size, optimizer
+            raise ValueError(f"rates must contain one learning rate per step, got shape {rates.shape}")
+        kind, settings = optimizer_settings(optimizer, state)
+        if optimizer is not None and state is not None:
+            state.check(params)
+            job[fields.MOMENTS] = address(state.moments)
+        job[fields.TASK], job[fields.STEPS], job[fields.OPTIMIZER] = fields.STEPS_TASK, rates.size, kind
         job[fields.PARAMETERS], job[fields.GRADIENT] = address(params.flat), address(gradient.flat)
         job[fields.RATES], job[fields.SETTINGS] = address(rates), address(settings)
         job[fields.LOSSES] = address(losses)
+        return settings
 
     def _describe_objective(
         self, job: np.ndarray, settings: np.ndarray, objective: Objective, unit: float, seed: int, epoch: int
@@ -595,7 +587,7 @@ class Engine:
         settings[fields.SPARSITY_TARGET] = objective.sparsity_target
         settings[fields.SPARSITY_WEIGHT] = objective.sparsity_weight
         job[fields.MISSING], job[fields.SPARSE] = objective.missing, objective.sparsity_weight > 0
-        job[fields.NOISE] = fields.NOISES.index(objective.noise or "")
+        job[fields.NOISE] = noise_id(objective)
         job[fields.SEED], job[fields.EPOCH] = seed, epoch
         layer = self.network.code_layer
         if objective.sparsity_weight > 0 and (

@@ -32,10 +32,7 @@ def check_start(
     state = State.zeros(params) if state is None else state
     if not isinstance(state, State):
         raise TypeError(f"state must be a State, got {type(state).__name__}")
-    if state.moments.shape != (2, params.flat.size) or state.moments.dtype != params.dtype:
-        raise ValueError(f"state is of {state.moments.shape} {state.moments.dtype}, not of these params")
-    if not (state.moments.flags.c_contiguous and state.moments.flags.writeable):
-        raise ValueError("state holds moments that are read-only or not C-contiguous")
+    state.check(params)
     return optimizer, state
 
 

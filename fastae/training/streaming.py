@@ -12,9 +12,9 @@ import numpy as np
 
 from fastae.data.row_source import Rows
 from fastae.engine.engine import Engine
-from fastae.kernels.job import SETTINGS_SIZE, STEPS_BEFORE
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
+from fastae.optimizers import Optimizer, State
 
 
 def run_epoch(
@@ -25,7 +25,7 @@ def run_epoch(
     gradient: Parameters,
     batch_size: int,
     rates: np.ndarray,
-    settings: np.ndarray,
+    state: State | None = None,
     generator: np.random.Generator | None = None,
     objective: Objective = PLAIN,
     **options: Any,
@@ -52,7 +52,7 @@ def run_epoch(
             generator,
             batch_size,
             rates,
-            settings,
+            state,
             gradient=gradient,
             objective=objective,
             **options,
@@ -64,7 +64,7 @@ def run_epoch(
         )
     else:
         steps = _steps_across_blocks(
-            engine, params, rows, generator, batch_size, rates, settings, gradient, objective, **options
+            engine, params, rows, generator, batch_size, rates, state, gradient, objective, **options
         )
     losses = []
     for some in steps:
@@ -79,8 +79,9 @@ def loss_and_gradient(
 ) -> tuple[float, Parameters]:
     """``Engine.loss_and_gradient`` of all rows, from the sums of blocks."""
     gradient = Parameters(params.network, params.dtype)
-    still: dict[str, Any] = {"rates": np.zeros(1), "settings": np.zeros(SETTINGS_SIZE)}
-    losses = run_epoch(engine, params, rows, gradient=gradient, batch_size=len(rows), **still, **options)
+    losses = run_epoch(
+        engine, params, rows, gradient=gradient, batch_size=len(rows), rates=np.zeros(1), **options
+    )
     return float(losses[0, 0]), gradient
 
 
@@ -91,7 +92,7 @@ def _steps_within_blocks(
     generator: np.random.Generator | None,
     batch: int,
     rates: np.ndarray,
-    settings: np.ndarray,
+    state: State | None,
     **options: Any,
 ) -> Iterator[np.ndarray]:
     """The steps of one block after those of another; each block holds whole batches."""
@@ -106,7 +107,7 @@ def _steps_within_blocks(
             first_row=block.first,
             batch_size=batch,
             rates=rates[done : done + steps],
-            settings=_after(settings, done),
+            state=_after(state, done),
             **options,
         )
         done += steps
@@ -119,11 +120,10 @@ def _steps_across_blocks(
     generator: np.random.Generator | None,
     batch: int,
     rates: np.ndarray,
-    settings: np.ndarray,
+    state: State | None,
     gradient: Parameters,
     objective: Objective,
-    optimizer: int = 0,
-    moments: np.ndarray | None = None,
+    optimizer: Optimizer | None = None,
     **options: Any,
 ) -> Iterator[np.ndarray]:
     """One step from as many blocks, or parts of them, as make up a batch."""
@@ -156,17 +156,14 @@ def _steps_across_blocks(
                     totals[1],
                     gradient=gradient,
                     optimizer=optimizer,
-                    moments=moments,
                     rate=rates[done],
-                    settings=_after(settings, done),
+                    state=_after(state, done),
                     alpha=objective.alpha,
                 )
             yield np.array([[loss, totals[1]]])
             sums[:], totals[:], wanted, done = 0, 0, batch, done + 1
 
 
-def _after(settings: np.ndarray, steps: int) -> np.ndarray:
-    """An optimizer's settings, so many steps on."""
-    settings = settings.copy()
-    settings[STEPS_BEFORE] += steps
-    return settings
+def _after(state: State | None, steps: int) -> State | None:
+    """The state so many steps on: the same moments."""
+    return None if state is None else replace(state, steps=state.steps + steps)

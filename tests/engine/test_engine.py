@@ -960,11 +960,11 @@ def test_a_step_from_sums_over_blocks_equals_the_step_on_all_rows(dtype, optimiz
         state = State.zeros(params)
         gradient = fastae.Parameters(network, dtype)
         for rate in optimizer.rates(0, 3):
-            how = {"optimizer": optimizer.code, "moments": state.moments}
+            how = {"optimizer": optimizer, "state": state}
             options = {"seed": 5, "epoch": state.steps}
             if len(blocks) == 2:
                 objective = Objective(alpha=0.1, **noisy)
-                how |= {"settings": optimizer.settings(state.steps), "rates": [rate]}
+                how |= {"rates": [rate]}
                 options |= how | {"objective": objective, "sample_weight": weight}
                 loss = engine.run_steps(params, X, gradient=gradient, **options)[0, 0]
             else:
@@ -974,7 +974,7 @@ def test_a_step_from_sums_over_blocks_equals_the_step_on_all_rows(dtype, optimiz
                     options |= {"sample_weight": weight[first:last]}
                     totals += engine.run_steps(params, X[first:last], gradient=gradient, **options)[0]
                     part[:] = gradient.flat
-                how |= {"settings": optimizer.settings(state.steps), "rate": rate, "alpha": 0.1}
+                how |= {"rate": rate, "alpha": 0.1}
                 penalty = engine.combine_sums(params, parts, totals[1], gradient=gradient, **how)
                 loss = totals[0] / totals[1] + penalty
             state.steps += 1
@@ -1024,12 +1024,10 @@ def test_sums_and_steps_take_nothing_of_another_dtype(wrong):
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("moments", None),
-        ("moments", np.zeros((2, 3), np.float32)),
-        ("moments", np.zeros((2, 10_000), np.float64)),
+        ("state", State(0, np.zeros((2, 3), np.float32))),
+        ("state", State(0, np.zeros((2, 10_000), np.float64))),
         ("rates", ()),
         ("rates", [[0.1]]),
-        ("settings", np.zeros(7)),
         ("batch_size", -1),
         ("batch_size", 0),
     ],
@@ -1040,10 +1038,9 @@ def test_steps_name_what_they_cannot_take(name, wrong):
     before, adam = params.flat.copy(), fastae.Adam()
     arguments = {
         "gradient": params.copy(),
-        "optimizer": adam.code,
-        "moments": State.zeros(params).moments,
+        "optimizer": adam,
+        "state": State.zeros(params),
         "rates": [0.1, 0.1],
-        "settings": adam.settings(0),
         "batch_size": 20,
     }
     with pytest.raises(ValueError, match=name):

@@ -195,10 +195,10 @@ class Parameters(Mapping[str, np.ndarray]):
             raise KeyError(f"{name!r} is no parameter of this network; they are {', '.join(self._shapes)}")
         row = self.plan[int(name[1:]) - 1]
         lanes = layout.lanes(self.dtype)
-        blocks = layout.blocks(row[layout.FAN_OUT], self.dtype)
+        blocks = layout.blocks(row["fan_out"], self.dtype)
         if name.startswith("b"):
-            return self.flat[row[layout.BIAS] : row[layout.BIAS] + blocks * lanes]
-        return self.flat[row[layout.WEIGHT] : row[layout.BIAS]].reshape(blocks, -1, lanes)
+            return self.flat[row["bias"] : row["bias"] + blocks * lanes]
+        return self.flat[row["weight"] : row["bias"]].reshape(blocks, -1, lanes)
 
     def __getitem__(self, name: str) -> np.ndarray:
         blocked = self._blocked(name)

@@ -1,172 +1,176 @@
-"""The register tile, in its three forms. Not a general GEMM: no packing, no transposes, no alpha and beta.
+"""Products on column blocks: the register tile, and the loops around it. The form of products of most networks.
 
-    forward    C = g(A B + bias)        A a tile of activations, B a weight matrix
-    backward   C = (A B) * g'(C)        A a tile of deltas, B a transposed weight matrix, C holds h and becomes delta
-    gradient   C (+)= A' B              A a tile of activations, B a tile of deltas, C a weight gradient
+Not a general GEMM: no packing, no transposes, no alpha and beta. All operands lie in the blocked layout (layout.py), and
+the rest of the layer, its *epilogue*, is done to a register tile before it is stored. The loops of a step (step.py
+counts them from 1) go on here, each with the slice that it selects:
 
-All operands lie in the blocked layout (layout.py). Each form holds `rows x blocks` lines of C in registers, and its
-epilogue works there, before anything is stored. Addresses and strides are in bytes:
+    loop 5    blocks of columns of C, 3, 2 or 1 at a time         C[:, j : j + n]          panels
+    loop 6    rows of C, a register tile at a time                C[i : i + r, j : j + n]  register_tiles
+    loop 7    the columns of A, or its rows for a gradient        C += A[:, p] B[p, :]     _product, gradient_of
 
-    a, b, c   where the tile's part of A, B, C begins      *_block   from one column block to the next
+A ``Storage`` says how the rows of a tile lie within a block and how they are multiplied: as float32 or float64 lines
+here, as pairs of bfloat16 in bfloat16.py. Everything else is the same for both.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from numba import carray
+
+from fastae.kernels import cost
 from fastae.kernels.activations import activate, times_derivative
-from fastae.kernels.layout import ACTIVATIONS
+from fastae.kernels.compiler import ByAddress
+from fastae.kernels.layout import ACTIVATIONS, blocks, lanes
+from fastae.kernels.optimizer import transpose_squares
+from fastae.kernels.products import Form, Widths
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import LINE, TARGET
 
-Tile = list[list[Value]]  # [row][block]
+Tile = list[list[Value]]  # a register tile: [row][block]
 UNROLL = 8  # columns of A at a time; measured: 4 is up to 10% slower at n = 784, 16 a little everywhere
+ROWS, ROWS_WIDE, WORKSPACE = (
+    192,
+    144,
+    1 << 20,
+)  # rows of a tile, and bytes that it should fit in: less than L2
 
 
-def _product(
-    words: Words, start: Tile, a: Value, a_block: Value, b: Value, b_block: Value, depth: Value
+class Storage:
+    """How a tile's matrix lies within a block, as words: rows of lines of the dtype."""
+
+    together = 1  # rows that are stored at a time
+
+    def __init__(self, words: Words, height: Value) -> None:
+        self.words = words
+        self.row = LINE  # bytes from one row to the next
+        self.depth_per_block = words.lanes  # multiply-adds that a block of A's columns takes
+        self.multiply = words.fma  # (x, y, z): z + x y
+        self.rows_at: Value | int = 0  # bytes from a block to where `gradient` reads its rows
+
+    def depth(self, count: Value) -> Value:
+        """Multiply-adds that a product over `count` columns, or rows, takes."""
+        return count
+
+    def load(self, place: Value) -> list[Value]:
+        """The `together` rows at `place`."""
+        return [self.words.load(place)]
+
+    def store(self, values: list[Value], place: Value) -> None:
+        """`together` rows to `place`."""
+        self.words.store(values[0], place)
+
+    def store_result(self, values: list[Value], block: Value, row: int, leaves: Value) -> None:
+        """`together` rows of a result from row `row` of a block; as lines where `leaves` is 1."""
+        self.store(values, self.words.offset(block, row * self.row))
+
+    def result_step(self, rows: int, leaves: Value) -> Value:
+        """Bytes that so many rows of a result take in a block."""
+        return self.words.count(rows * self.row)
+
+
+# -- loops 7, 6 and 5 -------------------------------------------------------------------------------------------------
+
+
+def outer_product(
+    words: Words,
+    tile: Tile,
+    x: Value,
+    x_between: int,
+    y: Value,
+    y_between: Value | int,
+    multiply: Callable[[Value, Value, Value], Value],
 ) -> Tile:
-    """start + A B over `depth` columns of A: whole blocks of A, then the columns that are left."""
-    rows, width = len(start), len(start[0])
-    builder = words.builder
-
-    def step(tile: Tile, a: Value, b: Value, p: int) -> Tile:
-        lines = [words.load(words.offset(b, (b_block, j), p * LINE)) for j in range(width)]
-        result = []
-        for i in range(rows):
-            x = words.broadcast(words.offset(a, i * LINE + p * words.itemsize))
-            result.append([words.fma(x, lines[j], tile[i][j]) for j in range(width)])
-        return result
-
-    # From stretch to stretch of a block, then to the next block: the moves take turns.
-    turns, size = words.lanes // UNROLL, words.itemsize
-    moves = [words.count(UNROLL * size)] * (turns - 1)
-    moves.append(words.offset(a_block, (UNROLL - words.lanes) * size))
-
-    def stretch(a: Value, b: Value, *rest: Value) -> list[Value]:
-        (move, *later), tile = rest[:turns], unflatten(rest[turns:], width)
-        for p in range(UNROLL):
-            tile = step(tile, a, b, p)
-        return [words.offset(a, move), words.offset(b, UNROLL * LINE), *later, move, *flatten(tile)]
-
-    def single(a: Value, b: Value, *flat: Value) -> list[Value]:
-        tile = step(unflatten(flat, width), a, b, 0)
-        return [words.offset(a, words.itemsize), words.offset(b, LINE), *flatten(tile)]
-
-    unroll = words.count(UNROLL)
-    a, b, *rest = words.loop(builder.sdiv(depth, unroll), [a, b, *moves, *flatten(start)], stretch)
-    _, _, *flat = words.loop(builder.srem(depth, unroll), [a, b, *rest[turns:]], single)
-    return unflatten(flat, width)
+    """tile + x y': elements of x, `x_between` bytes apart, times lines of y, `y_between` bytes apart."""
+    lines = [words.load(words.offset(y, (y_between, j))) for j in range(len(tile[0]))]
+    result = []
+    for i, row in enumerate(tile):
+        element = words.broadcast(words.offset(x, i * x_between))
+        result.append([multiply(element, line, value) for line, value in zip(lines, row, strict=True)])
+    return result
 
 
 def flatten(tile: Tile) -> list[Value]:
+    """The lines of a register tile, row by row."""
     return [value for row in tile for value in row]
 
 
 def unflatten(flat: list[Value] | tuple[Value, ...], width: int) -> Tile:
+    """A register tile of rows of `width` lines."""
     return [list(flat[i : i + width]) for i in range(0, len(flat), width)]
 
 
-def _place(words: Words, c: Value, c_block: Value, i: int, j: int) -> Value:
-    return words.offset(c, (c_block, j), i * LINE)
+def _product(
+    storage: Storage, start: Tile, a: Value, a_block: Value, b: Value, b_block: Value, depth: Value
+) -> Tile:
+    """start + A B over `depth` multiply-adds: UNROLL at a time, then those that are left."""
+    words, width = storage.words, len(start[0])
+
+    def add(tile: Tile, a: Value, b: Value, p: int) -> Tile:
+        x, y = words.offset(a, p * words.itemsize), words.offset(b, p * LINE)
+        return outer_product(words, tile, x, storage.row, y, b_block, storage.multiply)
+
+    # From one part of a block to the next, then to the next block: the moves take turns.
+    turns, size = storage.depth_per_block // UNROLL, words.itemsize
+    moves = [words.count(UNROLL * size)] * (turns - 1)
+    moves.append(words.offset(a_block, (UNROLL - storage.depth_per_block) * size))
+
+    def unrolled(a: Value, b: Value, *rest: Value) -> list[Value]:
+        (move, *later), tile = rest[:turns], unflatten(rest[turns:], width)
+        for p in range(UNROLL):
+            tile = add(tile, a, b, p)
+        return [words.offset(a, move), words.offset(b, UNROLL * LINE), *later, move, *flatten(tile)]
+
+    def single(a: Value, b: Value, *flat: Value) -> list[Value]:
+        tile = add(unflatten(flat, width), a, b, 0)
+        return [words.offset(a, size), words.offset(b, LINE), *flatten(tile)]
+
+    unroll = words.count(UNROLL)
+    whole, left = words.builder.sdiv(depth, unroll), words.builder.srem(depth, unroll)
+    a, b, *rest = words.loop(whole, [a, b, *moves, *flatten(start)], unrolled)
+    _, _, *flat = words.loop(left, [a, b, *rest[turns:]], single)
+    return unflatten(flat, width)
 
 
-def forward_tile(rows: int, blocks: int):  # type: ignore[no-untyped-def]
-    """C = g(A B + bias) on rows x blocks; `one` is a row of lines of ones, zero in padding lanes."""
+def register_tiles(
+    words: Words,
+    rows: Value,
+    each: int,
+    places: list[Value],
+    steps: list[Value | int],
+    write: Callable[..., None],
+) -> None:
+    """Loop 6: write(*places) for every register tile of `each` rows; `steps` are bytes from one to the next."""
 
-    def write(words, c, c_block, a, a_block, b, b_block, depth, bias, activation, one):  # type: ignore[no-untyped-def]
-        start = [words.load(words.offset(bias, j * LINE)) for j in range(blocks)]
-        tile = _product(words, [start] * rows, a, a_block, b, b_block, depth)
+    def tile(*places: Value) -> list[Value]:
+        write(*places)
+        return [words.offset(place, step) for place, step in zip(places, steps, strict=True)]
 
-        def finish(code: int) -> None:
-            for j in range(blocks):
-                mask = words.load(words.offset(one, j * LINE))
-                for i in range(rows):
-                    words.store(activate(words, code, tile[i][j], mask), _place(words, c, c_block, i, j))
-
-        words.cases(activation, [partial(finish, code) for code in range(len(ACTIVATIONS))])
-
-    return vector_kernel(write)
-
-
-def residual_tile(rows: int, blocks: int):  # type: ignore[no-untyped-def]
-    """C = weight (A B + bias - x) on rows x blocks, for a linear last layer; adds up columns and the loss.
-
-    Where x is NaN, the cell is missing: C is 0 there.
-
-    `weight` holds one element a row. `sums` gains the column sums, `loss` the lanes of sum weight (A B + bias - x)^2.
-    """
-
-    def write(words, c, c_block, a, a_block, b, b_block, depth, bias, x, x_block, weight, sums, loss):  # type: ignore[no-untyped-def]
-        start = [words.load(words.offset(bias, j * LINE)) for j in range(blocks)]
-        tile = _product(words, [start] * rows, a, a_block, b, b_block, depth)
-        total = words.load(loss)
-        column_sums = [words.load(words.offset(sums, j * LINE)) for j in range(blocks)]
-        for i in range(rows):
-            w = words.broadcast(words.offset(weight, i * words.itemsize))
-            for j in range(blocks):
-                target = words.load(_place(words, x, x_block, i, j))
-                residual = words.missing_as_zero(words.sub(tile[i][j], target), target)
-                delta = words.mul(w, residual)
-                total = words.fma(delta, residual, total)
-                column_sums[j] = words.add(column_sums[j], delta)
-                words.store(delta, _place(words, c, c_block, i, j))
-        words.store(total, loss)
-        for j in range(blocks):
-            words.store(column_sums[j], words.offset(sums, j * LINE))
-
-    return vector_kernel(write)
+    words.loop(words.quotient(rows, each), places, tile)
 
 
-def backward_tile(rows: int, blocks: int):  # type: ignore[no-untyped-def]
-    """C = (A B) * g'(C) on rows x blocks: C holds h and becomes delta; `sums` gains the column sums."""
+def panels(words: Words, blocks: Value, write: Callable[[int, Value], None]) -> None:
+    """Loop 5: write(n, j) for blocks j .. j + n - 1: 3 at a time, but 2 and 2 for the last 4, and 2 or 1 that are left."""
+    b, count = words.builder, words.count
 
-    def write(words, c, c_block, a, a_block, b, b_block, depth, activation, sums):  # type: ignore[no-untyped-def]
-        zero = words.constant(0.0)
-        tile = _product(words, [[zero] * blocks] * rows, a, a_block, b, b_block, depth)
+    def several(n: int, times: Value, j: Value) -> Value:
+        def panel(j: Value) -> list[Value]:
+            write(n, j)
+            return [words.offset(j, n)]
 
-        def finish(code: int) -> None:
-            for j in range(blocks):
-                column_sum = words.load(words.offset(sums, j * LINE))
-                for i in range(rows):
-                    place = _place(words, c, c_block, i, j)
-                    delta = times_derivative(words, code, tile[i][j], words.load(place))
-                    column_sum = words.add(column_sum, delta)
-                    words.store(delta, place)
-                words.store(column_sum, words.offset(sums, j * LINE))
+        (j,) = words.loop(times, [j], panel)
+        return j
 
-        words.cases(activation, [partial(finish, code) for code in range(len(ACTIVATIONS))])
-
-    return vector_kernel(write)
-
-
-def gradient_tile(blocks: int):  # type: ignore[no-untyped-def]
-    """C (+)= A' B on gradient_rows(blocks) columns of A, over `depth` rows of both; added up apart, then added to C.
-
-    Summing a tile of rows by itself keeps the rounding error at that of a tile and of a sum of tiles.
-    """
-
-    def write(words, c, c_block, a, b, b_block, depth, accumulate):  # type: ignore[no-untyped-def]
-        rows = gradient_rows(blocks, words.lanes)
-
-        def step(a: Value, b: Value, *flat: Value) -> list[Value]:
-            tile = unflatten(flat, blocks)
-            lines = [words.load(words.offset(b, (b_block, j))) for j in range(blocks)]
-            for i in range(rows):
-                x = words.broadcast(words.offset(a, i * words.itemsize))
-                tile[i] = [words.fma(x, lines[j], tile[i][j]) for j in range(blocks)]
-            return [words.offset(a, LINE), words.offset(b, LINE), *flatten(tile)]
-
-        zeros = [words.constant(0.0)] * (rows * blocks)
-        _, _, *flat = words.loop(depth, [a, b, *zeros], step)
-        tile = unflatten(flat, blocks)
-        for add in (0, 1):
-            with words.when(accumulate, "==", add):
-                for i in range(rows):
-                    for j in range(blocks):
-                        place = _place(words, c, c_block, i, j)
-                        value = words.add(words.load(place), tile[i][j]) if add else tile[i][j]
-                        words.store(value, place)
-
-    return vector_kernel(write)
+    if TARGET.widest == 1:
+        several(1, blocks, count(0))
+        return
+    is_one = b.icmp_signed("==", blocks, count(1))
+    one = b.zext(is_one, blocks.type)
+    pairs = b.select(is_one, count(0), b.srem(b.sub(count(3), b.srem(blocks, count(3))), count(3)))
+    threes = b.sdiv(b.sub(blocks, words.offset(one, (pairs, 2))), count(3))
+    several(1, one, several(2, pairs, several(3, threes, count(0))))
 
 
 def rows_of(blocks: int) -> int:
@@ -174,6 +178,272 @@ def rows_of(blocks: int) -> int:
     return TARGET.tiles[min(blocks, TARGET.widest)]
 
 
-def gradient_rows(blocks: int, lanes: int) -> int:
+def gradient_columns(blocks: int, lanes: int) -> int:
     """Columns of A in the gradient's register tile: they must divide a block."""
     return min(rows_of(blocks), lanes) if TARGET.widest > 1 else min(4, rows_of(blocks))
+
+
+# -- the four products ------------------------------------------------------------------------------------------------
+
+
+def forward_writer(storage_of: type[Storage]) -> Any:
+    """h = g(a w + bias); see ``products.py``."""
+
+    def write(words, h, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+        storage = storage_of(words, height)
+        block, column = words.times(height, LINE), _column(words, fan_in, storage.row)
+        depth = storage.depth(fan_in)
+
+        def panel(n: int, j: Value) -> None:
+            e, o, b = (
+                words.offset(bias, (j, LINE)),
+                words.offset(one, (j, LINE)),
+                words.offset(w, words.times(j, column)),
+            )
+
+            def tile(c: Value, a: Value) -> None:
+                start = [words.load(words.offset(e, i * LINE)) for i in range(n)]
+                z = _product(storage, [start] * rows_of(n), a, block, b, column, depth)
+
+                def finish(activation: int) -> None:
+                    for k in range(n):
+                        mask, place = words.load(words.offset(o, k * LINE)), words.offset(c, (block, k))
+                        for i in range(0, rows_of(n), storage.together):
+                            values = [z[i + r][k] for r in range(storage.together)]
+                            values = [activate(words, activation, value, mask) for value in values]
+                            storage.store_result(values, place, i, leaves)
+
+                words.cases(activation, [partial(finish, id_) for id_ in range(len(ACTIVATIONS))])
+
+            steps = [storage.result_step(rows_of(n), leaves), rows_of(n) * storage.row]
+            register_tiles(words, rows, rows_of(n), [words.offset(h, words.times(j, block)), a], steps, tile)
+
+        panels(words, words.quotient(fan_out, words.lanes), panel)
+
+    return vector_kernel(write)
+
+
+def residual_writer(storage_of: type[Storage]) -> Any:
+    """delta = weight (a w + bias - x), 0 where x is NaN; column sums and the loss's lanes are added up."""
+
+    def write(words, delta, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+        storage = storage_of(words, height)
+        block, column = words.times(height, LINE), _column(words, fan_in, storage.row)
+        depth = storage.depth(fan_in)
+
+        def panel(n: int, j: Value) -> None:
+            e, s, b = (
+                words.offset(bias, (j, LINE)),
+                words.offset(sums, (j, LINE)),
+                words.offset(w, words.times(j, column)),
+            )
+
+            def tile(c: Value, a: Value, x: Value, weight: Value) -> None:
+                start = [words.load(words.offset(e, k * LINE)) for k in range(n)]
+                xhat = _product(storage, [start] * rows_of(n), a, block, b, column, depth)
+                total = words.load(loss)
+                column_sums = [words.load(words.offset(s, k * LINE)) for k in range(n)]
+                for i in range(0, rows_of(n), storage.together):
+                    weights = [
+                        words.broadcast(words.offset(weight, (i + r) * words.itemsize))
+                        for r in range(storage.together)
+                    ]
+                    for k in range(n):
+                        deltas = []
+                        for r in range(storage.together):
+                            target = words.load(words.offset(x, (block, k), (i + r) * LINE))
+                            difference = words.missing_as_zero(words.sub(xhat[i + r][k], target), target)
+                            value = words.mul(weights[r], difference)
+                            total = words.fma(value, difference, total)
+                            column_sums[k] = words.add(column_sums[k], value)
+                            deltas.append(value)
+                        storage.store(deltas, words.offset(c, (block, k), i * storage.row))
+                words.store(total, loss)
+                for k in range(n):
+                    words.store(column_sums[k], words.offset(s, k * LINE))
+
+            places = [
+                words.offset(delta, words.times(j, block)),
+                a,
+                words.offset(x, words.times(j, block)),
+                weight,
+            ]
+            steps = [size * rows_of(n) for size in (storage.row, storage.row, LINE, words.itemsize)]
+            register_tiles(words, rows, rows_of(n), places, steps, tile)
+
+        panels(words, words.quotient(fan_out, words.lanes), panel)
+
+    return vector_kernel(write)
+
+
+def backward_writer(storage_of: type[Storage]) -> Any:
+    """h becomes (delta wt) * g'(h), the delta of the layer below; its column sums, the bias gradient, are added up."""
+
+    def write(words, h, delta, wt, sums, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+        storage = storage_of(words, height)
+        block, column = words.times(height, LINE), _column(words, fan_out, storage.row)
+        depth = storage.depth(fan_out)
+
+        def panel(n: int, j: Value) -> None:
+            s, b = words.offset(sums, (j, LINE)), words.offset(wt, words.times(j, column))
+
+            def tile(c: Value, a: Value) -> None:
+                zero = words.constant(0.0)
+                slope = _product(storage, [[zero] * n] * rows_of(n), a, block, b, column, depth)
+
+                def finish(activation: int) -> None:
+                    for k in range(n):
+                        column_sum = words.load(words.offset(s, k * LINE))
+                        for i in range(0, rows_of(n), storage.together):
+                            place = words.offset(c, (block, k), i * storage.row)
+                            deltas = [
+                                times_derivative(words, activation, slope[i + r][k], value)
+                                for r, value in enumerate(storage.load(place))
+                            ]
+                            for value in deltas:
+                                column_sum = words.add(column_sum, value)
+                            storage.store(deltas, place)
+                        words.store(column_sum, words.offset(s, k * LINE))
+
+                words.cases(activation, [partial(finish, id_) for id_ in range(len(ACTIVATIONS))])
+
+            steps: list[Value | int] = [rows_of(n) * storage.row] * 2
+            register_tiles(
+                words, rows, rows_of(n), [words.offset(h, words.times(j, block)), delta], steps, tile
+            )
+
+        panels(words, words.quotient(fan_in, words.lanes), panel)
+
+    return vector_kernel(write)
+
+
+def gradient_writer(storage_of: type[Storage]) -> Any:
+    """dw (+)= a' delta over `rows` rows, a register tile of A's columns at a time.
+
+    A tile's sum is taken by itself, and then added: the rounding error stays that of a tile and of a sum of tiles.
+    """
+
+    def write(words, dw, a, delta, accumulate, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+        storage = storage_of(words, height)
+        b, lanes, size = words.builder, words.count(words.lanes), words.itemsize
+        block, column = words.times(height, LINE), _column(words, fan_in, LINE)
+        depth = storage.depth(rows)
+        a, delta = words.offset(a, storage.rows_at), words.offset(delta, storage.rows_at)
+
+        def panel(n: int, j: Value) -> None:
+            columns, d = gradient_columns(n, words.lanes), words.offset(delta, words.times(j, block))
+
+            def tile(c: Value, feature: Value) -> None:
+                within = words.times(b.srem(feature, lanes), size)
+                part = words.offset(a, words.times(b.sdiv(feature, lanes), block), within)
+
+                def add(a: Value, d: Value, *flat: Value) -> list[Value]:
+                    tile = outer_product(words, unflatten(flat, n), a, size, d, block, storage.multiply)
+                    return [words.offset(a, LINE), words.offset(d, LINE), *flatten(tile)]
+
+                zeros = [words.constant(0.0)] * (columns * n)
+                _, _, *flat = words.loop(depth, [part, d, *zeros], add)
+                for onto in (0, 1):
+                    with words.when(accumulate, "==", onto):
+                        for i, row in enumerate(unflatten(flat, n)):
+                            for k, value in enumerate(row):
+                                place = words.offset(c, (column, k), i * LINE)
+                                words.store(words.add(words.load(place), value) if onto else value, place)
+
+            steps: list[Value | int] = [columns * LINE, columns]
+            places = [words.offset(dw, words.times(j, column)), words.count(0)]
+            register_tiles(words, fan_in, columns, places, steps, tile)
+
+        panels(words, words.quotient(fan_out, words.lanes), panel)
+
+    return vector_kernel(write)
+
+
+def _column(words: Words, rows: Value, size: int) -> Value:
+    """Bytes of a weight matrix's block of columns, whose rows of `size` bytes are padded to whole blocks."""
+    return words.times(words.round_up(rows, words.lanes), size)
+
+
+_forward, _residual, _backward, _gradient = (
+    writer(Storage) for writer in (forward_writer, residual_writer, backward_writer, gradient_writer)
+)
+
+# -- the contract of products.py --------------------------------------------------------------------------------------
+
+
+@ByAddress
+def forward(out, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """h = g(a w + bias)."""
+    h = carray(out, (1,))
+    _forward(h, (h.ctypes.data, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_out))
+
+
+@ByAddress
+def residual(out, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """delta = weight (a w + bias - x)."""
+    delta = carray(out, (1,))
+    _residual(delta, (delta.ctypes.data, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_out))
+
+
+@ByAddress
+def backward(out, delta, wt, sums, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """h becomes (delta wt) * g'(h)."""
+    h = carray(out, (1,))
+    _backward(h, (h.ctypes.data, delta, wt, sums, activation, rows, height, fan_in, fan_out))
+
+
+@ByAddress
+def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """dw (+)= a' delta."""
+    dw = carray(out, (1,))
+    _gradient(dw, (dw.ctypes.data, a, delta, accumulate, rows, height, fan_in, fan_out))
+
+
+@ByAddress
+def prepare_weights(out, wt, source, fan_in, fan_out, first, last):  # type: ignore[no-untyped-def]
+    """W' alone: products read W as it is."""
+    w = carray(out, (1,))
+    if wt != 0:
+        transpose_squares(w, wt, source, fan_in, fan_out, first, last)
+
+
+@ByAddress
+def sparsity_delta(out, h, weight, slope, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """out = weight slope h (1 - h)."""
+    cost.sparsity_delta(carray(out, (1,)), h, weight, slope, rows, height, blocks)
+
+
+@ByAddress
+def add_delta(out, added, sums, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """delta += added."""
+    cost.add_delta(carray(out, (1,)), added, sums, rows, height, blocks)
+
+
+def row_multiple(widths: Widths, dtype: npt.DTypeLike) -> int:
+    """Rows of whole register tiles, of all that are used; it divides ROW_MULTIPLE."""
+    # Register tiles are 1 block wide only where a layer is.
+    narrow = any(blocks(columns, dtype) == 1 for columns in widths[1:])
+    return int(np.lcm.reduce([rows_of(n) for n in ((1, 2, 3) if narrow else (2, 3))]))
+
+
+def tile_height(widths: Widths, dtype: npt.DTypeLike) -> int:
+    """Measured: flat from 144 to 256 rows at every width; less for a very wide network, to stay within L2."""
+    elements = sum(blocks(columns, dtype) * lanes(dtype) for columns in widths)
+    return ROWS if elements * np.dtype(dtype).itemsize * ROWS <= WORKSPACE else ROWS_WIDE
+
+
+ROW_MULTIPLE = int(np.lcm.reduce([rows_of(n) for n in (1, 2, 3)]))
+
+COLUMN_BLOCKS = Form(
+    forward=forward,
+    residual=residual,
+    backward=backward,
+    gradient=gradient,
+    from_lines=None,
+    prepare_weights=prepare_weights,
+    sparsity_delta=sparsity_delta,
+    add_delta=add_delta,
+    target_in_form=False,
+    row_multiple=row_multiple,
+    height=tile_height,
+)

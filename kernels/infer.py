@@ -1,92 +1,56 @@
-"""Rows through some of the layers and out: what the last one puts out, or only how far that is from the row."""
+"""Inference: rows through a range of layers; the outputs, or the reconstruction errors, of each row come out."""
 
 import numpy as np
 from numba import carray
 
-from fastae.kernels.compiler import ByAddress, callee
-from fastae.kernels.job import (
-    BATCH,
-    CANCEL,
-    COLUMN_WEIGHT,
-    ERRORS_TASK,
-    FIRST_LAYER,
-    HEIGHT,
-    JOB,
-    LAST_LAYER,
-    LAYERS,
-    MISSING,
-    MULTIPLE,
-    NEXT,
-    OUT,
-    OUT_STRIDE,
-    PLAN_AT,
-    QUOTA,
-    ROWS,
-    TASK,
-)
-from fastae.kernels.layout import FAN_IN, FAN_OUT, OUTPUT, PLAN
+from fastae.kernels.compiler import ByAddress
+from fastae.kernels.cost import row_errors
+from fastae.kernels.job import CANCEL, ERRORS_TASK, JOB, MEMBER, NEXT
+from fastae.kernels.layout import LAYER
+from fastae.kernels.load import load_input
 from fastae.kernels.partition import in_blocks, round_up
 from fastae.kernels.rows import store_rows
-from fastae.kernels.shard import SCRATCH, WORK_MOST, forward_layers, load_input, target_place
-from fastae.kernels.simd import array_at, fetch_add, load_acquire
+from fastae.kernels.simd import array_at, fetch_add, load_acquire, record_at
 from fastae.kernels.target import LINE
-
-
-@callee
-def _row_errors(job, work, output, target, columns, first, rows):  # type: ignore[no-untyped-def]
-    """OUT of each row: sum over columns of COLUMN_WEIGHT (xhat - x)^2 in float64, cells that are missing left out.
-
-    xhat starts at work[output], x at work[target].
-    """
-    lanes, height = LINE // work.itemsize, job[HEIGHT]
-    out = array_at(job[OUT], (job[ROWS],), np.float64)
-    weight = array_at(job[COLUMN_WEIGHT], (round_up(columns, lanes),), np.float64)
-    for i in range(rows):
-        total = 0.0
-        for j in range(in_blocks(columns, lanes)):
-            start = (j * height + i) * lanes
-            x, xhat = (
-                work[target + start : target + start + lanes],
-                work[output + start : output + start + lanes],
-            )
-            for c in range(lanes):
-                difference = float(xhat[c]) - float(x[c])
-                if job[MISSING] != 0 and x[c] != x[c]:
-                    difference = 0.0
-                total += weight[j * lanes + c] * (difference * difference)
-        out[first + i] = total
+from fastae.kernels.tile import forward_layers, output_at, tile_map
 
 
 @ByAddress
 def infer(out, job_at, control_at, me_at):  # type: ignore[no-untyped-def]
-    """Layers FIRST_LAYER .. LAST_LAYER - 1 on all rows, BATCH at a time, each claimed, while the quota lasts.
+    """Layers first_layer .. last_layer - 1 on all rows, job.batch at a time, each claimed, while the quota lasts.
 
-    What comes out goes into OUT or, for ERRORS_TASK, each row's error does. `out` is the thread's work.
+    What comes out goes to job.out or, for ERRORS_TASK, each row's error does. `out` is the thread's work.
     """
-    job = array_at(job_at, (JOB,), np.int64)
-    plan = array_at(job[PLAN_AT], (job[LAYERS], PLAN), np.int64)
-    me = array_at(me_at, (8,), np.int64)
-    work = carray(out, (WORK_MOST,))
-    size, height = work.itemsize, job[HEIGHT]
-    lanes, base = LINE // size, np.int64(work.ctypes.data)
-    start, last = job[FIRST_LAYER], job[LAST_LAYER] - 1
-    columns = plan[start, FAN_IN]
-    source = plan[start - 1, OUTPUT] * height if start > 0 else 0
-    scratch = target_place(plan, height, lanes) - SCRATCH * lanes
-    while me[QUOTA] > 0:
-        if load_acquire(control_at + CANCEL * 8) != 0:
+    job, me = record_at(job_at, JOB), record_at(me_at, MEMBER)
+    plan = array_at(job.plan, (job.layers,), LAYER)
+    work = carray(out, (1,))
+    size, height, start, last = work.itemsize, job.height, job.first_layer, job.last_layer - 1
+    lanes = LINE // size
+    place = tile_map(plan, height, np.int64(work.ctypes.data), size)
+    columns, features = plan[start].fan_in, plan[last].fan_out
+    source = output_at(plan, start - 1, place.tiles, height, size)
+    output = output_at(plan, last, place.tiles, height, size)
+    while me.quota > 0:
+        if load_acquire(control_at + CANCEL) != 0:
             return
-        first = fetch_add(control_at + NEXT * 8, 1) * job[BATCH]
-        if first >= job[ROWS]:
+        first = fetch_add(control_at + NEXT, 1) * job.batch
+        if first >= job.rows:
             return
-        rows = min(job[BATCH], job[ROWS] - first)
-        target = load_input(work, job, job_at, base, scratch, columns, source, first, rows, 0)
-        output, features = plan[last, OUTPUT] * height, plan[last, FAN_OUT]
-        whole = round_up(rows, job[MULTIPLE])
-        forward_layers(work, job, plan, base, base + output * size, whole, height, start, last + 1)
-        if job[TASK] == ERRORS_TASK:
-            _row_errors(job, work, output, target, features, first, rows)
+        rows = min(job.batch, job.rows - first)
+        target = load_input(size, job, job_at, place, columns, source, first, rows, 0)
+        computed = round_up(rows, job.row_multiple)
+        forward_layers(size, job, plan, place.tiles, output, computed, height, start, last + 1)
+        if job.task == ERRORS_TASK:
+            lines = in_blocks(features, lanes), height, lanes
+            row_errors(
+                job,
+                array_at(output, lines, work.dtype),
+                array_at(target, lines, work.dtype),
+                features,
+                first,
+                rows,
+            )
         else:
-            stride = job[OUT_STRIDE]
-            store_rows(work, job[OUT] + first * stride, stride, base + output * size, height, features, rows)
-        me[QUOTA] -= rows * columns
+            stride = job.out_stride
+            store_rows(work, job.out + first * stride, stride, output, height, features, rows)
+        me.quota -= rows * columns

@@ -14,8 +14,24 @@ import numpy.typing as npt
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "identity")
 SIGMOID, TANH, RELU, IDENTITY = range(4)
 
-# The columns of a plan, the int64 table (layers, PLAN) that tells a kernel the network; offsets count elements.
-FAN_IN, FAN_OUT, ACTIVATION, WEIGHT, BIAS, TRANSPOSED, OUTPUT, COLUMN_SUMS, PLAN = range(9)
+# One layer of a plan, the table that tells a kernel the network. Places count elements: those of `weight` and `bias`
+# from the beginning of the flat buffers, `transposed` from that of W', `output` per row of a tile, `column_sums` per
+# tile. A tile's input comes before all outputs, at 0.
+LAYER = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "fan_in",
+            "fan_out",
+            "activation",
+            "weight",
+            "bias",
+            "transposed",
+            "output",
+            "column_sums",
+        )
+    ]
+)
 
 
 def lanes(dtype: npt.DTypeLike) -> int:
@@ -63,22 +79,20 @@ def unpack(blocked: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def plan(
     widths: tuple[int, ...], activations: tuple[str, ...], dtype: npt.DTypeLike
 ) -> tuple[np.ndarray, int, int]:
-    """The plan of a network: the table, the elements of its parameters, the elements of its transposed weights.
+    """The plan of a network: the table of layers, the elements of its parameters, those of its transposed weights.
 
-    OUTPUT and COLUMN_SUMS are per row of a tile and per tile; the tile's input comes before them, at 0. The table is
-    shared by all who ask for the same one: not to be written.
+    The table is a record array, shared by all who ask for the same one: not to be written.
     """
-    codes = [ACTIVATIONS.index(name) for name in activations]
     width = lanes(dtype)
-    table = np.zeros((len(codes), PLAN), np.int64)
+    table = np.zeros(len(activations), LAYER).view(np.recarray)
     parameters = transposed = sums = 0
     output = blocks(widths[0], dtype) * width
-    for layer, code in enumerate(codes):
+    for layer, name in enumerate(activations):
         fan_in, fan_out = (blocks(w, dtype) * width for w in widths[layer : layer + 2])
         table[layer] = (
             widths[layer],
             widths[layer + 1],
-            code,
+            ACTIVATIONS.index(name),
             parameters,
             parameters + fan_in * fan_out,
             transposed,

@@ -99,24 +99,16 @@ _corrupt_line = vector_kernel(_write_corrupt)
 
 
 @callee
-def corrupt_row(work, out, source, height, columns, key, kind, level):  # type: ignore[no-untyped-def]
-    """A row of a tile's input from the same row of its target, both given by the element of `work` they start at."""
-    base, size = np.int64(work.ctypes.data), work.itemsize
-    lanes = LINE // size
+def corrupt_row(like, out, source, height, columns, key, kind, level):  # type: ignore[no-untyped-def]
+    """A row of a tile's input from the same row of its target.
+
+    out, source   where the row begins in lines (blocks, height, lanes); `like` has their dtype
+    level         one element: a standard deviation, or the probability of a cell to be masked
+    """
+    lanes = LINE // like.itemsize
     for j in range(in_blocks(columns, lanes)):
-        place = j * height * lanes
-        _corrupt_line(
-            work,
-            (
-                base + (out + place) * size,
-                base + (source + place) * size,
-                key,
-                j * lanes,
-                min(lanes, columns - j * lanes),
-                kind,
-                base + level * size,
-            ),
-        )
+        place, count = j * height * LINE, min(lanes, columns - j * lanes)
+        _corrupt_line(like, (out + place, source + place, key, j * lanes, count, kind, level))
 
 
 @callee

@@ -1,4 +1,4 @@
-"""Shards' gradients added up, and the parameter update fused onto the sum, on one stretch of the flat buffers.
+"""The optimizers, and what else is done to one stretch of the flat buffers: adding up shards, the penalty, W'.
 
     sgd      v = momentum v - rate g                 p += v     (Nesterov: p += momentum v - rate g)
     adam     u = b1 u + (1 - b1) g    s = b2 s + (1 - b2) g^2
@@ -11,8 +11,8 @@ Padding stays zero: its gradient is zero, and every update of zero by zero is ze
 import numpy as np
 
 from fastae.kernels.compiler import callee
-from fastae.kernels.job import ADAM, BETA_1, BETA_2, DECAY, EPSILON, MOMENTUM, NESTEROV, SGD, STEPS_BEFORE
-from fastae.kernels.layout import BIAS, WEIGHT
+from fastae.kernels.job import ADAM, SGD
+from fastae.kernels.partition import in_blocks
 from fastae.kernels.simd import vector_kernel
 from fastae.kernels.target import LINE
 
@@ -45,7 +45,10 @@ _add_up = vector_kernel(_write_add_up)
 
 @callee
 def add_up(total, parts, count, first, factor):  # type: ignore[no-untyped-def]
-    """total = factor * (parts[0] + ... + parts[count - 1]), in that order, on their elements from `first`."""
+    """total = factor * (parts[0] + ... + parts[count - 1]), in that order, on their elements from `first`.
+
+    total   (elements,): written        parts   (at least count, size)
+    """
     size, scale = total.itemsize, total.dtype.type(factor)
     lines, stride = total.size * size // LINE, parts.shape[1] * size
     places = total.ctypes.data, parts.ctypes.data + first * size
@@ -59,11 +62,15 @@ def add_up(total, parts, count, first, factor):  # type: ignore[no-untyped-def]
 
 @callee
 def add_penalty(gradient, parameters, plan, first, factor):  # type: ignore[no-untyped-def]
-    """gradient += factor W on the weights, not the biases; the sum of their squares. It begins at element `first`."""
+    """gradient += factor W on the weights, not the biases; returns the sum of their squares.
+
+    gradient     (elements,): elements first .. of the flat buffer; written
+    parameters   (size,)      plan  LAYER (layers,)
+    """
     total, last = 0.0, first + gradient.size
     scale = gradient.dtype.type(factor)
     for i in range(plan.shape[0]):
-        start, end = max(first, plan[i, WEIGHT]), min(last, plan[i, BIAS])
+        start, end = max(first, plan[i].weight), min(last, plan[i].bias)
         if start < end:
             g, w = gradient[start - first : end - first], parameters[start:end]
             for j in range(w.size):
@@ -94,14 +101,18 @@ _adam = vector_kernel(_write_adam)
 
 
 @callee
-def update(kind, p, g, u, s, rate, step, settings):  # type: ignore[no-untyped-def]
-    """One step of optimizer `kind` on parameters, in place; `step` counts from 0 since `settings[STEPS_BEFORE]`."""
+def update(job, p, g, u, s, rate, step):  # type: ignore[no-untyped-def]
+    """One step of ``job.optimizer`` on a stretch of parameters, in place; `step` counts from 0 within the job.
+
+    p, u, s   (elements,): parameters, first and second moment (SGD: u is the momentum); written
+    g         (elements,): the gradient
+    """
     real = p.dtype.type
     one = real(1)
-    if kind == SGD:
-        momentum, learning = real(settings[MOMENTUM]), real(rate)
-        keep = one - real(rate * settings[DECAY])
-        if settings[NESTEROV] != 0:
+    if job.optimizer == SGD:
+        momentum, learning = real(job.momentum), real(rate)
+        keep = one - real(rate * job.decay)
+        if job.nesterov != 0:
             for i in range(p.size):
                 u[i] = momentum * u[i] - learning * g[i]
                 p[i] = keep * p[i] + (momentum * u[i] - learning * g[i])
@@ -109,18 +120,17 @@ def update(kind, p, g, u, s, rate, step, settings):  # type: ignore[no-untyped-d
             for i in range(p.size):
                 u[i] = momentum * u[i] - learning * g[i]
                 p[i] = keep * p[i] + u[i]
-    elif kind == ADAM:
-        t = settings[STEPS_BEFORE] + step + 1
-        beta_1, beta_2, epsilon = real(settings[BETA_1]), real(settings[BETA_2]), real(settings[EPSILON])
-        learning = real(rate * np.sqrt(1 - settings[BETA_2] ** t) / (1 - settings[BETA_1] ** t))
-        keep = one - real(rate * settings[DECAY])
+    elif job.optimizer == ADAM:
+        t = float(job.steps_before + step + 1)
+        beta_1, beta_2, epsilon = real(job.beta_1), real(job.beta_2), real(job.epsilon)
+        learning = real(rate * np.sqrt(1 - job.beta_2**t) / (1 - job.beta_1**t))
+        keep = one - real(rate * job.decay)
         lines = p.size * p.itemsize // LINE
         arrays = p.ctypes.data, g.ctypes.data, u.ctypes.data, s.ctypes.data
         constants = beta_1, one - beta_1, beta_2, one - beta_2, epsilon, learning, keep
         _adam(p, (*arrays, lines, *constants))
-        for i in range(
-            lines * LINE // p.itemsize, p.size
-        ):  # a flat buffer is whole lines; a caller's may not be
+        # a flat buffer is whole lines; a caller's may not be
+        for i in range(lines * LINE // p.itemsize, p.size):
             u[i] = beta_1 * u[i] + (one - beta_1) * g[i]
             s[i] = beta_2 * s[i] + (one - beta_2) * (g[i] * g[i])
             p[i] = keep * p[i] - learning * u[i] / (np.sqrt(s[i]) + epsilon)
@@ -142,15 +152,17 @@ transpose = vector_kernel(_write_transpose)
 
 
 @callee
-def transpose_squares(source, target, fan_in, fan_out, first, last):  # type: ignore[no-untyped-def]
-    """Squares first .. last - 1 of W, lanes x lanes each and counted as they lie, into W': flat views, sizes padded."""
-    lanes = LINE // source.itemsize
-    high = fan_in // lanes
-    to, start = np.int64(target.ctypes.data), np.int64(source.ctypes.data)
+def transpose_squares(like, target, source, fan_in, fan_out, first, last):  # type: ignore[no-untyped-def]
+    """Squares first .. last - 1 of W, lanes x lanes each and counted as they lie, into W'.
+
+    target   W', lines (fan_out, fan_in)      source   W, lines (fan_in, fan_out); `like` has their dtype
+    """
+    lanes = LINE // like.itemsize
+    down, across = in_blocks(fan_in, lanes), in_blocks(fan_out, lanes)  # squares of W
     square = first
     while square < last:
-        column, row = square // high, square % high
-        count = min(high - row, last - square)
-        place = to + (row * fan_out + column * lanes) * LINE
-        transpose(source, (place, LINE, fan_out * LINE, start + square * lanes * LINE, count))
+        column, row = square // down, square % down
+        count = min(down - row, last - square)
+        place = target + (row * across + column) * lanes * LINE
+        transpose(like, (place, LINE, across * lanes * LINE, source + square * lanes * LINE, count))
         square += count

@@ -3,20 +3,7 @@
 from functools import lru_cache
 
 from fastae.kernels.compiler import callee
-from fastae.kernels.job import (
-    BATCH,
-    CODE,
-    EPOCH,
-    MULTIPLE,
-    ROWS,
-    SHARD,
-    SIZE,
-    SPARSE,
-    STRETCHES,
-    TRANSPOSE,
-    UPDATE,
-)
-from fastae.kernels.layout import BIAS, FAN_OUT, WEIGHT
+from fastae.kernels.job import CODE, SHARD, TRANSPOSE, UPDATE
 
 STRETCH = 2048  # elements of weights that an UPDATE item covers at most
 SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (16, 96, 512), 1_600_000
@@ -71,9 +58,9 @@ def most_shards(rows: int, batch: int, size: int, multiple: int) -> int:
 @callee
 def rows_in_step(job, step):  # type: ignore[no-untyped-def]
     """First row and row count of a step; steps walk through the rows batch by batch, and start over."""
-    per_epoch = (job[ROWS] + job[BATCH] - 1) // job[BATCH]
-    first = step % per_epoch * job[BATCH]
-    return first, min(job[BATCH], job[ROWS] - first)
+    per_epoch = (job.rows + job.batch - 1) // job.batch
+    first = step % per_epoch * job.batch
+    return first, min(job.batch, job.rows - first)
 
 
 @callee
@@ -82,7 +69,7 @@ def stretches(plan, lanes):  # type: ignore[no-untyped-def]
     most = STRETCH // (lanes * lanes)
     total = 0
     for i in range(plan.shape[0]):
-        total += ((plan[i, BIAS] - plan[i, WEIGHT]) // (lanes * lanes) + most - 1) // most
+        total += ((plan[i].bias - plan[i].weight) // (lanes * lanes) + most - 1) // most
     return total
 
 
@@ -91,14 +78,14 @@ def stretch(plan, item, lanes):  # type: ignore[no-untyped-def]
     """The layer of stretch `item`, its first and last square there, and its elements; a layer's last has its bias."""
     square, most = lanes * lanes, STRETCH // (lanes * lanes)
     for i in range(plan.shape[0]):
-        squares = (plan[i, BIAS] - plan[i, WEIGHT]) // square
+        squares = (plan[i].bias - plan[i].weight) // square
         count = (squares + most - 1) // most
         if item < count:
             first, last = item * most, min(item * most + most, squares)
-            end = plan[i, WEIGHT] + last * square
+            end = plan[i].weight + last * square
             if last == squares:
-                end += round_up(plan[i, FAN_OUT], lanes)
-            return i, first, last, plan[i, WEIGHT] + first * square, end
+                end += round_up(plan[i].fan_out, lanes)
+            return i, first, last, plan[i].weight + first * square, end
         item -= count
     return 0, 0, 0, 0, 0
 
@@ -107,7 +94,7 @@ def stretch(plan, item, lanes):  # type: ignore[no-untyped-def]
 def rows_of_shard(job, step, item):  # type: ignore[no-untyped-def]
     """First row and row count of a shard of a step."""
     first, rows = rows_in_step(job, step)
-    each = shard_rows(rows, job[SIZE], job[MULTIPLE])
+    each = shard_rows(rows, job.size, job.row_multiple)
     return first + each * item, min(each, rows - each * item)
 
 
@@ -115,14 +102,14 @@ def rows_of_shard(job, step, item):  # type: ignore[no-untyped-def]
 def items_of(job, step, phase):  # type: ignore[no-untyped-def]
     """How many items a phase of a step has."""
     if phase == UPDATE or (phase == TRANSPOSE and step == 0):
-        return job[STRETCHES]
-    if phase == SHARD or (phase == CODE and job[SPARSE] != 0):
+        return job.stretches
+    if phase == SHARD or (phase == CODE and job.sparse != 0):
         _, rows = rows_in_step(job, step)
-        return shards_of(rows, job[SIZE], job[MULTIPLE])
+        return shards_of(rows, job.size, job.row_multiple)
     return 0
 
 
 @callee
 def epoch_of(job, step):  # type: ignore[no-untyped-def]
     """The number of the epoch that a step is in."""
-    return job[EPOCH] + step // ((job[ROWS] + job[BATCH] - 1) // job[BATCH])
+    return job.epoch + step // ((job.rows + job.batch - 1) // job.batch)

@@ -1,6 +1,6 @@
 """Layers of few columns: the lanes of a line hold 16 rows (float64: 8) of one column, so none of them is padding.
 
-layer.py and gemm.py for networks so narrow that a good part of the lanes would be padding there. A tile's matrix lies
+The form of products of networks so narrow that a good part of the lanes would be padding in gemm.py. A tile's matrix lies
 column by column here, each `height` rows high; weights and gradients lie as they do everywhere.
 
     forward    C = g(A B + bias)        A and C by columns: a line of A times one weight of B, in every lane
@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import carray
 
-from fastae.kernels import gemm, layer
+from fastae.kernels import gemm
 from fastae.kernels.activations import activate, times_derivative
 from fastae.kernels.compiler import ByAddress, callee
-from fastae.kernels.gemm import Tile, flatten, unflatten
+from fastae.kernels.gemm import Tile, flatten, outer_product, prepare_weights, unflatten
 from fastae.kernels.layout import ACTIVATIONS
 from fastae.kernels.optimizer import transpose
 from fastae.kernels.partition import in_blocks, round_up, shard_rows
+from fastae.kernels.products import Form, Widths
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import LINE, TARGET
 
@@ -31,28 +32,28 @@ LINES = gemm.rows_of(1) // COLUMNS
 FROM = 4 if TARGET.widest > 1 else 1
 TO = min(4, gemm.rows_of(1))
 
-# Measured, on AVX-512 and on AVX2: where padding costs less than this, or there are more columns, layer.py is faster.
+# Measured, on AVX-512 and on AVX2: where padding costs less than this, or there are more columns, gemm.py is faster.
 GAIN, WIDEST = 1.12, 80
 MANY = 16  # shards that threads share well enough, whatever their number
 TWICE = 90 << 10  # bytes of a tile up to which two register tiles of rows at a time are a little better
 
 
-def height(widths: tuple[int, ...], dtype: npt.DTypeLike) -> int:
+def height(widths: Widths, dtype: npt.DTypeLike) -> int:
     """Rows of a tile."""
-    rows = row_multiple(dtype)
+    rows = row_multiple(widths, dtype)
     return 2 * rows if 2 * rows * np.dtype(dtype).itemsize * sum(widths) <= TWICE else rows
 
 
-def row_multiple(dtype: npt.DTypeLike) -> int:
-    """Rows that are computed at a time."""
+def row_multiple(widths: Widths, dtype: npt.DTypeLike) -> int:
+    """Rows that are computed at a time, whatever the widths."""
     return LINES * LINE // np.dtype(dtype).itemsize
 
 
 @lru_cache(64)
 def pays(widths: tuple[int, ...], batch: int, size: int, dtype: npt.DTypeLike) -> bool:
-    """Whether steps on `batch` rows are faster here than in layer.py; `size` is that of the flat buffers.
+    """Whether steps on `batch` rows are faster here than in gemm.py; `size` is that of the flat buffers.
 
-    Padding of columns is weighed against that of rows, which must make as many shards as in layer.py, or many. What
+    Padding of columns is weighed against that of rows, which must make as many shards as in gemm.py, or many. What
     there are no kernels for here is not asked: a last layer that is not linear, and a cost of the mean code.
     """
     if max(widths) > WIDEST:
@@ -62,7 +63,7 @@ def pays(widths: tuple[int, ...], batch: int, size: int, dtype: npt.DTypeLike) -
     padded = sum(a * -(-b // lanes) * lanes for a, b in pairwise(widths))
     each, usual = (
         int(shard_rows(batch, size, multiple))
-        for multiple in (row_multiple(dtype), layer.row_multiple(widths[1:], dtype))
+        for multiple in (row_multiple(widths, dtype), gemm.row_multiple(widths, dtype))
     )
     shards = -(-batch // each)
     shared = shards == -(-batch // usual) or shards >= MANY
@@ -72,15 +73,11 @@ def pays(widths: tuple[int, ...], batch: int, size: int, dtype: npt.DTypeLike) -
 def _product(words: Words, start: list[Value], a: Value, column: Value, b: Value, depth: Value) -> Tile:
     """[column][line of rows]: start + A B over `depth` columns of A; `column` bytes lie between two."""
 
-    def step(a: Value, b: Value, *flat: Value) -> list[Value]:
-        tile = unflatten(flat, LINES)
-        lines = [words.load(words.offset(a, s * LINE)) for s in range(LINES)]
-        for j in range(COLUMNS):
-            weight = words.broadcast(words.offset(b, j * words.itemsize))
-            tile[j] = [words.fma(weight, lines[s], tile[j][s]) for s in range(LINES)]
+    def add(a: Value, b: Value, *flat: Value) -> list[Value]:
+        tile = outer_product(words, unflatten(flat, LINES), b, words.itemsize, a, LINE, words.fma)
         return [words.offset(a, column), words.offset(b, LINE), *flatten(tile)]
 
-    _, _, *flat = words.loop(depth, [a, b, *flatten([[value] * LINES for value in start])], step)
+    _, _, *flat = words.loop(depth, [a, b, *flatten([[value] * LINES for value in start])], add)
     return unflatten(flat, LINES)
 
 
@@ -92,12 +89,14 @@ def _broadcasts(words: Words, address: Value) -> list[Value]:
 def _write_forward(words, c, a, column, b, depth, bias, activation, one):  # type: ignore[no-untyped-def]
     tile = _product(words, _broadcasts(words, bias), a, column, b, depth)
 
-    def finish(code: int) -> None:
+    def finish(activation: int) -> None:
         for j, mask in enumerate(_broadcasts(words, one)):
             for s in range(LINES):
-                words.store(activate(words, code, tile[j][s], mask), words.offset(c, (column, j), s * LINE))
+                words.store(
+                    activate(words, activation, tile[j][s], mask), words.offset(c, (column, j), s * LINE)
+                )
 
-    words.cases(activation, [partial(finish, code) for code in range(len(ACTIVATIONS))])
+    words.cases(activation, [partial(finish, id_) for id_ in range(len(ACTIVATIONS))])
 
 
 def _write_residual(words, c, a, column, b, depth, bias, x, weight, loss):  # type: ignore[no-untyped-def]
@@ -117,19 +116,19 @@ def _write_residual(words, c, a, column, b, depth, bias, x, weight, loss):  # ty
 def _write_backward(words, c, a, column, b, depth, activation):  # type: ignore[no-untyped-def]
     tile = _product(words, [words.constant(0.0)] * COLUMNS, a, column, b, depth)
 
-    def finish(code: int) -> None:
+    def finish(activation: int) -> None:
         for j in range(COLUMNS):
             for s in range(LINES):
                 place = words.offset(c, (column, j), s * LINE)
-                words.store(times_derivative(words, code, tile[j][s], words.load(place)), place)
+                words.store(times_derivative(words, activation, tile[j][s], words.load(place)), place)
 
-    words.cases(activation, [partial(finish, code) for code in range(len(ACTIVATIONS))])
+    words.cases(activation, [partial(finish, id_) for id_ in range(len(ACTIVATIONS))])
 
 
 def _write_gradient(words, c, a, b, column, lines, accumulate, fan_in, fan_out):  # type: ignore[no-untyped-def]
     """FROM x TO elements of C, of which fan_in x fan_out are there: the columns beyond may hold anything."""
 
-    def step(a: Value, b: Value, *flat: Value) -> list[Value]:
+    def add(a: Value, b: Value, *flat: Value) -> list[Value]:
         tile = unflatten(flat, TO)
         deltas = [words.load(words.offset(b, (column, j))) for j in range(TO)]
         for i in range(FROM):
@@ -137,7 +136,7 @@ def _write_gradient(words, c, a, b, column, lines, accumulate, fan_in, fan_out):
             tile[i] = [words.fma(line, deltas[j], tile[i][j]) for j in range(TO)]
         return [words.offset(a, LINE), words.offset(b, LINE), *flatten(tile)]
 
-    _, _, *flat = words.loop(lines, [a, b, *[words.constant(0.0)] * (FROM * TO)], step)
+    _, _, *flat = words.loop(lines, [a, b, *[words.constant(0.0)] * (FROM * TO)], add)
     sums = []
     for first in range(0, len(flat), words.lanes):
         total = words.lane_sums(flat[first : first + words.lanes])
@@ -155,11 +154,11 @@ def _write_gradient(words, c, a, b, column, lines, accumulate, fan_in, fan_out):
 def _write_column_sums(words, sums, a, column, lines, columns):  # type: ignore[no-untyped-def]
     """sums += the sum over rows of TO columns of A, of which `columns` are there."""
 
-    def step(a: Value, *flat: Value) -> list[Value]:
+    def add(a: Value, *flat: Value) -> list[Value]:
         added = [words.add(words.load(words.offset(a, (column, j))), flat[j]) for j in range(TO)]
         return [words.offset(a, LINE), *added]
 
-    _, *flat = words.loop(lines, [a, *[words.constant(0.0)] * TO], step)
+    _, *flat = words.loop(lines, [a, *[words.constant(0.0)] * TO], add)
     total = words.add(words.load_short(sums, TO), words.lane_sums(flat))
     words.store_first(total, sums, words.first_lanes(columns, TO))
 
@@ -178,12 +177,12 @@ def _add_column_sums(like, sums, a, column, rows, columns):  # type: ignore[no-u
         _column_sums(like, (sums + j * size, a + j * column, column, rows * size // LINE, columns - j))
 
 
-# -- one layer on a tile of rows, with the arguments of layer.py's -----------------------------------------------------
+# -- one layer on a tile of rows, the contract of products.py -----------------------------------------------------
 
 
 @ByAddress
-def forward(out, a, w, bias, one, activation, wide, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """h = g(a w + bias); `wide` means something in bfloat16.py."""
+def forward(out, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """h = g(a w + bias); `leaves` is 0: no network of this form has rows that leave it by forward."""
     like = carray(out, (1,))
     h, size = np.int64(like.ctypes.data), like.itemsize
     lanes, column = LINE // size, height * size
@@ -241,7 +240,7 @@ def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type:
 
 @ByAddress
 def turn(out, source, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """A tile as load_tile leaves it, in blocks of columns, to lie column by column."""
+    """A tile of lines, as load_tile leaves it, to lie column by column: from_lines of the contract."""
     like = carray(out, (1,))
     target, size = np.int64(like.ctypes.data), like.itemsize
     lanes = LINE // size
@@ -251,7 +250,16 @@ def turn(out, source, rows, height, blocks):  # type: ignore[no-untyped-def]
         transpose(like, (*block, rows // lanes))
 
 
-def addresses(dtype: npt.DTypeLike) -> tuple[list[int], list[int]]:
-    """As layer.py's."""
-    products = [made.address(dtype) for made in (forward, residual, backward, gradient)]
-    return products, [turn.address(dtype), 0, 0, 0, 0]
+ROW_LANES = Form(
+    forward=forward,
+    residual=residual,
+    backward=backward,
+    gradient=gradient,
+    from_lines=turn,
+    prepare_weights=prepare_weights,
+    sparsity_delta=None,
+    add_delta=None,
+    target_in_form=True,
+    row_multiple=row_multiple,
+    height=height,
+)

@@ -77,20 +77,33 @@ class Words:
         return I64(value)
 
     def offset(self, address: Value, *terms: Value | tuple[Value, int]) -> Value:
-        """address + sum of terms; a pair is a run-time value times a constant."""
-        b = self.builder
+        """address + sum of terms; a pair is a value times a constant."""
         for term in terms:
-            if isinstance(term, tuple):
-                value, times = term
-                if times == 0:
-                    continue
-                term = value if times == 1 else b.mul(value, I64(times))
-            elif isinstance(term, int):
+            term = self.times(*term) if isinstance(term, tuple) else term
+            if isinstance(term, int):
                 if term == 0:
                     continue
                 term = I64(term)
-            address = b.add(address, term)
+            address = self.builder.add(address, term)
         return address
+
+    def times(self, value: Value | int, factor: Value | int) -> Value | int:
+        """value factor, of integers; a constant where it can be."""
+        if isinstance(value, int) and isinstance(factor, int):
+            return value * factor
+        if isinstance(factor, int):
+            if factor in (0, 1):
+                return value if factor else 0
+            factor = I64(factor)
+        return self.builder.mul(value, factor)
+
+    def round_up(self, count: Value, multiple: int) -> Value:
+        """The least multiple that is no less than `count`."""
+        return self.times(self.quotient(count, multiple), multiple)
+
+    def quotient(self, count: Value, divisor: int) -> Value:
+        """count / divisor, rounded up; `count` >= 0."""
+        return self.builder.sdiv(self.builder.add(count, I64(divisor - 1)), I64(divisor))
 
     def loop(self, count: Value, carried: list[Value], body: Callable[..., list[Value]]) -> list[Value]:
         """`count` (>= 0) times body(*carried) -> the next carried; returns the last."""
@@ -588,6 +601,16 @@ def array_at(typingctx, address, shape, dtype):  # type: ignore[no-untyped-def]
         return made._getvalue()
 
     return array(types.int64, shape, dtype), generate
+
+
+@intrinsic
+def record_at(typingctx, address, dtype):  # type: ignore[no-untyped-def]
+    """The record of a structured `dtype` at `address`: its fields are read and written there."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return dtype.dtype(types.int64, dtype), generate
 
 
 @intrinsic

@@ -1,6 +1,6 @@
-"""Gradient steps by a team of threads: a tile through all layers, a shard tile after tile, shards into a step.
+"""Gradient steps by a crew of threads: the one jitted call that each of them makes for a job.
 
-Each thread of a team makes one call, ``run``, on the same job. A step has up to four phases, each a number of items
+Each thread of a crew makes one call, ``run``, on the same job. A step has up to four phases, each a number of items
 that threads claim, each its own first and then what others have left:
 
     TRANSPOSE   one stretch of the flat buffers: W' of its weights, or both as bfloat16; only in a job's first step
@@ -12,6 +12,16 @@ What an item computes depends on the job alone, never on who claims it, so the b
 threads, and a thread that comes late, or never, costs nothing but its help. Whoever finishes a phase's last item opens
 the next phase.
 
+The loops of a step, and the slice that each selects; the numbers stand beside the loops in the files below:
+
+    loop 1    the phases of all steps             rows first .. first + batch of X          step.py
+    loop 2    the items of a phase                a shard of these rows, or a stretch       step.py, partition.py
+    loop 3    the tiles of a shard                up to `height` rows                       shard.py
+    loop 4    the layers, forwards and back       one layer's matrices of the tile          tile.py
+    loop 5    blocks of columns, 3, 2 or 1        C[:, j : j + n]                           gemm.py
+    loop 6    register tiles of rows              C[i : i + r, j : j + n]                   gemm.py
+    loop 7    columns of A                        C += A[:, p] B[p, :]                      gemm.py
+
 The caller is member 0, the leader: ``open_job`` lets the others in, and its ``run`` is OVER when the job is done and
 they are all out again. It returns before, BUSY or WAITING, when its quota of work is used up (so that Python can handle
 a signal) or when it has waited long (so that Python can yield the core), and is then made again; between two calls,
@@ -20,73 +30,44 @@ next job for a while before it is OVER: waking a thread takes longer than many a
 """
 
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fastae.kernels import products
 from fastae.kernels.compiler import callee, kernel
+from fastae.kernels.cost import add_penalties, close_codes, close_shards
 from fastae.kernels.infer import infer
 from fastae.kernels.job import (
-    ALPHA,
     BUSY,
     CANCEL,
     CANCELLED,
     CLAIM,
     CODE,
-    CODE_LAYER,
-    CODES,
     COMPLETE,
-    CONTROL,
+    CONTROL_BYTES,
     DIVERGED,
     DONE,
     FINISHED_CLAIM,
-    HELD,
-    INFER_AT,
     INSIDE,
-    ITEM,
-    LAYERS,
-    LOSSES,
+    JOB,
     MEMBER,
     NONE,
-    NORMS,
     OPEN,
-    OPTIMIZER,
     OUTCOME,
     OVER,
-    PARTS,
     PHASES,
-    PLAN_AT,
-    PRESENT,
-    PROGRESS,
-    QUOTA,
-    REFILL,
-    SETTINGS,
-    SETTINGS_SIZE,
     SHARD,
-    SHARD_AT,
-    SLOPES,
-    SPARSE,
-    SPARSITY_TARGET,
-    SPARSITY_WEIGHT,
-    STEPS,
     STEPS_DONE,
     STEPS_TASK,
-    STRETCHES,
-    SUMS,
-    TAKEN,
-    TASK,
-    TOTALS,
     TRANSPOSE,
-    TRANSPOSE_AT,
     UPDATE,
-    UPDATE_AT,
     WAITING,
-    WAKE,
+    Member,
 )
-from fastae.kernels.layout import FAN_OUT, PLAN
-from fastae.kernels.partition import SHARDS_MOST, epoch_of, items_of, rows_of_shard
-from fastae.kernels.shard import load_tile, shard_item
+from fastae.kernels.load import load_tile
+from fastae.kernels.partition import epoch_of, items_of, rows_of_shard
+from fastae.kernels.shard import shard_item
 from fastae.kernels.simd import (
     array_at,
     call_at,
@@ -96,133 +77,87 @@ from fastae.kernels.simd import (
     flush_subnormals,
     load_acquire,
     pause,
+    record_at,
     restore_float_state,
     store_release,
 )
 from fastae.kernels.stretch import transpose_item, update_item
 
+PRESENT = Member.present.offset  # type: ignore[attr-defined]  # bytes from a member's record to its word
+MEMBER_BYTES = MEMBER.itemsize
 NOT_YET = -1
 SPINS = 20000  # turns to wait within a job, longer than a phase of a small step lasts: 0.2 ms
 LISTEN = 20000  # turns a helper waits for another job: 0.2 ms where a pause is 10 ns
 
 
-@callee
-def _close_codes(job, settings, losses, step, shards):  # type: ignore[no-untyped-def]
-    """The cost of the mean code, SPARSITY_WEIGHT sum KL(target, mean), as the step's loss so far, and its slopes.
-
-    KL(p, q) = p log(p / q) + (1 - p) log((1 - p) / (1 - q)); dKL/dq = (1 - p) / (1 - q) - p / q.
-    """
-    plan = array_at(job[PLAN_AT], (job[LAYERS], PLAN), np.int64)
-    code = plan[job[CODE_LAYER], FAN_OUT]
-    totals = array_at(job[TOTALS], (SHARDS_MOST, 2), np.float64)
-    codes = array_at(job[CODES], (SHARDS_MOST, code), np.float64)
-    slopes = array_at(job[SLOPES], (code,), np.float64)
-    weight = 0.0
-    for shard in range(shards):
-        weight += totals[shard, 1]
-    p, cost = settings[SPARSITY_TARGET], 0.0
-    for c in range(code):
-        total = 0.0
-        for shard in range(shards):
-            total += codes[shard, c]
-        q = total / weight if weight > 0 else p
-        if not np.isnan(q):
-            q = min(max(q, 1e-12), 1.0 - 1e-12)
-        cost += p * np.log(p / q) + (1.0 - p) * np.log((1.0 - p) / (1.0 - q))
-        slopes[c] = settings[SPARSITY_WEIGHT] * ((1.0 - p) / (1.0 - q) - p / q)
-    losses[step, 0] = settings[SPARSITY_WEIGHT] * cost
-
-
-@callee
-def _close_shards(job, losses, step, shards):  # type: ignore[no-untyped-def]
-    """The step's loss, and the sum of its rows' weights; a batch of nothing but zero weights costs nothing."""
-    totals = array_at(job[TOTALS], (SHARDS_MOST, 2), np.float64)
-    loss = weight = 0.0
-    for shard in range(shards):
-        loss += totals[shard, 0]
-        weight += totals[shard, 1]
-    if job[SPARSE] == 0:
-        losses[step, 0] = 0.0
-    if job[SUMS] != 0:
-        losses[step, 0] += loss / 2.0
-    elif weight > 0:
-        losses[step, 0] += loss / (2.0 * weight)
-    losses[step, 1] = weight
-
-
-@callee
-def _add_norms(job, losses, step, alpha):  # type: ignore[no-untyped-def]
-    """alpha / (2 sum of weights) times the weights' squares, onto the step's loss."""
-    total = 0.0
-    for norm in array_at(job[NORMS], (job[STRETCHES],), np.float64):
-        total += norm
-    if losses[step, 1] > 0:
-        losses[step, 0] += alpha * total / (2.0 * losses[step, 1])
+ITEMS = {
+    "load_at": load_tile,
+    "shard_at": shard_item,
+    "transpose_at": transpose_item,
+    "update_at": update_item,
+    "infer_at": infer,
+}
 
 
 @cache
-def addresses(form: Any, dtype: npt.DTypeLike) -> npt.NDArray[np.int64]:
-    """What a job holds from FORWARD_AT to ADD_PULL_AT; `form` is layer.py, rowlanes.py or bfloat16.py."""
-    products, others = form.addresses(dtype)
-    return np.array([*products, *item_addresses(dtype), *others])
-
-
-def item_addresses(dtype: npt.DTypeLike) -> list[int]:
-    """Where the functions lie that do what threads claim."""
-    return [made.address(dtype) for made in (load_tile, shard_item, transpose_item, update_item, infer)]
+def addresses(form: products.Form, dtype: npt.DTypeLike) -> dict[str, int]:
+    """Fields of a job: where all that it calls by address lies, compiled for `dtype`."""
+    return products.addresses(form, dtype) | {name: item.address(dtype) for name, item in ITEMS.items()}
 
 
 @kernel
-def admit(control, members, size):  # type: ignore[no-untyped-def]
+def admit(control_at, members_at, size):  # type: ignore[no-untyped-def]
     """Let members 0 .. size - 1 into the job, and the others out when they find nothing to do.
 
-    The helpers that sleep get WAKE set, and are PRESENT from now on.
+    The helpers that sleep get `wake` set, and are `present` from now on.
+
+    control_at   the control block of job.py        members_at   MEMBER (at least size,)
     """
-    shared = np.int64(control.ctypes.data)
-    exchange(shared + OPEN * 8, size)
-    for member in range(1, size):
-        present = np.int64(members[member].ctypes.data) + PRESENT * 8
-        members[member, WAKE] = compare_and_swap(present, 0, 1)
+    exchange(control_at + OPEN, size)
+    for number in range(1, size):
+        member_at = members_at + number * MEMBER_BYTES
+        member = record_at(member_at, MEMBER)
+        member.wake = np.int64(compare_and_swap(member_at + PRESENT, 0, 1))
 
 
 @kernel
-def open_job(control, members, claim, size):  # type: ignore[no-untyped-def]
+def open_job(control_at, members_at, claim, size):  # type: ignore[no-untyped-def]
     """A new job, which begins at `claim`, for members 0 .. size - 1."""
-    for place in range(CLAIM, CONTROL):
-        control[place] = 0
-    control[CLAIM] = claim
-    admit(control, members, size)
+    words = array_at(control_at, (CONTROL_BYTES // 8,), np.int64)
+    for place in range(CLAIM // 8, CONTROL_BYTES // 8):
+        words[place] = 0
+    words[CLAIM // 8] = claim
+    admit(control_at, members_at, size)
 
 
 @callee
-def _close_job(control):  # type: ignore[no-untyped-def]
+def _close_job(control_at):  # type: ignore[no-untyped-def]
     """Let nobody in any more: OVER, or WAITING while helpers are still inside."""
-    shared = np.int64(control.ctypes.data)
-    exchange(shared + OPEN * 8, 0)
+    exchange(control_at + OPEN, 0)
     for _ in range(SPINS):
-        if load_acquire(shared + INSIDE * 8) == 0:
+        if load_acquire(control_at + INSIDE) == 0:
             return OVER
         pause()
     return WAITING
 
 
 @kernel
-def run(job, control, me, work):  # type: ignore[no-untyped-def]
+def run(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
     """Take part in the job: OVER, BUSY or WAITING.
 
-    job       int64 (JOB,), read only while the job is open
-    control   int64 (CONTROL,), shared by the team
-    me        int64 (8,), this thread's
-    work      where this thread's memory for tiles begins; its dtype is known to what the job calls by address
+    job_at       JOB, read only while the job is open
+    control_at   the control block of job.py, shared by the crew
+    me_at        MEMBER, this thread's
+    work         where this thread's memory for tiles begins; what the job calls by address knows its dtype
     """
     state = flush_subnormals()
-    shared, present = np.int64(control.ctypes.data), np.int64(me.ctypes.data) + PRESENT * 8
-    open_at, inside_at, member = shared + OPEN * 8, shared + INSIDE * 8, me[MEMBER]
+    job, me = record_at(job_at, JOB), record_at(me_at, MEMBER)
+    present, open_at, inside_at, number = me_at + PRESENT, control_at + OPEN, control_at + INSIDE, me.number
     # A helper in a job: what the job points at stays until it is out again. It never leaves with an item.
     inside = False
     turns, status = 0, NOT_YET
     while status == NOT_YET:
-        if member > 0 and me[HELD] == 0 and load_acquire(open_at) <= member:
+        if number > 0 and me.held == 0 and load_acquire(open_at) <= number:
             if inside:
                 fetch_add(inside_at, -1)
                 inside = False
@@ -231,24 +166,24 @@ def run(job, control, me, work):  # type: ignore[no-untyped-def]
             if turns > LISTEN:
                 exchange(present, 0)
                 # A leader that opened a job just before may have counted on this helper.
-                if load_acquire(open_at) <= member or not compare_and_swap(present, 0, 1):
+                if load_acquire(open_at) <= number or not compare_and_swap(present, 0, 1):
                     status = OVER
                 turns = 0
-        elif member > 0 and not inside:
+        elif number > 0 and not inside:
             fetch_add(inside_at, 1)
             inside, turns = True, 0  # now see whether the job is still open
         else:
-            if job[TASK] == STEPS_TASK:
-                outcome = _steps(job, control, me, work)
+            if job.task == STEPS_TASK:
+                outcome = _steps(job_at, control_at, me_at, work)
             else:
-                call_at(job[INFER_AT], (work, np.int64(job.ctypes.data), shared, np.int64(me.ctypes.data)))
-                outcome = OVER if me[QUOTA] > 0 else BUSY
-            if member == 0:
-                status = _close_job(control) if outcome == OVER else outcome
+                call_at(job.infer_at, (work, job_at, control_at, me_at))
+                outcome = OVER if me.quota > 0 else BUSY
+            if number == 0:
+                status = _close_job(control_at) if outcome == OVER else outcome
             elif outcome == BUSY:
-                me[QUOTA] = me[REFILL]
+                me.quota = me.refill
             else:
-                while outcome == OVER and turns < LISTEN and load_acquire(open_at) > member:
+                while outcome == OVER and turns < LISTEN and load_acquire(open_at) > number:
                     pause()
                     turns += 1
                 fetch_add(inside_at, -1)
@@ -260,47 +195,48 @@ def run(job, control, me, work):  # type: ignore[no-untyped-def]
 
 
 @callee
-def _claim(job, control, me, number, items):  # type: ignore[no-untyped-def]
-    """An item of phase `number`, or -1 where all are claimed.
+def _claim(job, control_at, me, phase, items):  # type: ignore[no-untyped-def]
+    """An item of phase number `phase`, or -1 where all are claimed.
 
-    TAKEN holds the last phase that each item was claimed for. A thread begins at its own share of them, the same in
-    every step, so that what it wrote the last time is still in its own cache; then it helps the others out.
+    job.taken holds the last phase that each item was claimed for. A thread begins at its own share of them, the same
+    in every step, so that what it wrote the last time is still in its own cache; then it helps the others out.
     """
-    size = load_acquire(np.int64(control.ctypes.data) + OPEN * 8)
-    begin = me[MEMBER] * items // max(size, me[MEMBER] + 1)
+    size = load_acquire(control_at + OPEN)
+    begin = me.number * items // max(size, me.number + 1)
     for i in range(items):
         item = begin + i if begin + i < items else begin + i - items
-        place = job[TAKEN] + item * 8
+        place = job.taken + item * 8
         before = load_acquire(place)
-        if before < number and compare_and_swap(place, before, number):
+        if before < phase and compare_and_swap(place, before, phase):
             return item
     return -1
 
 
 @callee
-def _steps(job, control, me, work):  # type: ignore[no-untyped-def]
-    shared, job_at, me_at = np.int64(control.ctypes.data), np.int64(job.ctypes.data), np.int64(me.ctypes.data)
-    claim_at, done_at = shared + CLAIM * 8, shared + DONE * 8
-    steps = job[STEPS]
-    settings = array_at(job[SETTINGS], (SETTINGS_SIZE,), np.float64)
-    losses = array_at(job[LOSSES], (steps, 2), np.float64)
+def _steps(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
+    """Claim items and do them until the job is over, the quota is used up, or there is long nothing to claim."""
+    job, me = record_at(job_at, JOB), record_at(me_at, MEMBER)
+    claim_at, done_at = control_at + CLAIM, control_at + DONE
+    words = array_at(control_at, (CONTROL_BYTES // 8,), np.int64)
+    losses = array_at(job.losses, (job.steps, 2), np.float64)
     spins, exhausted = 0, -1  # the phase that has no item left to claim
+    # Loop 1: the phases of all steps, `number` counting through them; loop 2: the items that this thread claims.
     while True:
-        if me[HELD] == 0:
+        if me.held == 0:
             number = load_acquire(claim_at)
             if number == FINISHED_CLAIM:
                 return OVER
             step, phase = number // PHASES, number % PHASES
-            if phase != UPDATE and load_acquire(shared + CANCEL * 8) != 0:
+            if phase != UPDATE and load_acquire(control_at + CANCEL) != 0:
                 if not compare_and_swap(claim_at, number, FINISHED_CLAIM):
                     continue
-                control[OUTCOME] = CANCELLED
+                words[OUTCOME // 8] = CANCELLED
                 return OVER
             item = -1
             if number != exhausted:
-                item = _claim(job, control, me, number, items_of(job, step, phase))
+                item = _claim(job, control_at, me, number, items_of(job, step, phase))
             if item < 0:
-                if load_acquire(shared + OPEN * 8) <= me[MEMBER]:
+                if load_acquire(control_at + OPEN) <= me.number:
                     return OVER
                 exhausted = number
                 spins += 1
@@ -308,42 +244,42 @@ def _steps(job, control, me, work):  # type: ignore[no-untyped-def]
                     return WAITING
                 pause()
                 continue
-            me[HELD], me[ITEM], me[PROGRESS] = number + 1, item, 0
+            me.held, me.item, me.progress = number + 1, item, 0
         spins = 0
-        number, item = me[HELD] - 1, me[ITEM]
+        number, item = me.held - 1, me.item
         step, phase = number // PHASES, number % PHASES
         items = items_of(job, step, phase)
         if phase == TRANSPOSE:
-            call_at(job[TRANSPOSE_AT], (work, job_at, item))
+            call_at(job.transpose_at, (work, job_at, item))
         elif phase == UPDATE:
-            parts = job[PARTS] if job[PARTS] != 0 else items_of(job, step, SHARD)
-            call_at(job[UPDATE_AT], (work, job_at, item, step, parts))
+            parts = job.parts if job.parts != 0 else items_of(job, step, SHARD)
+            call_at(job.update_at, (work, job_at, item, step, parts))
         else:
-            if load_acquire(shared + CANCEL * 8) != 0:
-                me[HELD] = 0
+            if load_acquire(control_at + CANCEL) != 0:
+                me.held = 0
                 continue
             first, rows = rows_of_shard(job, step, item)
             which = item, first, rows, epoch_of(job, step)
-            call_at(job[SHARD_AT], (work, job_at, *which, me_at, np.int64(phase == CODE)))
-            if me[PROGRESS] < rows:
+            call_at(job.shard_at, (work, job_at, *which, me_at, np.int64(phase == CODE)))
+            if me.progress < rows:
                 return BUSY
-        me[HELD] = 0
+        me.held = 0
         if fetch_add(done_at, 1) + 1 == items:
             store_release(done_at, 0)
             if phase == CODE:
-                _close_codes(job, settings, losses, step, items)
+                close_codes(job, step, items)
             if phase == SHARD:
-                _close_shards(job, losses, step, items)
-                if job[OPTIMIZER] != NONE and not np.isfinite(losses[step, 0]):
-                    control[OUTCOME] = DIVERGED
+                close_shards(job, step, items)
+                if job.optimizer != NONE and not np.isfinite(losses[step, 0]):
+                    words[OUTCOME // 8] = DIVERGED
                     store_release(claim_at, FINISHED_CLAIM)
                     return OVER
             if phase == UPDATE:
-                if settings[ALPHA] > 0:
-                    _add_norms(job, losses, step, settings[ALPHA])
-                control[STEPS_DONE] = step + 1
-                if step + 1 == steps:
-                    control[OUTCOME] = COMPLETE
+                if job.alpha > 0:
+                    add_penalties(job, step)
+                words[STEPS_DONE // 8] = step + 1
+                if step + 1 == job.steps:
+                    words[OUTCOME // 8] = COMPLETE
                     store_release(claim_at, FINISHED_CLAIM)
                     return OVER
             following = number + 1

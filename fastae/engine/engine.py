@@ -1,24 +1,24 @@
 """Engine: the loss and gradient of a batch, reconstructions and codes, on all cores, in memory allocated once.
 
-What it hands to the kernels is a job (``kernels/job.py``): addresses, strides and sizes. No arithmetic stands here.
+A call becomes a job (``jobs.py``), which a crew of threads works on (``crew.py``). No arithmetic stands here.
 """
 
+import ctypes
 import os
 import threading
-import time
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastae.checks import check_count, check_index, check_matrix, check_vector
-from fastae.engine import thread_pool
-from fastae.engine.jobs import noise_id, optimizer_settings
-from fastae.engine.thread_count import Pace
+from fastae.checks import check_count, check_matrix, check_vector
+from fastae.engine import jobs, thread_pool
+from fastae.engine.crew import Crew
+from fastae.engine.thread_count import ThreadCount
 from fastae.kernels import job as fields
 from fastae.kernels import layout
+from fastae.kernels.job import Job
 from fastae.kernels.layout import address
 from fastae.network import Network, Parameters, check_dtype
 from fastae.objective import PLAIN, Objective
@@ -26,13 +26,9 @@ from fastae.optimizers import Optimizer, State
 
 SMALL_JOB = 4e6  # FLOPs below which a job stays on the calling thread
 LARGE_STEP = 100e6  # FLOPs a thread above which threads pay in every step: it is not tried out
-KINDS_MOST = 100  # of steps, that an engine learns about
-PATIENCE = 0.05  # seconds a jitted call should last, so that signals are handled in time
+KINDS_MOST = 100  # kinds of jobs that an engine keeps a thread count for
 SMALL_TILE = 32  # rows through the layers that a thread takes at a time: all weights are read for them
-FIRST_CALL = 2e7  # rows times weights that the first one goes through: nobody knows yet how long that takes
-WORKSPACE = 1 << 20  # bytes of tiles a thread should keep to: less than L2
-# What jobs that take alike have in common, besides steps and rows
-_KIND = [fields.TASK, fields.OPTIMIZER, fields.TURNED, fields.FIRST_LAYER, fields.LAST_LAYER]
+FIRST_CALL = 2e7  # rows times weights that the first call processes: nobody knows yet how long that takes
 
 
 class Engine:
@@ -72,72 +68,77 @@ class Engine:
             raise TypeError(f"n_threads must be an integer or None, got {n_threads!r}")
         if n_threads < 1:
             raise ValueError(f"n_threads must be at least 1, got {n_threads}")
-        narrow = isinstance(dtype, str) and dtype == "bfloat16"
+        in_bfloat16 = isinstance(dtype, str) and dtype == "bfloat16"
         self.network, self.n_threads = network, int(n_threads)
-        self.dtype = check_dtype("float32" if narrow else dtype)
+        self.dtype = check_dtype("float32" if in_bfloat16 else dtype)
 
         from numba import config  # here, not above: the compiler is loaded when an engine is made
 
         if config.DISABLE_JIT:
             raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels do not run uncompiled")
-        from numba.core.errors import NumbaError
-
-        from fastae.kernels import bfloat16, layer, partition, rowlanes, shard, step, stretch
+        from fastae.kernels import bfloat16, gemm, partition, rowlanes, step, stretch, tile
         from fastae.kernels.target import TARGET
 
-        if narrow and not TARGET.bfloat16:
+        if in_bfloat16 and not TARGET.bfloat16:
             raise RuntimeError(
                 f"dtype bfloat16 takes a CPU with AVX512_BF16, but kernels are compiled for {TARGET.cpu}"
             )
-        self._step, self._not_compiled = step, NumbaError
-        self._form, self._rowlanes = bfloat16 if narrow else layer, rowlanes  # of products
-        self._partition, self._narrow_all = partition, stretch.narrow_all
-        self.plan, size, transposed = layout.plan(network.widths, network.activations, self.dtype)
-        lanes = layout.lanes(self.dtype)
-        last = self.plan[-1]
-        outputs = layout.blocks(last[layout.FAN_OUT], self.dtype) * lanes
-        width = int(last[layout.OUTPUT] + outputs)  # elements that a row takes in a tile
-        # Measured: flat from 144 to 256 rows at every width; less for a very wide network, to stay within L2.
-        self.tile_rows = 192 if width * self.dtype.itemsize * 192 <= WORKSPACE else 144
-        sums = int(last[layout.COLUMN_SUMS] + outputs)
-        code = layout.blocks(network.widths[network.code_layer], self.dtype) * lanes
-        # A clean copy of a corrupted input, as loaded and as turned, and a spare tile; untouched, so no memory, where
-        # nothing needs them. Where rows lie in the lanes, tiles are of another height.
-        inputs = int(self.plan[0][layout.OUTPUT])
-        most = self.tile_rows if narrow else max(self.tile_rows, rowlanes.height(network.widths, self.dtype))
-        extra = (2 * inputs + max(inputs, code)) * most
-        scratch = int(shard.target_place(self.plan, most, lanes)) + extra
-        self._work = [layout.aligned_zeros(scratch, self.dtype) for _ in range(self.n_threads)]
-        self._narrow = layout.aligned_zeros(size, self.dtype) if narrow else None
-        self._transposed = layout.aligned_zeros(transposed, self.dtype)
-        self._ones = layout.aligned_zeros(sums, self.dtype)
-        for row in self.plan:
-            start = row[layout.COLUMN_SUMS]
-            self._ones[start : start + row[layout.FAN_OUT]] = 1
+        self._partition, self._rowlanes = partition, rowlanes
+        self._addresses, self._prepare_weights = step.addresses, stretch.prepare_weights
+        self._form = bfloat16.PAIRS if in_bfloat16 else gemm.COLUMN_BLOCKS
+        forms = [self._form] if in_bfloat16 else [self._form, rowlanes.ROW_LANES]
+        widths, dtype, lanes = network.widths, self.dtype, layout.lanes(self.dtype)
+        self.plan, size, transposed = layout.plan(widths, network.activations, dtype)
+        self.tile_rows = self._form.height(widths, dtype)
+        code, last = widths[network.code_layer], self.plan[-1]
+        # The map of a tile's memory (kernels/tile.py) ends with up to three tiles of the input, one as wide as the
+        # code at least. The memory is untouched, so none, where nothing needs it.
+        height = max(form.height(widths, dtype) for form in forms)
+        inputs, codes = (layout.blocks(columns, dtype) * lanes * height for columns in (widths[0], code))
+        scratch = int(tile.tile_map(self.plan, height, 0, dtype.itemsize).clean) // dtype.itemsize
+        work = [
+            layout.aligned_zeros(scratch + 2 * inputs + max(inputs, codes), dtype)
+            for _ in range(self.n_threads)
+        ]
         self._size = size
-        self._gradients = layout.aligned_zeros(0, self.dtype).reshape(0, size)
+        self._weights = layout.aligned_zeros(size, dtype) if in_bfloat16 else None  # as the form reads them
+        self._transposed = layout.aligned_zeros(transposed, dtype)
+        sums = int(last["column_sums"]) + layout.blocks(int(last["fan_out"]), dtype) * lanes
+        self._ones = layout.aligned_zeros(sums, dtype)
+        for layer in self.plan:
+            start = layer["column_sums"]
+            self._ones[start : start + layer["fan_out"]] = 1
+        self._gradients = layout.aligned_zeros(0, dtype).reshape(0, size)
         self._totals = np.zeros((partition.SHARDS_MOST, 2))
         stretches = int(partition.stretches(self.plan, lanes))
         self._norms = np.zeros(stretches)
-        self._taken = np.zeros(max(stretches, partition.SHARDS_MOST), np.int64)
-        self._codes = np.zeros((partition.SHARDS_MOST, network.widths[network.code_layer]))
-        self._slopes = np.zeros(code)
-        self._job = np.zeros(fields.JOB, np.int64)
-        self._blank = np.zeros(fields.JOB, np.int64)  # what all jobs have in common
-        self._blank[fields.PLAN_AT], self._blank[fields.LAYERS] = address(self.plan), len(self.plan)
-        self._blank[fields.HEIGHT], self._blank[fields.SIZE] = self.tile_rows, size
-        self._blank[fields.STRETCHES] = stretches
-        self._blank[fields.MULTIPLE] = layer.row_multiple(network.widths[1:], self.dtype)
-        self._blank[fields.ONES], self._blank[fields.TOTALS] = address(self._ones), address(self._totals)
-        self._blank[fields.NORMS], self._blank[fields.CODES] = address(self._norms), address(self._codes)
-        self._blank[fields.SLOPES] = address(self._slopes)
-        self._blank[fields.CODE_LAYER] = network.code_layer - 1
-        self._blank[fields.TAKEN] = address(self._taken)
-        self._blank[fields.WT], self._blank[fields.WT_SIZE] = address(self._transposed), transposed
-        self._form_team()
-        self._paces: dict[tuple[int, ...], Pace] = {}
+        self._codes = np.zeros((partition.SHARDS_MOST, code))
+        self._slopes = jobs.padded(0.0, code, dtype)
+        self._blanks = {form: self._blank(form, transposed, stretches) for form in forms}
+        self._crew = Crew(work, max(stretches, partition.SHARDS_MOST))
+        self._thread_counts: dict[tuple[Any, ...], ThreadCount] = {}
         self._lock = threading.Lock()
         _engines.add(self)
+
+    def _blank(self, form: Any, transposed: int, stretches: int) -> Job:
+        """What all jobs in one form of products have in common, but for the addresses of what is compiled for it."""
+        return Job(
+            plan=address(self.plan),
+            layers=len(self.plan),
+            code_layer=self.network.code_layer - 1,
+            size=self._size,
+            stretches=stretches,
+            transposed=address(self._transposed),
+            transposed_size=transposed,
+            ones=address(self._ones),
+            totals=address(self._totals),
+            norms=address(self._norms),
+            codes=address(self._codes),
+            slopes=address(self._slopes),
+            height=form.height(self.network.widths, self.dtype),
+            row_multiple=form.row_multiple(self.network.widths, self.dtype),
+            target_in_form=form.target_in_form,
+        )
 
     # -- public -----------------------------------------------------------------------------------------------
 
@@ -264,8 +265,7 @@ class Engine:
                 f"network puts out {self.network.widths[-1]} features, not {self.network.widths[0]}"
             )
         n = self.network.widths[0]
-        padded = np.zeros(layout.blocks(n, self.dtype) * layout.lanes(self.dtype))
-        padded[:n] = 1 if column_weight is None else check_vector(column_weight, n, "column_weight")
+        weight = 1.0 if column_weight is None else check_vector(column_weight, n, "column_weight")
         return self._infer(
             params,
             X,
@@ -274,7 +274,7 @@ class Engine:
             index=index,
             shift=shift,
             scale=scale,
-            column_weight=padded,
+            column_weight=jobs.padded(weight, n, self.dtype),
             missing=missing,
         )
 
@@ -314,50 +314,35 @@ class Engine:
             raise ValueError(f"network puts out {self.network.widths[-1]} features, but X has {X.shape[1]}")
         if sums and (objective.alpha or objective.sparsity_weight):
             raise ValueError("sums are of rows: objective must have neither alpha nor sparsity_weight")
-        job, alive = self._describe(X, index, shift, scale, self.network.widths[0])
-        unit = 1.0  # of the weights
-        if sample_weight is not None:
-            weights = check_vector(sample_weight, X.shape[0], "sample_weight")
-            if not (weights >= 0).all() or not np.isfinite(weights).all():
-                raise ValueError("sample_weight must be finite and not negative")
-            used = weights if index is None else weights[alive[0]]
-            largest = used.max()
-            if not largest > 0:
-                raise ValueError("sample_weight is zero in every row")
-            if not 2.0**-30 < largest < 2.0**30:  # in another unit S is the same, and float32 has room for it
-                unit = float(2.0 ** np.floor(np.log2(largest)))
-                weights = weights / unit
-            alive.append(weights)
-            job[fields.SAMPLE_WEIGHT] = address(weights)
-        rates = np.ascontiguousarray(rates, np.float64)
-        losses = np.zeros((rates.size, 2))
-        settings = self._describe_update(job, params, gradient, optimizer, state, rates, losses)
-        self._describe_objective(job, settings, objective, unit, seed, epoch)
         if batch_size is not None:
             check_count("batch_size", batch_size)
-        rows = int(job[fields.ROWS])
+        rows = X.shape[0] if index is None else np.size(index)  # type: ignore[arg-type]
         batch = rows if batch_size is None else min(int(batch_size), rows)
-        job[fields.BATCH], job[fields.FIRST_ROW], job[fields.SUMS] = batch, first_row, sums
-        job[fields.WEIGHTS] = address(params.flat if self._narrow is None else self._narrow)
-        widths, linear = self.network.widths, self.network.activations[-1] == "identity"
-        plain = linear and self._narrow is None and not objective.sparsity_weight
-        if plain and self._rowlanes.pays(widths, batch, self._size, self.dtype):
-            self._use(self._rowlanes, job)
-            job[fields.HEIGHT] = self._rowlanes.height(widths, self.dtype)
-            job[fields.MULTIPLE], job[fields.TURNED] = self._rowlanes.row_multiple(self.dtype), 1
-        else:
-            self._use(self._form, job)
+        job = self._new_job(self._form_for(batch, objective))
+        chosen, alive = jobs.set_matrix(job, X, self.dtype, index=index, shift=shift, scale=scale)
+        unit = 1.0  # of the weights
+        if sample_weight is not None:
+            weights, unit = jobs.sample_weights(sample_weight, X.shape[0], chosen)
+            alive.append(weights)
+            job.sample_weight = address(weights)
+        rates = np.ascontiguousarray(rates, np.float64)
+        losses = np.zeros((rates.size, 2))
+        self._check_params(params)
+        self._check_params(gradient, "gradient")
+        jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
+        jobs.set_objective(job, objective, self.network, unit)
+        job.seed, job.epoch = seed, epoch
+        job.batch, job.first_row, job.sums = batch, first_row, sums
+        job.weights = address(params.flat if self._weights is None else self._weights)
         with self._lock:
-            shards = self._partition.most_shards(rows, batch, self._size, int(job[fields.MULTIPLE]))
+            shards = self._partition.most_shards(rows, batch, self._size, job.row_multiple)
             if self._gradients.shape[0] < shards:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
-            job[fields.GRADIENTS] = address(self._gradients)
+            job.gradients = address(self._gradients)
             flops = 6.0 * batch * self._size
             if shards == 1 and flops < SMALL_JOB:
                 flops = 0.0  # a step of one shard has little else to share out
-            self._share(job, fields.TRANSPOSE, flops, rates.size, batch)
-            done = int(self._control[fields.STEPS_DONE])
-            diverged = self._control[fields.OUTCOME] == fields.DIVERGED
+            done, diverged = self._share(job, fields.TRANSPOSE, flops, rates.size, batch)
         losses[:, 1] *= unit
         if sums and unit != 1:
             losses[:, 0] *= unit
@@ -385,11 +370,11 @@ class Engine:
         if parts.ndim != 2 or parts.shape[1] != self._size or not len(parts):
             raise ValueError(f"parts must be of shape (blocks, {self._size}), got {parts.shape}")
         losses, rates = np.array([[0.0, weight]]), np.array([float(rate)])
-        job = self._blank.copy()
-        settings = self._describe_update(job, params, gradient, optimizer, state, rates, losses)
-        settings[fields.ALPHA] = alpha
-        job[fields.PARTS], job[fields.GRADIENTS] = len(parts), address(parts)
-        self._use(self._form, job)
+        self._check_params(params)
+        self._check_params(gradient, "gradient")
+        job = self._new_job(self._form)
+        jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
+        job.alpha, job.parts, job.gradients = alpha, len(parts), address(parts)
         with self._lock:
             self._run(job, fields.UPDATE, 1)
         return float(losses[0, 0])
@@ -413,187 +398,65 @@ class Engine:
         self._check_params(params)
         columns = self.network.widths[first]
         X = check_matrix(X, columns, name)
-        job, alive = self._describe(X, index, shift, scale, columns)
-        rows = int(job[fields.ROWS])
+        job = self._new_job(self._form)
+        _, alive = jobs.set_matrix(job, X, self.dtype, index=index, shift=shift, scale=scale)
+        rows = job.rows
         if column_weight is None:
             out = np.empty((rows, self.network.widths[last]), self.dtype)
-            job[fields.TASK] = fields.INFER_TASK
+            job.task = fields.INFER_TASK
         else:
             out = np.empty(rows)
-            job[fields.TASK], job[fields.COLUMN_WEIGHT] = fields.ERRORS_TASK, address(column_weight)
-        job[fields.MISSING], job[fields.PARAMETERS] = missing, address(params.flat)
-        job[fields.WEIGHTS] = address(params.flat if self._narrow is None else self._narrow)
-        job[fields.OUT], job[fields.OUT_STRIDE] = address(out), out.strides[0]
-        job[fields.FIRST_LAYER], job[fields.LAST_LAYER] = first, last
+            job.task, job.column_weight = fields.ERRORS_TASK, address(column_weight)
+        job.missing, job.parameters = missing, address(params.flat)
+        job.weights = address(params.flat if self._weights is None else self._weights)
+        job.out, job.out_stride = address(out), out.strides[0]
+        job.first_layer, job.last_layer = first, last
         # As many turns as have to be, in each of which all threads take as many rows.
         turns = -(-rows // (self.n_threads * self.tile_rows))
         each = max(SMALL_TILE, -(-rows // (self.n_threads * turns)))
-        job[fields.BATCH] = min(self.tile_rows, self._partition.round_up(each, int(job[fields.MULTIPLE])))
-        self._use(self._form, job)
+        job.batch = min(self.tile_rows, -(-each // job.row_multiple) * job.row_multiple)
         with self._lock:
-            if self._narrow is not None:
-                self._narrow_all(job)
+            if self._weights is not None:
+                self._prepare_weights(ctypes.addressof(job), self.dtype.itemsize)
             self._share(job, 0, 2.0 * rows * self._size, 1, rows)
         del alive
         return out
 
-    def _share(self, job: np.ndarray, claim: int, flops: float, steps: int, rows: int) -> None:
-        """The job on as many threads as pay, given the FLOPs and the rows of each of its steps (pace.py)."""
+    def _form_for(self, batch: int, objective: Objective) -> Any:
+        """The form of products that steps on `batch` rows are fastest in, of those that can take them."""
+        network = self.network
+        if self._weights is not None or network.activations[-1] != "identity" or objective.sparsity_weight:
+            return self._form
+        pays = self._rowlanes.pays(network.widths, batch, self._size, self.dtype)
+        return self._rowlanes.ROW_LANES if pays else self._form
+
+    def _new_job(self, form: Any) -> Job:
+        """A job in one form of products, of which nothing else is said; compiles what it calls where that is new."""
+        blank = self._blanks[form]
+        if not blank.forward_at:
+            for name, place in self._addresses(form, self.dtype).items():
+                setattr(blank, name, place)
+        return Job.from_buffer_copy(blank)
+
+    def _share(self, job: Job, claim: int, flops: float, steps: int, rows: int) -> tuple[int, bool]:
+        """Run the job on as many threads as pay, given the FLOPs and the rows of each of its steps."""
         if flops * steps <= SMALL_JOB:
-            self._run(job, claim, 1)
-        elif self.n_threads == 1 or flops > LARGE_STEP * self.n_threads:
-            self._run(job, claim, self.n_threads)
-        else:
-            kind = steps, rows, *job[_KIND].tolist()
-            if kind not in self._paces:
-                if len(self._paces) == KINDS_MOST:
-                    self._paces.clear()
-                # More threads than CPUs never pay: one that is waited for may be waiting for another's CPU.
-                self._paces[kind] = Pace(min(self.n_threads, thread_pool.available_cpus()))
-            self._run(job, claim, self.n_threads, self._paces[kind])
+            return self._run(job, claim, 1)
+        if self.n_threads == 1 or flops > LARGE_STEP * self.n_threads:
+            return self._run(job, claim, self.n_threads)
+        kind = jobs.kind_of(job, steps, rows)
+        if kind not in self._thread_counts:
+            if len(self._thread_counts) == KINDS_MOST:
+                self._thread_counts.clear()
+            # More threads than CPUs never pay: one that is waited for may be waiting for another's CPU.
+            self._thread_counts[kind] = ThreadCount(min(self.n_threads, thread_pool.available_cpus()))
+        return self._run(job, claim, self.n_threads, self._thread_counts[kind])
 
-    def _run(self, job: np.ndarray, claim: int, most: int, pace: Pace | None = None) -> None:
-        """The job to its end, on `most` threads or as many as `pace` has it, in calls that last PATIENCE at most.
-
-        Ctrl-C is raised when no thread is at work any more; it may leave steps undone, but none in part.
-        """
-        step, members, control = self._step, self._members, self._control
-        self._job[:] = job
+    def _run(
+        self, job: Job, claim: int, n_threads: int, tried: ThreadCount | None = None
+    ) -> tuple[int, bool]:
         quota = max(1, int(FIRST_CALL * self.network.widths[0] // max(self._size, 1)))
-        members[:, fields.REFILL] = quota
-        members[0, fields.HELD] = 0
-        self._taken[:] = -1
-        error: BaseException | None = None
-        stepping = job[fields.TASK] == fields.STEPS_TASK  # else all of the job is one step
-        threads = done = 0  # threads let into the job, steps taken so far
-        while True:
-            try:
-                status = fields.BUSY
-                while status != fields.OVER:
-                    began = time.perf_counter()
-                    wanted = most if pace is None else pace.threads
-                    if error is not None:
-                        control[fields.CANCEL] = 1
-                    elif threads != wanted:
-                        opened, threads = threads > 0, wanted
-                        if opened:
-                            step.admit(control, members, threads)
-                        else:
-                            step.open_job(control, members, claim, threads)
-                        for member in range(1, threads):
-                            if members[member, fields.WAKE]:
-                                thread_pool.lend(self._helper(member))
-                    members[0, fields.QUOTA] = quota
-                    status = step.run(self._job, control, members[0], address(self._work[0]))
-                    while status == fields.WAITING:
-                        time.sleep(0)
-                        status = step.run(self._job, control, members[0], address(self._work[0]))
-                    took, longest = time.perf_counter() - began, PATIENCE
-                    if pace is not None:
-                        taken = int(control[fields.STEPS_DONE] if stepping else status == fields.OVER)
-                        pace.record(took, taken - done)
-                        done = taken
-                        longest = pace.slice(PATIENCE)
-                    quota = max(1, int(quota * min(4.0, longest / max(took, 1e-6))))
-                break
-            except self._not_compiled:  # nothing has run, on any thread, and nothing will
-                raise
-            except BaseException as raised:
-                error = error or raised
-        if error is not None:
-            self._form_team()  # it is not known which helpers were woken
-            raise error
-
-    def _form_team(self) -> None:
-        """What threads share and keep, as it is before any helper listens."""
-        self._control = layout.aligned_zeros(fields.CONTROL, np.int64)
-        self._members = layout.aligned_zeros(self.n_threads * 8, np.int64).reshape(-1, 8)
-        self._members[:, fields.MEMBER] = np.arange(self.n_threads)
-
-    def _helper(self, member: int) -> Callable[[], None]:
-        """What a helper thread does as `member`; holds on to memory, not to the engine."""
-        step, job, control = self._step, self._job, self._control
-        me, work = self._members[member], self._work[member]
-
-        def take_part() -> None:
-            me[fields.HELD], me[fields.QUOTA] = 0, me[fields.REFILL]
-            while step.run(job, control, me, address(work)) != fields.OVER:
-                time.sleep(0)
-
-        return take_part
-
-    def _describe(
-        self, X: np.ndarray, index: Any, shift: Any, scale: Any, columns: int
-    ) -> tuple[np.ndarray, list[Any]]:
-        """The job's common part, and the arrays it points at, to be kept alive; the first is the row index, if any."""
-        job = self._blank.copy()
-        job[fields.X], job[fields.ROW_STRIDE], job[fields.COLUMN_STRIDE] = address(X), *X.strides
-        if X.shape[1] == 1:
-            job[fields.COLUMN_STRIDE] = X.itemsize
-        job[fields.KIND], job[fields.ROWS] = fields.KINDS[X.dtype], X.shape[0]
-        alive: list[Any] = []
-        if index is not None:
-            rows = check_index(index, X.shape[0])
-            alive.append(rows)
-            job[fields.INDEX], job[fields.ROWS] = address(rows), rows.size
-        if shift is not None or scale is not None:
-            lanes = layout.lanes(self.dtype)
-            for place, name, value, default in (
-                (fields.SHIFT, "shift", shift, 0.0),
-                (fields.SCALE, "scale", scale, 1.0),
-            ):
-                padded = np.zeros(-(-columns // lanes) * lanes)
-                padded[:columns] = default if value is None else check_vector(value, columns, name)
-                alive.append(padded)
-                job[place] = address(padded)
-        alive.append(X)
-        return job, alive
-
-    def _use(self, form: Any, job: np.ndarray) -> None:
-        """The job's products in one form: layer.py's, rowlanes.py's or bfloat16.py's."""
-        job[fields.FORWARD_AT : fields.ADD_PULL_AT + 1] = self._step.addresses(form, self.dtype)
-
-    def _describe_update(
-        self,
-        job: np.ndarray,
-        params: Parameters,
-        gradient: Parameters,
-        optimizer: Optimizer | None,
-        state: State | None,
-        rates: np.ndarray,
-        losses: np.ndarray,
-    ) -> np.ndarray:
-        """Steps, and what they write to; the last two float64, one rate and two numbers of `losses` a step."""
-        self._check_params(params)
-        self._check_params(gradient, "gradient")
-        if rates.ndim != 1 or rates.size == 0:
-            raise ValueError(f"rates must contain one learning rate per step, got shape {rates.shape}")
-        kind, settings = optimizer_settings(optimizer, state)
-        if optimizer is not None and state is not None:
-            state.check(params)
-            job[fields.MOMENTS] = address(state.moments)
-        job[fields.TASK], job[fields.STEPS], job[fields.OPTIMIZER] = fields.STEPS_TASK, rates.size, kind
-        job[fields.PARAMETERS], job[fields.GRADIENT] = address(params.flat), address(gradient.flat)
-        job[fields.RATES], job[fields.SETTINGS] = address(rates), address(settings)
-        job[fields.LOSSES] = address(losses)
-        return settings
-
-    def _describe_objective(
-        self, job: np.ndarray, settings: np.ndarray, objective: Objective, unit: float, seed: int, epoch: int
-    ) -> None:
-        if not isinstance(objective, Objective):
-            raise TypeError(f"objective must be an Objective, got {objective!r}")
-        settings[fields.ALPHA], settings[fields.NOISE_LEVEL] = objective.alpha / unit, objective.noise_level
-        settings[fields.SPARSITY_TARGET] = objective.sparsity_target
-        settings[fields.SPARSITY_WEIGHT] = objective.sparsity_weight
-        job[fields.MISSING], job[fields.SPARSE] = objective.missing, objective.sparsity_weight > 0
-        job[fields.NOISE] = noise_id(objective)
-        job[fields.SEED], job[fields.EPOCH] = seed, epoch
-        layer = self.network.code_layer
-        if objective.sparsity_weight > 0 and (
-            layer == self.network.n_layers or self.network.activations[layer - 1] != "sigmoid"
-        ):
-            raise ValueError("sparsity_weight needs a code, below the last layer, of sigmoid units")
+        return self._crew.run(job, claim, n_threads, quota, tried)
 
     def _check_params(self, params: Parameters, name: str = "params") -> None:
         if not isinstance(params, Parameters):
@@ -611,7 +474,7 @@ def _forget_threads() -> None:
     """In a forked child, where no other thread is left: none holds a lock, is in a job or listens for one."""
     for engine in _engines:
         engine._lock = threading.Lock()
-        engine._form_team()
+        engine._crew.form()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,35 +1,122 @@
-"""What the kernels are told: optimizers and objectives as the numbers of ``kernels/job.py``. No arithmetic."""
+"""What the kernels are told: a job's record, filled from arrays, parameters, an optimizer and an objective.
+
+Ids of optimizers and noises, addresses and strides are known here and in ``kernels/job.py`` alone. No arithmetic.
+"""
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fastae.checks import check_index, check_vector
 from fastae.kernels import job as fields
+from fastae.kernels import layout
+from fastae.kernels.job import Job
+from fastae.kernels.layout import address
+from fastae.network import Network, Parameters
 from fastae.objective import Objective
 from fastae.optimizers import SGD, Adam, Optimizer, State
 
+_NOISES = {None: fields.NO_NOISE, "gaussian": fields.GAUSSIAN, "mask": fields.MASK, "swap": fields.SWAP}
 
-def optimizer_settings(
-    optimizer: Optimizer | None, state: State | None
-) -> tuple[int, npt.NDArray[np.float64]]:
-    """The id of an optimizer, and its settings from the step on that `state` has come to."""
-    settings = np.zeros(fields.SETTINGS_SIZE)
+
+def padded(vector: npt.ArrayLike, columns: int, dtype: npt.DTypeLike) -> np.ndarray:
+    """A float64 vector, with zeros up to whole blocks of `dtype`: kernels read lines of it."""
+    lines = np.zeros(layout.blocks(columns, dtype) * layout.lanes(dtype))
+    lines[:columns] = vector
+    return lines
+
+
+def set_matrix(
+    job: Job,
+    X: np.ndarray,
+    dtype: npt.DTypeLike,
+    *,
+    index: npt.ArrayLike | None,
+    shift: npt.ArrayLike | None,
+    scale: npt.ArrayLike | None,
+) -> tuple[np.ndarray | None, list[np.ndarray]]:
+    """The rows that a job is about; returns the row numbers, if any, and all arrays that must outlive the job."""
+    job.x, (job.row_stride, job.column_stride) = address(X), X.strides
+    columns = X.shape[1]
+    if columns == 1:
+        job.column_stride = X.itemsize
+    job.kind, job.rows = fields.KINDS[X.dtype], X.shape[0]
+    alive = [X]
+    rows = None
+    if index is not None:
+        rows = check_index(index, X.shape[0])
+        alive.append(rows)
+        job.index, job.rows = address(rows), rows.size
+    if shift is not None or scale is not None:
+        shifts = padded(0.0 if shift is None else check_vector(shift, columns, "shift"), columns, dtype)
+        scales = padded(1.0 if scale is None else check_vector(scale, columns, "scale"), columns, dtype)
+        alive += shifts, scales
+        job.shift, job.scale = address(shifts), address(scales)
+    return rows, alive
+
+
+def sample_weights(
+    sample_weight: npt.ArrayLike, rows: int, index: np.ndarray | None
+) -> tuple[np.ndarray, float]:
+    """The rows' weights in a unit that float32 has room for, and that unit: S is the same in any."""
+    weights = check_vector(sample_weight, rows, "sample_weight")
+    if not (weights >= 0).all() or not np.isfinite(weights).all():
+        raise ValueError("sample_weight must be finite and not negative")
+    largest = (weights if index is None else weights[index]).max()
+    if not largest > 0:
+        raise ValueError("sample_weight is zero in every row")
+    if 2.0**-30 < largest < 2.0**30:
+        return weights, 1.0
+    unit = float(2.0 ** np.floor(np.log2(largest)))
+    return weights / unit, unit
+
+
+def set_steps(
+    job: Job,
+    params: Parameters,
+    gradient: Parameters,
+    optimizer: Optimizer | None,
+    state: State | None,
+    rates: np.ndarray,
+    losses: np.ndarray,
+) -> None:
+    """The steps of a job and what they write to; `rates` (steps,) and `losses` (steps, 2) are float64."""
+    if rates.ndim != 1 or rates.size == 0:
+        raise ValueError(f"rates must contain one learning rate per step, got shape {rates.shape}")
+    job.task, job.steps = fields.STEPS_TASK, rates.size
+    job.parameters, job.gradient = address(params.flat), address(gradient.flat)
+    job.rates, job.losses = address(rates), address(losses)
     if optimizer is None:
-        return fields.NONE, settings
+        return
     if state is None:
         raise TypeError("state is needed with an optimizer, got None")
-    settings[fields.DECAY], settings[fields.STEPS_BEFORE] = optimizer.weight_decay, state.steps
+    state.check(params)
+    job.moments, job.steps_before, job.decay = address(state.moments), state.steps, optimizer.weight_decay
     if isinstance(optimizer, SGD):
-        settings[fields.MOMENTUM], settings[fields.NESTEROV] = optimizer.momentum, optimizer.nesterov
-        return fields.SGD, settings
-    if isinstance(optimizer, Adam):
-        settings[fields.BETA_1], settings[fields.BETA_2] = optimizer.beta_1, optimizer.beta_2
-        settings[fields.EPSILON] = optimizer.epsilon
-        return fields.ADAM, settings
-    raise TypeError(f"optimizer must be SGD, Adam or AdamW, got {optimizer!r}")
+        job.optimizer = fields.SGD
+        job.momentum, job.nesterov = optimizer.momentum, optimizer.nesterov
+    elif isinstance(optimizer, Adam):
+        job.optimizer = fields.ADAM
+        job.beta_1, job.beta_2, job.epsilon = optimizer.beta_1, optimizer.beta_2, optimizer.epsilon
+    else:
+        raise TypeError(f"optimizer must be SGD, Adam or AdamW, got {optimizer!r}")
 
 
-def noise_id(objective: Objective) -> int:
-    """The id of the noise that an objective asks for."""
-    return {None: fields.NO_NOISE, "gaussian": fields.GAUSSIAN, "mask": fields.MASK, "swap": fields.SWAP}[
-        objective.noise
-    ]
+def set_objective(job: Job, objective: Objective, network: Network, unit: float) -> None:
+    """What a job minimises, in the unit of its rows' weights, and what it does to its input."""
+    if not isinstance(objective, Objective):
+        raise TypeError(f"objective must be an Objective, got {objective!r}")
+    job.alpha, job.missing = objective.alpha / unit, objective.missing
+    job.noise, job.noise_level = _NOISES[objective.noise], objective.noise_level
+    job.sparsity_target, job.sparsity_weight = objective.sparsity_target, objective.sparsity_weight
+    job.sparse = objective.sparsity_weight > 0
+    layer = network.code_layer
+    if job.sparse and (layer == network.n_layers or network.activations[layer - 1] != "sigmoid"):
+        raise ValueError("sparsity_weight needs a code, below the last layer, of sigmoid units")
+
+
+def kind_of(job: Job, steps: int, rows: int) -> tuple[Any, ...]:
+    """What jobs that take equally long per step have in common."""
+    layers = job.first_layer, job.last_layer
+    return steps, rows, job.task, job.optimizer, job.target_in_form, *layers

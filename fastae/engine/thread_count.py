@@ -19,7 +19,7 @@ SLOWER = 1.25  # times slower since, that is at once
 AT_FIRST = 0.002  # seconds before the first trial, and after one that found something better
 
 
-class Pace:
+class ThreadCount:
     """The number of threads to take next, from 1 to `most`, given how long steps took on others."""
 
     def __init__(self, most: int) -> None:

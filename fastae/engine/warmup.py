@@ -1,5 +1,6 @@
 """The kernels compiled ahead, or loaded where they have been: all that engines, training and estimators call."""
 
+import ctypes
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -10,6 +11,7 @@ import numpy as np
 from fastae.engine.thread_pool import available_cpus
 from fastae.kernels import exp, sigmoid_with_derivative
 from fastae.kernels import job as fields
+from fastae.kernels.layout import address
 
 
 def dtypes() -> list[str]:
@@ -63,37 +65,40 @@ def _compile(part: str, element: str) -> None:
 
 def _items(element: str) -> None:
     """All that a thread does of a job, but products."""
-    from fastae.kernels.step import item_addresses
+    from fastae.kernels.step import ITEMS
 
-    item_addresses(element)
+    for item in ITEMS.values():
+        item.address(np.dtype(element))
 
 
 def _products(element: str) -> None:
-    from fastae.kernels import layer
+    from fastae.kernels import gemm, products
 
-    layer.addresses(element)
+    products.addresses(gemm.COLUMN_BLOCKS, np.dtype(element))
 
 
 def _products_of_few_columns(element: str) -> None:
-    from fastae.kernels import rowlanes
+    from fastae.kernels import products, rowlanes
 
-    rowlanes.addresses(element)
+    products.addresses(rowlanes.ROW_LANES, np.dtype(element))
 
 
 def _products_of_bfloat16(element: str) -> None:
-    from fastae.kernels import bfloat16, stretch
+    from fastae.kernels import bfloat16, products, stretch
 
-    bfloat16.addresses(element)
-    stretch.narrow_all(np.zeros(fields.JOB, np.int64))  # the weights of no layer
+    products.addresses(bfloat16.PAIRS, np.dtype(element))
+    job = fields.Job()
+    stretch.prepare_weights(ctypes.addressof(job), 4)  # the weights of no layer
 
 
 def _threads(_: str) -> None:
     """What runs a job, the same for every dtype: here one that is over before it begins."""
     from fastae.kernels import step
 
-    job, control, members = (np.zeros(shape, np.int64) for shape in (fields.JOB, fields.CONTROL, (1, 8)))
-    step.open_job(control, members, fields.FINISHED_CLAIM, 1)
-    step.run(job, control, members[0], 0)
+    job, control, members = fields.Job(), np.zeros(fields.CONTROL_BYTES, np.int8), np.zeros(1, fields.MEMBER)
+    control_at, members_at = address(control), address(members)
+    step.open_job(control_at, members_at, fields.FINISHED_CLAIM, 1)
+    step.run(ctypes.addressof(job), control_at, members_at, 0)
 
 
 def _functions(element: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 import fastae
 from fastae.engine import engine as engines
-from fastae.engine.thread_count import Pace
+from fastae.engine.thread_count import ThreadCount as Pace
 
 
 def simulate(pace, step_seconds, total, longest=0.05, rng=None):

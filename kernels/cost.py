@@ -1,0 +1,187 @@
+"""The cost: deltas of a last layer that is not linear and of the mean code, errors of rows, and a step's loss closed.
+
+The squared error of a linear last layer is no pass of its own: it belongs to the product ``residual`` (products.py).
+"""
+
+import numpy as np
+
+from fastae.kernels.activations import times_derivative
+from fastae.kernels.compiler import callee
+from fastae.kernels.layout import ACTIVATIONS, LAYER
+from fastae.kernels.partition import SHARDS_MOST, in_blocks, round_up
+from fastae.kernels.simd import Words, array_at, vector_kernel
+from fastae.kernels.target import LINE
+
+# -- on one tile, in lines (products.py) ------------------------------------------------------------------------------
+
+
+def _write_output_delta(words: Words, activation, h, x, weight, sums, loss, rows):  # type: ignore[no-untyped-def]
+    """h becomes weight (h - x) * g'(h) on one block of columns, 0 where x is NaN."""
+    for case in range(len(ACTIVATIONS)):
+        with words.when(activation, "==", case):
+
+            def row(h, x, weight, total, column_sum, case=case):  # type: ignore[no-untyped-def]
+                line, target, w = words.load(h), words.load(x), words.broadcast(weight)
+                difference = words.missing_as_zero(words.sub(line, target), target)
+                weighted = words.mul(w, difference)
+                delta = times_derivative(words, case, weighted, line)
+                words.store(delta, h)
+                return [
+                    words.offset(h, LINE),
+                    words.offset(x, LINE),
+                    words.offset(weight, words.itemsize),
+                    words.fma(weighted, difference, total),
+                    words.add(column_sum, delta),
+                ]
+
+            *_, total, column_sum = words.loop(rows, [h, x, weight, words.load(loss), words.load(sums)], row)
+            words.store(total, loss)
+            words.store(column_sum, sums)
+
+
+def _write_sparsity_delta(words: Words, out, h, weight, slope, rows):  # type: ignore[no-untyped-def]
+    """out = weight slope h (1 - h) on one block of columns."""
+    line = words.load_doubles(slope)
+
+    def row(out, h, weight):  # type: ignore[no-untyped-def]
+        value = words.load(h)
+        derivative = words.fma(words.negative(value), value, value)
+        words.store(words.mul(words.mul(words.broadcast(weight), line), derivative), out)
+        return [words.offset(out, LINE), words.offset(h, LINE), words.offset(weight, words.itemsize)]
+
+    words.loop(rows, [out, h, weight], row)
+
+
+def _write_add_delta(words: Words, delta, added, sums, rows):  # type: ignore[no-untyped-def]
+    """delta += added on one block of columns; its column sums are added up."""
+
+    def row(delta, added, column_sum):  # type: ignore[no-untyped-def]
+        line = words.load(added)
+        words.store(words.add(words.load(delta), line), delta)
+        return [words.offset(delta, LINE), words.offset(added, LINE), words.add(column_sum, line)]
+
+    *_, column_sum = words.loop(rows, [delta, added, words.load(sums)], row)
+    words.store(column_sum, sums)
+
+
+_output_delta, _sparsity_delta, _add_delta = (
+    vector_kernel(write) for write in (_write_output_delta, _write_sparsity_delta, _write_add_delta)
+)
+
+
+@callee
+def output_delta(like, h, x, weight, sums, loss, activation, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """h becomes weight (h - x) * g'(h), the delta of a last layer that is not linear; sums and loss are added up.
+
+    h       lines (blocks, height, lanes)       x       lines, NaN where a cell is missing
+    weight  (rows,)      sums  (blocks, lanes)  loss    (lanes,)
+    """
+    for j in range(blocks):
+        k = j * height * LINE
+        _output_delta(like, (activation, h + k, x + k, weight, sums + j * LINE, loss, rows))
+
+
+@callee
+def sparsity_delta(out, h, weight, slope, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """out = weight slope h (1 - h): the delta of the mean code's cost, by row.
+
+    out     an array that begins where lines (blocks, height, lanes) are to go      h  lines
+    weight  (rows,)      slope  float64 (blocks, lanes)
+    """
+    place, lanes = np.int64(out.ctypes.data), LINE // out.itemsize
+    for j in range(blocks):
+        k = j * height * LINE
+        _sparsity_delta(out, (place + k, h + k, weight, slope + j * lanes * 8, rows))
+
+
+@callee
+def add_delta(delta, added, sums, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """delta += added; the column sums of `added` are added up.
+
+    delta   an array that begins where lines (blocks, height, lanes) lie       added  lines     sums  (blocks, lanes)
+    """
+    place = np.int64(delta.ctypes.data)
+    for j in range(blocks):
+        k = j * height * LINE
+        _add_delta(delta, (place + k, added + k, sums + j * LINE, rows))
+
+
+@callee
+def row_errors(job, output, target, columns, first, rows):  # type: ignore[no-untyped-def]
+    """job.out of each row: sum over columns of column_weight (xhat - x)^2 in float64, missing cells left out.
+
+    output, target   arrays (blocks, height, lanes): xhat and x
+    """
+    lanes = output.shape[2]
+    out = array_at(job.out, (job.rows,), np.float64)
+    weight = array_at(job.column_weight, (round_up(columns, lanes),), np.float64)
+    for i in range(rows):
+        total = 0.0
+        for j in range(in_blocks(columns, lanes)):
+            x, xhat = target[j, i], output[j, i]
+            for c in range(lanes):
+                difference = float(xhat[c]) - float(x[c])
+                if job.missing != 0 and x[c] != x[c]:
+                    difference = 0.0
+                total += weight[j * lanes + c] * (difference * difference)
+        out[first + i] = total
+
+
+# -- of a step, by the thread that finishes a phase -------------------------------------------------------------------
+
+
+@callee
+def close_codes(job, step, shards):  # type: ignore[no-untyped-def]
+    """The cost of the mean code, sparsity_weight sum KL(target, mean), as the step's loss so far, and its slopes.
+
+    KL(p, q) = p log(p / q) + (1 - p) log((1 - p) / (1 - q)); dKL/dq = (1 - p) / (1 - q) - p / q.
+    """
+    plan = array_at(job.plan, (job.layers,), LAYER)
+    code = plan[job.code_layer].fan_out
+    totals = array_at(job.totals, (SHARDS_MOST, 2), np.float64)
+    losses = array_at(job.losses, (job.steps, 2), np.float64)
+    codes = array_at(job.codes, (SHARDS_MOST, code), np.float64)
+    slopes = array_at(job.slopes, (code,), np.float64)
+    weight = 0.0
+    for shard in range(shards):
+        weight += totals[shard, 1]
+    p, cost = job.sparsity_target, 0.0
+    for c in range(code):
+        total = 0.0
+        for shard in range(shards):
+            total += codes[shard, c]
+        q = total / weight if weight > 0 else p
+        if not np.isnan(q):
+            q = min(max(q, 1e-12), 1.0 - 1e-12)
+        cost += p * np.log(p / q) + (1.0 - p) * np.log((1.0 - p) / (1.0 - q))
+        slopes[c] = job.sparsity_weight * ((1.0 - p) / (1.0 - q) - p / q)
+    losses[step, 0] = job.sparsity_weight * cost
+
+
+@callee
+def close_shards(job, step, shards):  # type: ignore[no-untyped-def]
+    """The step's loss, and the sum of its rows' weights; a batch of nothing but zero weights costs nothing."""
+    totals = array_at(job.totals, (SHARDS_MOST, 2), np.float64)
+    losses = array_at(job.losses, (job.steps, 2), np.float64)
+    loss = weight = 0.0
+    for shard in range(shards):
+        loss += totals[shard, 0]
+        weight += totals[shard, 1]
+    if job.sparse == 0:
+        losses[step, 0] = 0.0
+    if job.sums != 0:
+        losses[step, 0] += loss / 2.0
+    elif weight > 0:
+        losses[step, 0] += loss / (2.0 * weight)
+    losses[step, 1] = weight
+
+
+@callee
+def add_penalties(job, step):  # type: ignore[no-untyped-def]
+    """alpha / (2 sum of weights) times the squared weights, onto the step's loss."""
+    losses = array_at(job.losses, (job.steps, 2), np.float64)
+    total = 0.0
+    for norm in array_at(job.norms, (job.stretches,), np.float64):
+        total += norm
+    if losses[step, 1] > 0:
+        losses[step, 0] += job.alpha * total / (2.0 * losses[step, 1])

@@ -1,0 +1,136 @@
+"""Rows of X into a tile: read, scaled, corrupted, and put into the form that products take. Here rows become tiles.
+
+How a row of any dtype and stride becomes lines is in rows.py.
+"""
+
+import numpy as np
+from numba import carray
+
+from fastae.kernels.compiler import ByAddress, callee
+from fastae.kernels.job import JOB, NO_NOISE, SWAP
+from fastae.kernels.layout import LAYER
+from fastae.kernels.noise import corrupt_row, row_key, swapped
+from fastae.kernels.partition import in_blocks, round_up
+from fastae.kernels.rows import load_rows, zero_lines
+from fastae.kernels.simd import array_at, call_at, load_float64, load_int64, record_at
+from fastae.kernels.target import LINE
+from fastae.kernels.tile import tile_map
+
+
+@ByAddress
+def load_tile(out, job_at, base, columns, first, rows, epoch):  # type: ignore[no-untyped-def]
+    """Rows first .. first + rows into lines, and zeros below them down to a whole register tile.
+
+    out    lines (columns); where cells may be missing, or noise is asked for, that is the corrupted input, and the
+           rows as they are go to the map's `clean`
+    base   where the thread's memory begins
+    """
+    job = record_at(job_at, JOB)
+    tile_at, size = carray(out, (1,)), carray(out, (1,)).itemsize
+    dtype, to = tile_at.dtype, np.int64(tile_at.ctypes.data)
+    place = tile_map(array_at(job.plan, (job.layers,), LAYER), job.height, base, size)
+    height, lanes = job.height, LINE // size
+    corrupted = job.missing != 0 or job.noise != NO_NOISE
+    clean = place.clean if corrupted else to
+    load_rows(
+        tile_at,
+        clean,
+        height,
+        job.x,
+        job.row_stride,
+        job.column_stride,
+        job.kind,
+        columns,
+        job.index,
+        first,
+        rows,
+        job.shift,
+        job.scale,
+        place.gathered,
+    )
+    computed = round_up(rows, job.row_multiple)
+    if computed > rows:
+        for j in range(in_blocks(columns, lanes)):
+            below = (j * height + rows) * LINE
+            zero_lines(tile_at, (clean + below, computed - rows))
+            zero_lines(tile_at, (to + below, computed - rows))
+    if corrupted:
+        tile = array_at(to, (in_blocks(columns, lanes), height, lanes), dtype)
+        level, cell = array_at(place.level, (1,), dtype), array_at(place.cell, (1,), dtype)
+        level[0] = job.noise_level
+        for i in range(rows):
+            row = load_int64(job.index + (first + i) * 8) if job.index != 0 else first + i
+            key = row_key(job.seed, epoch, job.first_row + row)
+            corrupt_row(
+                tile_at, to + i * LINE, clean + i * LINE, height, columns, key, job.noise, place.level
+            )
+            if job.noise == SWAP:
+                for c in range(columns):
+                    other = swapped(key, c, job.noise_level, job.rows)
+                    if other >= 0:
+                        load_rows(
+                            tile_at,
+                            place.cell,
+                            1,
+                            job.x + c * job.column_stride,
+                            job.row_stride,
+                            job.column_stride,
+                            job.kind,
+                            1,
+                            job.index,
+                            other,
+                            1,
+                            job.shift + c * 8 if job.shift != 0 else 0,
+                            job.scale + c * 8 if job.shift != 0 else 0,
+                            place.gathered,
+                        )
+                        value = cell[0]
+                        tile[c // lanes, i, c % lanes] = value if value == value else 0.0
+
+
+@callee
+def load_input(size, job, job_at, place, columns, to, first, rows, epoch):  # type: ignore[no-untyped-def]
+    """``load_tile``, in the form that products take; returns where the rows lie that the output is compared with.
+
+    place   TileMap        to   where the tile goes: the form's tile (rows, columns)
+
+    The rows to compare with are the input itself, unless that is corrupted or of another form.
+    """
+    height = job.height
+    blocks, computed = in_blocks(columns, LINE // size), round_up(rows, job.row_multiple)
+    corrupted, converted = job.missing != 0 or job.noise != NO_NOISE, job.from_lines_at != 0
+    loaded = to
+    if converted:
+        loaded = place.spare if corrupted else place.clean
+    call_at(job.load_at, (loaded, job_at, place.tiles, columns, first, rows, epoch))
+    if converted:
+        call_at(job.from_lines_at, (to, loaded, computed, height, blocks))
+    if job.target_in_form == 0:
+        return place.clean if corrupted or converted else to
+    if not corrupted:
+        return to
+    call_at(job.from_lines_at, (place.turned, place.clean, computed, height, blocks))
+    return place.turned
+
+
+@callee
+def load_weights(job, weight, first, rows, computed):  # type: ignore[no-untyped-def]
+    """The weights of a tile's rows, 1 by default, and 0 for those below them; returns their sum.
+
+    weight   (height,): written
+    """
+    for i in range(rows, computed):
+        weight[i] = 0
+    if job.sample_weight == 0:
+        for i in range(rows):
+            weight[i] = 1
+        return float(rows)
+    total = 0.0
+    for i in range(rows):
+        row = first + i
+        if job.index != 0:
+            row = load_int64(job.index + row * 8)
+        w = load_float64(job.sample_weight + row * 8)
+        weight[i] = w
+        total += w
+    return total

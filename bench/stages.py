@@ -17,9 +17,8 @@ from fastae import reference
 from fastae.bench.cases import CASES, Case
 from fastae.bench.probe import Probe
 from fastae.engine import thread_pool
-from fastae.kernels import job, layer, layout, optimizer, rowlanes, rows
+from fastae.kernels import gemm, job, layout, optimizer, rowlanes, rows
 from fastae.kernels.compiler import ByAddress, kernel
-from fastae.kernels.layout import ACTIVATION, BIAS, COLUMN_SUMS, FAN_IN, FAN_OUT, OUTPUT, TRANSPOSED, WEIGHT
 from fastae.kernels.partition import shards_of
 from fastae.kernels.simd import call_at, flush_subnormals, restore_float_state
 
@@ -58,7 +57,8 @@ def add_up_times(times, total, parts, count):
 def transpose_times(times, source, target, fan_in, fan_out, lanes):
     for _ in range(times):
         squares = source.size // (lanes * lanes)
-        optimizer.transpose_squares(source, target, fan_in, fan_out, 0, squares)
+        places = target.ctypes.data, source.ctypes.data
+        optimizer.transpose_squares(source, *places, fan_in, fan_out, 0, squares)
 
 
 class Stage(NamedTuple):
@@ -80,29 +80,25 @@ class Tile:
         )
         widths = self.network.widths
         self.turned = rowlanes.pays(widths, case.m, self.size, np.dtype(case.dtype))
-        self.form = rowlanes if self.turned else layer
-        if self.turned:
-            usual, self.multiple = rowlanes.height(widths, case.dtype), rowlanes.row_multiple(case.dtype)
-        else:
-            usual = fastae.Engine(self.network, 1, case.dtype).tile_rows
-            self.multiple = layer.row_multiple(widths[1:], case.dtype)
-        self.height = height or usual
+        self.form = rowlanes.ROW_LANES if self.turned else gemm.COLUMN_BLOCKS
+        self.multiple = self.form.row_multiple(widths, case.dtype)
+        self.height = height or self.form.height(widths, case.dtype)
         self.rows = min(case.m // self.multiple * self.multiple, self.height)
         last = self.plan[-1]
-        outputs = self._padded(last[FAN_OUT])
-        self.tiles = self._zeros((int(last[OUTPUT]) + outputs) * self.height)
-        self.loaded = self._zeros(int(self.plan[0, OUTPUT]) * self.height) if self.turned else self.tiles
-        self.sums, self.ones = (self._zeros(int(last[COLUMN_SUMS]) + outputs) for _ in range(2))
+        outputs = self._padded(last.fan_out)
+        self.tiles = self._zeros((int(last.output) + outputs) * self.height)
+        self.loaded = self._zeros(int(self.plan[0].output) * self.height) if self.turned else self.tiles
+        self.sums, self.ones = (self._zeros(int(last.column_sums) + outputs) for _ in range(2))
         self.loss, self.spare = self._zeros(len(self.like)), layout.aligned_zeros(16, np.float64)
         self.weight = self._zeros(self.height)
         self.weight[:] = 1
         self.gradient, self.transposed = self._zeros(self.size), self._zeros(transposed)
         self.parameters = case.parameters.flat
         for i, row in enumerate(self.plan):
-            self.ones[row[COLUMN_SUMS] : row[COLUMN_SUMS] + row[FAN_OUT]] = 1
+            self.ones[row.column_sums : row.column_sums + row.fan_out] = 1
             if i:
-                fan_in, fan_out = self._padded(row[FAN_IN]), self._padded(row[FAN_OUT])
-                target = self.transposed[row[TRANSPOSED] :][: fan_in * fan_out]
+                fan_in, fan_out = self._padded(row.fan_in), self._padded(row.fan_out)
+                target = self.transposed[row.transposed :][: fan_in * fan_out]
                 layout.pack(case.parameters[f"W{i + 1}"].T, target.reshape(-1, fan_out, len(self.like)))
 
     def stages(self) -> list[Stage]:
@@ -135,7 +131,7 @@ class Tile:
         row = self.plan[i]
         arguments = (
             *(self._output(i), self._output(i - 1), *self._weights(i)),
-            *(self._at(self.ones, row[COLUMN_SUMS]), int(row[ACTIVATION]), 1, *self._sizes(i)),
+            *(self._at(self.ones, row.column_sums), int(row.activation), 1, *self._sizes(i)),
         )
         return Stage(f"forward {i + 1}", self._flops(i), _repeat(self.form.forward, self.case, arguments))
 
@@ -143,7 +139,7 @@ class Tile:
         i = len(self.plan) - 1
         arguments = (
             *(self._output(i), self._output(i - 1), *self._weights(i), self._output(-1)),
-            *(self._at(self.weight), self._at(self.sums, self.plan[i, COLUMN_SUMS]), self._at(self.loss)),
+            *(self._at(self.weight), self._at(self.sums, self.plan[i].column_sums), self._at(self.loss)),
             *self._sizes(i),
         )
         return Stage(f"residual {i + 1}", self._flops(i), _repeat(self.form.residual, self.case, arguments))
@@ -151,7 +147,7 @@ class Tile:
     def weight_gradient(self, i: int) -> Stage:
         row = self.plan[i]
         arguments = (
-            *(self._at(self.gradient, row[WEIGHT]), self._output(i - 1), self._output(i), 0),
+            *(self._at(self.gradient, row.weight), self._output(i - 1), self._output(i), 0),
             *self._sizes(i),
         )
         return Stage(f"gradient {i + 1}", self._flops(i), _repeat(self.form.gradient, self.case, arguments))
@@ -160,8 +156,8 @@ class Tile:
         """The delta of layer i (from 0) to that of the layer below it, over h."""
         row, below = self.plan[i], self.plan[i - 1]
         arguments = (
-            *(self._output(i - 1), self._output(i), self._at(self.transposed, row[TRANSPOSED])),
-            *(self._at(self.sums, below[COLUMN_SUMS]), int(below[ACTIVATION])),
+            *(self._output(i - 1), self._output(i), self._at(self.transposed, row.transposed)),
+            *(self._at(self.sums, below.column_sums), int(below.activation)),
             *self._sizes(i),
         )
         return Stage(f"backward {i + 1}", self._flops(i), _repeat(self.form.backward, self.case, arguments))
@@ -175,8 +171,8 @@ class Tile:
         made = fastae.Parameters(self.network, self.case.dtype)
         made.flat[:] = self.gradient / self.rows
         for row in self.plan:
-            count = self._padded(row[FAN_OUT])
-            made.flat[row[BIAS] :][:count] = self.sums[row[COLUMN_SUMS] :][:count] / self.rows
+            count = self._padded(row.fan_out)
+            made.flat[row.bias :][:count] = self.sums[row.column_sums :][:count] / self.rows
         wanted = reference.backward(self.case.X[: self.rows], self.case.dense, self.network.activations)
         for name in made:
             error = np.abs(made[name] - wanted[f"d{name}"]).max()
@@ -193,16 +189,16 @@ class Tile:
 
     def _output(self, i: int) -> int:
         """Where layer i's output lies; layer -1 is the input."""
-        return self._at(self.tiles, self.plan[i, OUTPUT] * self.height if i >= 0 else 0)
+        return self._at(self.tiles, self.plan[i].output * self.height if i >= 0 else 0)
 
     def _weights(self, i: int) -> tuple[int, int]:
-        return self._at(self.parameters, self.plan[i, WEIGHT]), self._at(self.parameters, self.plan[i, BIAS])
+        return self._at(self.parameters, self.plan[i].weight), self._at(self.parameters, self.plan[i].bias)
 
     def _sizes(self, i: int) -> tuple[int, ...]:
-        return self.rows, self.height, int(self.plan[i, FAN_IN]), int(self.plan[i, FAN_OUT])
+        return self.rows, self.height, int(self.plan[i].fan_in), int(self.plan[i].fan_out)
 
     def _flops(self, i: int) -> float:
-        return 2.0 * self.rows * int(self.plan[i, FAN_IN]) * int(self.plan[i, FAN_OUT])
+        return 2.0 * self.rows * int(self.plan[i].fan_in) * int(self.plan[i].fan_out)
 
 
 def _repeat(kernel: ByAddress, case: Case, arguments: tuple[int, ...]) -> Callable[[int], None]:
@@ -245,9 +241,9 @@ def report(case: Case) -> None:
     )
     spent, lanes = 0.0, len(tile.like)
     for row in tile.plan[1:]:
-        fan_in, fan_out = tile._padded(row[FAN_IN]), tile._padded(row[FAN_OUT])
-        source = tile.parameters[row[WEIGHT] : row[BIAS]]
-        target = tile.transposed[row[TRANSPOSED] :][: source.size]
+        fan_in, fan_out = tile._padded(row.fan_in), tile._padded(row.fan_out)
+        source = tile.parameters[row.weight : row.bias]
+        target = tile.transposed[row.transposed :][: source.size]
         run = lambda n, a=source, b=target, i=fan_in, o=fan_out: transpose_times(n, a, b, i, o, lanes)  # noqa: E731
         spent += _time(run)
     lines.append(("transpose", 0, spent))

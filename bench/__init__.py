@@ -1,16 +1,17 @@
-"""Benchmarks of fastae, each beside its peers or the NumPy reference: pytest-benchmark suites, and ``fastae bench``.
+"""Benchmarks of fastae beside other libraries or the NumPy reference: ``fastae bench`` and pytest-benchmark suites.
 
 A map, from the command down:
 
-    report.py       every case, as tables, Markdown and JSON; pictures.py draws it, baseline.py holds it to its past
-    compare.py      one case: our step and the peers', checked, then timed in turn under two ceilings
-    rounds.py       contenders in turn, A B A B, rested and on their own threads (pools.py)
-    step_peers.py   one loss and gradient by NumPy, scikit-learn, torch and JAX; epoch_peers.py: an epoch of Adam
+    report.py       all cases as tables, Markdown and JSON; as a picture: pictures.py; against earlier runs: baseline.py
+    compare.py      one case: our step and the peers', checked, then timed in turn with two ceilings
+    rounds.py       timing in turn, A B A B, after a rest; pools.py sets thread counts
+    step_peers.py   one loss and gradient in NumPy, scikit-learn, torch and JAX; epoch_peers.py: an epoch of Adam
     cases.py        the nine networks, their data, the check of a gradient
-    probe.py        the ceilings: FMA peak and sigmoids
-    machine.py      what a figure depends on: CPU, threads, load, versions
+    distributed.py  the cost of a step over Dask workers: ``python -m fastae.bench.distributed``
+    probe.py        the ceilings: FMA peak and sigmoid rate
+    machine.py      what figures depend on: CPU, threads, load, versions
     bench_*.py      ``pytest bench``: kernels, step, epoch, fit, startup, scaling
     stages.py       where a step's time goes: ``python -m fastae.bench.stages``
 
-There is no guard against the name ``bench``, as in kernels/, for pytest loads this folder by it.
+Unlike kernels/, this package may be imported as ``bench``: pytest loads the folder under that name.
 """

@@ -1,4 +1,4 @@
-"""Today's ratios against those kept: ``pytest bench -m baseline``, minutes on an idle machine."""
+"""Today's ratios against the stored ones: ``pytest bench -m baseline``, minutes on an idle machine."""
 
 import pytest
 
@@ -10,5 +10,5 @@ from fastae.bench.cases import CASES
 def test_no_ratio_fell():
     fallen = baseline.check(CASES)
     if fallen is None:
-        pytest.skip(f"no baseline of {baseline.key()}")
+        pytest.skip(f"no baseline for {baseline.key()}")
     assert not fallen

@@ -1,4 +1,4 @@
-"""A step in bfloat16 beside ours in float32 and torch's in bfloat16; where the CPU has products of bfloat16 pairs."""
+"""A step in bfloat16 beside our float32 step and torch in bfloat16, on CPUs with AVX512_BF16."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""One epoch of mini-batch Adam, ours and the peers' in turn, A B A B, each checked to take the same steps first."""
+"""One epoch of mini-batch Adam, ours and the peers' in turn, A B A B, after a check that all take the same steps."""
 
 from importlib.util import find_spec
 
@@ -13,7 +13,7 @@ from fastae.engine.thread_pool import available_cpus
 
 pytestmark = pytest.mark.benchmark(group="epoch")
 
-# (m, n, k, batch) and how many times as fast as the best peer an epoch is to be
+# (m, n, k, batch) and the target speed of an epoch, as a multiple of the best peer's
 CASES = [
     ((20_000, 30, 8, 256), 3.0),
     ((1_797, 64, 32, 200), 3.0),
@@ -44,11 +44,11 @@ def test_epoch(benchmark, size, target):
     m = m // batch * batch
     X = np.random.default_rng(0).random((m, n), dtype=np.float32)
     dense = dict(fastae.Parameters.random(fastae.Network.autoencoder(n, k)))
-    made = {"fastae": ours} | {name: make for name, (module, make) in PEERS.items() if find_spec(module)}
-    epochs = {name: make(X, dict(dense), batch) for name, make in made.items()}
+    makers = {"fastae": ours} | {name: make for name, (module, make) in PEERS.items() if find_spec(module)}
+    epochs = {name: make(X, dict(dense), batch) for name, make in makers.items()}
     set_threads(1)
     after = {name: epoch(1) for name, epoch in epochs.items()}
-    furthest = RATE * (m // batch)  # that Adam can have gone
+    furthest = RATE * (m // batch)  # about the largest distance Adam can have moved
     for name, params in after.items():
         for key, wanted in after["numpy"].items():
             error = np.abs(params[key] - wanted).max()

@@ -1,4 +1,4 @@
-"""A whole fit: Autoencoder beside scikit-learn's MLPRegressor, the same Adam steps on the same batches."""
+"""A whole fit: Autoencoder beside scikit-learn's MLPRegressor, with the same Adam steps on the same batches."""
 
 import warnings
 from functools import partial
@@ -39,14 +39,14 @@ def test_fit(benchmark, case):
     theirs = MLPRegressor(hidden_layer_sizes=(k, n), **common)
     models = {"fastae": (ours, (X,)), "sklearn": (theirs, (X, X))}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that so few epochs do not converge
+        warnings.simplefilter("ignore")  # so few epochs do not converge
         for model, data in models.values():
             model.set_params(max_iter=1, learning_rate_init=1e-30).fit(*data)
             model.set_params(max_iter=EPOCHS, learning_rate_init=0.001)
         for i in range(3):
             theirs.coefs_[i][...] = ours.params_[f"W{i + 1}"]
             theirs.intercepts_[i][...] = ours.params_[f"b{i + 1}"]
-        del ours._state  # Adam begins anew, as theirs does
+        del ours._state  # a new Adam state, as theirs
         for model, data in models.values():
             model.fit(*data)
         curve = np.array(theirs.loss_curve_[-EPOCHS:]) * n

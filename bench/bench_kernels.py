@@ -1,4 +1,4 @@
-"""Each kernel by itself on one thread, beside NumPy: GEMM forms as a share of the FMA peak, others in ns an element."""
+"""Single kernels on one thread beside NumPy: products as shares of the FMA peak, other kernels in ns per element."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from fastae.kernels.simd import flush_subnormals, restore_float_state
 
 pytestmark = pytest.mark.benchmark(group="kernels")
 
-# A tile of 48 rows of n=48, k=16 (27 kB with its weights) stays in L1; one of 192 rows of n=128, k=64 (0.5 MB) in L2.
+# A tile of 48 rows at n=48, k=16 fits in L1 (27 kB with its weights), one of 192 rows at n=128, k=64 in L2 (0.5 MB).
 TILES = {"L1": (Case(48, 16, 48, 0), 48), "L2": (Case(128, 64, 192, 0), 192)}
 FORMS = {
     "forward-sigmoid": (lambda tile: tile.forward(1), lambda h, W, b: 1 / (1 + np.exp(-(h @ W + b)))),
@@ -24,7 +24,7 @@ FORMS = {
 
 
 def measure(benchmark, run, flops=0.0, elements=0):
-    """Time run(times), as many times over as last about 1 ms; figures are of one time."""
+    """Time run(times), with `times` chosen to last about 1 ms; figures are per repetition."""
     times = repeats(run) if benchmark.enabled else 1
     probe = Probe(1)
     against_peak(benchmark, lambda: run(times), flops * times, probe, rounds=51)
@@ -94,7 +94,7 @@ ELEMENTWISE = {
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_elementwise(benchmark, name, dtype, by):
     run, peer, outputs = ELEMENTWISE[name]
-    size = 2048 if dtype == "f32" else 1024  # 8 kB an array: at most 24 kB together, within L1
+    size = 2048 if dtype == "f32" else 1024  # 8 kB per array, at most 24 kB in all: within L1
     z = np.random.default_rng(0).uniform(-8, 8, size).astype("f4" if dtype == "f32" else "f8")
     if by == "numpy":
         measure_numpy(benchmark, lambda: peer(z))
@@ -135,7 +135,7 @@ def _numpy_update(name, p, g, u, s):
 @pytest.mark.parametrize("by", ["kernel", "numpy"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_update(benchmark, name, by):
-    size = 1 << 15  # 128 kB an array: in L2
+    size = 1 << 15  # 128 kB per array: in L2
     rng = np.random.default_rng(0)
     p, g = (rng.normal(size=size).astype("f4") for _ in range(2))
     u, s = np.zeros((2, size), "f4")

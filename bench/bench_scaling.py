@@ -1,4 +1,4 @@
-"""How the time of a step grows: with rows (in proportion, in memory that stays), features, units and threads."""
+"""How the time of a step scales with rows, features, units and threads, and that its memory does not grow with rows."""
 
 import tracemalloc
 from functools import partial
@@ -32,7 +32,7 @@ def _steps(engine, params, X, times):
 
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_sizes(benchmark, sweep):
-    """Every size on all CPUs: GF/s, the share of the FMA peak, ns a row."""
+    """Every size on all CPUs: GF/s, share of the FMA peak, ns per row."""
     threads = available_cpus()
     contenders = {case.id: contender(case, threads) for case in SWEEPS[sweep]}
     probe = Probe(threads)
@@ -53,7 +53,7 @@ def test_sizes(benchmark, sweep):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_threads(benchmark, case):
-    """One thread, then all."""
+    """One thread, powers of two, and all CPUs."""
     counts = sorted({1, 2, 4, 8, 16, 32, 64, available_cpus()})
     counts = [count for count in counts if count <= available_cpus()]
     timings = recorded(benchmark, {count: contender(case, count) for count in counts})
@@ -69,7 +69,7 @@ def test_threads(benchmark, case):
 
 
 def test_memory_stays_flat(benchmark):
-    """What a new engine and its step allocate is the same for 16 times the rows."""
+    """A new engine and its step allocate the same memory for 16 times as many rows."""
     small, large = Case(64, 32, 1 << 15), Case(64, 32, 1 << 19)
     peaks = {}
     for case in (small, large):

@@ -1,4 +1,4 @@
-"""From a new process: importing, the first step with a warm cache, and compiling everything with a cold one."""
+"""In a new process: the import, a first step with a warm cache, and compiling all kernels with a cold one."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def program(code):
 
 
 def test_import(benchmark):
-    """To be under 150 ms more than NumPy's own."""
+    """The target is at most 150 ms more than importing NumPy."""
     timings = recorded(
         benchmark, {"fastae": program("import numpy, fastae"), "numpy": program("import numpy")}
     )
@@ -50,13 +50,13 @@ def test_import(benchmark):
 
 
 def test_first_step(benchmark):
-    """From nothing to a gradient, imports included, the kernels in the cache: to be under 800 ms."""
+    """From a new process to a gradient, with imports, the kernels in the cache; the target is 800 ms."""
     python("-c", OURS)  # fills the cache
     recorded(benchmark, {"fastae": program(OURS), "numpy": program(NUMPY)}, note="target 800 ms")
 
 
 def test_compiling_everything(benchmark, tmp_path, monkeypatch):
-    """Every dtype with an empty cache: to be under 10 s."""
+    """All dtypes with an empty cache; the target is 10 s."""
     if benchmark.enabled:
         monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     benchmark.pedantic(partial(python, "-c", "from fastae.cli import app; app(['warmup'])"), rounds=1)

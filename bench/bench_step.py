@@ -1,4 +1,4 @@
-"""One loss and gradient, the step of training: ours beside the peers, under the ceilings of the same run."""
+"""One loss and gradient: ours beside the peers, with the ceilings of the same run."""
 
 import pytest
 
@@ -19,27 +19,27 @@ def test_step(benchmark, case):
             ours = compare.checked(peer, case, thread_pool.available_cpus())
         benchmark.pedantic(ours.run, args=(1,))
         return
-    told(benchmark, compare.measure(case, names))
+    record(benchmark, compare.measure(case, names))
 
 
 def test_step_in_float64(benchmark):
-    """Beside NumPy alone: the others are set up for float32."""
+    """Beside NumPy only: the other peers are set up for float32."""
     case = Case(784, 64, 4096, 0.8, "float64")
     if not benchmark.enabled:
         benchmark.pedantic(compare.checked(compare.OURS, case, thread_pool.available_cpus()).run, args=(1,))
         return
-    told(benchmark, compare.measure(case, ["numpy"]))
+    record(benchmark, compare.measure(case, ["numpy"]))
 
 
-def told(benchmark, found):
-    """The comparison in the benchmark's own record too."""
-    ours = compare.checked(compare.OURS, found.case, thread_pool.available_cpus())
+def record(benchmark, comparison):
+    """Add the comparison to the benchmark's own record."""
+    ours = compare.checked(compare.OURS, comparison.case, thread_pool.available_cpus())
     benchmark.pedantic(ours.run, args=(1,), rounds=ROUNDS)
     benchmark.extra_info |= {
-        "milliseconds": {name: timing.median * 1e3 for name, timing in found.timings.items()},
-        "target_ratio": found.case.target_ratio,
-        "gflops": found.gflops(),
-        "share_of_peak": found.share_of_peak(),
-        "share_of_ceiling": found.share_of_ceiling(),
-        "target": found.case.target,
+        "milliseconds": {name: timing.median * 1e3 for name, timing in comparison.timings.items()},
+        "target_ratio": comparison.case.target_ratio,
+        "gflops": comparison.gflops(),
+        "share_of_peak": comparison.share_of_peak(),
+        "share_of_ceiling": comparison.share_of_ceiling(),
+        "target": comparison.case.target,
     }

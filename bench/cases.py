@@ -1,4 +1,4 @@
-"""The nine networks whose speed is promised, their data, and the work that one step of each is."""
+"""The nine benchmark networks, their data, and the operations in one step of each."""
 
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -12,7 +12,7 @@ from fastae import reference
 
 @dataclass(frozen=True)
 class Case:
-    """The autoencoder n -> k -> n -> n on m rows; `target` is the share of the FMA peak to reach, where one is set."""
+    """The autoencoder n -> k -> n -> n on m rows; `target` is the target share of the FMA peak, if there is one."""
 
     n: int
     k: int
@@ -37,17 +37,17 @@ class Case:
 
     @property
     def flops(self) -> float:
-        """Useful floating-point operations of one loss and gradient: three products a layer less x's own delta."""
+        """Useful floating-point operations of one loss and gradient: three products per layer, but no delta of x."""
         return float(self.m) * (10 * self.n * self.k + 6 * self.n * self.n)
 
     @property
     def sigmoids(self) -> int:
-        """Sigmoids in one step: those of the two hidden layers."""
+        """Sigmoids in one step, in the two hidden layers."""
         return self.m * (self.k + self.n)
 
     @property
     def target_ratio(self) -> float:
-        """How many times as fast as the best peer of the same precision a step is to be."""
+        """The target speed of a step, as a multiple of the best peer of the same precision."""
         return 2.0 if self.n <= 200 else 1.35
 
     @property
@@ -63,7 +63,7 @@ class Case:
         return np.random.default_rng(1).normal(size=(self.m, self.n)).astype(self.dtype)
 
     def numpy_step(self) -> tuple[float, dict[str, Any]]:
-        """The same step by the NumPy reference: loss and gradient."""
+        """Loss and gradient of the same step by the NumPy reference."""
         return _reference_step(self.X, self.dense)
 
     @cached_property
@@ -71,17 +71,17 @@ class Case:
         return dict(self.parameters)
 
     def check(self, loss: float, gradient: Any) -> None:
-        """Loss and gradient against the reference in float64, to what rounding allows, or AssertionError."""
+        """Raise AssertionError unless loss and gradient equal the float64 reference up to rounding."""
         wanted_loss, wanted = _answer(self)
         tolerance = 5e-5 if self.dtype == "float32" else 1e-11
         errors = {"loss": abs(loss - wanted_loss) / wanted_loss}
         for name, value in wanted.items():
             errors[name] = float(np.abs(gradient[name] - value).max() / np.abs(value).max())
         if not all(error <= tolerance for error in errors.values()):
-            raise AssertionError(f"{self.id}: relative errors {errors}, more than {tolerance:g}")
+            raise AssertionError(f"{self.id}: relative errors {errors} exceed {tolerance:g}")
 
     def check_roughly(self, loss: float, gradient: Any) -> None:
-        """The same for arithmetic of lower precision: each gradient points the same way."""
+        """The same for lower precision: each gradient only has to point in the same direction."""
         wanted_loss, wanted = _answer(self)
         cosines = {}
         for name, value in wanted.items():

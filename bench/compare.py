@@ -1,4 +1,4 @@
-"""One case: our step and the peers', each checked first, then timed in turn between readings of the two ceilings."""
+"""One case: our step and the peers', each checked first, then timed in turn with readings of the two ceilings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ OURS = Peer("fastae", by_fastae)
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured for one case.
+    """The measurements of one case.
 
-    `timings` holds ours ("fastae") and the peers', `threads` how many threads each did best on. `peak` is in GF/s,
-    `sigmoid_rate` in 1e9 a second, of all threads together; `peak_best` is the peak's best reading.
+    `timings` holds ours ("fastae") and the peers', `threads` the thread count of each. `peak` (GF/s) and `sigmoid_rate`
+    (1e9 per second) are totals over all threads; `peak_best` is the best reading of the peak.
     """
 
     case: Case
@@ -35,39 +35,39 @@ class Comparison:
         return self.case.flops / self.timings[name].median / 1e9
 
     def share_of_peak(self, name: str = "fastae") -> float:
-        """Of the FMA peak."""
+        """Useful operations as a share of the FMA peak."""
         return self.gflops(name) / self.peak
 
     def share_of_ceiling(self, name: str = "fastae") -> float:
-        """Of FMA plus sigmoid."""
+        """The same as a share of the ceiling."""
         return self.share_of_peak(name) / self.ceiling
 
     @property
     def ceiling(self) -> float:
-        """The share of the FMA peak that a step could have whose only other work were its sigmoids."""
+        """The share of the FMA peak of an ideal step that spends time only on products and then on sigmoids."""
         products = self.case.flops / self.peak
         return products / (products + self.case.sigmoids / self.sigmoid_rate)
 
     @property
     def ratios(self) -> dict[str, float]:
-        """How many times as fast as each peer we are."""
+        """Our speed as a multiple of each peer's."""
         ours = self.timings["fastae"].median
         return {name: timing.median / ours for name, timing in self.timings.items() if name != "fastae"}
 
     @property
     def best_peer(self) -> str | None:
-        """The fastest of those that compute in our precision."""
+        """The fastest peer of our precision."""
         ratios = {name: ratio for name, ratio in self.ratios.items() if PEERS[name].exact}
         return min(ratios, key=lambda name: ratios[name], default=None)
 
     @property
     def shared_cores(self) -> bool:
-        """Whether something else took the cores: such figures are not to be quoted."""
+        """Whether other work shared the cores: do not quote such figures."""
         return self.peak_best > 1.15 * self.peak
 
 
 def checked(peer: Peer, case: Case, threads: int) -> Contender:
-    """The peer's step on so many threads, after a check of its loss and gradient."""
+    """The peer's step on `threads` threads, after a check of its loss and gradient."""
     set_threads(threads)
     step = peer.make(case, threads)
     check = case.check if peer.exact else case.check_roughly
@@ -79,15 +79,15 @@ def checked(peer: Peer, case: Case, threads: int) -> Contender:
 
 
 def measure(case: Case, names: list[str]) -> Comparison:
-    """Compare with the peers of these names, each on one thread or on all, whichever is the faster for it."""
-    everyone = thread_pool.available_cpus()
+    """Compare with the named peers, each on one thread or on all, whichever is faster for it."""
+    cpus = thread_pool.available_cpus()
     contenders = {}
     for name, peer in {"fastae": OURS, **{name: PEERS[name] for name in names}}.items():
         sized = peer.sized and name != "fastae"
-        settings = dict.fromkeys((1, everyone) if sized else (everyone,))
+        settings = dict.fromkeys((1, cpus) if sized else (cpus,))
         contenders[name] = fastest([checked(peer, case, threads) for threads in settings])
-    fma, sigmoid = Probe(everyone, case.dtype), Probe(everyone, case.dtype, "sigmoid")
-    probing = Contender(lambda times: [(fma(), sigmoid()) for _ in range(times)], everyone)
+    fma, sigmoid = Probe(cpus, case.dtype), Probe(cpus, case.dtype, "sigmoid")
+    probing = Contender(lambda times: [(fma(), sigmoid()) for _ in range(times)], cpus)
     timings = in_turn({"ceilings": probing, **contenders})
     del timings["ceilings"]
     threads = {name: contender.threads for name, contender in contenders.items()}

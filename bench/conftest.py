@@ -1,4 +1,4 @@
-"""The tables that ``pytest bench`` ends with: each figure beside its peers and the peak."""
+"""The closing tables of ``pytest bench``: each figure beside the peers' and the peak."""
 
 import re
 
@@ -14,10 +14,10 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def _turns(terminalreporter, benches):
-    """Ours beside all peers, timed in turn."""
+    """Our times beside the peers', timed in turn."""
     if not benches:
         return
-    terminalreporter.section("fastae: milliseconds, all timed in turn")
+    terminalreporter.section("fastae: milliseconds, timed in turn")
     for bench in benches:
         info = bench.extra_info
         others = {name: ms / info["milliseconds"]["fastae"] for name, ms in info["milliseconds"].items()}
@@ -69,7 +69,9 @@ def _kernels(terminalreporter, benches):
         return
     head = ("case", "median ms", "GF/s", "FMA peak", "ns/element", "vs NumPy")
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    terminalreporter.section("fastae: medians, share of the FMA peak of the same run, speed beside NumPy")
+    terminalreporter.section(
+        "fastae: medians, share of the FMA peak in the same run, speed relative to NumPy"
+    )
     for row in (head, *rows):
         cells = [
             row[0].ljust(widths[0]),
@@ -79,14 +81,12 @@ def _kernels(terminalreporter, benches):
     probed = [bench.extra_info for bench in benches if "peak_gflops" in bench.extra_info]
     for threads in sorted({info["threads"] for info in probed}):
         peaks = [info["peak_gflops"] for info in probed if info["threads"] == threads]
-        line = (
-            f"FMA peak of {threads} threads, read between rounds: {min(peaks):.0f} to {max(peaks):.0f} GF/s"
-        )
+        line = f"FMA peak of {threads} threads, measured between rounds: {min(peaks):.0f} to {max(peaks):.0f} GF/s"
         terminalreporter.write_line(line)
     shared = sum(info["peak_best"] > 1.15 * info["peak_gflops"] for info in probed)
-    if shared:  # a share of such a peak says too much
+    if shared:  # shares of such a peak are too high
         terminalreporter.write_line(
-            f"DO NOT QUOTE: in {shared} benches the peak's median was far below its best reading; the cores were shared"
+            f"DO NOT QUOTE: in {shared} benches, the median FMA peak was far below its best: the cores were shared"
         )
 
 

@@ -1,14 +1,13 @@
-"""What a step over Dask workers costs beside the same step on one machine, and what that predicts for more of them.
+"""The cost of a step over Dask workers, compared with the same step on one machine, and a prediction for more workers.
 
-``python -m fastae.bench.distributed`` measures on worker processes of this machine, each with one thread, for
-parameters of 24 KB and 2.8 MB, and fits
+``python -m fastae.bench.distributed`` measures worker processes of this machine, each with one thread, with parameters
+of 24 KB and 2.8 MB, and fits this model:
 
-    broadcast(w, S) = a + b w + S w / out      parameters of S bytes to w workers: a step that takes no rows
-    reduce(w, S)    =     c w + S w / back     sums back, one a worker, and added up: what a step takes besides
-    compute(w)      = rows / (w rate)          as one thread has it here
+    broadcast(w, S) = a + b w + S w / out      send parameters of S bytes to w workers: a step without rows
+    reduce(w, S)    =     c w + S w / back     return one sum per worker and add them up: the rest of the overhead
+    compute(w)      = rows / (w rate)          at the rate of one thread of this machine
 
-The table at the end is that model's, a prediction: no such cluster was measured. Its links are taken to be no faster
-than --gbits.
+The last table is a prediction of this model, not a measurement. It assumes links of --gbits at most.
 """
 
 import argparse
@@ -26,12 +25,12 @@ from fastae.engine.thread_pool import available_cpus
 
 SIZES = {"24 KB": (64, 16), "2.8 MB": (784, 64)}  # n and k
 PREDICTED = {**SIZES, "80 MB": (4096, 512)}
-ROWS = 1024  # a worker
+ROWS = 1024  # per worker
 NO_ROWS = Step(0, 10**9)
 
 
 def measure(workers: int, n: int, k: int, seconds: float) -> dict[str, float]:
-    """Seconds of a step without rows, of a whole one, and of that on one thread alone for one worker's rows."""
+    """Seconds of a step without rows, over Dask, on this machine, and on one thread with the rows of one worker."""
     import dask.array as da
     from dask.distributed import Client, LocalCluster
 
@@ -48,7 +47,7 @@ def measure(workers: int, n: int, k: int, seconds: float) -> dict[str, float]:
         Client(cluster, direct_to_workers=True) as client,
     ):
         engine = DistributedEngine(client, network, da.from_array(X, chunks=(ROWS, -1)))
-        ours, wanted = (made.sums(params.flat, Step()) for made in (engine, together))
+        ours, wanted = (each.sums(params.flat, Step()) for each in (engine, together))
         assert ours is not None
         assert wanted is not None
         assert ours.gradient.tobytes() == wanted.gradient.tobytes()
@@ -75,41 +74,41 @@ def _in_turn(steps: dict[str, Callable[[], Any]], seconds: float) -> dict[str, f
 
 
 def size_in_bytes(n: int, k: int) -> int:
-    """Of the flat parameter buffer, in float32."""
+    """Size of the flat parameter buffer, in float32."""
     return int(fastae.Parameters(fastae.Network.autoencoder(n, k)).flat.nbytes)
 
 
 def fit(measured: dict[tuple[int, str], dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """(a, b, 1/out) and (c, 1/back), none negative, by least squares of the relative errors."""
+    """(a, b, 1/out) and (c, 1/back), all non-negative, by least squares of the relative errors."""
     out, back = [], []
     for (workers, name), took in measured.items():
         traffic = workers * size_in_bytes(*SIZES[name])
         out.append(([1.0, workers, traffic], took["no rows"]))
-        rounds = -(-workers // available_cpus())  # workers that have to take turns on this machine
+        rounds = -(-workers // available_cpus())  # workers share the CPUs of this machine
         back.append(
             ([workers, traffic], max(took["whole"] - took["no rows"] - rounds * took["one thread"], 1e-6))
         )
-    found = []
+    coefficients = []
     for rows in (out, back):
         design = np.array([np.array(columns) / seconds for columns, seconds in rows])
         scale = np.abs(design).max(axis=0)
-        found.append(nnls(design / scale, np.ones(len(rows)))[0] / scale)
-    return found[0], found[1]
+        coefficients.append(nnls(design / scale, np.ones(len(rows)))[0] / scale)
+    return coefficients[0], coefficients[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="worker counts to measure")
+    parser.add_argument("--seconds", type=float, default=4.0, help="seconds per measurement")
     parser.add_argument(
-        "--gbits", type=float, default=10.0, help="of the cluster's links, for the prediction"
+        "--gbits", type=float, default=10.0, help="speed of the cluster's links in Gbit/s, for the prediction"
     )
-    parser.add_argument("--rows", type=int, default=1_000_000, help="a step, for the prediction")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows per step, for the prediction")
     asked = parser.parse_args()
 
-    print(f"measured here, {available_cpus()} CPUs, {ROWS} rows and one thread a worker; ms a step, medians")
+    print(f"measured on {available_cpus()} CPUs: {ROWS} rows and one thread per worker; median ms per step")
     print(f"{'parameters':>10} {'workers':>8} {'Dask':>8} {'here':>8} {'overhead':>9} {'without rows':>13}")
     measured, rates = {}, {}
     for name, (n, k) in SIZES.items():
@@ -128,8 +127,8 @@ def main() -> None:
     print(f"        reduce    = {c * 1e3:.2f} ms w + S w / {1e-9 / max(back, 1e-15):.2g} GB/s")
     link = 8e-9 / asked.gbits
     print(
-        f"\npredicted, not measured: a step of {asked.rows:,} rows over links of {asked.gbits:g} Gbit/s, one thread a "
-        "worker\nms a step: compute + broadcast + reduce (times as fast as one thread)"
+        f"\npredicted, not measured: a step of {asked.rows:,} rows over links of {asked.gbits:g} Gbit/s, one thread "
+        "per worker\nms per step: compute + broadcast + reduce (speed relative to one thread)"
     )
     print(f"{'workers':>8}" + "".join(f"{name:>38}" for name in PREDICTED))
     rate = max(rates.values())

@@ -1,8 +1,8 @@
-"""One epoch of Adam by other libraries, on the same batches from the same weights, to set beside ours.
+"""An epoch of Adam in other libraries, on the same batches and from the same weights as ours.
 
-Each is a function of (X, dense parameters, batch size) that returns a function of a number: it takes that many more
-epochs and returns its parameters by name. No shuffling, no penalty; the last rows that fill no batch are left out for
-all, since a scan takes batches of one size.
+Each function takes (X, dense parameters, batch size) and returns epochs(times), which takes `times` more epochs and
+returns the parameters by name. Rows are not shuffled and there is no penalty. Rows that do not fill a batch are left
+out for all, because JAX's scan needs batches of one size.
 """
 
 import warnings
@@ -35,7 +35,7 @@ def by_numpy(X: np.ndarray, dense: dict[str, np.ndarray], batch: int) -> Epochs:
 
 
 def by_sklearn(X: np.ndarray, dense: dict[str, np.ndarray], batch: int) -> Epochs:
-    """scikit-learn's MLPRegressor, a partial_fit an epoch."""
+    """scikit-learn's MLPRegressor, one partial_fit per epoch."""
     from sklearn.neural_network import MLPRegressor
 
     n, k = dense["W1"].shape
@@ -44,7 +44,7 @@ def by_sklearn(X: np.ndarray, dense: dict[str, np.ndarray], batch: int) -> Epoch
         learning_rate_init=1e-30,
     )  # fmt: skip
     warnings.filterwarnings("ignore", module="sklearn.neural_network")
-    model.partial_fit(X[:batch], X[:batch])  # makes its arrays
+    model.partial_fit(X[:batch], X[:batch])  # creates its arrays
     model._optimizer.t, model._optimizer.learning_rate_init = 0, RATE
     model._optimizer.ms = [np.zeros_like(a) for a in model._optimizer.ms]
     model._optimizer.vs = [np.zeros_like(a) for a in model._optimizer.vs]
@@ -125,4 +125,4 @@ PEERS: dict[str, tuple[str, Callable[..., Epochs]]] = {
     "torch": ("torch", by_torch),
     "jax": ("jax", by_jax),
 }
-"""By name: the module that must be installed, and the function."""
+"""By name: the required module and the function."""

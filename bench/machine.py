@@ -1,4 +1,4 @@
-"""What a figure depends on: CPU and features, threads, load, versions, what the environment asks of other libraries."""
+"""What figures depend on: CPU and features, threads, load, versions, environment variables of other libraries."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ _PREFIXES = ("OPENBLAS_", "OMP_", "MKL_", "GOTO_", "NUMBA_", "XLA_", "BLIS_")
 
 
 def describe() -> dict[str, Any]:
-    """All of it, as JSON takes it; the load is that of the last minute."""
+    """The description as JSON values; `load` is the average over the last minute."""
     return {
         "cpu": _cpu_name(),
         "target": TARGET.cpu,
@@ -24,7 +24,7 @@ def describe() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "versions": {"fastae": fastae.__version__} | {p: found for p in _PACKAGES if (found := _version(p))},
+        "versions": {"fastae": fastae.__version__} | {p: v for p in _PACKAGES if (v := _version(p))},
         "blas": blas_libraries(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_PREFIXES)},
     }

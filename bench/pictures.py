@@ -1,4 +1,4 @@
-"""The report drawn: everyone's time at every size, and the share of the FMA peak against n. Needs matplotlib."""
+"""A picture of the report: all times at every size, and the share of the FMA peak against n. Needs matplotlib."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from fastae.bench.report import Report, label, milliseconds
 from fastae.bench.step_peers import PEERS
 
 OURS, BEST, PEER, ROUGH, TEXT = "#d1495b", "#5b6b7b", "#a9b4bf", "#dfe4e9", "#333333"
-ACROSS = 3  # panels
+ACROSS = 3  # panels in a row
 
 
 def save(report: Report, path: str | Path) -> None:
-    """Draw the report into a file; its suffix chooses the format."""
+    """Draw the report into a file; its suffix sets the format."""
     comparisons = report.comparisons
     across = min(ACROSS, len(comparisons))
     down = -(-len(comparisons) // across)
@@ -25,7 +25,7 @@ def save(report: Report, path: str | Path) -> None:
     parts: Any = figure.subfigures(2, height_ratios=heights, hspace=0.03)
     upper, lower = parts
     upper.suptitle(
-        "One loss and gradient: milliseconds, and times as long as fastae", color=TEXT, fontsize=12
+        "One loss and gradient: milliseconds, and the multiple of fastae's time", color=TEXT, fontsize=12
     )
     axes = list(upper.subplots(down, across, squeeze=False).flat)
     for axis, comparison in zip(axes, comparisons, strict=False):
@@ -48,10 +48,10 @@ def _draw_bars(axis: Any, comparison: Comparison) -> None:
             OURS if name == "fastae" else BEST if name == comparison.best_peer else PEER if exact else ROUGH
         )
         axis.barh(place, timing.median, color=color, height=0.78)
-        said = f" {milliseconds(timing)[1]} ms"
+        words = f" {milliseconds(timing)[1]} ms"
         if name in comparison.ratios:
-            said += f"   {comparison.ratios[name]:.1f}x"
-        axis.text(timing.median, place, said, va="center", fontsize=8, color=TEXT)
+            words += f"   {comparison.ratios[name]:.1f}x"
+        axis.text(timing.median, place, words, va="center", fontsize=8, color=TEXT)
     axis.set_xlim(0, 1.6 * max(timing.median for timing in timings.values()))
     axis.set_yticks(range(len(timings)), map(label, timings), fontsize=8, color=TEXT)
     axis.invert_yaxis()
@@ -62,13 +62,13 @@ def _draw_bars(axis: Any, comparison: Comparison) -> None:
 
 
 def _draw_roofline(axis: Any, comparisons: list[Comparison]) -> None:
-    """Ours, the best peer and the ceiling of each size, from the narrowest to the widest."""
+    """Our share, the best peer's and the ceiling at each size, from the narrowest network to the widest."""
     ordered = sorted(comparisons, key=lambda c: (c.case.n, c.case.k))
     places = range(len(ordered))
     peaks = [c.peak for c in ordered]
     axis.axhline(1, color=TEXT, linewidth=1)
-    said = f"FMA peak, {min(peaks):.0f} to {max(peaks):.0f} GF/s"
-    axis.text(-0.45, 1.015, said, fontsize=8, color=TEXT, va="bottom")
+    words = f"FMA peak, {min(peaks):.0f} to {max(peaks):.0f} GF/s"
+    axis.text(-0.45, 1.015, words, fontsize=8, color=TEXT, va="bottom")
     axis.bar(
         places, [c.ceiling for c in ordered], width=0.7, color="#edf0f3", label="ceiling: FMA and sigmoids"
     )

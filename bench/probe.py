@@ -1,7 +1,7 @@
-"""The machine's two ceilings, the roof of every figure here, in what all threads do together.
+"""The machine's two ceilings, as the total rate of all threads.
 
-FMA: independent accumulators in registers, no memory at all. Sigmoid: ours, over an array that stays in L1.
-``python -m fastae.bench.probe`` prints both by dtype and thread count.
+FMA: independent accumulators in registers, without memory accesses. Sigmoid: the kernels' own, over an array that stays
+in L1. ``python -m fastae.bench.probe`` prints both by dtype and thread count.
 """
 
 import statistics
@@ -19,14 +19,14 @@ from fastae.kernels.compiler import kernel
 from fastae.kernels.simd import vector_kernel
 from fastae.kernels.target import LINE, TARGET
 
-# Lines of accumulators that stay in registers with two operands: 24 zmm, 12 ymm, 24 NEON q or 12 xmm registers. Two
+# Lines of accumulators that fit in registers beside two operands: 24 zmm, 12 ymm, 24 NEON q or 12 xmm registers. Two
 # FMA pipes of latency 4 or 5 need 8 to 10.
 ACCUMULATORS = {"avx512": 24, "avx2": 6, "neon": 6, "generic": 3}[TARGET.isa]
-TURN = 3e-3  # seconds a thread spins for one reading
+TURN = 3e-3  # seconds per reading
 
 
 def _write_spin(words, out, count):
-    """out gains `count` rounds of acc = acc x + y in every accumulator, x = 1/2 and y = 1 at run time."""
+    """Repeat acc = acc x + y `count` times in every accumulator; x = 1/2 and y = 1 are read from `out`."""
     x, y = words.broadcast(out), words.broadcast(words.offset(out, words.itemsize))
 
     def one(*accumulators):
@@ -55,7 +55,7 @@ def _sigmoid(z, h, count):
 
 
 def _spinner(dtype: str) -> tuple[Callable[[int], Any], float]:
-    """One thread's rounds of FMAs, and the FLOPs of one."""
+    """One thread's rounds of FMAs, and the FLOPs per round."""
     lanes = LINE // np.dtype(dtype).itemsize
     array = np.zeros((ACCUMULATORS + 2) * lanes, dtype)
     skip = -array.ctypes.data % LINE // array.itemsize
@@ -65,7 +65,7 @@ def _spinner(dtype: str) -> tuple[Callable[[int], Any], float]:
 
 
 def _sigmoid_spinner(dtype: str) -> tuple[Callable[[int], Any], float]:
-    """One thread's rounds over 4 kB of sigmoids, and how many they are."""
+    """One thread's rounds over 4 kB of sigmoids, and the sigmoids per round."""
     z = np.linspace(-8, 8, 4096 // np.dtype(dtype).itemsize).astype(dtype)
     return partial(_sigmoid, z, np.empty_like(z)), float(z.size)
 
@@ -74,15 +74,15 @@ _SPINNERS = {"fma": _spinner, "sigmoid": _sigmoid_spinner}
 
 
 class Probe:
-    """Readings of a ceiling of `n_threads` threads in `dtype`: `of` "fma" in GF/s, `of` "sigmoid" in 1e9 sigmoids/s.
+    """Readings of a ceiling for `n_threads` threads in `dtype`: `of` is "fma" (GF/s) or "sigmoid" (1e9 sigmoids/s).
 
-    Calling it takes a reading; ``median`` is that of all readings so far.
+    A call takes a reading; ``median`` is the median of all readings so far.
     """
 
     def __init__(self, n_threads: int = 1, dtype: str = "float32", of: str = "fma") -> None:
         self.n_threads, self.readings = n_threads, list[float]()
-        made = [_SPINNERS[of](dtype) for _ in range(n_threads)]
-        self._spins, self._work = [spin for spin, _ in made], made[0][1]
+        spinners = [_SPINNERS[of](dtype) for _ in range(n_threads)]
+        self._spins, self._work = [spin for spin, _ in spinners], spinners[0][1]
         self._spins[0](1)
         start = time.perf_counter()
         self._spins[0](2000)
@@ -108,15 +108,15 @@ class Probe:
 
     @property
     def median(self) -> float:
-        # Two threads that were put on one core read half the peak, which would flatter what is held against it.
+        # Two threads on one core read half the peak, which would overstate every share of it: leave such readings out.
         best = max(self.readings)
         return statistics.median(reading for reading in self.readings if reading > 0.8 * best)
 
 
 def against_peak(benchmark: Any, run: Callable[[], Any], flops: float, probe: Probe, rounds: int = 25) -> Any:
-    """Time `run`, a reading of the peak before each round, A B A B; GF/s and share go to the benchmark's extra_info.
+    """Time `run` in turn with readings of the peak, A B A B; GF/s and share go to the benchmark's extra_info.
 
-    Returns what `run` returned last.
+    Returns the last result of `run`.
     """
     if benchmark.enabled:
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""The report of ``fastae bench``: every case against the peers, as tables, Markdown and JSON."""
+"""The report of ``fastae bench``: all cases beside the peers, as tables, Markdown and JSON."""
 
 import json
 import math
@@ -17,12 +17,12 @@ from fastae.bench.rounds import Timing
 from fastae.bench.step_peers import PEERS, installed
 
 QUICK = [case for case in CASES if (case.n, case.k) in ((30, 8), (128, 64), (784, 64))]
-TARGET_MEAN = 2.2  # of the ratios, all cases
+TARGET_MEAN = 2.2  # geometric mean of the ratios over all cases
 
 
 @dataclass(frozen=True)
 class Report:
-    """The machine, a comparison a case, and why some peers were left out."""
+    """The machine, one comparison per case, and why peers were skipped."""
 
     machine: dict[str, Any]
     comparisons: list[Comparison]
@@ -35,31 +35,31 @@ class Report:
         peers: list[str] | None = None,
         tell: Callable[[str], Any] = lambda words: None,
     ) -> "Report":
-        """Measure; `peers` None: all that are installed. `tell` hears which case is being timed."""
+        """Measure all `cases` beside `peers`, by default all that are installed. `tell` receives progress messages."""
         names, missing = installed(peers)
-        found = machine.describe()  # the load before ours
+        about = machine.describe()  # before our own load
         comparisons = []
         for case in cases:
             tell(f"timing n, k, m = {_size(case)}")
             comparisons.append(measure(case, names))
-        return cls(found, comparisons, missing)
+        return cls(about, comparisons, missing)
 
     @property
     def peers(self) -> list[str]:
-        """Those measured, in their order."""
+        """The peers that were measured, in the order of PEERS."""
         return [name for name in PEERS if name in self.comparisons[0].timings]
 
     @property
     def mean_ratio(self) -> float | None:
-        """Geometric mean over the cases of the ratio to the best peer of our precision."""
+        """Geometric mean of the cases' ratios to the best peer of our precision."""
         ratios = [c.ratios[c.best_peer] for c in self.comparisons if c.best_peer]
         return statistics.geometric_mean(ratios) if ratios else None
 
-    # -- out and in again ---------------------------------------------------------------------------------------
+    # -- JSON ---------------------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
-        """Everything measured, and what follows from it."""
-        found = {
+        """All measurements, and the figures computed from them."""
+        content = {
             "machine": self.machine,
             "missing": self.missing,
             "mean_ratio": self.mean_ratio,
@@ -80,12 +80,12 @@ class Report:
                 for c in self.comparisons
             ],
         }
-        return json.dumps(found, indent=1) + "\n"
+        return json.dumps(content, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Report":
         """A report written by ``to_json``."""
-        found = json.loads(text)
+        content = json.loads(text)
         comparisons = [
             Comparison(
                 Case(c["n"], c["k"], c["m"], c["target"], c["dtype"]),
@@ -95,14 +95,14 @@ class Report:
                 c["peak_best"],
                 c["gigasigmoids"],
             )
-            for c in found["cases"]
+            for c in content["cases"]
         ]
-        return cls(found["machine"], comparisons, found["missing"])
+        return cls(content["machine"], comparisons, content["missing"])
 
     # -- for people ---------------------------------------------------------------------------------------------
 
     def header(self) -> list[str]:
-        """What the figures depend on, a line each."""
+        """Lines that describe the machine."""
         m = self.machine
         lines = [
             f"{m['cpu']} ({m['target']}, {m['features']}), {m['threads']} threads, load {m['load']}",
@@ -114,20 +114,21 @@ class Report:
         return lines
 
     def notes(self) -> list[str]:
-        """How to read the table, and what spoils it."""
+        """How to read the table, and warnings about the run."""
         first = self.comparisons[0]
         peaks = [c.peak for c in self.comparisons]
         sigmoids = [c.sigmoid_rate for c in self.comparisons]
         lines = [
-            f"One loss and gradient: medians of {first.timings['fastae'].rounds} rounds in turn. All computed the same "
-            "first, to rounding; each peer is on one thread or all, whichever is faster for it (JAX always on all).",
+            f"One loss and gradient: medians of {first.timings['fastae'].rounds} rounds in turn. All results were "
+            "checked against the reference first. "
+            "Each peer uses one thread or all, whichever is faster for it (JAX always all).",
             f"Ceilings of {self.machine['threads']} threads in the same run: FMA {min(peaks):.0f} to {max(peaks):.0f} "
             f"GF/s; sigmoid {1 / max(sigmoids):.3f} to {1 / min(sigmoids):.3f} ns.",
-            "Shares are of the FMA ceiling, and of FMA plus sigmoid: the time of both, one after the other.",
+            "FMA: share of the FMA ceiling. + sigmoid: share of both ceilings, all products and then all sigmoids.",
         ]
         if not all(PEERS[name].exact for name in self.peers):
-            lines.append("Those with * compute in lower precision, and are never the best peer.")
-        lines += [f"Left out: {name}, for {why}." for name, why in self.missing.items()]
+            lines.append("* computes in lower precision, and never counts as the best peer.")
+        lines += [f"Skipped: {name} ({why})." for name, why in self.missing.items()]
         if self.mean_ratio:
             lines.append(
                 f"Geometric mean of the speedups: {self.mean_ratio:.2f}x over {len(self.comparisons)} sizes."
@@ -135,16 +136,18 @@ class Report:
         shared = [_size(c.case) for c in self.comparisons if c.shared_cores]
         if shared:
             lines.append(
-                f"DO NOT QUOTE {'; '.join(shared)}: the peak's median was far below its best: the cores were shared."
+                f"DO NOT QUOTE {'; '.join(shared)}: the median FMA peak was far below its best: the cores were shared."
             )
         if (self.machine["load"] or 0) > 0.7:
-            lines.append(f"The machine was not idle in the minute before: load {self.machine['load']}.")
+            lines.append(
+                f"The machine was not idle in the minute before the run: load {self.machine['load']}."
+            )
         if any(name.startswith("OPENBLAS_") for name in self.machine["environment"]):
-            lines.append("OPENBLAS_ variables are set: they may slow NumPy and scikit-learn.")
+            lines.append("OPENBLAS_ variables are set and may slow NumPy and scikit-learn down.")
         return lines
 
     def details(self) -> Table:
-        """Everyone's times."""
+        """A table of all times."""
         table = _table("n, k, m", "threads", "ms", "p10", "p90", "GF/s", "FMA", "speedup")
         for c in self.comparisons:
             table.add_row(_size(c.case), style="bold")
@@ -161,9 +164,9 @@ class Report:
         return table
 
     def standing(self) -> Table:
-        """How ours stand beside the best peer and under the ceilings, and the targets."""
+        """A table of our speed against the best peer and the ceilings, with the targets."""
         table = _table("n, k, m", "best peer", "speedup", "target", "FMA", "target", "+ sigmoid")
-        table.caption = f"the mean speedup of all {len(CASES)} sizes is to be {TARGET_MEAN}x"
+        table.caption = f"target for the mean speedup over all {len(CASES)} sizes: {TARGET_MEAN}x"
         for c in self.comparisons:
             best = c.best_peer
             table.add_row(
@@ -178,7 +181,7 @@ class Report:
         return table
 
     def markdown(self) -> str:
-        """The README's block: the table in milliseconds, and beneath it header and notes."""
+        """The section for the README: the table in milliseconds, then notes and header."""
         names = ["fastae", *self.peers]
         heads = ["n, k, m", *map(label, names), "speedup", "FMA", "+ sigmoid"]
         lines = [heads, ["---", *("---:" for _ in heads[1:])]]
@@ -203,7 +206,7 @@ MARKS = "<!-- fastae bench -->\n", "<!-- end of fastae bench -->\n"
 
 
 def splice(text: str, inner: str) -> str:
-    """`text` with what stands between the two marks replaced; ValueError where there are none."""
+    """`text` with the part between the two marks replaced; ValueError if a mark is missing."""
     if not all(text.count(mark) == 1 for mark in MARKS):
         raise ValueError(f"no lines {' and '.join(mark.strip() for mark in MARKS)}")
     head, rest = text.split(MARKS[0])

@@ -1,9 +1,9 @@
-"""Several contenders timed in turn, A B A B, in one process: what makes their ratio fair on a noisy machine.
+"""Time several contenders in turn, A B A B, in one process, so that ratios are fair on a noisy machine.
 
-A thread pool spins for a while after its work (OpenBLAS's for 26 ms, OpenMP's for milliseconds) and so takes a core
-from whoever comes next. Before each turn all are left to fall asleep, and the contender's own threads are set. Then it
-runs untimed until its pool is awake and spread over the cores: unwarmed, torch was seen to take 2 to 10 times as long
-after NumPy's turn as by itself, and JAX half as long again; warmed like this, each takes what it takes alone.
+A thread pool keeps spinning after its work (OpenBLAS's for 26 ms, OpenMP's for milliseconds) and takes a core from the
+next contender. Each turn therefore begins with a rest in which all pools fall asleep, and sets the contender's thread
+count. The contender then runs untimed until its pool is awake and spread over the cores. Without this, torch took 2 to
+10 times as long after NumPy's turn as by itself, and JAX 1.5 times; with it, each takes as long as by itself.
 """
 
 import statistics
@@ -13,21 +13,21 @@ from typing import Any, NamedTuple
 
 from fastae.bench.pools import set_threads
 
-REST = 0.04  # seconds before a turn: longer than any pool spins
-WARM = 0.1  # seconds of running untimed
-TURN = 0.03  # seconds that are timed, at least
+REST = 0.04  # seconds of rest before a turn: longer than any pool spins
+WARM = 0.1  # seconds of untimed work
+TURN = 0.03  # seconds of timed work, at least
 ROUNDS = 15
 
 
 class Contender(NamedTuple):
-    """What takes turns: run(times), so many times over, on `threads` threads."""
+    """run(times) repeats the work to time, on `threads` threads."""
 
     run: Callable[[int], Any]
     threads: int
 
 
 class Timing(NamedTuple):
-    """Seconds of one time: median, 10th and 90th percentile of `rounds` turns."""
+    """Seconds per repetition: median, 10th and 90th percentile over `rounds` turns."""
 
     median: float
     p10: float
@@ -41,7 +41,7 @@ class Timing(NamedTuple):
 
 
 def in_turn(contenders: Mapping[Any, Contender], *, rounds: int = ROUNDS) -> dict[Any, Timing]:
-    """Timing of each over so many rounds."""
+    """The timing of each contender over `rounds` rounds."""
     times = {name: _times_a_turn(contender) for name, contender in contenders.items()}
     spent: dict[Any, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
@@ -51,7 +51,7 @@ def in_turn(contenders: Mapping[Any, Contender], *, rounds: int = ROUNDS) -> dic
 
 
 def fastest(contenders: Iterable[Contender]) -> Contender:
-    """The one that takes least, by the medians of three rounds."""
+    """The fastest contender, by the median of three rounds."""
     among = dict(enumerate(contenders))
     if len(among) == 1:
         return among[0]
@@ -60,9 +60,9 @@ def fastest(contenders: Iterable[Contender]) -> Contender:
 
 
 def recorded(benchmark: Any, contenders: Mapping[Any, Contender], **info: Any) -> dict[Any, Timing]:
-    """The same for a pytest-benchmark, which times the first contender by itself as well and keeps all medians.
+    """``in_turn`` for pytest-benchmark, which also times the first contender by itself and records all medians.
 
-    Where it is disabled the first runs once, and nothing is returned.
+    If benchmarks are disabled, the first contender runs once and the result is empty.
     """
     ours = next(iter(contenders.values()))
     if not benchmark.enabled:

@@ -1,7 +1,7 @@
-"""One loss and gradient by other libraries, to set beside ours.
+"""One loss and gradient in other libraries, to compare with ours.
 
-Each is a function of (case, number of threads) that returns a Step. All hold their data and parameters in their own
-arrays before the clock starts, and leave the gradient in them.
+Each function takes (case, thread count) and returns a Step. Data and parameters are in the library's own arrays before
+the clock starts, and the gradient stays there.
 """
 
 import types
@@ -17,7 +17,7 @@ from fastae.bench.cases import Case
 
 
 class Step(NamedTuple):
-    """`run` takes one step; `answer`, of what run returned, gives (loss, gradient by name) as NumPy arrays."""
+    """`run` takes one step; `answer` turns its result into (loss, gradient by name), as NumPy arrays."""
 
     run: Callable[[], Any]
     answer: Callable[[Any], tuple[float, Any]]
@@ -35,26 +35,26 @@ def by_numpy(case: Case, threads: int) -> Step:
 
 
 def by_sklearn(case: Case, threads: int) -> Step:
-    """scikit-learn's MLPRegressor: a partial_fit on all rows as one batch, by plain gradient descent."""
+    """scikit-learn's MLPRegressor: one partial_fit on all rows as one batch, by plain gradient descent."""
     from sklearn.neural_network import MLPRegressor
 
     X, dense = case.X, case.dense
 
     def model(rate: float) -> Any:
-        made = MLPRegressor(
+        regressor = MLPRegressor(
             hidden_layer_sizes=(case.k, case.n), activation="logistic", solver="sgd", momentum=0, alpha=0,
             batch_size=case.m, shuffle=False, learning_rate_init=rate,
         )  # fmt: skip
         warnings.filterwarnings("ignore", module="sklearn.neural_network")
-        made.partial_fit(X, X)  # makes its arrays
+        regressor.partial_fit(X, X)  # creates its arrays
         for i in range(3):
-            made.coefs_[i][...], made.intercepts_[i][...] = dense[f"W{i + 1}"], dense[f"b{i + 1}"]
-        return made
+            regressor.coefs_[i][...], regressor.intercepts_[i][...] = dense[f"W{i + 1}"], dense[f"b{i + 1}"]
+        return regressor
 
-    still = model(1e-30)  # its weights do not move, so that every step is the same
+    still = model(1e-30)  # its weights do not move, so every step is the same
 
     def answer(loss: float) -> tuple[float, dict[str, np.ndarray]]:
-        rate = 1e4  # so large a step that rounding its end to float32 loses nothing of the gradient
+        rate = 1e4  # so large that rounding the new weights to float32 loses nothing of the gradient
         moved = model(rate).partial_fit(X, X)
         ends = {f"W{i + 1}": moved.coefs_[i] for i in range(3)}
         ends |= {f"b{i + 1}": moved.intercepts_[i] for i in range(3)}
@@ -96,16 +96,16 @@ def by_torch(case: Case, threads: int) -> Step:
 
 
 def by_torch_compile(case: Case, threads: int) -> Step:
-    """torch.compile, for this one shape and number of threads."""
+    """torch.compile for this shape and thread count."""
     import torch
 
-    # A code object of its own: torch.compile gives up on one that it has compiled eight times.
+    # A new code object: torch.compile gives up on one that it has compiled eight times.
     cost = types.FunctionType(_torch_cost.__code__.replace(), globals())
     return _torch_step(case, torch.compile(cost, dynamic=False))
 
 
 def by_torch_bf16(case: Case, threads: int) -> Step:
-    """Torch with its products in bfloat16 (autocast): 8 bits of precision for our 24."""
+    """Torch with products in bfloat16 (autocast): 8 bits of precision instead of our 24."""
     import torch
 
     def cost(p: Any, x: Any) -> Any:
@@ -136,12 +136,12 @@ def by_jax(case: Case, threads: int) -> Step:
 
 
 class Peer(NamedTuple):
-    """A library's step: the module it needs, what makes it, and how far it can be compared."""
+    """A library's step: the required module, the function that makes it, and limits of the comparison."""
 
     module: str
     make: Callable[[Case, int], Step]
-    exact: bool = True  # computes in float32, as ours does
-    sized: bool = True  # its number of threads can be set
+    exact: bool = True  # computes in float32, as we do
+    sized: bool = True  # its thread count can be set
 
 
 PEERS = {
@@ -155,7 +155,7 @@ PEERS = {
 
 
 def installed(names: list[str] | None = None) -> tuple[list[str], dict[str, str]]:
-    """Those of `names` (all by default) that can run here, and why each of the others cannot."""
+    """The peers among `names` (by default all) that are installed, and for each other one why it is not available."""
     chosen = list(PEERS) if names is None else names
     missing = {
         name: f"{PEERS[name].module} is not installed" for name in chosen if not find_spec(PEERS[name].module)

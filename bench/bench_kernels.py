@@ -1,5 +1,7 @@
 """Single kernels on one thread beside NumPy: products as shares of the FMA peak, other kernels in ns per element."""
 
+import ctypes
+
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
@@ -9,7 +11,7 @@ from fastae.bench.probe import Probe, against_peak
 from fastae.bench.stages import Tile, load_times, repeats
 from fastae.kernels import activations, job, optimizer
 from fastae.kernels.compiler import kernel
-from fastae.kernels.simd import flush_subnormals, restore_float_state
+from fastae.kernels.simd import flush_subnormals, record_at, restore_float_state
 
 pytestmark = pytest.mark.benchmark(group="kernels")
 
@@ -106,19 +108,19 @@ def test_elementwise(benchmark, name, dtype, by):
     measure(benchmark, lambda times: run(times, z, *out), elements=size)
 
 
-SETTINGS = {
-    "sgd": (job.SGD, np.array([0.9, 0, 0, 0, 0, 0, 0.0])),
-    "nesterov": (job.SGD, np.array([0.9, 1, 0, 0, 0, 0, 0.0])),
-    "adam": (job.ADAM, np.array([0, 0, 0.9, 0.999, 1e-8, 0, 0.0])),
+OPTIMIZERS = {
+    "sgd": job.Job(optimizer=job.SGD, momentum=0.9),
+    "nesterov": job.Job(optimizer=job.SGD, momentum=0.9, nesterov=1),
+    "adam": job.Job(optimizer=job.ADAM, beta_1=0.9, beta_2=0.999, epsilon=1e-8),
 }
 RATE = 1e-3
 
 
 @kernel
-def _update_times(times, kind, parameters, gradient, u, s, settings):
+def _update_times(times, job_at, parameters, gradient, u, s):
     state = flush_subnormals()
     for step in range(times):
-        optimizer.update(kind, parameters, gradient, u, s, RATE, step, settings)
+        optimizer.update(record_at(job_at, job.JOB), parameters, gradient, u, s, RATE, step)
     restore_float_state(state)
 
 
@@ -133,7 +135,7 @@ def _numpy_update(name, p, g, u, s):
 
 
 @pytest.mark.parametrize("by", ["kernel", "numpy"])
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_update(benchmark, name, by):
     size = 1 << 15  # 128 kB per array: in L2
     rng = np.random.default_rng(0)
@@ -142,12 +144,12 @@ def test_update(benchmark, name, by):
     if by == "numpy":
         measure_numpy(benchmark, lambda: _numpy_update(name, p, g, u, s))
         return
-    kind, settings = SETTINGS[name]
+    job_at = ctypes.addressof(OPTIMIZERS[name])
     wanted = p.astype("f8")
     _numpy_update(name, wanted, g.astype("f8"), *np.zeros((2, size)))
-    _update_times(1, kind, p, g, u, s, settings)
+    _update_times(1, job_at, p, g, u, s)
     np.testing.assert_allclose(p, wanted, rtol=1e-5, atol=1e-6)
-    measure(benchmark, lambda times: _update_times(times, kind, p, g, u, s, settings), elements=size)
+    measure(benchmark, lambda times: _update_times(times, job_at, p, g, u, s), elements=size)
 
 
 @pytest.mark.parametrize("by", ["kernel", "numpy"])

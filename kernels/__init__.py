@@ -2,24 +2,31 @@
 
 A map, from the call down:
 
-    step.py         gradient steps by a team of threads: the one jitted call that each makes
-    infer.py        rows through the layers and out
-    shard.py        a shard of rows, tile after tile, through all layers and back
+    step.py         gradient steps by a crew of threads: the one jitted call that each makes; the loops of a step
+    partition.py    which rows a shard has, which weights a stretch has
+    shard.py        a shard of rows, tile after tile
     stretch.py      a stretch of the flat buffers: shards added up, the optimizer, W'
-    partition.py    which rows a shard has, which weights a stretch
-    job.py          the places in the vectors of int64 that say what is to be done
-    layer.py        one layer's forward step and backward step on a tile of rows, in place
-    gemm.py         the register tile, in its three forms
-    rowlanes.py     layer.py and gemm.py for layers of few columns: rows in the lanes
-    bfloat16.py     layer.py and gemm.py for products of bfloat16 pairs
-    activations.py  sigmoid with derivative, tanh, relu, identity
     optimizer.py    fused parameter updates
-    noise.py        corrupted input, and cells that are missing
-    rows.py         rows of any dtype and stride into a tile, and back out
+    infer.py        rows through a range of layers and out
+
+    load.py         rows become tiles: loaded, scaled, corrupted, converted
+    tile.py         a tile through the layers and back; the map of its memory
+    cost.py         deltas and errors of the cost, and a step's loss
+    noise.py        corrupted input, and missing cells
+    activations.py  sigmoid with derivative, tanh, relu, identity
+
+    products.py     the contract of products, which three forms implement:
+    gemm.py         blocks of columns: register tiles and the loops around them
+    rowlanes.py     rows in the lanes, for networks of few columns
+    bfloat16.py     blocks of columns in bfloat16
+
+    job.py          the records that threads are told and share
     layout.py       the one data layout: column blocks of one cache line
-    target.py       which CPU Numba compiles for, and the tile sizes that follow
+    rows.py         rows of any dtype and stride into lines, and back out
     simd.py         the vector words; the only file that writes LLVM IR
+    target.py       which CPU Numba compiles for, and the tile sizes that follow
     compiler.py     the one decorator, ``kernel``, and its cache on disk
+    layer.py        one layer's steps for callers with arrays of their own
 """
 
 if __name__ != "fastae.kernels":

@@ -1,8 +1,8 @@
 """Products on column blocks: the register tile, and the loops around it. The form of products of most networks.
 
-Not a general GEMM: no packing, no transposes, no alpha and beta. All operands lie in the blocked layout (layout.py), and
-the rest of the layer, its *epilogue*, is done to a register tile before it is stored. The loops of a step (step.py
-counts them from 1) go on here, each with the slice that it selects:
+Not a general GEMM: no packing, no transposes, no alpha and beta. All operands lie in the blocked layout (layout.py).
+The rest of the layer, its *epilogue*, is applied to a register tile before the tile is stored. The loops of a step
+(step.py numbers them from 1) continue here, each with the slice that it selects:
 
     loop 5    blocks of columns of C, 3, 2 or 1 at a time         C[:, j : j + n]          panels
     loop 6    rows of C, a register tile at a time                C[i : i + r, j : j + n]  register_tiles
@@ -152,7 +152,7 @@ def register_tiles(
 
 
 def panels(words: Words, blocks: Value, write: Callable[[int, Value], None]) -> None:
-    """Loop 5: write(n, j) for blocks j .. j + n - 1: 3 at a time, but 2 and 2 for the last 4, and 2 or 1 that are left."""
+    """Loop 5: write(n, j) for blocks j .. j + n - 1: 3 at a time, but 2 and 2 for the last 4, then 2 or 1."""
     b, count = words.builder, words.count
 
     def several(n: int, times: Value, j: Value) -> Value:

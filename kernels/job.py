@@ -7,7 +7,7 @@ compiled functions; other addresses have the name of what lies there, with its s
 
 import ctypes
 from inspect import get_annotations
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ _Structure = TypeVar("_Structure", bound=type[ctypes.Structure])
 
 def _record(structure: _Structure) -> _Structure:
     """Lay out a structure's annotated fields: int64 for int, float64 for float."""
-    kinds = {int: ctypes.c_int64, float: ctypes.c_double}
+    kinds: dict[type, Any] = {int: ctypes.c_int64, float: ctypes.c_double}
     structure._fields_ = [(name, kinds[kind]) for name, kind in get_annotations(structure).items()]
     return structure
 

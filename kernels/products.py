@@ -8,9 +8,9 @@ A form decides how a tile's matrices and the weights lie while products are take
 
 What every form keeps:
 
-    rows          Tiles are `height` rows high in memory. A function computes `rows` rows, which the caller has rounded up
-                  to the form's row multiple (it divides `height`). Rows below those in use are zero in the input, and
-                  have weight 0, so they add nothing to any sum. `gradient` alone is given the rows in use.
+    rows          Tiles are `height` rows high in memory. A function computes `rows` rows, which the caller has
+                  rounded up to the form's row multiple (it divides `height`). Rows below those in use are zero in the
+                  input, and have weight 0, so they add nothing to any sum. `gradient` alone is given the rows in use.
     columns       `fan_in` and `fan_out` are columns in use. A tile's matrix takes round_up(columns, lanes) * height
                   elements whatever the form; padding columns of a result are zero, or are not read by the form.
     alignment     Every matrix, line and vector begins on a cache line.
@@ -60,7 +60,9 @@ The functions, and the shape of each argument that is an address:
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from fastae.kernels.compiler import ByAddress
@@ -100,7 +102,7 @@ FUNCTIONS = (
 
 
 @cache
-def addresses(form: Form, dtype: npt.DTypeLike) -> dict[str, int]:
+def addresses(form: Form, dtype: np.dtype[Any]) -> dict[str, int]:
     """Fields of a job: where the functions of a form lie, compiled for `dtype`; 0 for those it does not have."""
     functions = {f"{name}_at": getattr(form, name) for name in FUNCTIONS}
     return {name: 0 if function is None else function.address(dtype) for name, function in functions.items()}

@@ -1,7 +1,7 @@
 """Layers of few columns: the lanes of a line hold 16 rows (float64: 8) of one column, so none of them is padding.
 
-The form of products of networks so narrow that a good part of the lanes would be padding in gemm.py. A tile's matrix lies
-column by column here, each `height` rows high; weights and gradients lie as they do everywhere.
+The form of products for networks so narrow that a good part of the lanes would be padding in gemm.py. A tile's matrix
+lies column by column here, each `height` rows high; weights and gradients lie as they do everywhere.
 
     forward    C = g(A B + bias)        A and C by columns: a line of A times one weight of B, in every lane
     backward   C = (A B) * g'(C)        the same, B being W'
@@ -142,12 +142,12 @@ def _write_gradient(words, c, a, b, column, lines, accumulate, fan_in, fan_out):
         total = words.lane_sums(flat[first : first + words.lanes])
         sums += [words.shuffle(total, total, list(range(k, k + TO))) for k in range(0, total.type.count, TO)]
     mask = words.first_lanes(fan_out, TO)
-    for add in (0, 1):
-        with words.when(accumulate, "==", add):
+    for onto in (0, 1):
+        with words.when(accumulate, "==", onto):
             for i, row in enumerate(sums):
                 with words.when(fan_in, ">", i):
                     place = words.offset(c, i * LINE)
-                    value = words.add(words.load_short(place, TO), row) if add else row
+                    value = words.add(words.load_short(place, TO), row) if onto else row
                     words.store_first(value, place, mask)
 
 

@@ -30,9 +30,9 @@ next job for a while before it is OVER: waking a thread takes longer than many a
 """
 
 from functools import cache
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastae.kernels import products
 from fastae.kernels.compiler import callee, kernel
@@ -100,7 +100,7 @@ ITEMS = {
 
 
 @cache
-def addresses(form: products.Form, dtype: npt.DTypeLike) -> dict[str, int]:
+def addresses(form: products.Form, dtype: np.dtype[Any]) -> dict[str, int]:
     """Fields of a job: where all that it calls by address lies, compiled for `dtype`."""
     return products.addresses(form, dtype) | {name: item.address(dtype) for name, item in ITEMS.items()}
 

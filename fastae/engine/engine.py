@@ -316,7 +316,7 @@ class Engine:
             raise ValueError("sums are of rows: objective must have neither alpha nor sparsity_weight")
         if batch_size is not None:
             check_count("batch_size", batch_size)
-        rows = X.shape[0] if index is None else np.size(index)  # type: ignore[arg-type]
+        rows = X.shape[0] if index is None else np.size(index)
         batch = rows if batch_size is None else min(int(batch_size), rows)
         job = self._new_job(self._form_for(batch, objective))
         chosen, alive = jobs.set_matrix(job, X, self.dtype, index=index, shift=shift, scale=scale)

@@ -231,8 +231,8 @@ def test_touches_its_own_memory_alone(widths, activations, end):
         lambda: engine.errors(params, X).tobytes(),
     ]
     wanted = [call() for call in calls]
-    engine._work = [guarded(work, end, 64) for work in engine._work]
-    engine._narrow = guarded(engine._narrow, end, 64)
+    engine._crew.work = [guarded(work, end, 64) for work in engine._crew.work]
+    engine._weights = guarded(engine._weights, end, 64)
     X = guarded(X, end)
     assert [call() for call in calls] == wanted
 
@@ -290,7 +290,7 @@ def test_rounds_to_nearest_even_into_both_forms():
     ]
     source, target = layout.aligned_zeros(x.size, "f4"), layout.aligned_zeros(x.size, "f4")
     source[:] = x.ravel()
-    by_address = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5)(bfloat16.narrow_tile.address("float32"))
+    by_address = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5)(bfloat16.to_bfloat16.address("float32"))
     by_address(target.ctypes.data, source.ctypes.data, 32, 32, 2)
     made = target.view("u2").reshape(2, 2, -1)
     with np.errstate(over="ignore"):
@@ -301,14 +301,14 @@ def test_rounds_to_nearest_even_into_both_forms():
 
 
 @needs_bfloat16
-def test_weights_are_narrowed_as_w_and_as_its_transpose():
+def test_weights_are_rounded_as_w_and_as_its_transpose():
     network = fastae.Network((40, 20, 40), ("sigmoid", "identity"))
     params, X = problem(network, 3)
     engine = fastae.Engine(network, 1, "bfloat16")
     engine.loss_and_gradient(params, X)
     first, second = params.plan
-    found = [engine._narrow[row[layout.WEIGHT] : row[layout.BIAS]] for row in (first, second)]
-    found.append(engine._transposed[second[layout.TRANSPOSED] :])
+    found = [engine._weights[row.weight : row.bias] for row in (first, second)]
+    found.append(engine._transposed[second.transposed :])
     for buffer, dense in zip(found, (params["W1"], params["W2"], params["W2"].T), strict=True):
         columns = -(-dense.shape[1] // 16)
         pairs = buffer.view("u2")[: buffer.size].reshape(columns, -1, 16, 2)  # (blocks, rows / 2, 16, 2)

@@ -44,13 +44,13 @@ def test_no_two_parts_of_a_plan_overlap(widths, dtype):
     parameters, wt, outputs, sums = 0, 0, padded(widths[0]), 0
     for i, row in enumerate(table):
         fan_in, fan_out = padded(widths[i]), padded(widths[i + 1])
-        assert [row[layout.FAN_IN], row[layout.FAN_OUT]] == widths[i : i + 2]
-        assert row[layout.WEIGHT] == parameters
-        assert row[layout.BIAS] == parameters + fan_in * fan_out
-        assert row[layout.OUTPUT] == outputs
-        assert row[layout.COLUMN_SUMS] == sums
+        assert [row.fan_in, row.fan_out] == widths[i : i + 2]
+        assert row.weight == parameters
+        assert row.bias == parameters + fan_in * fan_out
+        assert row.output == outputs
+        assert row.column_sums == sums
         if i:
-            assert row[layout.TRANSPOSED] == wt
+            assert row.transposed == wt
             wt += fan_in * fan_out
         parameters += (fan_in + 1) * fan_out
         outputs += fan_out

@@ -1,15 +1,26 @@
 """The kernels of an update, on stretches of any length and place, against the formulas in float64."""
 
+import ctypes
+
 import numpy as np
 import pytest
 
 from fastae.kernels import job, layout, optimizer
 from fastae.kernels.compiler import kernel
+from fastae.kernels.simd import record_at
 
-add_penalty, add_up, transpose_squares, update = (
-    kernel(function)
-    for function in (optimizer.add_penalty, optimizer.add_up, optimizer.transpose_squares, optimizer.update)
-)
+add_penalty, add_up = kernel(optimizer.add_penalty), kernel(optimizer.add_up)
+
+
+@kernel
+def update(job_at, p, g, u, s, rate, step):
+    optimizer.update(record_at(job_at, job.JOB), p, g, u, s, rate, step)
+
+
+@kernel
+def transpose_squares(target, source, fan_in, fan_out, first, last):
+    optimizer.transpose_squares(source, target.ctypes.data, source.ctypes.data, fan_in, fan_out, first, last)
+
 
 RNG = np.random.default_rng(0)
 TOLERANCE = {"float32": 4e-7, "float64": 1e-15}
@@ -20,34 +31,27 @@ def buffers(dtype, count=4, size=200):
     return [RNG.normal(size=size).astype(dtype) for _ in range(count)]
 
 
-def settings(**values):
-    made = np.zeros(job.SETTINGS_SIZE)
-    for name, value in values.items():
-        made[getattr(job, name.upper())] = value
-    return made
-
-
-def wanted(kind, p, g, u, s, rate, t, o):
+def wanted(p, g, u, s, rate, t, o):
     """The formulas of the module's docstring, in float64."""
     p, g, u, s = (array.astype("f8") for array in (p, g, u, s))
-    keep = 1 - rate * o[job.DECAY]
-    if kind == job.SGD:
-        momentum = o[job.MOMENTUM]
+    keep = 1 - rate * o.decay
+    if o.optimizer == job.SGD:
+        momentum = o.momentum
         u = momentum * u - rate * g
-        move = momentum * u - rate * g if o[job.NESTEROV] else u
+        move = momentum * u - rate * g if o.nesterov else u
         return keep * p + move, u, s
-    b1, b2 = o[job.BETA_1], o[job.BETA_2]
+    b1, b2 = o.beta_1, o.beta_2
     u, s = b1 * u + (1 - b1) * g, b2 * s + (1 - b2) * g**2
     correction = np.sqrt(1 - b2**t) / (1 - b1**t)
-    return keep * p - rate * correction * u / (np.sqrt(s) + o[job.EPSILON]), u, s
+    return keep * p - rate * correction * u / (np.sqrt(s) + o.epsilon), u, s
 
 
 CASES = {
-    "sgd": (job.SGD, settings()),
-    "momentum": (job.SGD, settings(momentum=0.9, decay=0.1)),
-    "nesterov": (job.SGD, settings(momentum=0.9, nesterov=1)),
-    "adam": (job.ADAM, settings(beta_1=0.9, beta_2=0.999, epsilon=1e-8, steps_before=6)),
-    "adamw": (job.ADAM, settings(beta_1=0.8, beta_2=0.99, epsilon=1e-3, decay=0.2)),
+    "sgd": job.Job(optimizer=job.SGD),
+    "momentum": job.Job(optimizer=job.SGD, momentum=0.9, decay=0.1),
+    "nesterov": job.Job(optimizer=job.SGD, momentum=0.9, nesterov=1),
+    "adam": job.Job(optimizer=job.ADAM, beta_1=0.9, beta_2=0.999, epsilon=1e-8, steps_before=6),
+    "adamw": job.Job(optimizer=job.ADAM, beta_1=0.8, beta_2=0.99, epsilon=1e-3, decay=0.2),
 }
 
 
@@ -55,13 +59,13 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_updates_are_their_formulas_within_a_stretch(dtype, name, stretch):
-    kind, o = CASES[name]
+    o = CASES[name]
     p, g, u, s = buffers(dtype)
     s = np.abs(s)
     before = [array.copy() for array in (p, g, u, s)]
     first, last = stretch
-    update(kind, *(array[first:last] for array in (p, g, u, s)), 0.05, 3, o)
-    results = wanted(kind, *before, 0.05, o[job.STEPS_BEFORE] + 4, o)
+    update(ctypes.addressof(o), *(array[first:last] for array in (p, g, u, s)), 0.05, 3)
+    results = wanted(*before, 0.05, o.steps_before + 4, o)
     inside = slice(first, last)
     for found, old, new in zip((p, u, s), (before[0], before[2], before[3]), results, strict=True):
         np.testing.assert_allclose(
@@ -78,17 +82,17 @@ def test_adam_moves_by_the_rate_however_small_the_gradient(dtype):
     for size in (1e-12, 1e-6, 1.0, 1e6, 1e15):
         p, u, s = np.zeros(32, dtype), np.zeros(32, dtype), np.zeros(32, dtype)
         g = np.full(32, size, dtype)
-        o = settings(beta_1=0.9, beta_2=0.999, epsilon=1e-30)
-        update(job.ADAM, p, g, u, s, 0.01, 0, o)
+        o = job.Job(optimizer=job.ADAM, beta_1=0.9, beta_2=0.999, epsilon=1e-30)
+        update(ctypes.addressof(o), p, g, u, s, 0.01, 0)
         np.testing.assert_allclose(p, -0.01, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_padding_stays_zero(name):
-    kind, o = CASES[name]
+    o = CASES[name]
     p, g, u, s = (np.zeros(64, "f4") for _ in range(4))
     for step in range(3):
-        update(kind, p, g, u, s, 0.1, step, o)
+        update(ctypes.addressof(o), p, g, u, s, 0.1, step)
     assert not any(array.any() for array in (p, u, s))
 
 
@@ -111,10 +115,10 @@ def test_the_penalty_is_on_weights_alone():
     p, g = RNG.normal(size=(2, size))
     mask = np.zeros(size, bool)
     for row in plan:
-        mask[row[layout.WEIGHT] : row[layout.BIAS]] = True
+        mask[row.weight : row.bias] = True
     for first, last in [(0, size), (10, 500), (size - 3, size), (64, 64)]:
         after = g.copy()
-        total = add_penalty(after[first:last], p, plan, first, 0.3)
+        total = add_penalty(after[first:last], p, np.asarray(plan), first, 0.3)
         inside = mask & (np.arange(size) >= first) & (np.arange(size) < last)
         np.testing.assert_allclose(after, g + 0.3 * p * inside, rtol=1e-15)
         assert total == pytest.approx(np.sum(p[inside] ** 2), rel=1e-13)
@@ -128,5 +132,5 @@ def test_squares_are_transposed(dtype):
     layout.pack(W, source)
     target = layout.aligned_zeros(6 * lanes * lanes, dtype).reshape(2, 3 * lanes, lanes)
     for first, last in [(0, 1), (1, 3), (3, 6)]:
-        transpose_squares(source.ravel(), target.reshape(-1), 2 * lanes, 3 * lanes, first, last)
+        transpose_squares(target, source, 2 * lanes, 3 * lanes, first, last)
     assert np.array_equal(layout.unpack(target, W.T.shape), W.T)

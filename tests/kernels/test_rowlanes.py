@@ -33,7 +33,7 @@ def call(function, dtype, *arguments):
 
 
 def heights(dtype):
-    return [rowlanes.row_multiple(dtype), 2 * rowlanes.row_multiple(dtype)]
+    return [rowlanes.row_multiple((), dtype), 2 * rowlanes.row_multiple((), dtype)]
 
 
 @posix
@@ -53,7 +53,7 @@ def test_forward_is_numpys(dtype, activation, end):
                 vector(np.ones_like(b), end),
             )
             code = layout.ACTIVATIONS.index(activation)
-            call(rowlanes.forward, dtype, h, *arrays, code, 1, rows, rows, fan_in, fan_out)
+            call(rowlanes.forward, dtype, h, *arrays, code, 0, rows, rows, fan_in, fan_out)
             wanted = g(a.astype("f8") @ W.astype("f8") + b)
             close(h[:fan_out].T, wanted, dtype, fan_in, (fan_in, fan_out, rows))
 

@@ -16,6 +16,7 @@ from fastae.kernels import job as fields
 from fastae.kernels.job import Job
 from fastae.kernels.layout import address, aligned_zeros
 
+_JOB_BYTES = ctypes.sizeof(Job)
 PATIENCE = 0.05  # seconds a jitted call should last, so that signals are handled in time
 
 
@@ -37,17 +38,23 @@ class Crew:
 
         self.work = work
         self._step, self._not_compiled = step, NumbaError
+        self._work_at = [address(array) for array in work]
         self._taken = np.zeros(most_items, np.int64)
         self._job = Job()  # the memory that helpers read; rewritten while no job is open
+        self._job_at, self._taken_at = ctypes.addressof(self._job), address(self._taken)
         self.form()
 
     def form(self) -> None:
         """What the threads share and keep, as it is before any helper listens."""
+        count = len(self.work)
         self._control = aligned_zeros(fields.CONTROL_BYTES // 8, np.int64)
-        self._members = aligned_zeros(len(self.work) * fields.MEMBER.itemsize // 8, np.int64).view(
-            fields.MEMBER
+        self._members = aligned_zeros(count * fields.MEMBER.itemsize // 8, np.int64).view(fields.MEMBER)
+        self._members["number"] = np.arange(count)
+        self._control_at, self._members_at = address(self._control), address(self._members)
+        # Views of one field each: to make one takes as long as all else that a call does with it.
+        self._held, self._quota, self._refill, self._wake = (
+            self._members[name] for name in ("held", "quota", "refill", "wake")
         )
-        self._members["number"] = np.arange(len(self.work))
 
     def run(
         self, job: Job, claim: int, n_threads: int, quota: int, tried: ThreadCount | None = None
@@ -69,14 +76,14 @@ class Crew:
         -----
         Ctrl-C is raised when no thread is at work any more; it may leave steps undone, but none in part.
         """
-        members, control = self._members, self._control
-        job.taken = address(self._taken)
-        ctypes.memmove(ctypes.addressof(self._job), ctypes.addressof(job), ctypes.sizeof(Job))
-        job_at, control_at, members_at = ctypes.addressof(self._job), address(control), address(members)
-        members["refill"] = quota
-        members["held"][0] = 0
+        control, step = self._control, self._step
+        job_at, control_at, members_at = self._job_at, self._control_at, self._members_at
+        work_at = self._work_at[0]
+        job.taken = self._taken_at
+        ctypes.memmove(job_at, ctypes.byref(job), _JOB_BYTES)
+        self._refill[:] = quota
+        self._held[0] = 0
         self._taken[:] = -1
-        leader, wake, work = members["quota"], members["wake"], address(self.work[0])
         error: BaseException | None = None
         stepping = job.task == fields.STEPS_TASK  # else all of the job is one step
         threads = done = 0  # threads let into the job, steps taken so far
@@ -91,17 +98,17 @@ class Crew:
                     elif threads != wanted:
                         opened, threads = threads > 0, wanted
                         if opened:
-                            self._step.admit(control_at, members_at, threads)
+                            step.admit(control_at, members_at, threads)
                         else:
-                            self._step.open_job(control_at, members_at, claim, threads)
+                            step.open_job(control_at, members_at, claim, threads)
                         for number in range(1, threads):
-                            if wake[number]:
+                            if self._wake[number]:
                                 thread_pool.lend(self._helper(number))
-                    leader[0] = quota
-                    status = self._step.run(job_at, control_at, members_at, work)
+                    self._quota[0] = quota
+                    status = step.run(job_at, control_at, members_at, work_at)
                     while status == fields.WAITING:
                         time.sleep(0)
-                        status = self._step.run(job_at, control_at, members_at, work)
+                        status = step.run(job_at, control_at, members_at, work_at)
                     took, longest = time.perf_counter() - began, PATIENCE
                     if tried is not None:
                         taken = int(control[fields.STEPS_DONE // 8] if stepping else status == fields.OVER)
@@ -121,12 +128,15 @@ class Crew:
 
     def _helper(self, number: int) -> Callable[[], None]:
         """What a helper does as member `number`; holds on to memory, not to the crew."""
-        run, job, control, members, work = self._step.run, self._job, self._control, self._members, self.work
+        run, memory = self._step.run, (self._job, self._control, self._members, self.work[number])
+        job_at, control_at, work_at = self._job_at, self._control_at, self._work_at[number]
+        me_at = self._members_at + number * fields.MEMBER.itemsize
+        held, quota, refill = self._held, self._quota, self._refill
 
         def take_part() -> None:
-            members["held"][number], members["quota"][number] = 0, members["refill"][number]
-            me_at = address(members) + number * fields.MEMBER.itemsize
-            while run(ctypes.addressof(job), address(control), me_at, address(work[number])) != fields.OVER:
+            assert memory  # kept alive until the thread has left it
+            held[number], quota[number] = 0, refill[number]
+            while run(job_at, control_at, me_at, work_at) != fields.OVER:
                 time.sleep(0)
 
         return take_part

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from guard import guarded
+from guard import at_guard_pages, guarded
+from layers import blocked
 
 import fastae
 from fastae import reference
@@ -217,24 +218,24 @@ def test_same_bits_whatever_the_engine_did_before():
         ((9, 40, 33, 9), ("tanh", "sigmoid", "relu")),
     ],
 )
-def test_touches_its_own_memory_alone(widths, activations, end):
+def test_touches_its_own_memory_alone(widths, activations, end, monkeypatch):
     network = fastae.Network(widths, activations)
-    engine = fastae.Engine(network, 1, "bfloat16")
     params, X = problem(network, 401)
     sparse = {"sparsity_weight": 1.0} if network.code_layer < network.n_layers else {}
     noisy = fastae.Objective(noise="gaussian", **sparse)
-    calls = [
-        lambda: bits(engine.loss_and_gradient(params, X)),
-        lambda: bits(engine.loss_and_gradient(params, X, objective=noisy)),
-        lambda: engine.reconstruct(params, X, missing=True).tobytes(),
-        lambda: engine.encode(params, X).tobytes(),
-        lambda: engine.errors(params, X).tobytes(),
-    ]
-    wanted = [call() for call in calls]
-    engine._crew.work = [guarded(work, end, 64) for work in engine._crew.work]
-    engine._weights = guarded(engine._weights, end, 64)
-    X = guarded(X, end)
-    assert [call() for call in calls] == wanted
+
+    def results(engine, X):
+        return [
+            bits(engine.loss_and_gradient(params, X)),
+            bits(engine.loss_and_gradient(params, X, objective=noisy)),
+            engine.reconstruct(params, X, missing=True).tobytes(),
+            engine.encode(params, X).tobytes(),
+            engine.errors(params, X).tobytes(),
+        ]
+
+    wanted = results(fastae.Engine(network, 1, "bfloat16"), X)
+    at_guard_pages(monkeypatch, end)
+    assert results(fastae.Engine(network, 1, "bfloat16"), guarded(X, end)) == wanted
 
 
 @needs_bfloat16
@@ -301,21 +302,24 @@ def test_rounds_to_nearest_even_into_both_forms():
 
 
 @needs_bfloat16
-def test_weights_are_rounded_as_w_and_as_its_transpose():
-    network = fastae.Network((40, 20, 40), ("sigmoid", "identity"))
-    params, X = problem(network, 3)
-    engine = fastae.Engine(network, 1, "bfloat16")
-    engine.loss_and_gradient(params, X)
-    first, second = params.plan
-    found = [engine._weights[row.weight : row.bias] for row in (first, second)]
-    found.append(engine._transposed[second.transposed :])
-    for buffer, dense in zip(found, (params["W1"], params["W2"], params["W2"].T), strict=True):
+@pytest.mark.parametrize("turned", [True, False])
+def test_weights_are_rounded_as_w_and_as_its_transpose(turned):
+    from fastae.kernels import bfloat16
+
+    W = np.random.default_rng(0).normal(size=(40, 20)).astype("f4")
+    source = blocked(W)
+    w, wt = (guarded(np.zeros(source.size // 2, "f4")) for _ in range(2))
+    by_address = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 7)(bfloat16.prepare_weights.address("float32"))
+    places = w.ctypes.data, wt.ctypes.data if turned else 0, source.ctypes.data
+    for first, last in ((0, 2), (2, 6)):  # three squares of 16 x 16 in each of two columns of squares
+        by_address(*places, *W.shape, first, last)
+    for buffer, dense in ((w, W), (wt, W.T if turned else np.zeros_like(W.T))):
         columns = -(-dense.shape[1] // 16)
-        pairs = buffer.view("u2")[: buffer.size].reshape(columns, -1, 16, 2)  # (blocks, rows / 2, 16, 2)
-        made = (pairs.astype("u4") << 16).view("f4").transpose(1, 3, 0, 2).reshape(-1, columns * 16)
-        padded = np.zeros_like(made)
+        pairs = buffer.view("u2").reshape(columns, -1, 16, 2)  # (blocks, rows / 2, 16, 2)
+        widened = (pairs.astype("u4") << 16).view("f4").transpose(1, 3, 0, 2).reshape(-1, columns * 16)
+        padded = np.zeros_like(widened)
         padded[: dense.shape[0], : dense.shape[1]] = rounded(dense)
-        np.testing.assert_array_equal(made, padded)
+        np.testing.assert_array_equal(widened, padded)
 
 
 def run(code, **environment):

@@ -4,13 +4,14 @@ import os
 
 import numpy as np
 import pytest
-from guard import guarded
+from guard import at_guard_pages, guarded
 from layers import TOLERANCE, blocked, close, draw, vector
 
 import fastae
 from fastae import reference
 from fastae.bench.stages import layer_times
 from fastae.kernels import layout, rowlanes
+from fastae.kernels.partition import most_shards
 from fastae.kernels.target import TARGET
 from fastae.objective import Objective
 
@@ -212,12 +213,7 @@ def test_an_engine_stays_within_its_memory_in_either_form(widths, dtype, end, mo
     """All of an engine's memory at guard pages; what one form leaves there, the other must not see."""
     network = fastae.Network(widths, ("sigmoid",) * (len(widths) - 2) + ("identity",))
     params = fastae.Parameters.random(network, dtype=dtype)
-    plain = layout.aligned_zeros
-    monkeypatch.setattr(
-        layout,
-        "aligned_zeros",
-        lambda size, dtype: guarded(np.zeros(size, dtype), end, 64) if size else plain(size, dtype),
-    )
+    at_guard_pages(monkeypatch, end)
     engine, gradient = fastae.Engine(network, 2, dtype), fastae.Parameters(network, dtype)
     for m in (1, 1500):
         X = guarded(np.random.default_rng(m).normal(size=(m, widths[0])).astype(dtype), end)
@@ -276,10 +272,11 @@ def test_a_short_last_batch_may_have_more_shards():
     network = fastae.Network.autoencoder(10, 3)
     X = np.random.default_rng(6).normal(size=(16385 + 16384, 10)).astype("f4")
     params, engine = fastae.Parameters.random(network), fastae.Engine(network, 1)
-    assert rowlanes.pays(network.widths, 16385, engine._size, engine.dtype)
+    assert rowlanes.pays(network.widths, 16385, params.flat.size, engine.dtype)
     gradient = fastae.Parameters(network)
     losses = engine.run_steps(params, X, gradient=gradient, batch_size=16385, rates=np.zeros(2))
-    assert engine._gradients.shape[0] == 32
+    multiple = rowlanes.row_multiple(network.widths, "float32")
+    assert most_shards(len(X), 16385, params.flat.size, multiple) == 32
     loss, last = fastae.Engine(network, 1).loss_and_gradient(params, X[16385:])
     assert losses[1, 0] == loss
     assert np.array_equal(gradient.flat, last.flat)
@@ -329,7 +326,7 @@ def test_what_it_cannot_do_is_done_in_blocks(case):
     objective = Objective(sparsity_weight=1.0, sparsity_target=0.1) if case == "mean code" else Objective()
     gradient = fastae.Parameters(network)
     engine.run_steps(params, X, gradient=gradient, objective=objective)
-    assert rowlanes.pays(network.widths, 5000, engine._size, engine.dtype)
+    assert rowlanes.pays(network.widths, 5000, params.flat.size, engine.dtype)
     plain = reference.backward(X, dict(params), network.activations)
     if case == "mean code":  # its gradient is checked in test_objective
         assert np.isfinite(gradient.flat).all()

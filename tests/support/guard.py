@@ -5,6 +5,8 @@ import mmap
 
 import numpy as np
 
+from fastae.kernels import layout
+
 PAGE = mmap.PAGESIZE
 
 
@@ -22,3 +24,13 @@ def guarded(array, end=True, align=1):
     made = np.frombuffer(memory, array.dtype, array.size, first).reshape(array.shape)
     made[...] = array
     return made
+
+
+def at_guard_pages(monkeypatch, end=True):
+    """From now on, all memory that an engine takes for the kernels ends, or begins, at a guard page."""
+    plain = layout.aligned_zeros
+
+    def aligned_zeros(size, dtype):
+        return guarded(np.zeros(size, dtype), end, 64) if size else plain(size, dtype)
+
+    monkeypatch.setattr(layout, "aligned_zeros", aligned_zeros)

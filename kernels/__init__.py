@@ -8,6 +8,7 @@ A map, from the call down:
     stretch.py      a stretch of the flat buffers: shards added up, the optimizer, W'
     partition.py    which rows a shard has, which weights a stretch
     job.py          the places in the vectors of int64 that say what is to be done
+    dense_layer.py  for users: one layer at a time on arrays of the caller; nothing else calls it
     layer.py        one layer's forward step and backward step on a tile of rows, in place
     gemm.py         the register tile, in its three forms
     rowlanes.py     layer.py and gemm.py for layers of few columns: rows in the lanes
@@ -26,15 +27,33 @@ if __name__ != "fastae.kernels":
     raise ImportError("import fastae.kernels: another package owns the top-level name 'kernels'")
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers see; at run time __getattr__ loads each name when it is first used
+    from fastae.kernels.activations import exp as exp
+    from fastae.kernels.activations import sigmoid_with_derivative as sigmoid_with_derivative
+    from fastae.kernels.dense_layer import empty_bias as empty_bias
+    from fastae.kernels.dense_layer import empty_rows as empty_rows
+    from fastae.kernels.dense_layer import empty_weights as empty_weights
+    from fastae.kernels.dense_layer import layer_backward as layer_backward
+    from fastae.kernels.dense_layer import layer_forward as layer_forward
+    from fastae.kernels.dense_layer import layer_gradient as layer_gradient
+    from fastae.kernels.dense_layer import pack as pack
+    from fastae.kernels.dense_layer import unpack as unpack
 
 _HOME = {
     "sigmoid_with_derivative": "activations",
     "exp": "activations",
-    "layer_forward": "layer",
-    "layer_backward": "layer",
+    "empty_bias": "dense_layer",
+    "empty_rows": "dense_layer",
+    "empty_weights": "dense_layer",
+    "layer_backward": "dense_layer",
+    "layer_forward": "dense_layer",
+    "layer_gradient": "dense_layer",
+    "pack": "dense_layer",
+    "unpack": "dense_layer",
 }
-__all__ = sorted(_HOME)
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
@@ -43,3 +62,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"fastae.kernels.{_HOME[name]}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

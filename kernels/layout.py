@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+DTYPES = np.dtype(np.float32), np.dtype(np.float64)  # of the lines that products are computed from
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "identity")
 SIGMOID, TANH, RELU, IDENTITY = range(4)
 

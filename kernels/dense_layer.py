@@ -463,13 +463,16 @@ def _ones(columns: int, dtype: np.dtype) -> np.ndarray:
 
 
 class _Scratch(threading.local):
-    """Lines that a kernel writes and nobody reads, a buffer for each thread and dtype."""
+    """Column sums that the backward product writes and nothing here reads: a buffer for each thread and dtype.
+
+    Threads that wrote to one buffer would wait for each other's cache lines.
+    """
 
     def __init__(self) -> None:  # once in each thread
         self._buffers: dict[Any, np.ndarray] = {}
 
     def lines(self, count: int, dtype: np.dtype) -> np.ndarray:
-        """A buffer of `count` lines or more: allocated anew only where it has to grow."""
+        """A buffer of `count` lines or more, allocated only when it has to grow."""
         buffer = self._buffers.get(dtype)
         if buffer is None or buffer.size < count * lanes(dtype):
             buffer = self._buffers[dtype] = aligned_zeros(count * lanes(dtype), dtype)

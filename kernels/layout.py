@@ -56,8 +56,8 @@ def pack(dense: np.ndarray, out: np.ndarray) -> None:
 def unpack(blocked: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """The dense array of `shape` (rows, columns) that `blocked` holds, as a new array."""
     rows, columns = shape
-    dense = np.array(blocked[:, :rows].transpose(1, 0, 2), order="C").reshape(rows, -1)  # copies one block too
-    return np.ascontiguousarray(dense[:, :columns])
+    by_rows = np.array(blocked[:, :rows].transpose(1, 0, 2), order="C")  # a copy, even of a single block
+    return np.ascontiguousarray(by_rows.reshape(rows, -1)[:, :columns])
 
 
 @lru_cache(64)

@@ -26,22 +26,40 @@ A map, from the call down:
     simd.py         the vector words; the only file that writes LLVM IR
     target.py       which CPU Numba compiles for, and the tile sizes that follow
     compiler.py     the one decorator, ``kernel``, and its cache on disk
-    layer.py        one layer's steps for callers with arrays of their own
+    dense_layer.py  for users: one layer at a time on arrays of the caller; nothing else calls it
 """
 
 if __name__ != "fastae.kernels":
     raise ImportError("import fastae.kernels: another package owns the top-level name 'kernels'")
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers see; at run time __getattr__ loads each name when it is first used
+    from fastae.kernels.activations import exp as exp
+    from fastae.kernels.activations import sigmoid_with_derivative as sigmoid_with_derivative
+    from fastae.kernels.dense_layer import empty_bias as empty_bias
+    from fastae.kernels.dense_layer import empty_rows as empty_rows
+    from fastae.kernels.dense_layer import empty_weights as empty_weights
+    from fastae.kernels.dense_layer import layer_backward as layer_backward
+    from fastae.kernels.dense_layer import layer_forward as layer_forward
+    from fastae.kernels.dense_layer import layer_gradient as layer_gradient
+    from fastae.kernels.dense_layer import pack as pack
+    from fastae.kernels.dense_layer import unpack as unpack
 
 _HOME = {
     "sigmoid_with_derivative": "activations",
     "exp": "activations",
-    "layer_forward": "layer",
-    "layer_backward": "layer",
+    "empty_bias": "dense_layer",
+    "empty_rows": "dense_layer",
+    "empty_weights": "dense_layer",
+    "layer_backward": "dense_layer",
+    "layer_forward": "dense_layer",
+    "layer_gradient": "dense_layer",
+    "pack": "dense_layer",
+    "unpack": "dense_layer",
 }
-__all__ = sorted(_HOME)
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
@@ -50,3 +68,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"fastae.kernels.{_HOME[name]}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

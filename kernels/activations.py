@@ -3,10 +3,12 @@
 Derivatives are taken from the activation h, not from z: sigmoid h (1 - h), tanh 1 - h^2, relu [h > 0], identity 1.
 """
 
+from typing import Any
+
 import numpy as np
 
-from fastae.kernels.compiler import kernel
-from fastae.kernels.layout import RELU, SIGMOID, TANH
+from fastae.kernels.compiler import callee, kernel
+from fastae.kernels.layout import DTYPES, RELU, SIGMOID, TANH
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import LINE
 
@@ -62,41 +64,72 @@ _exp_words = _elementwise(lambda words, x: (words.exp(x),))
 _tanh_words = _elementwise(lambda words, x: (words.tanh(x),))
 
 
+_OVERLAPS = ("", "h and dh overlap", "z and h overlap", "z and dh overlap", "x and out overlap")
+
+
+@callee
+def _overlap(first, second):  # type: ignore[no-untyped-def]
+    """Whether two arrays of one size, flat, share memory."""
+    return abs(np.int64(first.ctypes.data) - np.int64(second.ctypes.data)) < first.size * first.itemsize
+
+
+@callee
+def _clash(source, out):  # type: ignore[no-untyped-def]
+    """Whether writing `out` spoils what is still to be read of `source`: not where they are the same array."""
+    return source.ctypes.data != out.ctypes.data and _overlap(source, out)
+
+
+# Each returns 0, or, having written nothing, the place in _OVERLAPS of what is wrong: in Python, to look costs 1 us.
 @kernel
 def _sigmoid_with_derivative(z, h, dh):  # type: ignore[no-untyped-def]
+    if _overlap(h, dh):
+        return 1
+    if _clash(z, h):
+        return 2
+    if _clash(z, dh):
+        return 3
     _sigmoid_with_derivative_words(z, (h.ctypes.data, dh.ctypes.data, z.ctypes.data, z.size))
+    return 0
 
 
 @kernel
 def _exp(x, out):  # type: ignore[no-untyped-def]
+    if _clash(x, out):
+        return 4
     _exp_words(x, (out.ctypes.data, x.ctypes.data, x.size))
+    return 0
 
 
 @kernel
 def _tanh(x, out):  # type: ignore[no-untyped-def]
+    if _clash(x, out):
+        return 4
     _tanh_words(x, (out.ctypes.data, x.ctypes.data, x.size))
+    return 0
 
 
-def _flat(**arrays: np.ndarray) -> list[np.ndarray]:
-    """The arrays as one-dimensional views, after checking that a kernel may run on them."""
-    (first_name, first), *rest = arrays.items()
+def _run(elementwise: Any, **arrays: np.ndarray) -> None:
+    """Call one of the above, after checking that it may run on these arrays: the first is read, the others written."""
+    (first_name, first), *_ = arrays.items()
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}")
-        if array.dtype not in (np.float32, np.float64):
+        flags = array.flags
+        if array.dtype not in DTYPES:
             raise TypeError(f"{name} has dtype {array.dtype}, but float32 or float64 is needed")
-        if not array.flags.c_contiguous:
+        if not flags.c_contiguous:
             raise ValueError(f"{name} must be C-contiguous")
-        if not array.flags.aligned:
+        if not flags.aligned:
             raise ValueError(f"{name} must be aligned to its items")
-    for name, array in rest:
         if array.dtype != first.dtype or array.shape != first.shape:
             raise ValueError(
                 f"{name} is {array.shape} {array.dtype}, but {first_name} is {first.shape} {first.dtype}"
             )
-        if not array.flags.writeable:
+        if name is not first_name and not flags.writeable:
             raise ValueError(f"{name} is read-only")
-    return [array.reshape(-1) for array in arrays.values()]
+    wrong = elementwise(*[array.reshape(-1) for array in arrays.values()])
+    if wrong:
+        raise ValueError(_OVERLAPS[wrong])
 
 
 def sigmoid_with_derivative(z: np.ndarray, h: np.ndarray, dh: np.ndarray) -> None:
@@ -105,30 +138,50 @@ def sigmoid_with_derivative(z: np.ndarray, h: np.ndarray, dh: np.ndarray) -> Non
     Parameters
     ----------
     z : ndarray of float32 or float64, C-contiguous, any shape
-        Pre-activation; read only.
-    h, dh : ndarray of the shape and dtype of `z`
-        Written. Either may be `z` itself.
+        The pre-activation.
+    h : ndarray of the shape and dtype of `z`
+        Written: the sigmoid of `z`. May be `z` itself.
+    dh : ndarray of the shape and dtype of `z`
+        Written: the derivative of the sigmoid at `z`. May be `z` itself.
 
     Raises
     ------
-    TypeError, ValueError
-        An array of another dtype, shape or memory order, named; nothing is written then.
+    TypeError
+        An argument is not a NumPy array of float32 or float64. The error names the argument.
+    ValueError
+        An array has another shape or dtype than `z`, is not C-contiguous or not aligned to its items; an output is
+        read-only; `h` and `dh` overlap, or one of them overlaps `z` but does not begin where `z` does. The error names
+        the argument. Nothing is written.
 
     Notes
     -----
     h is within 2.5 ulp in float32 and 3 ulp in float64, subnormal results included; +-inf give exactly 1 and 0.
     """
-    flat = _flat(z=z, h=h, dh=dh)
-    if np.may_share_memory(h, dh):
-        raise ValueError("h and dh overlap")
-    _sigmoid_with_derivative(*flat)
+    _run(_sigmoid_with_derivative, z=z, h=h, dh=dh)
 
 
 def exp(x: np.ndarray, out: np.ndarray) -> None:
-    """Write exp(x) into `out`, an array of the same shape and dtype (float32 or float64); within 1 ulp in float32."""
-    _exp(*_flat(x=x, out=out))
+    """Write exp(x), in place.
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64, C-contiguous, any shape
+        The argument.
+    out : ndarray of the shape and dtype of `x`
+        Written. May be `x` itself.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As ``sigmoid_with_derivative``. Nothing is written.
+
+    Notes
+    -----
+    The result is within 1 ulp in float32 and 1.5 ulp in float64, subnormal results included.
+    """
+    _run(_exp, x=x, out=out)
 
 
 def tanh(x: np.ndarray, out: np.ndarray) -> None:
-    """Write tanh(x) into `out`, an array of the same shape and dtype (float32 or float64)."""
-    _tanh(*_flat(x=x, out=out))
+    """Write tanh(x) into `out`, in place: shapes, dtypes and errors as ``exp``."""
+    _run(_tanh, x=x, out=out)

@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+DTYPES = np.dtype(np.float32), np.dtype(np.float64)  # of the lines that products are computed from
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "identity")
 SIGMOID, TANH, RELU, IDENTITY = range(4)
 
@@ -71,8 +72,8 @@ def pack(dense: np.ndarray, out: np.ndarray) -> None:
 def unpack(blocked: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """The dense array of `shape` (rows, columns) that `blocked` holds, as a new array."""
     rows, columns = shape
-    dense = np.ascontiguousarray(blocked[:, :rows].transpose(1, 0, 2)).reshape(rows, -1)
-    return np.ascontiguousarray(dense[:, :columns])
+    by_rows = np.array(blocked[:, :rows].transpose(1, 0, 2), order="C")  # a copy, even of a single block
+    return np.ascontiguousarray(by_rows.reshape(rows, -1)[:, :columns])
 
 
 @lru_cache(64)

@@ -1,6 +1,7 @@
 """exp, sigmoid with derivative and tanh against wider arithmetic, in ulp; special values, tails and guard pages."""
 
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -184,3 +185,37 @@ def test_outputs_that_overlap_are_refused():
     assert not both.any()
     kernels.sigmoid_with_derivative(z, z, both[:4])  # h may be z
     assert z[0] == np.float32(1 / (1 + np.exp(-1)))
+
+
+def test_an_output_that_begins_elsewhere_in_the_input_is_refused():
+    """It would overwrite elements before they are read."""
+    both = np.ones(40, "f4")
+    for first, second in [(0, 1), (1, 0), (0, 19)]:
+        x, out = both[first : first + 20], both[second : second + 20]
+        with pytest.raises(ValueError, match="z and h overlap"):
+            kernels.sigmoid_with_derivative(x, out, np.zeros(20, "f4"))
+        with pytest.raises(ValueError, match="z and dh overlap"):
+            kernels.sigmoid_with_derivative(x, np.zeros(20, "f4"), out)
+        for function in (kernels.exp, activations.tanh):
+            with pytest.raises(ValueError, match="x and out overlap"):
+                function(x, out)
+    assert (both == 1).all()
+    kernels.exp(both[:20], both[20:])  # side by side
+    kernels.exp(both[:20], both[:20])
+    assert (both == both[0]).all()
+
+
+def test_the_input_may_be_read_only_and_no_array_is_allocated():
+    z = np.linspace(-3, 3, 1 << 16)
+    h, dh = np.empty_like(z), np.empty_like(z)
+    z.setflags(write=False)
+    kernels.sigmoid_with_derivative(z, h, dh)
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            kernels.sigmoid_with_derivative(z, h, dh)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 8192  # an array of this size is 512 KiB
+    np.testing.assert_allclose(h, exact_sigmoid(z), rtol=1e-15)

@@ -24,6 +24,23 @@ def test_there_and_back(rows, columns, dtype):
     assert np.count_nonzero(blocked) == np.count_nonzero(dense)
 
 
+@given(SIZES, SIZES, REAL)
+def test_what_is_unpacked_is_a_copy(rows, columns, dtype):
+    blocked = np.ones((layout.blocks(columns, dtype), rows, layout.lanes(dtype)), dtype)
+    dense = layout.unpack(blocked, (rows, columns))
+    assert dense.flags.c_contiguous
+    dense[...] = 2
+    assert (blocked == 1).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_whole_block_is_copied_too(dtype):
+    """Its dense array lies in memory as it does itself."""
+    lanes = layout.lanes(dtype)
+    blocked = np.ones((1, 5, lanes), dtype)
+    assert not np.may_share_memory(layout.unpack(blocked, (5, lanes)), blocked)
+
+
 @given(st.integers(0, 1000), REAL)
 def test_buffers_start_on_a_cache_line(size, dtype):
     made = layout.aligned_zeros(size, dtype)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastae.checks import check_count, check_matrix, check_vector
+from fastae.checks import check_count, check_index, check_matrix, check_vector
 from fastae.engine import jobs, thread_pool
 from fastae.engine.crew import Crew
 from fastae.engine.thread_count import ThreadCount
@@ -312,14 +312,17 @@ class Engine:
         X = check_matrix(X, self.network.widths[0], "X")
         if self.network.widths[-1] != self.network.widths[0]:
             raise ValueError(f"network puts out {self.network.widths[-1]} features, but X has {X.shape[1]}")
+        if not isinstance(objective, Objective):
+            raise TypeError(f"objective must be an Objective, got {objective!r}")
         if sums and (objective.alpha or objective.sparsity_weight):
             raise ValueError("sums are of rows: objective must have neither alpha nor sparsity_weight")
         if batch_size is not None:
             check_count("batch_size", batch_size)
-        rows = X.shape[0] if index is None else np.size(index)
+        chosen = None if index is None else check_index(index, X.shape[0])
+        rows = X.shape[0] if chosen is None else chosen.size
         batch = rows if batch_size is None else min(int(batch_size), rows)
         job = self._new_job(self._form_for(batch, objective))
-        chosen, alive = jobs.set_matrix(job, X, self.dtype, index=index, shift=shift, scale=scale)
+        alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
         unit = 1.0  # of the weights
         if sample_weight is not None:
             weights, unit = jobs.sample_weights(sample_weight, X.shape[0], chosen)
@@ -399,7 +402,8 @@ class Engine:
         columns = self.network.widths[first]
         X = check_matrix(X, columns, name)
         job = self._new_job(self._form)
-        _, alive = jobs.set_matrix(job, X, self.dtype, index=index, shift=shift, scale=scale)
+        chosen = None if index is None else check_index(index, X.shape[0])
+        alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
         rows = job.rows
         if column_weight is None:
             out = np.empty((rows, self.network.widths[last]), self.dtype)

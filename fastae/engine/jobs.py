@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastae.checks import check_index, check_vector
+from fastae.checks import check_vector
 from fastae.kernels import job as fields
 from fastae.kernels import layout
 from fastae.kernels.job import Job
@@ -32,28 +32,26 @@ def set_matrix(
     X: np.ndarray,
     dtype: npt.DTypeLike,
     *,
-    index: npt.ArrayLike | None,
+    index: npt.NDArray[np.int64] | None,
     shift: npt.ArrayLike | None,
     scale: npt.ArrayLike | None,
-) -> tuple[np.ndarray | None, list[np.ndarray]]:
-    """The rows that a job is about; returns the row numbers, if any, and all arrays that must outlive the job."""
+) -> list[np.ndarray]:
+    """The rows that a job is about, with checked row numbers; returns the arrays that must outlive the job."""
     job.x, (job.row_stride, job.column_stride) = address(X), X.strides
     columns = X.shape[1]
     if columns == 1:
         job.column_stride = X.itemsize
     job.kind, job.rows = fields.KINDS[X.dtype], X.shape[0]
     alive = [X]
-    rows = None
     if index is not None:
-        rows = check_index(index, X.shape[0])
-        alive.append(rows)
-        job.index, job.rows = address(rows), rows.size
+        alive.append(index)
+        job.index, job.rows = address(index), index.size
     if shift is not None or scale is not None:
         shifts = padded(0.0 if shift is None else check_vector(shift, columns, "shift"), columns, dtype)
         scales = padded(1.0 if scale is None else check_vector(scale, columns, "scale"), columns, dtype)
         alive += shifts, scales
         job.shift, job.scale = address(shifts), address(scales)
-    return rows, alive
+    return alive
 
 
 def sample_weights(
@@ -105,8 +103,6 @@ def set_steps(
 
 def set_objective(job: Job, objective: Objective, network: Network, unit: float) -> None:
     """What a job minimises, in the unit of its rows' weights, and what it does to its input."""
-    if not isinstance(objective, Objective):
-        raise TypeError(f"objective must be an Objective, got {objective!r}")
     job.alpha, job.missing = objective.alpha / unit, objective.missing
     job.noise, job.noise_level = _NOISES[objective.noise], objective.noise_level
     job.sparsity_target, job.sparsity_weight = objective.sparsity_target, objective.sparsity_weight

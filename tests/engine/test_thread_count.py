@@ -1,28 +1,28 @@
-"""The number of threads that is settled on, with made-up times; and that changing it in the middle changes no bits."""
+"""The thread count that is settled on, given made-up times; and that changing it during a job changes no bits."""
 
 import random
 
 import numpy as np
 import pytest
+from threads import pretend_cpus, replace
 
 import fastae
-from fastae.engine import engine as engines
-from fastae.engine.thread_count import ThreadCount as Pace
+from fastae.engine.thread_count import ThreadCount
 
 
-def simulate(pace, step_seconds, total, longest=0.05, rng=None):
-    """Take steps for `total` seconds, in slices that end in the midst of one; the seconds on each number, the steps."""
+def simulate(count, step_seconds, total, longest=0.05, rng=None):
+    """Take steps for `total` seconds, in slices that may end within one: the seconds on each count, and the steps."""
     clock, position, spent, seconds = 0.0, 0.0, {}, longest
     while clock < total:
-        threads, before = pace.threads, int(position)
+        threads, before = count.threads, int(position)
         each = step_seconds(threads)
         if rng is not None:
             each *= 1 + abs(rng.normal(0, 0.1)) + (rng.random() < 0.02) * 5
         position += seconds / each
         spent[threads] = spent.get(threads, 0.0) + seconds
         clock += seconds
-        pace.record(seconds, int(position) - before)
-        seconds = pace.slice(longest)
+        count.record(seconds, int(position) - before)
+        seconds = count.slice(longest)
     return spent, position
 
 
@@ -39,80 +39,63 @@ def simulate(pace, step_seconds, total, longest=0.05, rng=None):
         (2, {1: 2e-3, 2: 1.2e-3}, 2),
     ],
 )
-def test_settles_on_the_fastest_number_and_loses_little_by_trying(most, seconds, best, noisy):
+def test_settles_on_the_fastest_count_and_loses_little_by_trying(most, seconds, best, noisy):
     rng = np.random.default_rng(0) if noisy else None
-    spent, steps = simulate(Pace(most), seconds.__getitem__, 2.0, rng=rng)
+    spent, steps = simulate(ThreadCount(most), seconds.__getitem__, 2.0, rng=rng)
     assert max(spent, key=spent.get) == best
     mean = 1 + 0.08 + 0.1 if noisy else 1
     assert steps * seconds[best] * mean > (0.9 if noisy else 0.97) * 2.0
 
 
-def test_follows_a_change_for_the_worse_at_once_and_one_for_the_better_soon():
-    good, bad = {1: 34e-6, 2: 20e-6}, {1: 34e-6, 2: 60e-6}
-    pace = Pace(2)
-    simulate(pace, good.__getitem__, 1.0)
-    assert pace.threads == 2
-    simulate(pace, bad.__getitem__, 0.3)  # a slice of 50 ms may be under way
-    spent, _ = simulate(pace, bad.__getitem__, 0.5)
+def test_leaves_a_count_that_becomes_slower_at_once_and_finds_a_faster_one_soon():
+    good, bad = {1: 200e-6, 2: 20e-6}, {1: 200e-6, 2: 600e-6}
+    count = ThreadCount(2)
+    simulate(count, good.__getitem__, 1.0)
+    assert count.threads == 2
+    simulate(count, bad.__getitem__, 0.12)  # a slice of 50 ms may be under way
+    spent, _ = simulate(count, bad.__getitem__, 0.5)
     assert spent[1] > 0.9 * 0.5
-    simulate(pace, good.__getitem__, 0.3)
-    spent, _ = simulate(pace, good.__getitem__, 0.5)
+    simulate(count, good.__getitem__, 0.3)
+    spent, _ = simulate(count, good.__getitem__, 0.5)
     assert spent[2] > 0.9 * 0.5
 
 
 def test_one_thread_is_not_tried_against_anything():
-    pace = Pace(1)
-    spent, _ = simulate(pace, lambda threads: 1e-4, 0.1)
+    spent, _ = simulate(ThreadCount(1), lambda threads: 1e-4, 0.1)
     assert list(spent) == [1]
 
 
-class Fickle:
-    """Another number of threads for every slice, and the shortest slices."""
-
-    def __init__(self, most):
-        self.most, self.random, self.threads, self.seen = most, random.Random(0), most, set()
-
-    def slice(self, longest):
-        return 0.0
+def change_in_every_slice(monkeypatch, most):
+    """Have the thread count drawn anew after every slice, and slices as short as can be; the counts that were used."""
+    used, drawn = set(), random.Random(0)
+    current = [most]
 
     def record(self, seconds, steps):
-        self.seen.add(self.threads)
-        self.threads = self.random.randint(1, self.most)
+        used.add(current[0])
+        current[0] = drawn.randint(1, most)
+
+    monkeypatch.setattr(ThreadCount, "threads", property(lambda self: current[0]))
+    monkeypatch.setattr(ThreadCount, "slice", lambda self, longest: 0.0)
+    monkeypatch.setattr(ThreadCount, "record", record)
+    return used
 
 
-@pytest.mark.parametrize("first_call", [engines.FIRST_CALL, 1e5])  # the latter ends within every other shard
+@pytest.mark.parametrize("first_call", [None, 1e5], ids=["usual", "short"])  # a short one ends within a shard
 @pytest.mark.parametrize(("n", "k", "batch", "epochs"), [(40, 24, 100, 60), (300, 150, 128, 12)])
 @pytest.mark.parametrize("objective", [fastae.Objective(), fastae.Objective(alpha=0.1, sparsity_weight=0.1)])
 def test_threads_that_come_and_go_change_no_bits(objective, n, k, batch, epochs, first_call, monkeypatch):
-    monkeypatch.setattr(engines, "FIRST_CALL", first_call)
-    monkeypatch.setattr(engines, "SMALL_JOB", 0.0)
-    monkeypatch.setattr(engines, "Pace", Fickle)
-    monkeypatch.setattr(engines.thread_pool, "available_cpus", lambda: 4)
-    network = fastae.Network.autoencoder(n, k)
+    if first_call is not None:
+        replace(monkeypatch, "FIRST_CALL", first_call)
+    replace(monkeypatch, "SMALL_JOB", 0.0)
+    pretend_cpus(monkeypatch, 4)
+    used = change_in_every_slice(monkeypatch, most=4)
     X = np.random.default_rng(0).random((2000, n), np.float32)
-    made = []
+    options = {"optimizer": fastae.Adam(), "objective": objective, "batch_size": batch, "epochs": epochs}
+    results = []
     for n_threads in (1, 4):
-        engine = fastae.Engine(network, n_threads)
-        params = fastae.Parameters.random(network)
-        history = fastae.train(
-            params,
-            X,
-            engine=engine,
-            optimizer=fastae.Adam(),
-            objective=objective,
-            batch_size=batch,
-            epochs=epochs,
-        )
-        made.append((params.flat.tobytes(), history.loss))
-    (pace,) = engine._paces.values()
-    assert pace.seen == {1, 2, 3, 4}
-    assert made[0] == made[1]
-
-
-def test_small_steps_take_no_more_threads_than_there_are_cpus(monkeypatch):
-    monkeypatch.setattr(engines.thread_pool, "available_cpus", lambda: 2)
-    engine = fastae.Engine(fastae.Network.autoencoder(30, 8), 16)
-    params, X = fastae.Parameters.random(engine.network), np.ones((2560, 30), np.float32)
-    fastae.train(params, X, engine=engine, batch_size=256, epochs=10)
-    (pace,) = engine._paces.values()
-    assert pace.threads <= 2
+        engine = fastae.Engine(fastae.Network.autoencoder(n, k), n_threads)
+        params = fastae.Parameters.random(engine.network)
+        history = fastae.train(params, X, engine=engine, **options)
+        results.append((params.flat.tobytes(), history.loss))
+        assert used == ({1, 2, 3, 4} if n_threads == 4 else set())
+    assert results[0] == results[1]

@@ -1,20 +1,18 @@
-"""The process's helper threads, lent and used again, and how many CPUs there are."""
+"""The process's helper threads, lent and used again, and how many CPUs the process may use."""
 
 import os
-import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
+from processes import answer_of_fork, run_python
 
-import fastae
 from fastae.engine import thread_pool
 
 
 def meeting(count):
-    """The threads that `count` lent works run on, all at once; back when all are idle again."""
+    """The threads that `count` pieces of work, lent one after another, run on all at the same time."""
     barrier, threads, left = threading.Barrier(count + 1), [], threading.Semaphore(0)
 
     def work():
@@ -27,9 +25,6 @@ def meeting(count):
     barrier.wait(10)
     for _ in range(count):
         assert left.acquire(timeout=10)
-    deadline = time.monotonic() + 10
-    while len(thread_pool._idle) < count and time.monotonic() < deadline:
-        time.sleep(0.001)
     return set(threads)
 
 
@@ -37,21 +32,23 @@ def test_available_cpus_is_at_least_one_and_follows_affinity():
     count = thread_pool.available_cpus()
     assert 1 <= count <= (os.cpu_count() or 1)
     if hasattr(os, "sched_setaffinity"):
-        code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-        code += "from fastae.engine import thread_pool; print(thread_pool.available_cpus())"
-        home = Path(fastae.__file__).parents[1]
-        out = subprocess.run(
-            [sys.executable, "-c", code], cwd=home, capture_output=True, text=True, check=True
+        out = run_python(
+            """
+            import os
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+            from fastae.engine import thread_pool
+            print(thread_pool.available_cpus())
+            """
         )
-        assert out.stdout.strip() == "1"
+        assert out.strip() == "1"
 
 
 @pytest.mark.parametrize(
-    ("files", "quota"),
+    ("files", "cpus"),
     [
-        ({}, None),
-        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
-        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1.5),
+        ({}, 8),
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/cpu.max": "max 100000\n"}, 8),
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
         (
             {
                 "/proc/self/cgroup": "0::/a/b\n",
@@ -59,7 +56,7 @@ def test_available_cpus_is_at_least_one_and_follows_affinity():
                 "/sys/fs/cgroup/a/cpu.max": "200000 100000\n",
                 "/sys/fs/cgroup/cpu.max": "300000 100000\n",
             },
-            2.0,
+            2,
         ),
         (
             {
@@ -67,7 +64,7 @@ def test_available_cpus_is_at_least_one_and_follows_affinity():
                 "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000\n",
                 "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
             },
-            0.5,
+            1,
         ),
         (
             {
@@ -75,23 +72,24 @@ def test_available_cpus_is_at_least_one_and_follows_affinity():
                 "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
                 "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
             },
-            None,
+            8,
         ),
-        ({"/proc/self/cgroup": "nonsense\n"}, None),
+        ({"/proc/self/cgroup": "nonsense\n"}, 8),
     ],
 )
-def test_cgroup_quota_is_the_least_on_the_way_up(files, quota, monkeypatch, tmp_path):
+def test_available_cpus_follow_the_least_cgroup_quota_on_the_way_up(files, cpus, monkeypatch, tmp_path):
     def fake(path):
         if path not in files:
             raise FileNotFoundError(path)
-        made = tmp_path / path.strip("/").replace("/", "_")
-        made.write_text(files[path])
-        return made.open()
+        copy = tmp_path / path.strip("/").replace("/", "_")
+        copy.write_text(files[path])
+        return copy.open()
 
-    monkeypatch.setattr("builtins.open", fake)
-    found = thread_pool._cgroup_quota()
-    monkeypatch.undo()
-    assert found == quota
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+        patched.setattr("builtins.open", fake)
+        available = thread_pool.available_cpus()
+    assert available == cpus
 
 
 def test_works_lent_at_once_run_at_once_on_threads_of_their_own():
@@ -102,48 +100,51 @@ def test_works_lent_at_once_run_at_once_on_threads_of_their_own():
 
 
 def test_helpers_are_used_again():
-    meeting(3)
-    before = {thread.ident for thread in threading.enumerate()}
-    for _ in range(20):
-        assert meeting(3) <= before
+    """A helper that is not idle yet when it is needed has another take its place: now and then, not each time."""
+    threads = set()
+    for _ in range(100):
+        threads |= meeting(3)
+    assert len(threads) < 30
 
 
-def test_lend_returns_at_once():
-    hold, seen = threading.Event(), []
-    thread_pool.lend(lambda: seen.append(hold.wait(10)))
+def test_lend_returns_before_the_work_is_done():
+    hold, seen, done = threading.Event(), [], threading.Event()
+
+    def work():
+        seen.append(hold.wait(10))
+        done.set()
+
+    thread_pool.lend(work)
     assert not seen
     hold.set()
+    assert done.wait(10)
+    assert seen == [True]
 
 
 def test_an_error_is_told_and_its_helper_works_on(monkeypatch):
-    told = []
-    monkeypatch.setattr(threading, "excepthook", lambda args: told.append(args.exc_value))
-    meeting(1)
-    before = threading.active_count()
+    told, failed, told_all = [], [], threading.Semaphore(0)
+
+    def hook(arguments):
+        told.append(str(arguments.exc_value))
+        told_all.release()
 
     def fail():
+        failed.append(threading.get_ident())
         raise ZeroDivisionError("mine")
 
-    thread_pool.lend(fail)
-    meeting(1)
-    deadline = time.monotonic() + 10
-    while not told and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert [str(error) for error in told] == ["mine"]
-    assert threading.active_count() == before
+    monkeypatch.setattr(threading, "excepthook", hook)
+    for _ in range(100):
+        thread_pool.lend(fail)
+        assert told_all.acquire(timeout=10)
+    assert told == ["mine"] * 100
+    assert len(set(failed)) < 30
+    assert set(failed) <= {thread.ident for thread in threading.enumerate()}, "a thread ended"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_starts_helpers_of_its_own():
     meeting(2)
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            status = 0 if len(meeting(2)) == 2 else 2
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert answer_of_fork(lambda: bytes([len(meeting(2))])) == b"\x02"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no thread affinity elsewhere")

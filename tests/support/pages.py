@@ -4,8 +4,8 @@ All Python runs, in one namespace; of shell blocks those under a line ``<!-- run
 one is what it prints, numbers to one in the last digit. One under a line ``<!-- needs: torch -->`` is left out where
 that module is not installed.
 
-``python tests/support/pages.py`` runs docs/ and puts the pictures that the pages save into docs/images/, where they
-are shown from.
+``python tests/support/pages.py`` runs docs/ and puts the pictures that the pages save into docs/images/, from where
+they are shown.
 """
 
 import contextlib

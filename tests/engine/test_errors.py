@@ -1,0 +1,138 @@
+"""Errors name the argument, what came and what was wanted; the engine goes on afterwards."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+from engines import assert_matches_reference, autoencoder
+from numba.core.errors import TypingError
+from processes import run
+
+import fastae
+from fastae.kernels import step
+
+
+def with_dtype(dtype):
+    return lambda X: X.astype(dtype)
+
+
+@pytest.mark.parametrize("method", ["loss_and_gradient", "reconstruct", "encode", "decode"])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda X: X[:, 1:], ValueError, "{name} has {fewer} features, but {taker} takes {features}"),
+        (lambda X: X[0], ValueError, "{name} must be two-dimensional (rows, features), got 1 dimensions"),
+        (lambda X: X[None], ValueError, "{name} must be two-dimensional (rows, features), got 3 dimensions"),
+        (lambda X: X[:0], ValueError, "{name} has no rows"),
+        (lambda X: np.ma.masked_less(X, 0), TypeError, "{name} is a masked array"),
+        (
+            with_dtype("c8"),
+            TypeError,
+            "{name} has dtype complex64, but floats or integers of native byte order",
+        ),
+        (with_dtype("O"), TypeError, "{name} has dtype object, but floats or integers of native byte order"),
+        (with_dtype("U4"), TypeError, "{name} has dtype <U4, but floats or integers of native byte order"),
+        (with_dtype("S4"), TypeError, "{name} has dtype |S4, but floats or integers of native byte order"),
+        (with_dtype(">f4"), TypeError, "{name} has dtype >f4, but floats or integers of native byte order"),
+        (with_dtype(">i2"), TypeError, "{name} has dtype >i2, but floats or integers of native byte order"),
+        (with_dtype("M8[s]"), TypeError, "{name} has dtype datetime64[s], but floats or integers of native"),
+    ],
+)
+def test_errors_name_the_argument_what_came_and_what_was_wanted(method, change, error, message):
+    engine, parameters, X = autoencoder(30, 8, 10)
+    name, taker = ("code", "the decoder") if method == "decode" else ("X", "the network")
+    features = 8 if method == "decode" else 30
+    X = np.ones((10, features), "f4")
+    wanted = message.format(name=name, taker=taker, fewer=features - 1, features=features)
+    with pytest.raises(error) as caught:
+        getattr(engine, method)(parameters, change(X))
+    assert str(caught.value).startswith(wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"index": [0, 10]}, ValueError, r"index must lie within 0 \.\. 9, got 0 \.\. 10"),
+        ({"index": [-1, 3]}, ValueError, r"index must lie within 0 \.\. 9, got -1 \.\. 3"),
+        (
+            {"index": [0.0, 1.0]},
+            TypeError,
+            "index must be a one-dimensional array of integers, got 1-d float64",
+        ),
+        (
+            {"index": [[0], [1]]},
+            TypeError,
+            "index must be a one-dimensional array of integers, got 2-d int64",
+        ),
+        ({"index": np.ones(10, bool)}, TypeError, "index must be .* integers, got 1-d bool"),
+        ({"index": np.array([], int)}, ValueError, "index is empty"),
+        ({"index": []}, ValueError, "index is empty"),
+        ({"objective": "mask"}, TypeError, "objective must be an Objective, got 'mask'"),
+        ({"shift": np.zeros(29)}, ValueError, r"shift has shape \(29,\), but \(30,\) is needed"),
+        ({"scale": np.zeros((1, 30))}, ValueError, r"scale has shape \(1, 30\), but \(30,\) is needed"),
+        (
+            {"scale": np.zeros(30, complex)},
+            TypeError,
+            "scale has dtype complex128, but real numbers are needed",
+        ),
+        ({"sample_weight": np.ones(9)}, ValueError, r"sample_weight has shape \(9,\), but \(10,\) is needed"),
+        ({"sample_weight": -np.ones(10)}, ValueError, "sample_weight must be finite and not negative"),
+        ({"sample_weight": np.full(10, np.nan)}, ValueError, "sample_weight must be finite and not negative"),
+        ({"sample_weight": np.full(10, np.inf)}, ValueError, "sample_weight must be finite and not negative"),
+        ({"sample_weight": np.zeros(10)}, ValueError, "sample_weight is zero in every row"),
+        ({"sample_weight": np.arange(10), "index": [0, 0]}, ValueError, "sample_weight is zero in every row"),
+        (
+            {"sample_weight": ["a"] * 10},
+            TypeError,
+            "sample_weight has dtype <U1, but real numbers are needed",
+        ),
+    ],
+)
+def test_errors_of_options_name_the_option(options, error, message):
+    engine, parameters, X = autoencoder(30, 8, 10)
+    with pytest.raises(error, match=message):
+        engine.loss_and_gradient(parameters, X, **options)
+    assert_matches_reference(engine, parameters, X)  # and the engine goes on
+
+
+def test_errors_of_parameters_and_engine():
+    engine, parameters, X = autoencoder(30, 8, 10)
+    with pytest.raises(TypeError, match="params must be Parameters, got dict"):
+        engine.loss_and_gradient(dict(parameters), X)
+    with pytest.raises(ValueError, match=r"params are of .*7.*, but the engine is for .*8"):
+        engine.encode(fastae.Parameters(fastae.Network.autoencoder(30, 7)), X)
+    with pytest.raises(ValueError, match="params are float64, but the engine computes in float32"):
+        engine.encode(fastae.Parameters(engine.network, "float64"), X)
+    with pytest.raises(TypeError, match="network must be a Network, got tuple"):
+        fastae.Engine((3, 2, 3))
+    for wrong in (1.0, "2", True):
+        with pytest.raises(TypeError, match="n_threads must be an integer or None"):
+            fastae.Engine(engine.network, wrong)
+    with pytest.raises(ValueError, match="n_threads must be at least 1, got 0"):
+        fastae.Engine(engine.network, 0)
+    with pytest.raises(ValueError, match="dtype must be float32 or float64, got 'float16'"):
+        fastae.Engine(engine.network, 1, "float16")
+    for method in (engine.reconstruct, engine.encode):
+        with pytest.raises(
+            TypeError, match=f"{method.__name__}.* unexpected keyword argument 'column_weight'"
+        ):
+            method(parameters, X, column_weight=np.ones(30))
+
+
+def test_kernels_that_do_not_compile_are_an_error_at_once(monkeypatch):
+    engine, parameters, X = autoencoder(m=10)
+
+    def fail(*arguments):
+        raise TypingError("no such type")
+
+    monkeypatch.setattr(step, "run", fail)
+    with pytest.raises(TypingError, match="no such type"):
+        engine.loss_and_gradient(parameters, X)
+
+
+def test_a_compiler_that_is_switched_off_is_named():
+    code = "import fastae; fastae.Engine(fastae.Network.autoencoder(3, 2))"
+    done = run([sys.executable, "-c", code], env={**os.environ, "NUMBA_DISABLE_JIT": "1"})
+    assert done.returncode == 1
+    assert "RuntimeError: NUMBA_DISABLE_JIT is set" in done.stderr

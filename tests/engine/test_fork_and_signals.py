@@ -1,0 +1,134 @@
+"""Forked children and Ctrl-C: the engine works on, and its results stay right."""
+
+import os
+import threading
+
+import pytest
+from engines import autoencoder, bits
+from processes import answer_of_fork, run_python
+from threads import replace
+
+import fastae
+from fastae.engine import thread_pool
+from fastae.kernels import step
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@forks
+def test_works_in_a_forked_child_after_the_parent_used_its_crew():
+    engine, parameters, X = autoencoder(m=20_000, n_threads=3)
+    wanted = bits(engine.loss_and_gradient(parameters, X))
+    assert answer_of_fork(lambda: bits(engine.loss_and_gradient(parameters, X))) == wanted
+    assert bits(engine.loss_and_gradient(parameters, X)) == wanted
+
+
+@forks
+def test_works_in_a_child_forked_while_another_thread_uses_the_engine():
+    engine, parameters, X = autoencoder(m=60_000)
+    wanted = bits(engine.loss_and_gradient(parameters, X))
+    stop = threading.Event()
+
+    def use():
+        while not stop.is_set():
+            engine.loss_and_gradient(parameters, X)
+
+    user = threading.Thread(target=use)
+    user.start()
+    try:
+        for _ in range(3):
+            assert answer_of_fork(lambda: bits(engine.loss_and_gradient(parameters, X))) == wanted
+    finally:
+        stop.set()
+        user.join()
+
+
+# A job that takes minutes, interrupted while it is under way; then the same engine computes as before.
+LONG = """
+    import os, signal, threading, time
+    import numpy as np, fastae
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    network = fastae.Network(({n}, {k}, {n}), ("sigmoid", "identity"))
+    engine, parameters = fastae.Engine(network, {n_threads}), fastae.Parameters.random(network)
+    rng = np.random.default_rng(0)
+    X = np.broadcast_to(rng.normal(size=(1, {n})).astype("f4"), ({m}, {n}))
+    small = rng.normal(size=(1000, {n})).astype("f4")
+    loss, gradient = engine.loss_and_gradient(parameters, small)
+
+    def interrupt():
+        time.sleep(0.3)
+        for _ in range({times}):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.005)
+
+    threading.Thread(target=interrupt).start()
+    try:
+        engine.{method}(parameters, X)
+        print("finished")
+    except KeyboardInterrupt:
+        print("interrupted")
+    while True:
+        try:
+            time.sleep(0.1)  # for the interrupts that are left
+            break
+        except KeyboardInterrupt:
+            pass
+    for _ in range(3):
+        again, same = engine.loss_and_gradient(parameters, small)
+        assert again == loss and (same.flat == gradient.flat).all()
+"""
+
+
+@posix
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize(
+    ("method", "n", "m"), [("loss_and_gradient", 64, 10**10), ("encode", 4096, 40_000_000)]
+)
+def test_ctrl_c_ends_a_job_that_is_under_way(method, n, m, n_threads):
+    out = run_python(LONG.format(n=n, k=1, m=m, n_threads=n_threads, method=method, times=1))
+    assert out.split() == ["interrupted"]
+
+
+@posix
+def test_ctrl_c_several_times_over():
+    out = run_python(LONG.format(n=64, k=16, m=10**10, n_threads=3, method="loss_and_gradient", times=5))
+    assert out.split() == ["interrupted"]
+
+
+def interrupted(function, before=False):
+    """`function`, with Ctrl-C handled right after it, or right `before`, the first time; and the calls of it."""
+    calls = []
+
+    def call(*arguments):
+        calls.append(arguments)
+        if before and len(calls) == 1:
+            raise KeyboardInterrupt
+        function(*arguments)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    return call, calls
+
+
+def test_ctrl_c_while_helpers_are_woken_loses_none(monkeypatch):
+    # Large: it is on all threads, whatever CPUs there are.
+    engine, parameters, X = autoencoder(m=100_000, n_threads=3)
+    wanted = bits(fastae.Engine(engine.network, 1).loss_and_gradient(parameters, X))
+    lend, calls = interrupted(thread_pool.lend, before=True)
+    replace(monkeypatch, "lend", lend)
+    with pytest.raises(KeyboardInterrupt):
+        engine.loss_and_gradient(parameters, X)
+    assert bits(engine.loss_and_gradient(parameters, X)) == wanted
+    assert len(calls) == 1 + 2
+
+
+def test_ctrl_c_when_a_job_was_just_opened_does_not_open_it_again(monkeypatch):
+    engine, parameters, X = autoencoder(m=20_000, n_threads=2)
+    wanted = bits(engine.loss_and_gradient(parameters, X))
+    open_job, calls = interrupted(step.open_job)
+    monkeypatch.setattr(step, "open_job", open_job)
+    with pytest.raises(KeyboardInterrupt):
+        engine.loss_and_gradient(parameters, X)
+    assert len(calls) == 1
+    assert bits(engine.loss_and_gradient(parameters, X)) == wanted

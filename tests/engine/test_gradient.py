@@ -1,0 +1,79 @@
+"""The gradient is right at any size, depth and activation: against the reference and finite differences."""
+
+import pytest
+from engines import STACKS, assert_matches_reference, autoencoder, problem
+
+import fastae
+
+SIZES = [
+    (1, 1, 1),
+    (1, 3, 5),
+    (2, 1, 33),
+    (4, 2, 7),
+    (15, 16, 17),
+    (16, 16, 64),
+    (17, 15, 100),
+    (30, 8, 511),
+    (31, 9, 513),
+    (33, 47, 1025),
+    (48, 64, 256),
+    (64, 32, 2049),
+    (65, 80, 300),
+    (100, 3, 4097),
+    (130, 70, 150),
+    (784, 64, 70),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("n", "k", "m"), SIZES)
+def test_gradient_matches_reference_at_any_size(n, k, m, dtype):
+    assert_matches_reference(*autoencoder(n, k, m, dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("widths", "activations"), STACKS)
+def test_gradient_matches_reference_for_any_stack(widths, activations, dtype):
+    network = fastae.Network(widths, activations)
+    engine = fastae.Engine(network, 2, dtype)
+    assert_matches_reference(engine, *problem(network, 700, dtype))
+    assert_matches_reference(engine, *problem(network, 3, dtype))
+
+
+@pytest.mark.parametrize("last", ["sigmoid", "tanh", "relu", "identity"])
+@pytest.mark.parametrize("first", ["sigmoid", "tanh", "relu", "identity"])
+def test_gradient_matches_reference_for_any_activations(first, last):
+    network = fastae.Network((21, 10, 21), (first, last))
+    assert_matches_reference(fastae.Engine(network, 1), *problem(network, 600))
+
+
+@pytest.mark.parametrize(
+    ("widths", "activations"), [((6, 3, 6, 6), ("sigmoid", "sigmoid", "identity")), *STACKS[1:6]]
+)
+def test_gradient_matches_finite_differences(widths, activations):
+    network = fastae.Network(widths, activations)
+    parameters, X = problem(network, 23, "float64")
+    engine = fastae.Engine(network, 2, "float64")
+    errors = fastae.check_gradients(parameters, X, engine=engine, n_samples=20)
+    assert set(errors) == set(network.shapes())
+    assert max(errors.values()) < 1e-7, errors
+
+
+def test_finite_differences_catch_a_wrong_gradient():
+    engine, parameters, X = autoencoder(6, 3, 23, "float64")
+
+    class MeanForBias:
+        def loss_and_gradient(self, *arguments, **options):
+            loss, gradient = engine.loss_and_gradient(*arguments, **options)
+            return loss, {**gradient, "b2": gradient["b2"] / len(X)}
+
+    errors = fastae.check_gradients(parameters, X, engine=MeanForBias())
+    assert errors["b2"] > 0.5
+    assert max(error for name, error in errors.items() if name != "b2") < 1e-7
+
+
+def test_a_tile_in_the_middle_of_a_large_batch_counts_like_any_other():
+    """A tile that is lost or counted twice changes loss and gradient by far more than rounding does."""
+    engine, parameters, X = autoencoder(20, 4, 20_000, "float64", n_threads=3)
+    X[7000:7100] += 10
+    assert_matches_reference(engine, parameters, X)

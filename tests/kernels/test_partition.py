@@ -1,0 +1,185 @@
+"""How a job is cut up: rows into steps and shards, weights into stretches; by the job alone, each part once."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastae.kernels import job as fields
+from fastae.kernels import layout, partition
+
+ROWS = st.integers(1, 200_000)
+SIZES = st.one_of(st.integers(8, 4000), st.integers(4000, 2_000_000))  # of the flat buffers
+MULTIPLES = st.sampled_from([1, 8, 16, 24, 48, 128])
+LANES = {"float32": 16, "float64": 8}
+
+
+def a_job(rows, batch, *, size=800, multiple=16, stretches=5, epoch=0, sparse=False):
+    """What these functions read of a job of steps: the one place here that knows what a job is."""
+    return fields.Job(
+        rows=rows,
+        batch=batch,
+        size=size,
+        row_multiple=multiple,
+        stretches=stretches,
+        epoch=epoch,
+        sparse=sparse,
+    )
+
+
+def steps_an_epoch(rows, batch):
+    return -(-rows // batch)
+
+
+# -- rounding up ------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10**9), st.integers(1, 4096))
+def test_rounding_up_gives_the_least_multiple_that_is_enough(count, multiple):
+    rounded = partition.round_up(count, multiple)
+    assert rounded % multiple == 0
+    assert count <= rounded < count + multiple
+
+
+@given(st.integers(0, 10**6), st.sampled_from([8, 16]))
+def test_blocks_hold_all_columns_and_none_is_empty(columns, lanes):
+    blocks = partition.in_blocks(columns, lanes)
+    assert (blocks - 1) * lanes < columns <= blocks * lanes or columns == blocks == 0
+
+
+# -- shards -----------------------------------------------------------------------------------------------------------
+
+
+@given(ROWS, SIZES, MULTIPLES)
+def test_shards_are_whole_register_tiles_and_never_too_many(rows, size, multiple):
+    each, shards = partition.shard_rows(rows, size, multiple), partition.shards_of(rows, size, multiple)
+    assert each % multiple == 0
+    assert 1 <= shards <= partition.SHARDS_MOST
+    assert (shards - 1) * each < rows <= shards * each  # the last one has at least one row
+
+
+@given(ROWS, SIZES, MULTIPLES)
+def test_shards_are_a_power_of_two_or_fewer_where_their_rows_are_rounded_up(rows, size, multiple):
+    shards = partition.shards_of(rows, size, 1)
+    assert shards & (shards - 1) == 0
+    assert partition.shards_of(rows, size, multiple) <= shards
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4, 8, 16, 32])
+def test_rows_that_divide_evenly_are_shared_evenly(shards):
+    assert partition.shards_of(512 * shards, 800, 16) == shards
+    assert partition.shard_rows(512 * shards, 800, 16) == 512
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "shards"),
+    [
+        (31, 20_000, 1),
+        (32, 20_000, 2),  # two of 16
+        (15, 10**6, 1),
+        (16, 10**6, 2),  # two of 8: a row is so much work
+        (63, 4000, 1),  # so little work that a shard of 16 rows is not worth it
+        (383, 4000, 2),
+        (384, 4000, 4),  # four of 96
+        (2047, 4000, 4),
+        (4096, 4000, 8),  # 512 each from here on
+        (10**6, 4000, 32),
+    ],
+)
+def test_a_small_batch_has_fewer_shards_and_each_does_enough_work(rows, size, shards):
+    assert partition.shards_of(rows, size, 1) == shards
+
+
+@given(ROWS, st.integers(1, 200_000), SIZES, MULTIPLES)
+def test_most_shards_is_the_most_that_any_step_has(rows, batch, size, multiple):
+    batch = min(batch, rows)
+    steps = range(max(0, steps_an_epoch(rows, batch) - 2), steps_an_epoch(rows, batch))
+    job = a_job(rows, batch, size=size, multiple=multiple)
+    counts = [partition.items_of(job, step, fields.SHARD) for step in (0, *steps)]
+    assert partition.most_shards(rows, batch, size, multiple) == max(counts)
+
+
+def test_a_short_last_batch_may_have_more_shards_than_a_whole_one():
+    assert partition.shards_of(16385, 800, 128) == 26  # 512.03 rows each are rounded up to 640
+    assert partition.shards_of(16384, 800, 128) == 32
+    assert partition.most_shards(16385 + 16384, 16385, 800, 128) == 32
+
+
+# -- steps ------------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 3))
+def test_every_row_is_in_one_step_of_each_epoch(rows, batch, epoch):
+    batch = min(batch, rows)
+    job, steps = a_job(rows, batch, epoch=7), steps_an_epoch(rows, batch)
+    taken = []
+    for step in range(epoch * steps, (epoch + 1) * steps):
+        first, count = partition.rows_in_step(job, step)
+        assert 1 <= count <= batch
+        taken += range(first, first + count)
+        assert partition.epoch_of(job, step) == 7 + epoch
+    assert taken == list(range(rows))
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), SIZES, MULTIPLES)
+def test_every_row_of_a_step_is_in_one_shard(rows, batch, size, multiple):
+    batch = min(batch, rows)
+    job = a_job(rows, batch, size=size, multiple=multiple)
+    for step in {0, steps_an_epoch(rows, batch) - 1}:
+        taken = []
+        for item in range(partition.items_of(job, step, fields.SHARD)):
+            first, count = partition.rows_of_shard(job, step, item)
+            assert count >= 1
+            taken += range(first, first + count)
+        first, count = partition.rows_in_step(job, step)
+        assert taken == list(range(first, first + count))
+
+
+def test_the_last_batch_of_an_epoch_is_short():
+    job = a_job(25, 10)
+    steps = [partition.rows_in_step(job, step) for step in range(6)]
+    assert steps == [(0, 10), (10, 10), (20, 5)] * 2
+    assert [partition.epoch_of(job, step) for step in range(6)] == [0, 0, 0, 1, 1, 1]
+
+
+# -- stretches --------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 200), min_size=2, max_size=6), st.sampled_from(sorted(LANES)))
+def test_stretches_cover_each_element_once_in_whole_squares_of_one_layer(widths, dtype):
+    lanes = LANES[dtype]
+    plan, size, _ = layout.plan(tuple(widths), ("relu",) * (len(widths) - 1), dtype)
+    covered, squares = [], Counter()
+    for item in range(partition.stretches(plan, lanes)):
+        layer, low, high, first, last = partition.stretch(plan, item, lanes)
+        row = plan[layer]
+        weights = (high - low) * lanes * lanes
+        assert first == row.weight + low * lanes * lanes
+        assert 0 < weights <= partition.STRETCH
+        ends_layer = first + weights == row.bias
+        bias = -(-row.fan_out // lanes) * lanes if ends_layer else 0
+        assert last == first + weights + bias
+        covered += range(first, last)
+        squares.update((layer, square) for square in range(low, high))
+    assert covered == list(range(size))
+    assert max(squares.values()) == 1
+    whole = {i: (row.bias - row.weight) // lanes**2 for i, row in enumerate(plan)}
+    assert set(squares) == {(i, square) for i, count in whole.items() for square in range(count)}
+
+
+# -- items ------------------------------------------------------------------------------------------------------------
+
+
+def test_each_phase_has_its_items():
+    job = a_job(5000, 2048, stretches=7)
+    shards = [partition.shards_of(rows, 800, 16) for rows in (2048, 2048, 904)]
+    assert shards == [4, 4, 2]
+    assert [partition.items_of(job, step, fields.SHARD) for step in range(3)] == shards
+    assert [partition.items_of(job, step, fields.UPDATE) for step in range(3)] == [7, 7, 7]
+    # W' of the first step's weights; afterwards an update leaves it
+    assert [partition.items_of(job, step, fields.TRANSPOSE) for step in range(3)] == [7, 0, 0]
+    # a pass for the mean code, where it has a cost
+    assert [partition.items_of(job, step, fields.CODE) for step in range(3)] == [0, 0, 0]
+    sparse = a_job(5000, 2048, stretches=7, sparse=True)
+    assert [partition.items_of(sparse, step, fields.CODE) for step in range(3)] == shards

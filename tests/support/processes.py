@@ -1,0 +1,81 @@
+"""Child processes of tests: each is killed before its test ends, and its children with it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+
+import fastae
+
+HOME = Path(fastae.__file__).resolve().parents[1]  # where a child Python finds fastae, installed or not
+
+
+@contextlib.contextmanager
+def process(command, **options):
+    """A Popen in a process group of its own, which is killed when the block is left."""
+    child = subprocess.Popen(list(map(str, command)), start_new_session=True, **options)
+    try:
+        yield child
+    finally:
+        kill_group(child)
+        for stream in (child.stdin, child.stdout, child.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def kill_group(child):
+    """Kill a child that began a session, and whatever it started; wait for it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if hasattr(os, "killpg"):
+            os.killpg(child.pid, signal.SIGKILL)
+        else:
+            child.kill()
+    child.wait()
+
+
+def run(command, *, timeout=120, cwd=HOME, env=None):
+    """A command run to its end: returncode, stdout and stderr as text."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with process(command, cwd=cwd, env=env, **pipes) as child:
+        stdout, stderr = child.communicate(timeout=timeout)
+    return subprocess.CompletedProcess(command, child.returncode, stdout, stderr)
+
+
+def run_python(code, *, timeout=120, **environment):
+    """The output of a child Python that runs `code`; it must end well."""
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    result = run(command, timeout=timeout, env={**os.environ, **environment})
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def answer_of_fork(work):
+    """The bytes that work() returns in a forked child."""
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process with threads
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(30)
+            os.write(write, work())
+            status = 0
+        finally:
+            os._exit(status)
+    status = None
+    try:
+        os.close(write)
+        with os.fdopen(read, "rb") as pipe:
+            answer = pipe.read()
+        _, status = os.waitpid(child, 0)
+    finally:
+        if status is None:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    assert status == 0, f"the child ended with status {status}"
+    return answer

@@ -4,7 +4,7 @@ The differences are those of `fastae.reference`'s cost in float64, whatever the 
 is a check for small networks and few rows: every entry probed costs four forward passes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fastae import reference
 from fastae.engine.engine import Engine
-from fastae.network import Network, Parameters
+from fastae.network import Activation, Network, Parameters
 
 __all__ = ["check_gradients", "check_network"]
 
@@ -32,7 +32,7 @@ def check_gradients(
     X: npt.ArrayLike,
     *,
     engine: _Engine | None = None,
-    activations: tuple[str, ...] | None = None,
+    activations: Sequence[Activation] | None = None,
     sample_weight: npt.ArrayLike | None = None,
     step: float = 1e-3,
     n_samples: int | None = None,

@@ -8,13 +8,22 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fastae import storage
 from fastae.kernels import layout
+
+Activation = Literal["sigmoid", "tanh", "relu", "identity"]
+DType = (
+    Literal["float32", "float64"]
+    | type[np.float32]
+    | type[np.float64]
+    | np.dtype[np.float32]
+    | np.dtype[np.float64]
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Network:
     """
 
     widths: tuple[int, ...]
-    activations: tuple[str, ...]
+    activations: tuple[Activation, ...]
     code_layer: int = 0
 
     def __post_init__(self) -> None:
@@ -105,7 +114,7 @@ class Parameters(Mapping[str, np.ndarray]):
         The buffer itself in the kernels' blocked layout; padding is zero and must stay so.
     """
 
-    def __init__(self, network: Network, dtype: npt.DTypeLike = "float32") -> None:
+    def __init__(self, network: Network, dtype: DType = "float32") -> None:
         if not isinstance(network, Network):
             raise TypeError(f"network must be a Network, got {type(network).__name__}")
         self.network = network
@@ -116,7 +125,7 @@ class Parameters(Mapping[str, np.ndarray]):
 
     @classmethod
     def random(
-        cls, network: Network, seed: int | np.random.Generator = 0, dtype: npt.DTypeLike = "float32"
+        cls, network: Network, seed: int | np.random.Generator = 0, dtype: DType = "float32"
     ) -> "Parameters":
         """Glorot-uniform weights of both signs and zero biases (Glorot and Bengio, AISTATS 2010).
 
@@ -133,7 +142,7 @@ class Parameters(Mapping[str, np.ndarray]):
 
     @classmethod
     def from_arrays(
-        cls, network: Network, arrays: Mapping[str, npt.ArrayLike], dtype: npt.DTypeLike = "float32"
+        cls, network: Network, arrays: Mapping[str, npt.ArrayLike], dtype: DType = "float32"
     ) -> "Parameters":
         """Parameters with the dense arrays of `arrays`, which must name every one."""
         missing = [name for name in network.shapes() if name not in arrays]

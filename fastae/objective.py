@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from fastae.kernels.job import NOISES
+
+Noise = Literal["gaussian", "mask", "swap"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class Objective:
     """
 
     alpha: float = 0.0
-    noise: str | None = None
+    noise: Noise | None = None
     noise_level: float = 0.1
     sparsity_weight: float = 0.0
     sparsity_target: float = 0.05

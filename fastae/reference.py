@@ -17,10 +17,13 @@ dz{L} = dxhat * g'(z{L}). Results are float32 where x and all parameters are, an
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from fastae.network import Activation
 
 __all__ = ["ACTIVATIONS", "backward", "cost", "forward", "sigmoid", "step", "train"]
 
@@ -54,7 +57,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]
 
 
 def forward(
-    x: npt.ArrayLike, params: Mapping[str, Any], activations: Sequence[str] | None = None
+    x: npt.ArrayLike, params: Mapping[str, Any], activations: "Sequence[Activation] | None" = None
 ) -> dict[str, Array]:
     """Run the rows of x through all layers.
 
@@ -125,7 +128,7 @@ def cost(
 def backward(
     x: npt.ArrayLike,
     params: Mapping[str, Any],
-    activations: Sequence[str] | None = None,
+    activations: "Sequence[Activation] | None" = None,
     sample_weight: npt.ArrayLike | None = None,
 ) -> dict[str, Array]:
     """Derivatives of the cost S(x, xhat) with respect to every intermediate and every parameter.
@@ -223,7 +226,7 @@ def train(
     shuffle: bool = True,
     seed: int = 0,
     alpha: float = 0.0,
-    activations: Sequence[str] | None = None,
+    activations: "Sequence[Activation] | None" = None,
 ) -> tuple[dict[str, Array], list[float]]:
     """The steps of `fastae.train` on the same batches, one by one: what it is checked and timed against.
 
@@ -257,8 +260,8 @@ def train(
 
 
 def _check(
-    x: npt.ArrayLike, params: Mapping[str, Any], activations: Sequence[str] | None
-) -> tuple[Array, dict[str, Array], tuple[str, ...]]:
+    x: npt.ArrayLike, params: Mapping[str, Any], activations: "Sequence[Activation] | None"
+) -> "tuple[Array, dict[str, Array], tuple[Activation, ...]]":
     """x and params as arrays of one dtype, and one activation per layer, where all of it fits together."""
     last = sum(name.startswith("W") for name in params)
     names = [f"{kind}{layer}" for layer in range(1, last + 1) for kind in "Wb"]
@@ -284,7 +287,7 @@ def _check(
         width, source = W.shape[1], f"W{layer} gives"
 
     if activations is None:
-        default = ("sigmoid",) * (last - 1) + ("identity",)
+        default: Any = ("sigmoid",) * (last - 1) + ("identity",)
         activations = getattr(getattr(params, "network", None), "activations", default)
     if len(activations) != last:
         raise ValueError(f"activations has {len(activations)} names, but params has {last} layers")

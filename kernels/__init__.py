@@ -26,7 +26,13 @@ if __name__ != "fastae.kernels":
     raise ImportError("import fastae.kernels: another package owns the top-level name 'kernels'")
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers see; at run time __getattr__ loads each name when it is first used
+    from fastae.kernels.activations import exp as exp
+    from fastae.kernels.activations import sigmoid_with_derivative as sigmoid_with_derivative
+    from fastae.kernels.layer import layer_backward as layer_backward
+    from fastae.kernels.layer import layer_forward as layer_forward
 
 _HOME = {
     "sigmoid_with_derivative": "activations",
@@ -37,9 +43,11 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'fastae.kernels' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"fastae.kernels.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # which would take it to have every name
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'fastae.kernels' has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"fastae.kernels.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value

@@ -21,7 +21,7 @@ from fastae.distributed.partitions import BlockEngine, Blocks, cut_rows, read_pi
 from fastae.distributed.reduction_tree import Node, Sum, add, halves
 from fastae.distributed.worker_part import Shard, Step, make_setup, rows_of_step, without_penalty
 from fastae.engine.thread_pool import available_cpus
-from fastae.network import Network, Parameters
+from fastae.network import DType, Network, Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.training.checkpoint import Checkpoint
 from fastae.training.history import History
@@ -114,7 +114,7 @@ class MPIEngine(BlockEngine):
         blocks: MPIBlocks | Rows | Sequence[np.ndarray],
         *,
         n_threads: int | None = None,
-        dtype: npt.DTypeLike = "float32",
+        dtype: DType = "float32",
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
         objective: Objective = PLAIN,

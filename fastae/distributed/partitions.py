@@ -19,7 +19,7 @@ from fastae.data.row_source import Rows
 from fastae.distributed.reduction_tree import Node, Sum
 from fastae.distributed.worker_part import Setup, Shard, Step, make_setup, without_penalty
 from fastae.engine.engine import Engine
-from fastae.network import Network, Parameters
+from fastae.network import DType, Network, Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Optimizer, State
 from fastae.training.checkpoint import Checkpoint
@@ -243,7 +243,7 @@ class LocalEngine(BlockEngine):
         blocks: Sequence[np.ndarray],
         *,
         n_threads: int | None = None,
-        dtype: str = "float32",
+        dtype: DType = "float32",
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
         objective: Objective = PLAIN,

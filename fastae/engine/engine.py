@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from fastae.engine.thread_count import Pace
 from fastae.kernels import job as fields
 from fastae.kernels import layout
 from fastae.kernels.layout import address
-from fastae.network import Network, Parameters, check_dtype
+from fastae.network import DType, Network, Parameters, check_dtype
 from fastae.objective import PLAIN, Objective
 
 SMALL_JOB = 4e6  # FLOPs below which a job stays on the calling thread
@@ -60,7 +60,7 @@ class Engine:
     """
 
     def __init__(
-        self, network: Network, n_threads: int | None = None, dtype: npt.DTypeLike = "float32"
+        self, network: Network, n_threads: int | None = None, dtype: DType | Literal["bfloat16"] = "float32"
     ) -> None:
         if not isinstance(network, Network):
             raise TypeError(f"network must be a Network, got {type(network).__name__}")

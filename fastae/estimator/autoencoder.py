@@ -4,19 +4,18 @@ import os
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
-from sklearn.utils.metaestimators import available_if
 
 from fastae import optimizers
 from fastae.data.row_source import Rows
 from fastae.distributed.partitions import Blocks
-from fastae.estimator.callbacks import CallbackSupportMixin, callbacks, with_callbacks
+from fastae.estimator.callbacks import callbacks
 from fastae.estimator.fitted import FittedModel
 from fastae.estimator.inputs import Data, Here, check
 from fastae.estimator.model_files import ModelFiles
 from fastae.estimator.scaling import shift_and_scale
-from fastae.network import Network, Parameters
+from fastae.estimator.sklearn_types import CallbackSupportMixin, available_if, fit_context, with_callbacks
+from fastae.network import Activation, Network, Parameters
 from fastae.training import lbfgs
 from fastae.training.checkpoint import Checkpoint
 from fastae.training.gradient_descent import train
@@ -115,7 +114,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     # -- fitting ------------------------------------------------------------------------------------------------
 
     @with_callbacks
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(
         self,
         X: Any,
@@ -213,7 +212,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
 
     @available_if(goes_by_steps)
     @with_callbacks
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Train for one epoch on the rows of `X`, from where the last call left off.
 
@@ -243,7 +242,9 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             raise ValueError(f"hidden_layer_sizes must be positive integers, got {self.hidden_layer_sizes!r}")
         g = "sigmoid" if self.activation == "logistic" else self.activation
         widths = (n, *encoder, *encoder[-2::-1], n)
-        activations: tuple[str, ...] = (g,) * (len(widths) - 2) + (g if self.output_layer else "identity",)
+        activations: tuple[Activation, ...] = (g,) * (len(widths) - 2) + (
+            g if self.output_layer else "identity",
+        )
         if self.output_layer:
             widths, activations = (*widths, n), (*activations, "identity")
         network, dtype = Network(widths, activations, len(encoder)), self._dtype(X)

@@ -6,15 +6,14 @@ from numbers import Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from sklearn.base import OutlierMixin
 from sklearn.utils._param_validation import Interval
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from fastae.distributed.partitions import Blocks
 from fastae.estimator.autoencoder import Autoencoder, goes_by_steps
 from fastae.estimator.inputs import check_here, in_blocks, parts
 from fastae.estimator.lazily import also_lazily
+from fastae.estimator.sklearn_types import OutlierMixin, available_if
 
 
 def _scores(block: np.ndarray, model: "AutoencoderDetector") -> np.ndarray:

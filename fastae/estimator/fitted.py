@@ -4,7 +4,6 @@ import copy
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from fastae.data.column_statistics import ColumnStatistics
@@ -12,6 +11,7 @@ from fastae.engine.engine import Engine
 from fastae.estimator.inputs import Here, check_here, over, parts
 from fastae.estimator.lazily import also_lazily
 from fastae.estimator.settings import Settings
+from fastae.estimator.sklearn_types import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from fastae.network import Parameters
 
 
@@ -21,6 +21,8 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
     params_: Parameters
     shift_: np.ndarray | None
     scale_: np.ndarray | None
+    n_features_in_: int  # set by scikit-learn, as the next one is
+    feature_names_in_: np.ndarray
     _n_features_out: int
 
     @also_lazily

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from fastae.estimator import Autoencoder
 from fastae.plots.display import BLUE, Display, check_fitted, classes
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class CodeDisplay(Display):
     @classmethod
     def from_estimator(
         cls,
-        estimator: Any,
+        estimator: Autoencoder,
         X: Any,
         labels: npt.ArrayLike | None = None,
         *,

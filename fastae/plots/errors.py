@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from fastae.estimator import AutoencoderDetector
 from fastae.plots.display import Display, check_detector, classes, rows_of
 
 if TYPE_CHECKING:
@@ -56,7 +57,12 @@ class ErrorHistogramDisplay(Display):
 
     @classmethod
     def from_estimator(
-        cls, estimator: Any, X: Any, *, labels: npt.ArrayLike | None = None, ax: "Axes | None" = None
+        cls,
+        estimator: AutoencoderDetector,
+        X: Any,
+        *,
+        labels: npt.ArrayLike | None = None,
+        ax: "Axes | None" = None,
     ) -> Self:
         """Draw the errors of the rows of `X` by a fitted ``AutoencoderDetector``."""
         check_detector(estimator)
@@ -129,7 +135,13 @@ class WorstRowsDisplay(Display):
 
     @classmethod
     def from_estimator(
-        cls, estimator: Any, X: Any, *, count: int = 10, top: int = 3, ax: "Axes | None" = None
+        cls,
+        estimator: AutoencoderDetector,
+        X: Any,
+        *,
+        count: int = 10,
+        top: int = 3,
+        ax: "Axes | None" = None,
     ) -> Self:
         """Draw the rows of `X` of the largest error by a fitted ``AutoencoderDetector``.
 

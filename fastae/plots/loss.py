@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from fastae.estimator import Autoencoder
 from fastae.plots.display import BLUE, ORANGE, Display, check_fitted
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class LossCurveDisplay(Display):
             self.best_epoch = 1 + int(np.argmin(self.validation_loss))
 
     @classmethod
-    def from_estimator(cls, estimator: Any, *, ax: "Axes | None" = None) -> Self:
+    def from_estimator(cls, estimator: Autoencoder, *, ax: "Axes | None" = None) -> Self:
         """Draw the curves of a fitted ``Autoencoder``."""
         check_fitted(estimator)
         return cls(estimator.loss_curve_, estimator.validation_loss_curve_).plot(ax)

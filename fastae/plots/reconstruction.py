@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from fastae.estimator import Autoencoder
 from fastae.plots.display import BLUE, ORANGE, Display, check_fitted, rows_of
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class ReconstructionDisplay(Display):
     @classmethod
     def from_estimator(
         cls,
-        estimator: Any,
+        estimator: Autoencoder,
         X: Any,
         *,
         rows: Any = None,

@@ -16,7 +16,7 @@ from fastae.distributed.dask.placement import place
 from fastae.distributed.partitions import BlockEngine
 from fastae.distributed.reduction_tree import Node, Sum, assemble
 from fastae.distributed.worker_part import Setup, Shard, Step, make_setup, without_penalty
-from fastae.network import Network
+from fastae.network import DType, Network
 from fastae.objective import PLAIN, Objective
 
 LOSSES_MOST = 3  # of a block, on end, before it is taken to be what kills its workers
@@ -81,7 +81,7 @@ class DistributedEngine(BlockEngine):
         X: Any,
         *,
         n_threads: int | None = None,
-        dtype: npt.DTypeLike = "float32",
+        dtype: DType = "float32",
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
         objective: Objective = PLAIN,

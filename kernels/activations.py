@@ -105,14 +105,16 @@ def sigmoid_with_derivative(z: np.ndarray, h: np.ndarray, dh: np.ndarray) -> Non
     Parameters
     ----------
     z : ndarray of float32 or float64, C-contiguous, any shape
-        Pre-activation; read only.
-    h, dh : ndarray of the shape and dtype of `z`
-        Written. Either may be `z` itself.
+        The pre-activation.
+    h : ndarray of the shape and dtype of `z`
+        Written: the sigmoid of `z`. May be `z` itself.
+    dh : ndarray of the shape and dtype of `z`
+        Written: the derivative of the sigmoid at `z`. May be `z` itself.
 
     Raises
     ------
     TypeError, ValueError
-        An array of another dtype, shape or memory order, named; nothing is written then.
+        An array has another dtype, shape or memory order. The message names it, and nothing is written.
 
     Notes
     -----
@@ -125,7 +127,20 @@ def sigmoid_with_derivative(z: np.ndarray, h: np.ndarray, dh: np.ndarray) -> Non
 
 
 def exp(x: np.ndarray, out: np.ndarray) -> None:
-    """Write exp(x) into `out`, an array of the same shape and dtype (float32 or float64); within 1 ulp in float32."""
+    """Write exp(x), in place; within 1 ulp in float32.
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64, C-contiguous, any shape
+        The argument.
+    out : ndarray of the shape and dtype of `x`
+        Written. May be `x` itself.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As ``sigmoid_with_derivative``.
+    """
     _exp(*_flat(x=x, out=out))
 
 

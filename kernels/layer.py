@@ -323,7 +323,7 @@ def _check_layer(outputs, inputs, shapes, activation, rows):  # type: ignore[no-
 def layer_forward(h, a, W, b, *, activation, fan_in, fan_out, rows=None):  # type: ignore[no-untyped-def]
     """Write h = g(a W + b), in place: one layer's forward step on blocked arrays (``kernels/layout.py``).
 
-    With 16 lanes in float32 and 8 in float64, and ceil(.) rounding up to whole blocks of lanes:
+    A block has 16 lanes in float32 and 8 in float64; ceil(.) rounds up to whole blocks.
 
     Parameters
     ----------
@@ -331,18 +331,23 @@ def layer_forward(h, a, W, b, *, activation, fan_in, fan_out, rows=None):  # typ
         Written; padding lanes become zero. The height is a multiple of ``layer.ROW_MULTIPLE``.
     a : ndarray of shape (ceil(fan_in) / lanes, height, lanes)
         The layer's input.
-    W : ndarray of shape (ceil(fan_out) / lanes, ceil(fan_in), lanes), zero in its padding
-    b : ndarray of shape (ceil(fan_out),), zero in its padding
-    activation : "sigmoid", "tanh", "relu" or "identity"
-    fan_in, fan_out : int
-        Columns of a and of h in use.
+    W : ndarray of shape (ceil(fan_out) / lanes, ceil(fan_in), lanes)
+        Weights, zero in their padding.
+    b : ndarray of shape (ceil(fan_out),)
+        Biases, zero in their padding.
+    activation : {"sigmoid", "tanh", "relu", "identity"}
+        The layer's activation g.
+    fan_in : int
+        Number of columns of `a` in use.
+    fan_out : int
+        Number of columns of `h` in use.
     rows : int, optional
-        Rows in use; rows below them may be written. All by default.
+        Number of rows in use; rows below them may be written. Default: all.
 
     Raises
     ------
     TypeError, ValueError
-        An array of another dtype, shape or alignment, named; nothing is written then.
+        An array has another dtype, shape or alignment. The message names it, and nothing is written.
     """
     width, height = lanes(h.dtype), h.shape[1]
     into, out = blocks(fan_in, h.dtype), blocks(fan_out, h.dtype)
@@ -363,22 +368,33 @@ def layer_backward(dW, db, a, WT, delta, W, *, activation, fan_in, fan_out, rows
 
         dW = a' delta      db = sum over rows of delta      a = (delta W') * g'(a)
 
-    The last is the elementwise product of the chain rule: g is the activation that made `a`, and g' is had from it.
+    The last is the elementwise product of the chain rule: g is the activation that made `a`, and g' is computed from
+    it.
 
     Parameters
     ----------
-    dW, db : ndarrays of the shapes of W and b in ``layer_forward``
-        Written, or with `accumulate` added to.
+    dW : ndarray of the shape of `W`
+        Weight gradient: written, or with `accumulate` added to.
+    db : ndarray of shape (ceil(fan_out),)
+        Bias gradient: written, or with `accumulate` added to.
     a : ndarray of shape (ceil(fan_in) / lanes, height, lanes)
         The layer's input, an activation; becomes the delta of the layer below.
     WT : ndarray of shape (ceil(fan_in) / lanes, ceil(fan_out), lanes)
         Written with W'.
-    delta : ndarray of shape (ceil(fan_out) / lanes, height, lanes), zero in its padding lanes
-    W : as for ``layer_forward``
-    activation : "sigmoid", "tanh", "relu" or "identity"
-        Of the layer below.
-    fan_in, fan_out, rows
-        As for ``layer_forward``; exactly `rows` rows count in dW and db.
+    delta : ndarray of shape (ceil(fan_out) / lanes, height, lanes)
+        The layer's delta, zero in its padding lanes.
+    W : ndarray of shape (ceil(fan_out) / lanes, ceil(fan_in), lanes)
+        Weights, zero in their padding.
+    activation : {"sigmoid", "tanh", "relu", "identity"}
+        Activation of the layer below.
+    fan_in : int
+        Number of columns of `a` in use.
+    fan_out : int
+        Number of columns of `delta` in use.
+    rows : int, optional
+        Number of rows in use; exactly these count in `dW` and `db`. Default: all.
+    accumulate : bool, default False
+        Add to `dW` and `db` instead of overwriting them.
 
     Raises
     ------

@@ -49,7 +49,7 @@ def check_gradients(
     engine : Engine, optional
         Object whose ``loss_and_gradient(params, X, sample_weight=...)`` is tested. Default:
         `fastae.reference.backward`.
-    activations : sequence of {"sigmoid", "tanh", "relu", "identity"}, optional
+    activations : sequence of "sigmoid", "tanh", "relu" or "identity", optional
         One activation per layer, as for `fastae.reference.forward`.
     sample_weight : array-like of shape (m,), optional
         Weight of each row, as for `fastae.reference.cost`. Default: 1.

@@ -34,7 +34,7 @@ class Network:
     ----------
     widths : tuple of int
         Number of input features, then the number of units of each layer; at least one layer.
-    activations : tuple of {"sigmoid", "tanh", "relu", "identity"}
+    activations : tuple of "sigmoid", "tanh", "relu" or "identity"
         Activation of each layer.
     code_layer : int, default 0
         Number of the layer whose output is the code, counted from 1. 0 selects the first of the narrowest layers.
@@ -129,7 +129,7 @@ class Parameters(Mapping[str, np.ndarray]):
     ----------
     network : Network
         The network that the parameters belong to.
-    dtype : {"float32", "float64"} or NumPy dtype, default "float32"
+    dtype : "float32", "float64" or NumPy dtype, default "float32"
         Type of the elements.
 
     Attributes
@@ -161,7 +161,7 @@ class Parameters(Mapping[str, np.ndarray]):
             The network that the parameters belong to.
         seed : int or numpy.random.Generator, default 0
             Source of the random numbers. The same seed gives the same weights, in either dtype up to rounding.
-        dtype : {"float32", "float64"} or NumPy dtype, default "float32"
+        dtype : "float32", "float64" or NumPy dtype, default "float32"
             Type of the elements.
 
         Returns
@@ -189,7 +189,7 @@ class Parameters(Mapping[str, np.ndarray]):
             The network that the parameters belong to.
         arrays : mapping of str to array-like
             An array of the shape in ``network.shapes()`` for each name; other names are ignored.
-        dtype : {"float32", "float64"} or NumPy dtype, default "float32"
+        dtype : "float32", "float64" or NumPy dtype, default "float32"
             Type of the elements.
 
         Returns

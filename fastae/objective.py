@@ -18,7 +18,7 @@ class Objective:
     alpha : float, default 0.0
         Weight of an L2 penalty as in scikit-learn's MLPRegressor: adds alpha/(2m) sum(W^2) over the weights, not the
         biases.
-    noise : {"gaussian", "mask", "swap"} or None, default None
+    noise : "gaussian", "mask", "swap" or None, default None
         Corrupt the network's input while its output is still compared with the clean x (denoising: Vincent et al.,
         ICML 2008). Noise is applied after shift and scale. "gaussian" adds a normal deviate, "mask" sets cells to 0,
         and "swap" replaces cells by those of the same column in random rows. It depends on (seed, epoch, row, column)

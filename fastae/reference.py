@@ -69,7 +69,7 @@ def forward(
         Input, one sample per row; real numbers.
     params : mapping of str to array-like
         "W1" of shape (n, n1), "b1" of shape (n1,), "W2" of shape (n1, n2), and so on for L layers.
-    activations : sequence of {"sigmoid", "tanh", "relu", "identity"}, optional
+    activations : sequence of "sigmoid", "tanh", "relu" or "identity", optional
         One activation per layer. Default: ``params.network.activations`` if `params` has it, otherwise sigmoid in
         every layer but the last, which is linear.
 
@@ -145,7 +145,7 @@ def backward(
     params : mapping of str to array-like
         "W1" of shape (n, n1), "b1" of shape (n1,), "W2" of shape (n1, n2), and so on for L layers. The last layer has
         n units.
-    activations : sequence of {"sigmoid", "tanh", "relu", "identity"}, optional
+    activations : sequence of "sigmoid", "tanh", "relu" or "identity", optional
         One activation per layer. Default: ``params.network.activations`` if `params` has it, otherwise sigmoid in
         every layer but the last, which is linear.
     sample_weight : array-like of shape (m,), optional
@@ -259,7 +259,7 @@ def train(
         Seed of the shuffling.
     alpha : float, default 0.0
         Weight of the L2 penalty, as in ``fastae.Objective``.
-    activations : sequence of {"sigmoid", "tanh", "relu", "identity"}, optional
+    activations : sequence of "sigmoid", "tanh", "relu" or "identity", optional
         One activation per layer. Default: ``params.network.activations`` if `params` has it, otherwise sigmoid in
         every layer but the last, which is linear.
 

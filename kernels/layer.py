@@ -335,7 +335,7 @@ def layer_forward(h, a, W, b, *, activation, fan_in, fan_out, rows=None):  # typ
         Weights, zero in their padding.
     b : ndarray of shape (ceil(fan_out),)
         Biases, zero in their padding.
-    activation : {"sigmoid", "tanh", "relu", "identity"}
+    activation : "sigmoid", "tanh", "relu" or "identity"
         The layer's activation g.
     fan_in : int
         Number of columns of `a` in use.
@@ -385,7 +385,7 @@ def layer_backward(dW, db, a, WT, delta, W, *, activation, fan_in, fan_out, rows
         The layer's delta, zero in its padding lanes.
     W : ndarray of shape (ceil(fan_out) / lanes, ceil(fan_in), lanes)
         Weights, zero in their padding.
-    activation : {"sigmoid", "tanh", "relu", "identity"}
+    activation : "sigmoid", "tanh", "relu" or "identity"
         Activation of the layer below.
     fan_in : int
         Number of columns of `a` in use.

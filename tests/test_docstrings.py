@@ -127,6 +127,8 @@ def own_parameters(shown: Any) -> dict[str, Any]:
 def wrong_default(entry: Entry, parameters: dict[str, Any]) -> list[str]:
     """How the default that an entry states differs from the parameter's."""
     default, stated = parameters[entry.name], DEFAULT.search(entry.kind)
+    if entry.kind.startswith("{"):
+        return [f"{entry.name}: the reference takes the first choice in braces for the default"]
     optional = entry.kind.endswith(", optional")
     if default is inspect.Parameter.empty:
         return [f"{entry.name} has no default, but states one"] * bool(stated or optional)

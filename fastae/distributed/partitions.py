@@ -288,7 +288,7 @@ class LocalEngine(BlockEngine):
         The partitions.
     n_threads : int, optional
         Number of threads. Default: all CPUs that this process may use.
-    dtype : {"float32", "float64"} or NumPy dtype, default "float32"
+    dtype : "float32", "float64" or NumPy dtype, default "float32"
         Type of parameters, arithmetic and results.
     shift : array-like of shape (n,), optional
         Subtracted from each row before it enters the network. Default: 0.

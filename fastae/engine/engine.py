@@ -43,7 +43,7 @@ class Engine:
     n_threads : int, optional
         Maximum number of threads. Default: the CPUs that this process may use (affinity and cgroup quota). Small steps
         use fewer threads when that is measured to be faster. Results have the same bits for any number of threads.
-    dtype : {"float32", "float64", "bfloat16"} or NumPy dtype, default "float32"
+    dtype : "float32", "float64", "bfloat16" or NumPy dtype, default "float32"
         Type of parameters, arithmetic and results; losses are added up in float64. With "bfloat16", the operands of
         matrix products are rounded to 8 bits of precision and their products added up in float32; parameters, results
         and all other arithmetic are float32. Needs a CPU with AVX512_BF16.

@@ -46,16 +46,16 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         Widths of the encoder's layers; the last one is the code. The decoder mirrors the encoder, up to n features.
     output_layer : bool, default True
         Add a final linear layer of n outputs. Without it, the decoder's last layer is linear itself.
-    activation : {"sigmoid", "logistic", "tanh", "relu", "identity"}, default "sigmoid"
+    activation : "sigmoid", "logistic", "tanh", "relu" or "identity", default "sigmoid"
         Activation of all other layers; "logistic" is another name for "sigmoid".
-    solver : {"adam", "adamw", "sgd", "lbfgs"}, default "adam"
+    solver : "adam", "adamw", "sgd" or "lbfgs", default "adam"
         Optimizer. "lbfgs" uses all rows in every iteration; the others take steps over mini-batches.
     alpha : float, default 1e-4
         L2 penalty as in MLPRegressor: adds alpha/(2m) sum(W^2) to the loss of a batch of m rows. For "adamw", the
         decoupled weight decay instead.
     batch_size : int or "auto", default "auto"
         Rows per step; "auto" is min(200, m). Not used by "lbfgs".
-    learning_rate : {"constant", "invscaling", "adaptive", "cosine"}, default "constant"
+    learning_rate : "constant", "invscaling", "adaptive" or "cosine", default "constant"
         Learning-rate schedule. "constant" keeps `learning_rate_init`. "invscaling" divides it by (r + 1)^power_t,
         where r is the number of rows processed in earlier epochs. "adaptive" divides it by 5 whenever training would
         stop. "cosine" lowers it to 0 along half a cosine over `max_iter` epochs. Not used by "lbfgs".
@@ -91,10 +91,10 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         Set validation rows aside, stop by their loss, and keep the parameters with the lowest validation loss.
     validation_fraction : float, default 0.1
         Share of the rows set aside by `early_stopping`, in (0, 1).
-    scale : {"standard", "minmax"} or None, default "standard"
+    scale : "standard", "minmax" or None, default "standard"
         Scale each column before it enters the network, to mean 0 and standard deviation 1 or to the range 0 to 1.
         Reconstructions are scaled back. None: no scaling.
-    noise : {"gaussian", "mask", "swap"} or None, default None
+    noise : "gaussian", "mask", "swap" or None, default None
         Corrupt the scaled input during training (a denoising autoencoder), as ``fastae.Objective`` describes.
     noise_level : float, default 0.1
         Standard deviation of "gaussian" noise in the network's scale, or probability that "mask" or "swap" changes a
@@ -103,12 +103,12 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         Weight of the Kullback-Leibler penalty on the mean code of a batch, as ``fastae.Objective`` describes.
     sparsity_target : float, default 0.05
         Mean value of a code unit at which that penalty is 0, in (0, 1).
-    missing : {"mask"} or None, default None
+    missing : "mask" or None, default None
         "mask": cells that are NaN are missing, and count neither as input nor in the error. None: NaN is an error.
     n_threads : int or None, default None
         Maximum number of threads on each machine. None: all CPUs that this process may use, or the threads that Dask
         gives to each worker.
-    dtype : {"float32", "float64"} or None, default None
+    dtype : "float32", "float64" or None, default None
         Floating-point type for training and inference. None: float32 for float32 data, float64 for all other data.
     callback : callable or None, default None
         Called with a ``fastae.training.Epoch`` after each epoch. Training stops when it returns True.
@@ -133,7 +133,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         Validation loss after each epoch, in the network's scale; empty without validation rows.
     n_iter_ : int
         Number of epochs, or of iterations for "lbfgs".
-    stop_reason_ : {"max_iter", "tol", "callback"}
+    stop_reason_ : "max_iter", "tol" or "callback"
         What ended training.
     n_features_in_ : int
         Number of features n of the training data.

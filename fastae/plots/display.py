@@ -29,7 +29,7 @@ class Display:
             try:
                 import matplotlib.pyplot as plt
             except ImportError:
-                raise ImportError('pictures need matplotlib: pip install "fastae[plot]"') from None
+                raise ImportError('plots need matplotlib: pip install "fastae[plot]"') from None
             _, ax = plt.subplots(figsize=size, layout="constrained")
         self.ax_ = ax
         self.figure_ = ax.figure

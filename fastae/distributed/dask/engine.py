@@ -66,7 +66,7 @@ class DistributedEngine(BlockEngine):
         Training data. Partitions that are not on the workers yet are computed first, on workers that Dask chooses.
     n_threads : int, optional
         Number of threads of each worker. Default: as many as Dask gives it.
-    dtype : {"float32", "float64"} or NumPy dtype, default "float32"
+    dtype : "float32", "float64" or NumPy dtype, default "float32"
         Type of parameters, arithmetic and results.
     shift : array-like of shape (n,), optional
         Subtracted from each row before it enters the network. Default: 0.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,7 +18,7 @@ class Case:
     k: int
     m: int
     target: float | None = None
-    dtype: str = "float32"
+    dtype: Literal["float32", "float64"] = "float32"
 
     @classmethod
     def parse(cls, words: str) -> "Case":

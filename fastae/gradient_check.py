@@ -1,10 +1,10 @@
-"""Is a gradient right? Against central differences of the cost, which know nothing of the chain rule.
+"""Gradients are checked against central differences of the cost, which do not depend on the chain rule.
 
-The differences are those of `fastae.reference`'s cost in float64, whatever the dtype of the gradient under test. This
-is a check for small networks and few rows: every entry probed costs four forward passes.
+The differences are those of the cost in `fastae.reference`, in float64, whatever the dtype of the gradient under test.
+Use small networks and few rows: each entry that is checked takes four forward passes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fastae import reference
 from fastae.engine.engine import Engine
-from fastae.network import Network, Parameters
+from fastae.network import Activation, Network, Parameters
 
 __all__ = ["check_gradients", "check_network"]
 
@@ -32,7 +32,7 @@ def check_gradients(
     X: npt.ArrayLike,
     *,
     engine: _Engine | None = None,
-    activations: tuple[str, ...] | None = None,
+    activations: Sequence[Activation] | None = None,
     sample_weight: npt.ArrayLike | None = None,
     step: float = 1e-3,
     n_samples: int | None = None,
@@ -43,40 +43,41 @@ def check_gradients(
     Parameters
     ----------
     params : mapping
-        Dense arrays "W1", "b1", "W2", ...: a `fastae.Parameters` or a dict, float32 or float64. Never written.
+        Dense arrays "W1", "b1", "W2", ...: a `fastae.Parameters` or a dict, float32 or float64. Not changed.
     X : array-like of shape (m, n)
-        Rows to take the cost over, in the scale the network will see.
+        Rows over which the cost is computed, in the scale that the network sees.
     engine : Engine, optional
-        Whose ``loss_and_gradient(params, X, sample_weight=...)`` is tested. Default: `fastae.reference.backward`.
-    activations : tuple of names, one per layer, optional
-        As for `fastae.reference.forward`.
+        Object whose ``loss_and_gradient(params, X, sample_weight=...)`` is tested. Default:
+        `fastae.reference.backward`.
+    activations : sequence of "sigmoid", "tanh", "relu" or "identity", optional
+        One activation per layer, as for `fastae.reference.forward`.
     sample_weight : array-like of shape (m,), optional
-        As for `fastae.reference.cost`.
+        Weight of each row, as for `fastae.reference.cost`. Default: 1.
     step : float, default 1e-3
-        How far a probe moves the pre-activations of its own layer, at most. The default lets float64 reach about
-        1e-10. Where that would cross the kink of a relu, the step is divided by 10, three times at most.
+        Largest change of a pre-activation in the entry's own layer. With the default, float64 reaches about 1e-10.
+        If the step would cross the kink of a relu, it is divided by 10, at most three times.
     n_samples : int, optional
-        How many entries of each parameter are probed, drawn without replacement. Default: all.
+        Number of entries to check in each parameter, drawn without replacement. Default: all.
     seed : int, default 0
-        For the draw.
+        Seed of the draw.
 
     Returns
     -------
     dict of str to float
-        By parameter name, max|g - d| / max(max|g|, max|d|) over the entries probed, where g is the gradient under
-        test and d the differences; 0 where both are zero throughout. For a right gradient expect less than 1e-7 in
-        float64 and about 1e-5 in float32; more where a gradient has all but vanished beside the cost itself, as in
-        a saturated layer, since differences then see little but rounding.
+        For each parameter max|g - d| / max(max|g|, max|d|) over the entries checked, where g is the gradient under
+        test and d the differences; 0 if both are zero throughout. A correct gradient has less than 1e-7 in float64
+        and about 1e-5 in float32. If the gradient is tiny compared with the cost, as in a saturated layer, rounding
+        dominates the differences, and the relative error is larger.
 
     Raises
     ------
     ValueError, TypeError
-        As `fastae.reference.forward` and `fastae.reference.cost` do, or if `step` or `n_samples` is not positive.
+        As `fastae.reference.forward` and `fastae.reference.cost`, or `step` or `n_samples` is not positive.
 
     Notes
     -----
-    The difference is the fourth-order one, (8 (S(s) - S(-s)) - (S(2s) - S(-2s))) / (12 s): with a truncation error of
-    s^4/30 times the fifth derivative, s may be so large that the rounding error, eps |S| / s, does not matter [1]_.
+    Differences are of fourth order, (8 (S(s) - S(-s)) - (S(2s) - S(-2s))) / (12 s). Their truncation error is s^4/30
+    times the fifth derivative, so s can be large enough to make the rounding error, eps |S| / s, negligible [1]_.
 
     References
     ----------
@@ -141,13 +142,19 @@ def check_gradients(
 
 
 def check_network(network: Network, seed: int = 0) -> dict[str, dict[str, float]]:
-    """``check_gradients`` of random parameters: of the reference ("reference"), and of engines ("float64", "float32").
+    """Check the gradients of a network at random parameters: those of the reference and of engines of both dtypes.
 
     Parameters
     ----------
     network : Network
+        The network to check.
     seed : int, default 0
-        Of the parameters and of the 40 rows.
+        Seed of the parameters and of the 40 rows.
+
+    Returns
+    -------
+    dict of str to dict of str to float
+        The relative errors of ``check_gradients``, under "reference", "float64" and "float32".
     """
     params = Parameters.random(network, seed, "float64")
     X = np.random.default_rng(seed).normal(size=(40, network.widths[0]))

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,28 +16,40 @@ import numpy.typing as npt
 from fastae import storage
 from fastae.kernels import layout
 
+Activation = Literal["sigmoid", "tanh", "relu", "identity"]
+DType = (
+    Literal["float32", "float64"]
+    | type[np.float32]
+    | type[np.float64]
+    | np.dtype[np.float32]
+    | np.dtype[np.float64]
+)
+
 
 @dataclass(frozen=True)
 class Network:
-    """A stack of dense layers: ``h_i = g_i(h_{i-1} W_i + b_i)``, h_0 = x.
+    """A stack of dense layers: ``h_i = g_i(h_{i-1} W_i + b_i)``, with h_0 = x.
 
     Parameters
     ----------
     widths : tuple of int
-        Features of the input, then units of each layer; at least one layer.
-    activations : tuple of str
-        One of "sigmoid", "tanh", "relu", "identity" for each layer.
-    code_layer : int, optional
-        The layer whose output is the code, counted from 1; by default the first of the narrowest ones.
+        Number of input features, then the number of units of each layer; at least one layer.
+    activations : tuple of "sigmoid", "tanh", "relu" or "identity"
+        Activation of each layer.
+    code_layer : int, default 0
+        Number of the layer whose output is the code, counted from 1. 0 selects the first of the narrowest layers.
 
     Raises
     ------
-    TypeError, ValueError
-        Widths that are not positive integers, an unknown activation, or not one activation a layer.
+    TypeError
+        A width or `code_layer` is not an integer.
+    ValueError
+        A width is not positive, an activation is unknown, there is not one activation per layer, or there is no layer
+        number `code_layer`.
     """
 
     widths: tuple[int, ...]
-    activations: tuple[str, ...]
+    activations: tuple[Activation, ...]
     code_layer: int = 0
 
     def __post_init__(self) -> None:
@@ -67,16 +79,35 @@ class Network:
 
     @classmethod
     def autoencoder(cls, n: int, k: int) -> "Network":
-        """The default machine: n -> k -> n -> n, two sigmoid layers and a linear one."""
+        """Make the default network n -> k -> n -> n: two sigmoid layers and a linear one.
+
+        Parameters
+        ----------
+        n : int
+            Number of features.
+        k : int
+            Number of code units.
+
+        Returns
+        -------
+        Network
+            The network; its code is the output of layer 1.
+        """
         return cls((n, k, n, n), ("sigmoid", "sigmoid", "identity"), code_layer=1)
 
     @property
     def n_layers(self) -> int:
-        """Layers, the input not counted."""
+        """Number of layers, not counting the input."""
         return len(self.activations)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every parameter by name, W1, b1, W2, b2, ..."""
+        """List the shape of every parameter.
+
+        Returns
+        -------
+        dict of str to tuple of int
+            Shapes by name, in the order W1, b1, W2, b2, ...
+        """
         return dict(_shapes(self.widths))
 
 
@@ -90,22 +121,24 @@ def _shapes(widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
 
 
 class Parameters(Mapping[str, np.ndarray]):
-    """The weights and biases of a network, or their gradient: one flat 64-byte aligned buffer.
+    """The weights and biases of a network, or their gradient, in one flat buffer aligned to 64 bytes.
 
-    ``p["W1"]`` is a new dense array; ``p["W1"] = array`` writes one. Names are W1, b1, W2, b2, ...
+    ``p["W1"]`` is a new dense array; ``p["W1"] = array`` writes one. The names are W1, b1, W2, b2, ...
 
     Parameters
     ----------
     network : Network
-    dtype : "float32" or "float64"
+        The network that the parameters belong to.
+    dtype : "float32", "float64" or NumPy dtype, default "float32"
+        Type of the elements.
 
     Attributes
     ----------
-    flat : ndarray of `dtype`, one-dimensional
-        The buffer itself in the kernels' blocked layout; padding is zero and must stay so.
+    flat : ndarray of shape (size,)
+        The buffer, in the kernels' blocked layout. Padding is zero and must stay zero.
     """
 
-    def __init__(self, network: Network, dtype: npt.DTypeLike = "float32") -> None:
+    def __init__(self, network: Network, dtype: DType = "float32") -> None:
         if not isinstance(network, Network):
             raise TypeError(f"network must be a Network, got {type(network).__name__}")
         self.network = network
@@ -116,12 +149,25 @@ class Parameters(Mapping[str, np.ndarray]):
 
     @classmethod
     def random(
-        cls, network: Network, seed: int | np.random.Generator = 0, dtype: npt.DTypeLike = "float32"
+        cls, network: Network, seed: int | np.random.Generator = 0, dtype: DType = "float32"
     ) -> "Parameters":
-        """Glorot-uniform weights of both signs and zero biases (Glorot and Bengio, AISTATS 2010).
+        """Draw random weights: Glorot-uniform, with zero biases (Glorot and Bengio, AISTATS 2010).
 
-        Weights are drawn from U(-a, a), a = sqrt(6 / (fan_in + fan_out)); the same `seed` gives the same weights, in
-        either dtype up to rounding.
+        The weights of a layer are drawn from U(-a, a), a = sqrt(6 / (fan_in + fan_out)).
+
+        Parameters
+        ----------
+        network : Network
+            The network that the parameters belong to.
+        seed : int or numpy.random.Generator, default 0
+            Source of the random numbers. The same seed gives the same weights, in either dtype up to rounding.
+        dtype : "float32", "float64" or NumPy dtype, default "float32"
+            Type of the elements.
+
+        Returns
+        -------
+        params : Parameters
+            New parameters.
         """
         made = cls(network, dtype)
         generator = np.random.default_rng(seed)
@@ -133,9 +179,31 @@ class Parameters(Mapping[str, np.ndarray]):
 
     @classmethod
     def from_arrays(
-        cls, network: Network, arrays: Mapping[str, npt.ArrayLike], dtype: npt.DTypeLike = "float32"
+        cls, network: Network, arrays: Mapping[str, npt.ArrayLike], dtype: DType = "float32"
     ) -> "Parameters":
-        """Parameters with the dense arrays of `arrays`, which must name every one."""
+        """Make parameters from dense arrays.
+
+        Parameters
+        ----------
+        network : Network
+            The network that the parameters belong to.
+        arrays : mapping of str to array-like
+            An array of the shape in ``network.shapes()`` for each name; other names are ignored.
+        dtype : "float32", "float64" or NumPy dtype, default "float32"
+            Type of the elements.
+
+        Returns
+        -------
+        params : Parameters
+            New parameters.
+
+        Raises
+        ------
+        ValueError
+            An array is missing or has another shape.
+        TypeError
+            An array does not hold real numbers.
+        """
         missing = [name for name in network.shapes() if name not in arrays]
         if missing:
             raise ValueError(f"arrays lacks {', '.join(missing)}")
@@ -145,31 +213,53 @@ class Parameters(Mapping[str, np.ndarray]):
         return made
 
     def copy(self) -> "Parameters":
-        """The same parameters in a buffer of their own."""
+        """Copy the parameters.
+
+        Returns
+        -------
+        params : Parameters
+            The same values in a buffer of their own.
+        """
         made = Parameters(self.network, self.dtype)
         made.flat[:] = self.flat
         return made
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file of the dense, row-major W1, b1, ... and the network; whole or not at all.
+        """Write a safetensors file that holds the network and the dense, row-major arrays W1, b1, ...
+
+        Parameters
+        ----------
+        path : path
+            File to write. It is replaced only once the new one is complete.
 
         Raises
         ------
         OSError
-            It cannot be written; a file that was there is as it was.
+            The file cannot be written; an existing file stays as it was.
         """
         storage.write(path, "Parameters", {"network": asdict(self.network)}, self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Parameters":
-        """The parameters in a file of ``Parameters.save``, or in that of an estimator: the same bits.
+        """Load parameters from a file that ``Parameters.save`` or an estimator's ``save`` wrote.
+
+        Parameters
+        ----------
+        path : path
+            File to read.
+
+        Returns
+        -------
+        params : Parameters
+            Parameters with the same bits as those that were saved.
 
         Raises
         ------
         OSError
-            There is no such file.
+            The file does not exist or cannot be read.
         ValueError
-            It is cut off, or holds no parameters, or not all, or of wrong shapes, or its format is not known.
+            The file is incomplete, has a format that this version does not know, holds no parameters, lacks some, or
+            holds some of the wrong shape.
         """
         return cls.from_stored(storage.read(path))
 

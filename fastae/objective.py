@@ -2,38 +2,45 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 NOISES = ("gaussian", "mask", "swap")
+
+Noise = Literal["gaussian", "mask", "swap"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Options of the cost of a batch of m rows, S = 1/(2m) sum((xhat - x)^2) without any.
+    """What is minimised over a batch of m rows; without options S = 1/(2m) sum((xhat - x)^2).
 
     Parameters
     ----------
-    alpha : float, default 0
-        Adds alpha/(2m) sum(W^2) over the weights, not the biases: scikit-learn's MLPRegressor's penalty.
-    noise : "gaussian", "mask" or "swap", optional
-        Corrupts the network's input, while its output is still compared with the clean x (denoising: Vincent et al.,
-        ICML 2008). Applied after shift and scale: adds a normal deviate, sets cells to 0, or sets cells to those of
-        the same column in rows drawn at random. Drawn anew in each epoch by (seed, epoch, row, column) alone.
+    alpha : float, default 0.0
+        Weight of an L2 penalty as in scikit-learn's MLPRegressor: adds alpha/(2m) sum(W^2) over the weights, not the
+        biases.
+    noise : "gaussian", "mask", "swap" or None, default None
+        Corrupt the network's input while its output is still compared with the clean x (denoising: Vincent et al.,
+        ICML 2008). Noise is applied after shift and scale. "gaussian" adds a normal deviate, "mask" sets cells to 0,
+        and "swap" replaces cells by those of the same column in random rows. It depends on (seed, epoch, row, column)
+        alone, and differs in each epoch.
     noise_level : float, default 0.1
-        The deviate's standard deviation, or the probability of a cell to be changed.
-    sparsity_weight : float, default 0
-        Adds sparsity_weight * sum_j KL(sparsity_target, mean of code unit j over the batch); for a sigmoid code.
-    sparsity_target : float in (0, 1), default 0.05
+        Standard deviation for "gaussian"; probability that a cell is changed for "mask" and "swap".
+    sparsity_weight : float, default 0.0
+        Weight of a sparsity penalty on a sigmoid code: adds sparsity_weight * sum_j KL(sparsity_target, mean of code
+        unit j over the batch).
+    sparsity_target : float, default 0.05
+        Mean value of a code unit at which that penalty is 0, in (0, 1).
     missing : bool, default False
-        Cells of x that are NaN are missing: 0 in the input (after shift and scale) and no part of the error.
+        Treat cells of x that are NaN as missing: 0 in the input, after shift and scale, and not part of the error.
 
     Raises
     ------
     ValueError
-        An option out of its range, named.
+        An option is out of range. The message names it.
     """
 
     alpha: float = 0.0
-    noise: str | None = None
+    noise: Noise | None = None
     noise_level: float = 0.1
     sparsity_weight: float = 0.0
     sparsity_target: float = 0.05

@@ -19,12 +19,14 @@ Schedule = Callable[[npt.NDArray[np.int64]], npt.ArrayLike]
 class State:
     """What an optimizer remembers between steps.
 
-    Attributes
+    Parameters
     ----------
-    steps, epochs : int
-        Steps taken and epochs gone through so far.
-    moments : ndarray of shape (2, size of the flat parameter buffer), the parameters' dtype
-        Momentum, or Adam's first and second moment, in the layout of ``Parameters.flat``.
+    steps : int
+        Number of steps taken so far.
+    moments : ndarray of shape (2, size of ``Parameters.flat``), the parameters' dtype
+        Momentum, or Adam's first and second moments, in the layout of ``Parameters.flat``.
+    epochs : int, default 0
+        Number of epochs completed so far.
     """
 
     steps: int
@@ -33,7 +35,18 @@ class State:
 
     @classmethod
     def zeros(cls, params: Parameters) -> "State":
-        """The state before the first step."""
+        """Make the state before the first step.
+
+        Parameters
+        ----------
+        params : Parameters
+            Parameters to be trained.
+
+        Returns
+        -------
+        State
+            No steps taken, and moments of zero.
+        """
         return cls(0, np.zeros((2, params.flat.size), params.dtype))
 
     def check(self, params: Parameters) -> None:
@@ -87,10 +100,13 @@ class SGD(Optimizer):
     Parameters
     ----------
     learning_rate : float or schedule, default 0.1
-    momentum : float in [0, 1), default 0
+        Rate of every step, or a function that takes an int64 array of step numbers and returns a rate for each.
+    momentum : float, default 0.0
+        Share of the last move that is kept, in [0, 1).
     nesterov : bool, default False
-        Look ahead (Nesterov, 1983, in the form of Sutskever et al., ICML 2013).
-    weight_decay : float, default 0
+        Use Nesterov's momentum (Nesterov, 1983, in the form of Sutskever et al., ICML 2013).
+    weight_decay : float, default 0.0
+        Decoupled weight decay: each step also subtracts rate * weight_decay * p from every parameter p.
     """
 
     learning_rate: float | Schedule = 0.1
@@ -104,17 +120,23 @@ class SGD(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(Optimizer):
-    """Adam: u, s the running means of g and g^2, p -= rate c u / (sqrt(s) + epsilon).
+    """Adam: with u and s the running means of g and g^2, p -= rate c u / (sqrt(s) + epsilon).
 
-    c = sqrt(1 - beta_2^t) / (1 - beta_1^t) makes up for their start at zero: the form that ends section 2 of Kingma and
-    Ba, ICLR 2015, which is also scikit-learn's.
+    c = sqrt(1 - beta_2^t) / (1 - beta_1^t) corrects for means that start at zero. This is the form at the end of
+    section 2 of Kingma and Ba, ICLR 2015, which scikit-learn also uses.
 
     Parameters
     ----------
     learning_rate : float or schedule, default 0.001
-    beta_1, beta_2 : float in [0, 1), defaults 0.9 and 0.999
+        Rate of every step, or a function that takes an int64 array of step numbers and returns a rate for each.
+    beta_1 : float, default 0.9
+        Decay rate of the mean of g, in [0, 1).
+    beta_2 : float, default 0.999
+        Decay rate of the mean of g^2, in [0, 1).
     epsilon : float, default 1e-8
-    weight_decay : float, default 0
+        Added to the denominator; positive.
+    weight_decay : float, default 0.0
+        Decoupled weight decay: each step also subtracts rate * weight_decay * p from every parameter p.
     """
 
     learning_rate: float | Schedule = 0.001
@@ -131,15 +153,48 @@ class Adam(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Adam):
-    """Adam with weight decay, 0.01 by default."""
+    """Adam with decoupled weight decay by default (Loshchilov and Hutter, ICLR 2019).
+
+    Parameters
+    ----------
+    learning_rate : float or schedule, default 0.001
+        Rate of every step, or a function that takes an int64 array of step numbers and returns a rate for each.
+    beta_1 : float, default 0.9
+        Decay rate of the mean of g, in [0, 1).
+    beta_2 : float, default 0.999
+        Decay rate of the mean of g^2, in [0, 1).
+    epsilon : float, default 1e-8
+        Added to the denominator; positive.
+    weight_decay : float, default 0.01
+        Each step also subtracts rate * weight_decay * p from every parameter p.
+    """
 
     weight_decay: float = 0.01
 
 
 def cosine(rate: float, steps: int, *, warmup: int = 0) -> Schedule:
-    """A schedule: up from 0 in a line over `warmup` steps, then down to 0 at step `steps` along half a cosine.
+    """Make a schedule that rises linearly from 0 over `warmup` steps, then falls to 0 along half a cosine.
 
     Source: Loshchilov and Hutter, SGDR, ICLR 2017.
+
+    Parameters
+    ----------
+    rate : float
+        Highest learning rate.
+    steps : int
+        Step at which the rate reaches 0.
+    warmup : int, default 0
+        Number of steps over which the rate rises.
+
+    Returns
+    -------
+    schedule
+        A function of an int64 array of step numbers, for `learning_rate`.
+
+    Raises
+    ------
+    ValueError
+        `warmup` is negative or not less than `steps`.
     """
     if not 0 <= warmup < steps:
         raise ValueError(f"warmup must be less than steps, {steps}, and not negative, got {warmup}")
@@ -153,7 +208,20 @@ def cosine(rate: float, steps: int, *, warmup: int = 0) -> Schedule:
 
 
 def inverse_scaling(rate: float, power: float = 0.5) -> Schedule:
-    """A schedule: rate / (step + 1)^power."""
+    """Make a schedule of rate / (step + 1)^power.
+
+    Parameters
+    ----------
+    rate : float
+        Learning rate of the first step.
+    power : float, default 0.5
+        Exponent of the decay.
+
+    Returns
+    -------
+    schedule
+        A function of an int64 array of step numbers, for `learning_rate`.
+    """
     return lambda step: rate / (step + 1.0) ** power
 
 

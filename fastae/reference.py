@@ -1,7 +1,7 @@
-"""The equations in pure NumPy, every intermediate by name: the oracle of every test, and not built for speed.
+"""The equations in pure NumPy, with every intermediate by name: the oracle of every test, not built for speed.
 
-Rows are samples: m rows, n features. Layer l has weights W{l} and a bias vector b{l}, added to every row. The default
-machine has three layers and the activations (sigmoid, sigmoid, identity):
+Rows are samples: m rows, n features. Layer l has weights W{l} and a bias vector b{l}, which is added to every row. The
+default network has three layers with the activations (sigmoid, sigmoid, identity):
 
     z1 = x W1 + b1      h1 = g(z1)          g(z) = 1 / (1 + exp(-z)),  g'(z) = h (1 - h)
     z2 = h1 W2 + b2     h2 = g(z2)
@@ -12,15 +12,19 @@ machine has three layers and the activations (sigmoid, sigmoid, identity):
     dW2 = h1' dz2       db2 = sum_rows dz2       dh1 = dz2 W2'       dz1 = dh1 * h1 (1 - h1)
     dW1 = x' dz1        db1 = sum_rows dz1
 
-Any stack of dense layers follows the same two steps. Its last layer L gives z{L}, xhat = g(z{L}) and
-dz{L} = dxhat * g'(z{L}). Results are float32 where x and all parameters are, and otherwise NumPy's promotion of them.
+Every stack of dense layers is computed in the same way. With L layers, the last one has z{L}, xhat = g(z{L}) and
+dz{L} = dxhat * g'(z{L}). Results are float32 if x and all parameters are, otherwise the dtype that NumPy promotes them
+to.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from fastae.network import Activation
 
 __all__ = ["ACTIVATIONS", "backward", "cost", "forward", "sigmoid", "step", "train"]
 
@@ -28,11 +32,12 @@ Array = npt.NDArray[np.floating[Any]]
 
 
 def sigmoid(z: Array) -> Array:
-    """g(z) = 1 / (1 + exp(-z)), elementwise.
+    """Compute g(z) = 1 / (1 + exp(-z)) elementwise.
 
     Parameters
     ----------
     z : ndarray of any shape, float32 or float64
+        Pre-activation.
 
     Returns
     -------
@@ -54,31 +59,31 @@ ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]
 
 
 def forward(
-    x: npt.ArrayLike, params: Mapping[str, Any], activations: Sequence[str] | None = None
+    x: npt.ArrayLike, params: Mapping[str, Any], activations: "Sequence[Activation] | None" = None
 ) -> dict[str, Array]:
     """Run the rows of x through all layers.
 
     Parameters
     ----------
     x : array-like of shape (m, n)
-        The input, one sample per row; real numbers.
-    params : mapping
+        Input, one sample per row; real numbers.
+    params : mapping of str to array-like
         "W1" of shape (n, n1), "b1" of shape (n1,), "W2" of shape (n1, n2), and so on for L layers.
-    activations : sequence of L names, optional
-        Out of "sigmoid", "tanh", "relu" and "identity". Default: ``params.network.activations`` where `params` has
-        it, else sigmoid in every layer but the last, which is linear.
+    activations : sequence of "sigmoid", "tanh", "relu" or "identity", optional
+        One activation per layer. Default: ``params.network.activations`` if `params` has it, otherwise sigmoid in
+        every layer but the last, which is linear.
 
     Returns
     -------
-    dict of ndarray
+    dict of str to ndarray
         z1, h1, z2, h2, ..., z{L}, xhat, each of shape (m, the layer's width).
 
     Raises
     ------
     ValueError
-        If names or shapes do not fit together; the message names the array.
+        Names or shapes do not fit together. The message names the array.
     TypeError
-        If an array does not hold real numbers.
+        An array does not hold real numbers.
     """
     x, params, activations = _check(x, params, activations)
     t: dict[str, Array] = {}
@@ -93,25 +98,28 @@ def forward(
 def cost(
     x: npt.ArrayLike, xhat: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None
 ) -> np.floating[Any]:
-    """S, the mean over rows of half the squared error: 1/(2m) * sum((xhat - x)^2).
+    """Compute S, the mean over rows of half the squared error: 1/(2m) * sum((xhat - x)^2).
 
     Parameters
     ----------
-    x, xhat : array-like of shape (m, n)
-        The input and its reconstruction.
+    x : array-like of shape (m, n)
+        Input.
+    xhat : array-like of shape (m, n)
+        Its reconstruction.
     sample_weight : array-like of shape (m,), optional
-        w >= 0, one per row: S = 1/(2 sum(w)) * sum_i w_i ||xhat_i - x_i||^2. Default: every w_i is 1.
+        Weight w_i >= 0 of each row: S = 1/(2 sum(w)) * sum_i w_i ||xhat_i - x_i||^2. Default: 1.
 
     Returns
     -------
     NumPy scalar of the arrays' dtype
+        The cost S.
 
     Raises
     ------
     ValueError
-        If the shapes differ, or a weight is negative or not finite, or all are zero.
+        The shapes differ, or a weight is negative or not finite, or all weights are zero.
     TypeError
-        If an array does not hold real numbers.
+        An array does not hold real numbers.
     """
     x, xhat = _floats({"x": x, "xhat": xhat}).values()
     _check_rows(x)
@@ -125,30 +133,34 @@ def cost(
 def backward(
     x: npt.ArrayLike,
     params: Mapping[str, Any],
-    activations: Sequence[str] | None = None,
+    activations: "Sequence[Activation] | None" = None,
     sample_weight: npt.ArrayLike | None = None,
 ) -> dict[str, Array]:
-    """Derivatives of the cost S(x, xhat) with respect to every intermediate and every parameter.
+    """Compute the derivatives of the cost S(x, xhat) with respect to every intermediate and every parameter.
 
     Parameters
     ----------
     x : array-like of shape (m, n)
-        The input, one sample per row; also the target.
-    params, activations
-        As for `forward`; the last layer has n units.
+        Input, one sample per row; also the target.
+    params : mapping of str to array-like
+        "W1" of shape (n, n1), "b1" of shape (n1,), "W2" of shape (n1, n2), and so on for L layers. The last layer has
+        n units.
+    activations : sequence of "sigmoid", "tanh", "relu" or "identity", optional
+        One activation per layer. Default: ``params.network.activations`` if `params` has it, otherwise sigmoid in
+        every layer but the last, which is linear.
     sample_weight : array-like of shape (m,), optional
-        As for `cost`.
+        Weight of each row, as for `cost`. Default: 1.
 
     Returns
     -------
-    dict of ndarray
-        dxhat, dz{L}, dW{L}, db{L}, dh{L-1}, dz{L-1}, ..., dz1, dW1, db1: dS by what stands after the d, and of its
-        shape.
+    dict of str to ndarray
+        dxhat, dz{L}, dW{L}, db{L}, dh{L-1}, dz{L-1}, ..., dz1, dW1, db1. Each is the derivative of S with respect
+        to the array named after the d, and has its shape.
 
     Raises
     ------
     ValueError, TypeError
-        As `forward` and `cost` do.
+        As `forward` and `cost`.
     """
     x, params, activations = _check(x, params, activations)
     last = len(activations)
@@ -176,23 +188,25 @@ def backward(
 def step(
     params: Mapping[str, Any], gradient: Mapping[str, Any], moments: dict[str, Any], t: int, optimizer: Any
 ) -> dict[str, Array]:
-    """One step of an optimizer: the parameters after it.
+    """Take one step of an optimizer.
 
     Parameters
     ----------
-    params, gradient : mapping
-        "W1", "b1", ...; `gradient` as "dW1", "db1", ....
+    params : mapping of str to ndarray
+        "W1", "b1", ...; not changed.
+    gradient : mapping of str to ndarray
+        "dW1", "db1", ..., as `backward` returns them.
     moments : dict
-        Empty before the first step; changed in place.
+        The optimizer's moments, by name; empty before the first step, and changed in place.
     t : int
-        Which step this is, counted from 1.
+        Number of the step, counted from 1.
     optimizer : fastae.SGD, fastae.Adam or fastae.AdamW
-        Its settings are read; a schedule is asked for step t - 1.
+        Supplies the settings; its schedule is called with step number t - 1.
 
     Returns
     -------
-    dict of ndarray
-        By the names of `params`.
+    dict of str to ndarray
+        The parameters after the step, by the names of `params`.
     """
     o, after = optimizer, {}
     rate = float(o.rates(t - 1, 1)[0])
@@ -223,16 +237,38 @@ def train(
     shuffle: bool = True,
     seed: int = 0,
     alpha: float = 0.0,
-    activations: Sequence[str] | None = None,
+    activations: "Sequence[Activation] | None" = None,
 ) -> tuple[dict[str, Array], list[float]]:
-    """The steps of `fastae.train` on the same batches, one by one: what it is checked and timed against.
+    """Take the steps of `fastae.train` on the same batches, one by one, to check it and to time it against NumPy.
+
+    Parameters
+    ----------
+    params : mapping of str to array-like
+        "W1" of shape (n, n1), "b1" of shape (n1,), "W2" of shape (n1, n2), and so on for L layers. Not changed.
+    x : array-like of shape (m, n)
+        Training data, one sample per row.
+    optimizer : fastae.SGD, fastae.Adam or fastae.AdamW
+        Supplies the settings.
+    epochs : int, default 100
+        Number of times to process all rows.
+    batch_size : int, optional
+        Rows per step. Default: all rows.
+    shuffle : bool, default True
+        Draw the rows of each batch at random, in a new order each epoch.
+    seed : int, default 0
+        Seed of the shuffling.
+    alpha : float, default 0.0
+        Weight of the L2 penalty, as in ``fastae.Objective``.
+    activations : sequence of "sigmoid", "tanh", "relu" or "identity", optional
+        One activation per layer. Default: ``params.network.activations`` if `params` has it, otherwise sigmoid in
+        every layer but the last, which is linear.
 
     Returns
     -------
-    params : dict of ndarray
-        The trained parameters; the given ones are left alone.
+    params : dict of str to ndarray
+        The trained parameters.
     losses : list of float
-        By epoch, as ``fastae.History.loss``.
+        Loss of each epoch, as in ``fastae.History.loss``.
     """
     x, arrays, activations = _check(x, params, activations)
     m, generator, moments = x.shape[0], np.random.default_rng(seed), dict[str, Any]()
@@ -257,8 +293,8 @@ def train(
 
 
 def _check(
-    x: npt.ArrayLike, params: Mapping[str, Any], activations: Sequence[str] | None
-) -> tuple[Array, dict[str, Array], tuple[str, ...]]:
+    x: npt.ArrayLike, params: Mapping[str, Any], activations: "Sequence[Activation] | None"
+) -> "tuple[Array, dict[str, Array], tuple[Activation, ...]]":
     """x and params as arrays of one dtype, and one activation per layer, where all of it fits together."""
     last = sum(name.startswith("W") for name in params)
     names = [f"{kind}{layer}" for layer in range(1, last + 1) for kind in "Wb"]
@@ -284,7 +320,7 @@ def _check(
         width, source = W.shape[1], f"W{layer} gives"
 
     if activations is None:
-        default = ("sigmoid",) * (last - 1) + ("identity",)
+        default: Any = ("sigmoid",) * (last - 1) + ("identity",)
         activations = getattr(getattr(params, "network", None), "activations", default)
     if len(activations) != last:
         raise ValueError(f"activations has {len(activations)} names, but params has {last} layers")

@@ -1,11 +1,16 @@
-"""The command ``fastae``: arguments in, results out. What it does is done elsewhere.
+"""The command ``fastae``: reads arguments, calls the library and prints results.
 
-Results go to standard output, as lines or with --json for a machine; progress and errors to standard error. Exit
-status: 0, all went well; 1, an error, said in one line; 2, a wrong argument; 130, interrupted; 141, nobody reads on.
+Results go to standard output, as text or with --json as JSON; progress and errors go to standard error. The exit
+status is 0 for success, 1 for an error, 2 for a wrong argument, 130 if interrupted, 141 if the reader of the pipe is
+gone.
 
-    shared.py   what all commands share
+    shared.py   the application, its errors and the printing of results, for all commands
     models.py   train, encode, reconstruct, score, inspect
     machine.py  check-gradients, doctor, demo, bench, warmup
+    outputs.py  files of arrays and scores, written chunk by chunk
+    figures.py  the plots of train and score
+    demo.py     the work of demo
+    doctor.py   the work of doctor
 """
 
 import sys
@@ -15,19 +20,19 @@ from fastae.cli import (
     machine,
     models,
 )
-from fastae.cli.shared import app, drop_output, tell
+from fastae.cli.shared import app, drop_output, print_error
 
 __all__ = ["app", "machine", "main", "models"]
 
 
 def main() -> None:
-    """Run the command. Text in and out is UTF-8, as in files, whatever the locale."""
+    """Run the command. Standard input and output are UTF-8, as files are, whatever the locale."""
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, TextIOWrapper):  # None where it is closed
             stream.reconfigure(encoding="utf-8")
     try:
         app()
-    except OSError as error:  # of writing a help page: commands have their own way to end
-        tell(error)
+    except OSError as error:  # from writing a help page; commands handle their own errors
+        print_error(error)
         drop_output()
         sys.exit(1)

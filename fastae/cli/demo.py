@@ -1,4 +1,4 @@
-"""The demo: an autoencoder trained on scikit-learn's digits, and the same steps in NumPy beside it."""
+"""The demo: an autoencoder trained on scikit-learn's digits, and the same steps in NumPy for comparison."""
 
 import time
 from dataclasses import dataclass
@@ -21,22 +21,30 @@ BATCH_SIZE = 200
 
 @dataclass(frozen=True)
 class Result:
-    """What the demo found.
+    """Data, losses and times of one run of the demo.
 
     Attributes
     ----------
-    X, xhat : ndarray of shape (1797, 64), float32
-        The digits, pixels in [0, 1], and their reconstructions.
-    hidden, epochs : int
-        As asked for.
+    X : ndarray of shape (1797, 64), float32
+        The digits, with pixels in [0, 1].
+    xhat : ndarray of shape (1797, 64), float32
+        Their reconstructions.
+    hidden : int
+        Number of code units.
+    epochs : int
+        Number of epochs.
     threads : int
-        Of the engine.
-    loss_before, loss_after : float
-        S over all rows: mean over rows of half the squared error.
+        Number of threads of the engine.
+    loss_before : float
+        Mean over all rows of half the squared error, before training.
+    loss_after : float
+        The same after training.
     numpy_loss_after : float
-        After the same steps in NumPy: the same up to rounding.
-    seconds, numpy_seconds : float
-        What the steps took.
+        The same after the same steps in NumPy; equal up to rounding.
+    seconds : float
+        Duration of the steps.
+    numpy_seconds : float
+        Duration of the steps in NumPy.
     """
 
     X: np.ndarray
@@ -52,7 +60,7 @@ class Result:
 
 
 def digits() -> np.ndarray:
-    """The 1797 handwritten digits of 8 x 8 pixels that ship with scikit-learn, (1797, 64) float32 in [0, 1]."""
+    """Load the 1797 digits of 8 x 8 pixels that ship with scikit-learn: (1797, 64), float32 in [0, 1]."""
     from sklearn.datasets import load_digits
 
     return np.asarray(load_digits().data / 16, np.float32)
@@ -100,20 +108,20 @@ def run(*, hidden: int = 32, epochs: int = 300, seed: int = 0, progress: bool = 
 
 
 def table(result: Result) -> "Table":
-    """What the demo found, for the terminal."""
+    """Make a table of the result for the terminal."""
     from rich.table import Table
 
     rows, features = result.X.shape
-    made = Table(title=f"digits: {rows} rows of {features} features, a code of {result.hidden}, Adam")
-    made.add_column("")
-    made.add_column(f"fastae, {result.threads} thread{'s' * (result.threads > 1)}", justify="right")
-    made.add_column("NumPy reference", justify="right")
-    made.add_row("loss before", f"{result.loss_before:.5f}", f"{result.loss_before:.5f}")
-    made.add_row(
+    comparison = Table(title=f"digits: {rows} rows, {features} features, {result.hidden} code units, Adam")
+    comparison.add_column("")
+    comparison.add_column(f"fastae, {result.threads} thread{'s' * (result.threads > 1)}", justify="right")
+    comparison.add_column("NumPy reference", justify="right")
+    comparison.add_row("loss before", f"{result.loss_before:.5f}", f"{result.loss_before:.5f}")
+    comparison.add_row(
         f"loss after {result.epochs} epochs", f"{result.loss_after:.5f}", f"{result.numpy_loss_after:.5f}"
     )
-    made.add_row("seconds", f"{result.seconds:.3f}", f"{result.numpy_seconds:.3f}")
+    comparison.add_row("seconds", f"{result.seconds:.3f}", f"{result.numpy_seconds:.3f}")
     ours, theirs = (result.epochs * rows / seconds for seconds in (result.seconds, result.numpy_seconds))
-    made.add_row("rows per second", f"{ours:,.0f}", f"{theirs:,.0f}")
-    made.add_row("speed", f"{ours / theirs:.1f}x", "1x")
-    return made
+    comparison.add_row("rows per second", f"{ours:,.0f}", f"{theirs:,.0f}")
+    comparison.add_row("speed", f"{ours / theirs:.1f}x", "1x")
+    return comparison

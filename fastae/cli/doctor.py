@@ -1,4 +1,4 @@
-"""What the command ``fastae doctor`` looks up: versions, the CPU, its register tiles, threads, the kernels' cache."""
+"""The facts that ``fastae doctor`` shows: versions, the CPU, its register tiles, threads, the cache of kernels."""
 
 import importlib.metadata
 import os
@@ -12,7 +12,7 @@ FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512dq",
 
 
 def report() -> dict[str, dict[str, Any]]:
-    """Facts by section, for JSON."""
+    """Collect the facts, by section."""
     from fastae import __version__
     from fastae.engine import thread_pool
     from fastae.kernels.target import TARGET
@@ -44,26 +44,26 @@ def _version(package: str) -> str | None:
 def _host_features() -> list[str]:
     from llvmlite import binding
 
-    has = binding.get_host_cpu_features()
-    return [name for name in FEATURES if has.get(name)]
+    features = binding.get_host_cpu_features()
+    return [name for name in FEATURES if features.get(name)]
 
 
 def _cache() -> dict[str, Any]:
-    """Where the compiled kernels are kept, and what is there."""
+    """Describe the directory of compiled kernels."""
     from fastae.kernels import step
 
     place = step.run.stats.cache_path
     if place is None:
-        return {"place": None, "state": "no directory can be written: each process compiles the kernels anew"}
+        return {"place": None, "state": "no directory is writable: every process compiles the kernels"}
     files = [file for pattern in ("*.nbi", "*.nbc") for file in Path(place).glob(pattern)]
     compiled = len(list(Path(place).glob("shard.shard_item-*.nbc")))
     state = (
-        f"{compiled} compiled of the main kernel"
+        f"holds {compiled} compiled versions of the main kernel"
         if compiled
-        else "empty: the first use compiles, about 8 s a dtype"
+        else "empty: the first use compiles for about 8 s per dtype"
     )
     if not os.access(place if os.path.isdir(place) else os.path.dirname(place), os.W_OK):
-        state += "; may not be written to"
+        state += "; not writable"
     return {
         "place": place,
         "state": state,

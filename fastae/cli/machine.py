@@ -1,4 +1,4 @@
-"""The commands about fastae on this machine: check-gradients, doctor, demo, bench and warmup."""
+"""The commands that concern this machine: check-gradients, doctor, demo, bench and warmup."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,13 +11,19 @@ from fastae.cli.shared import Activation, Json, command, print_facts
 
 @command
 def check_gradients(
-    features: Annotated[int, typer.Option(min=1)] = 12,
-    hidden: Annotated[int, typer.Option(min=1)] = 5,
-    activation: Annotated[Activation, typer.Option()] = "sigmoid",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    features: Annotated[int, typer.Option(min=1, help="Number of features.")] = 12,
+    hidden: Annotated[int, typer.Option(min=1, help="Number of code units.")] = 5,
+    activation: Annotated[
+        Activation, typer.Option(help="Activation of all layers but the last, which is linear.")
+    ] = "sigmoid",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and the rows.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Compare gradients with central differences: relative errors by parameter. Exit status 1: one is large."""
+    """Compare gradients with finite differences.
+
+    Prints the relative error of each parameter's gradient, by the reference and by the engine, against central
+    differences of the cost. The exit status is 1 if one of them is large.
+    """
     from fastae.gradient_check import check_network
     from fastae.network import Network
 
@@ -36,7 +42,10 @@ def check_gradients(
 
 @command
 def doctor(as_json: Json = False) -> None:
-    """Versions, the CPU and the register tiles chosen for it, threads, and where the compiled kernels are kept."""
+    """Show versions, CPU, threads and the kernel cache.
+
+    Includes the register tiles chosen for the CPU and the directory that holds the compiled kernels.
+    """
     from fastae.cli.doctor import report
 
     print_facts(report(), as_json)
@@ -44,54 +53,65 @@ def doctor(as_json: Json = False) -> None:
 
 @command
 def demo(
-    epochs: Annotated[int, typer.Option(min=1, help="Times to go through the 1797 digits.")] = 300,
-    hidden: Annotated[int, typer.Option(min=1, help="Units of the code.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights and of the shuffling.")] = 0,
-    out: Annotated[
-        Path, typer.Option(help="Where the picture of reconstructions goes, if matplotlib is installed.")
-    ] = Path("fastae-demo.png"),
+    epochs: Annotated[int, typer.Option(min=1, help="Number of epochs over the 1797 digits.")] = 300,
+    hidden: Annotated[int, typer.Option(min=1, help="Number of code units.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and the shuffling.")] = 0,
+    out: Annotated[Path, typer.Option(help="Image file for the reconstructions; needs matplotlib.")] = Path(
+        "fastae-demo.png"
+    ),
 ) -> None:
-    """Train on the handwritten digits that ship with scikit-learn, and compare with NumPy."""
+    """Train on handwritten digits and compare with NumPy.
+
+    The 1797 digits ship with scikit-learn. The reference in NumPy then takes the same steps.
+    """
     from rich.console import Console
 
-    from fastae.cli import demo as job
+    from fastae.cli import demo as demonstration
 
-    picture = find_spec("matplotlib") is not None
-    if picture and not out.parent.is_dir():
-        raise typer.BadParameter(f"{out.parent} is no directory", param_hint="--out")
-    if picture and out.is_dir():
+    has_matplotlib = find_spec("matplotlib") is not None
+    if has_matplotlib and not out.parent.is_dir():
+        raise typer.BadParameter(f"{out.parent} is not a directory", param_hint="--out")
+    if has_matplotlib and out.is_dir():
         raise typer.BadParameter(f"{out} is a directory", param_hint="--out")
-    result = job.run(hidden=hidden, epochs=epochs, seed=seed, progress=True)
+    result = demonstration.run(hidden=hidden, epochs=epochs, seed=seed, progress=True)
     console = Console()
-    console.print(job.table(result))
-    if picture:
+    console.print(demonstration.table(result))
+    if has_matplotlib:
         from fastae.plots import save_reconstructions
 
         try:
             save_reconstructions(out, result.X, result.xhat, shape=(8, 8))
-        except (OSError, ValueError) as error:  # no room, no permission, no such format
+        except (OSError, ValueError) as error:  # disk full, no permission, unknown format
             raise typer.BadParameter(str(error), param_hint="--out") from None
         console.print(f"reconstructions: {out}")
     else:
-        console.print('reconstructions are drawn where matplotlib is installed: pip install "fastae\\[plot]"')
+        console.print('to draw reconstructions, install matplotlib: pip install "fastae\\[plot]"')
 
 
 @command
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="Three of the nine sizes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Time three of the nine sizes.")] = False,
     size: Annotated[
-        list[str] | None, typer.Option(help="A size of your own, n,k,m; may be repeated.")
+        list[str] | None, typer.Option(help="Time this size, n,k,m, instead; may be repeated.")
     ] = None,
     peers: Annotated[
-        str | None, typer.Option(help="Names with commas between; all that are installed by default.")
+        str | None,
+        typer.Option(
+            help="Libraries to compare with, separated by commas.", show_default="all that are installed"
+        ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the figures into this file (matplotlib).")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write all figures into this file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the results into this image file; needs matplotlib.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the results to this file as JSON.")] = None,
     markdown: Annotated[
-        Path | None, typer.Option(help="Put the table between the two marks in this file.")
+        Path | None, typer.Option(help="Replace the table between the two marks in this Markdown file.")
     ] = None,
 ) -> None:
-    """Time one loss and gradient beside NumPy, scikit-learn, torch and JAX, in turn, and under the CPU's peak."""
+    """Time one loss and gradient against other libraries.
+
+    NumPy, scikit-learn, torch and JAX take turns, and the result is also given as a share of the CPU's peak.
+    """
     from rich.console import Console
 
     from fastae.bench import report as reports
@@ -101,25 +121,25 @@ def bench(
     names = None if peers is None else [name.strip() for name in peers.split(",")]
     if unknown := set(names or ()) - set(PEERS):
         raise typer.BadParameter(
-            f"no peer {', '.join(unknown)}, only {', '.join(PEERS)}", param_hint="--peers"
+            f"unknown peer {', '.join(sorted(unknown))}; known are {', '.join(PEERS)}", param_hint="--peers"
         )
     cases = reports.QUICK if quick else CASES
     try:
         if size:
-            cases = [Case.parse(words) for words in size]
+            cases = [Case.parse(text) for text in size]
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--size") from None
     if plot and not find_spec("matplotlib"):
-        raise typer.BadParameter('needs matplotlib: pip install "fastae[plot]"', param_hint="--plot")
+        raise typer.BadParameter('plots need matplotlib: pip install "fastae[plot]"', param_hint="--plot")
     for hint, path in (("--plot", plot), ("--json", json), ("--markdown", markdown)):
         if path and not path.parent.is_dir():
-            raise typer.BadParameter(f"{path.parent} is no directory", param_hint=hint)
+            raise typer.BadParameter(f"{path.parent} is not a directory", param_hint=hint)
     try:
         text = reports.splice(markdown.read_text(), "") if markdown else ""
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{markdown}: {error}", param_hint="--markdown") from None
 
-    report = reports.Report.run(cases, names, tell=lambda words: typer.echo(words, err=True))
+    report = reports.Report.run(cases, names, tell=lambda message: typer.echo(message, err=True))
     console = Console()
     for line in report.header():
         console.print(line, highlight=False)
@@ -138,10 +158,10 @@ def bench(
 
 @command
 def warmup() -> None:
-    """Compile the kernels ahead, for every dtype that this CPU computes in, as in a Dockerfile.
+    """Compile all kernels ahead of time.
 
-    They are kept for the CPU they are compiled for: this one or, where images move, the one that NUMBA_CPU_NAME and
-    NUMBA_CPU_FEATURES name.
+    Compiles for every dtype that this CPU supports, for example in a Dockerfile. The cache is valid for one kind of
+    CPU: this one or, for images that run elsewhere, the one that NUMBA_CPU_NAME and NUMBA_CPU_FEATURES name.
     """
     from fastae.engine.warmup import warm_up_all
 

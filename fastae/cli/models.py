@@ -1,4 +1,4 @@
-"""The commands that train a model and use it: train, encode, reconstruct, score and inspect."""
+"""The commands that train and use models: train, encode, reconstruct, score and inspect."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -10,17 +10,17 @@ import typer
 
 from fastae.cli.shared import Activation, Json, command, print_facts
 
-BLOCK_BYTES = 1 << 24  # of rows that a model is run over
+CHUNK_BYTES = 1 << 24  # of rows that encode, reconstruct and score hold at a time
 
 Data = Annotated[
     list[Path],
     typer.Argument(
-        help="One or more .npy, .npz, .csv, .tsv or .parquet files of the same columns; - for CSV on standard input."
+        help="One or more .npy, .npz, .csv, .tsv or .parquet files of the same columns; - is CSV on standard input."
     ),
 ]
-Model = Annotated[Path, typer.Argument(help="A file that train wrote, or Autoencoder.save.")]
-Drop = Annotated[list[str] | None, typer.Option(help="Leave out the column of this name; may be repeated.")]
-Plot = Annotated[Path | None, typer.Option(help="Draw a picture of it into this .png, .svg or .pdf file.")]
+Model = Annotated[Path, typer.Argument(help="Model file, written by train or by Autoencoder.save.")]
+Drop = Annotated[list[str] | None, typer.Option(help="Leave out the column with this name; may be repeated.")]
+Plot = Annotated[Path | None, typer.Option(help="Plot the results into this .png, .svg or .pdf file.")]
 
 
 def _open_model(path: Path) -> Any:
@@ -32,61 +32,76 @@ def _open_model(path: Path) -> Any:
 def _open_data(paths: list[Path], drop: list[str] | None) -> Any:
     from fastae.data.open import open_rows
 
-    return open_rows(paths, drop=drop or (), block_bytes=BLOCK_BYTES)
+    return open_rows(paths, drop=drop or (), block_bytes=CHUNK_BYTES)
 
 
 @command
 def train(
     data: Data,
-    out: Annotated[Path, typer.Option(help="The model's file, in safetensors.")],
-    hidden: Annotated[str, typer.Option(help="Units of the encoder's layers, the code last: 64,16.")] = "32",
-    activation: Annotated[Activation, typer.Option()] = "sigmoid",
-    solver: Annotated[Literal["adam", "adamw", "sgd", "lbfgs"], typer.Option()] = "adam",
-    epochs: Annotated[int, typer.Option(min=1, help="Times to go through the rows, at most.")] = 200,
+    out: Annotated[Path, typer.Option(help="Model file to write, in safetensors format.")],
+    hidden: Annotated[
+        str, typer.Option(help="Units of each encoder layer, the code last, for example 64,16.")
+    ] = "32",
+    activation: Annotated[
+        Activation, typer.Option(help="Activation of all layers but the last.")
+    ] = "sigmoid",
+    solver: Annotated[Literal["adam", "adamw", "sgd", "lbfgs"], typer.Option(help="Optimizer.")] = "adam",
+    epochs: Annotated[int, typer.Option(min=1, help="Maximum number of epochs.")] = 200,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows a step.", show_default="200, or all")
+        int | None,
+        typer.Option(min=1, help="Rows per step.", show_default="200, or all rows if there are fewer"),
     ] = None,
-    learning_rate: Annotated[float, typer.Option()] = 0.001,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of the first step.")] = 0.001,
     alpha: Annotated[float, typer.Option(help="L2 penalty on the weights.")] = 1e-4,
     scale: Annotated[
-        Literal["standard", "minmax", "none"], typer.Option(help="What is done to the columns first.")
+        Literal["standard", "minmax", "none"],
+        typer.Option(
+            help="Scale each column to mean 0 and deviation 1 (standard), to 0 .. 1 (minmax), or not."
+        ),
     ] = "standard",
-    missing: Annotated[
-        bool, typer.Option("--missing", help="Empty and NaN cells are missing, and no error.")
-    ] = False,
+    missing: Annotated[bool, typer.Option("--missing", help="Allow missing cells: empty or NaN.")] = False,
     noise: Annotated[
-        Literal["gaussian", "mask", "swap", "none"], typer.Option(help="Corrupt the input while training.")
+        Literal["gaussian", "mask", "swap", "none"], typer.Option(help="Corrupt the input during training.")
     ] = "none",
-    noise_level: Annotated[float, typer.Option()] = 0.1,
+    noise_level: Annotated[
+        float, typer.Option(help="Standard deviation of gaussian noise; probability of mask and swap.")
+    ] = 0.1,
     early_stopping: Annotated[
-        bool, typer.Option("--early-stopping", help="Stop by the loss of a tenth of the rows, set aside.")
+        bool, typer.Option("--early-stopping", help="Set a tenth of the rows aside, and stop by their loss.")
     ] = False,
     patience: Annotated[
-        int, typer.Option(min=1, help="Epochs without a better loss after which training stops.")
+        int, typer.Option(min=1, help="Stop after more than this many epochs without an improvement.")
     ] = 10,
-    detector: Annotated[bool, typer.Option(help="Find the threshold that makes a row an outlier.")] = True,
-    contamination: Annotated[float, typer.Option(help="Share of the rows to be above the threshold.")] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights, the batches and the noise.")] = 0,
+    detector: Annotated[bool, typer.Option(help="Set a threshold for outliers, which score needs.")] = True,
+    contamination: Annotated[float, typer.Option(help="Share of the rows to flag as outliers.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the batches and the noise.")] = 0,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Of each machine.", show_default="all CPUs")
+        int | None,
+        typer.Option(min=1, help="Maximum number of threads on each machine.", show_default="all CPUs"),
     ] = None,
-    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="Of the arithmetic.")] = "float32",
+    dtype: Annotated[
+        Literal["float32", "float64"], typer.Option(help="Floating-point type for training and inference.")
+    ] = "float32",
     checkpoint: Annotated[
-        Path | None, typer.Option(help="A file to go on from after an interruption.")
+        Path | None, typer.Option(help="File from which an interrupted run can resume.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from --checkpoint, if it is there.")
+        bool, typer.Option("--resume", help="Resume from --checkpoint, if the file exists.")
     ] = False,
     dask: Annotated[
         str | None,
-        typer.Option(help="Train on a Dask cluster: its scheduler's address, or local to start one here."),
+        typer.Option(
+            help="Train on the Dask cluster with this scheduler address; 'local' starts one on this machine."
+        ),
     ] = None,
-    mpi: Annotated[bool, typer.Option("--mpi", help="Train on all ranks, under mpirun.")] = False,
+    mpi: Annotated[
+        bool, typer.Option("--mpi", help="Train on all ranks of an MPI job; start it with mpirun.")
+    ] = False,
     drop: Drop = None,
     plot: Plot = None,
     as_json: Json = False,
 ) -> None:
-    """Train an autoencoder on the rows of a file, and save it."""
+    """Train an autoencoder and write a model file."""
     widths = _widths(hidden)
     from fastae import storage
     from fastae.cli import figures
@@ -95,14 +110,16 @@ def train(
     from fastae.training.history import Epoch
 
     if str(out) == "-":
-        raise typer.BadParameter("a model goes to a file, not to standard output", param_hint="--out")
+        raise typer.BadParameter("a model is written to a file, not to standard output", param_hint="--out")
     storage.check_place(out)
     if checkpoint is not None and checkpoint.absolute() == out.absolute():
-        raise typer.BadParameter(f"{out} is --out, too", param_hint="--checkpoint")
+        raise typer.BadParameter(f"{out} is also the file of --out", param_hint="--checkpoint")
     if plot is not None:
         figures.check(plot)
     if plot is not None and (dask or mpi):
-        raise typer.BadParameter("draws rows, which --dask and --mpi leave elsewhere", param_hint="--plot")
+        raise typer.BadParameter(
+            "plots need the rows on this machine: leave out --dask and --mpi", param_hint="--plot"
+        )
     last: deque[Epoch] = deque(maxlen=1)
     model: Any = AutoencoderDetector(contamination=contamination) if detector else Autoencoder()
     model.set_params(
@@ -156,7 +173,7 @@ def _widths(text: str) -> tuple[int, ...]:
         widths = ()
     if not widths or min(widths) < 1:
         raise typer.BadParameter(
-            f"positive numbers like 64,16 are needed, got {text!r}", param_hint="--hidden"
+            f"must be positive integers such as 64,16, got {text!r}", param_hint="--hidden"
         )
     return widths
 
@@ -165,11 +182,11 @@ def _widths(text: str) -> tuple[int, ...]:
 def _training_rows(
     paths: list[Path], drop: list[str] | None, dask: str | None, mpi: bool
 ) -> Iterator[tuple[Any, bool]]:
-    """The rows, wherever they are to be trained on, and whether this process is the one that reports."""
+    """Yield the rows, on this machine or on several, and whether this process is the one that writes the results."""
     from fastae.data.open import open_rows
 
     if dask and mpi:
-        raise typer.BadParameter("--dask and --mpi exclude each other", param_hint="--dask")
+        raise typer.BadParameter("--dask and --mpi cannot be used together", param_hint="--dask")
     if dask:
         from fastae import distributed
 
@@ -188,11 +205,11 @@ def _training_rows(
 def encode(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(help="The .npy file of the codes.")],
+    out: Annotated[Path, typer.Option(help=".npy file to write, with one code per input row.")],
     drop: Drop = None,
     as_json: Json = False,
 ) -> None:
-    """Write the code of each row to an .npy file."""
+    """Write an .npy file with one code per input row."""
     _run_over("transform", model, data, out, drop, as_json)
 
 
@@ -200,11 +217,14 @@ def encode(
 def reconstruct(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(help="The .npy file of the reconstructions.")],
+    out: Annotated[Path, typer.Option(help=".npy file to write, with one reconstruction per input row.")],
     drop: Drop = None,
     as_json: Json = False,
 ) -> None:
-    """Write each row as the model gives it back to an .npy file; missing cells are filled in."""
+    """Write an .npy file with one output row per input row.
+
+    Each output row is the model's reconstruction, in the scale of the data; missing cells are filled in.
+    """
     _run_over("reconstruct", model, data, out, drop, as_json)
 
 
@@ -215,7 +235,7 @@ def _run_over(
 
     outputs.check_suffix(out, (".npy",))
     apply, rows = getattr(_open_model(model), method), _open_data(data, drop)
-    shape, dtype = outputs.save_blocks(out, (apply(part) for part in rows.parts()), len(rows))
+    shape, dtype = outputs.save_chunks(out, (apply(part) for part in rows.parts()), len(rows))
     print_facts({"file": str(out), "shape": shape, "dtype": dtype.name}, as_json)
 
 
@@ -224,17 +244,20 @@ def score(
     model: Model,
     data: Data,
     out: Annotated[
-        Path, typer.Option(help="A .csv or .parquet file, a line for each row; -: standard output.")
+        Path,
+        typer.Option(help=".csv or .parquet file to write, with one line per row; - is standard output."),
     ] = Path("-"),
-    top: Annotated[int, typer.Option(min=1, help="How many features to name, the worst first.")] = 3,
+    top: Annotated[
+        int, typer.Option(min=1, help="Number of features to report per row, the worst first.")
+    ] = 3,
     drop: Drop = None,
     plot: Plot = None,
     as_json: Json = False,
 ) -> None:
-    """Say of each row how large its error is, whether that makes it an outlier, and by which features.
+    """Score each row and flag outliers.
 
-    The error is the mean over features of the squared error, in the scale that the network sees; a share is a feature's
-    part of it.
+    Reports each row's reconstruction error, whether it is an outlier, and the features responsible. The error is the
+    mean squared error over the features, in the network's scale; a share is a feature's part of it.
     """
     from fastae.cli import figures, outputs
     from fastae.estimator import AutoencoderDetector
@@ -245,16 +268,16 @@ def score(
         figures.check(plot)
     detector, rows = _open_model(model), _open_data(data, drop)
     if not isinstance(detector, AutoencoderDetector):
-        raise ValueError(f"{model} has no threshold: score needs a model trained without --no-detector")
+        raise ValueError(f"{model} has no threshold: train the model without --no-detector")
     outliers = 0
 
-    def counted() -> Iterator[outputs.Table]:
+    def counted_tables() -> Iterator[outputs.Table]:
         nonlocal outliers
         for table in outputs.scores(detector, rows, top):
             outliers += int(table["outlier"].sum())
             yield table
 
-    outputs.save_scores(out, counted(), as_json=as_json)
+    outputs.save_scores(out, counted_tables(), as_json=as_json)
     if plot is not None:
         figures.save_scoring(plot, detector, rows)
     if str(out) != "-":
@@ -264,7 +287,7 @@ def score(
 
 @command
 def inspect(model: Model, as_json: Json = False) -> None:
-    """Say what a model file holds."""
+    """Show the contents of a model file."""
     loaded = _open_model(model)
     network, params = loaded.network_, loaded.params_
     layers = zip(network.widths[1:], network.activations, strict=True)

@@ -1,4 +1,7 @@
-"""What the command writes, block by block: arrays to .npy, scores to CSV, JSON lines or Parquet; files whole or not."""
+"""Output files, written chunk by chunk: arrays as .npy, scores as CSV, JSON lines or Parquet.
+
+A file appears under its name only once it is complete.
+"""
 
 import csv
 import json
@@ -18,27 +21,27 @@ from fastae.storage import written_whole
 Table = dict[str, np.ndarray]  # columns of equal length
 
 
-def save_blocks(path: Path, blocks: Iterable[np.ndarray], rows: int) -> tuple[tuple[int, int], np.dtype[Any]]:
-    """Write an .npy file of `rows` rows, of which only a block is in memory; gives its shape and dtype."""
+def save_chunks(path: Path, chunks: Iterable[np.ndarray], rows: int) -> tuple[tuple[int, int], np.dtype[Any]]:
+    """Write an .npy file of `rows` rows, one chunk in memory at a time; return its shape and dtype."""
     shape, dtype = (rows, 0), np.dtype(np.float32)
-    with written_whole(path) as made, open(made, "wb") as file:
-        for block in blocks:
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
+        for chunk in chunks:
             if not shape[1]:
-                shape, dtype = (rows, block.shape[1]), block.dtype
+                shape, dtype = (rows, chunk.shape[1]), chunk.dtype
                 header = {
                     "descr": np.lib.format.dtype_to_descr(dtype),
                     "fortran_order": False,
                     "shape": shape,
                 }
                 np.lib.format.write_array_header_1_0(file, header)
-            file.write(np.ascontiguousarray(block).data)
+            file.write(np.ascontiguousarray(chunk).data)
     return shape, dtype
 
 
 def scores(model: Any, rows: Rows, top: int) -> Iterator[Table]:
-    """By block: each row's error, whether it is an outlier, and the `top` features that make up the error.
+    """Yield, chunk by chunk, each row's error, whether it is an outlier, and the `top` features responsible.
 
-    `model` is a fitted AutoencoderDetector; `error` is minus its score.
+    `model` is a fitted AutoencoderDetector; the error is minus its score.
     """
     for part in rows.parts():
         error = -model.score_samples(part)
@@ -50,19 +53,19 @@ def scores(model: Any, rows: Rows, top: int) -> Iterator[Table]:
 
 
 def save_scores(path: Path, tables: Iterable[Table], *, as_json: bool = False) -> None:
-    """Write tables below one another: to a .csv or .parquet file, or "-", CSV or JSON lines on standard output."""
+    """Write tables one after another to a .csv or .parquet file, or for "-" to standard output as CSV or JSON lines."""
     if str(path) == "-":
         _write_text(sys.stdout, tables, as_json)
     elif path.suffix.lower() in (".parquet", ".pq"):
-        with written_whole(path) as made:
-            _write_parquet(made, tables)
+        with written_whole(path) as temporary:
+            _write_parquet(temporary, tables)
     else:
-        with written_whole(path) as made, open(made, "w", encoding="utf-8", newline="") as file:
+        with written_whole(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
             _write_text(file, tables, as_json=False)
 
 
 def json_text(value: Any) -> str:
-    """JSON in one line; infinite numbers and NaN, which it cannot hold, are null."""
+    """Format a value as one line of JSON; NaN and infinite numbers, which JSON lacks, become null."""
     try:
         return json.dumps(value, allow_nan=False, default=str)
     except ValueError:
@@ -78,7 +81,7 @@ def _finite(value: Any) -> Any:
 
 
 def check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
-    """Raise a ValueError where a file's name says another format than will be written."""
+    """Raise a ValueError unless the file's suffix is one of `suffixes`."""
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path}: the suffix must be {' or '.join(suffixes)}, got {path.suffix!r}")
 
@@ -106,6 +109,8 @@ def _write_parquet(path: Path, tables: Iterable[Table]) -> None:
     with ExitStack() as closing:
         writer = None
         for table in tables:
-            made = pyarrow.table({name: pyarrow.array(column.tolist()) for name, column in table.items()})
-            writer = writer or closing.enter_context(parquet.ParquetWriter(path, made.schema))
-            writer.write_table(made)
+            arrow_table = pyarrow.table(
+                {name: pyarrow.array(column.tolist()) for name, column in table.items()}
+            )
+            writer = writer or closing.enter_context(parquet.ParquetWriter(path, arrow_table.schema))
+            writer.write_table(arrow_table)

@@ -1,4 +1,4 @@
-"""What all commands share: the application, how their errors end, and how their facts are printed."""
+"""What all commands share: the application, the handling of errors, and the printing of results."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
 Activation = Literal["sigmoid", "tanh", "relu", "identity"]
 
 
 class _Group(TyperGroup):
-    """Takes --debug anywhere on the line."""
+    """Accepts --debug anywhere on the command line."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         debug = ["--debug"] if "--debug" in args else []
@@ -38,61 +38,61 @@ def _main(
         bool,
         typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Train autoencoders on a CPU, fast."""
+    """Train autoencoders on a CPU, and use them to encode, reconstruct and score data."""
     _shown["traceback"] = debug
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """A command of the app; its errors end in one line and an exit status."""
+    """Make a function a command of the app, whose errors become one line and an exit status."""
 
     @app.command(name=function.__name__.replace("_", "-"))
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
-            print(end="", flush=True)  # errors of writing belong here; a closed output has none
+            print(end="", flush=True)  # so that errors of writing occur here; a closed output has none
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
-        except BrokenPipeError:  # as of `| head`
+        except BrokenPipeError:  # as with `| head`
             drop_output()
             raise typer.Exit(141) from None
         except KeyboardInterrupt:
             typer.echo("fastae: interrupted", err=True)
             raise typer.Exit(130) from None
         except Exception as error:
-            tell(error)
+            print_error(error)
             raise typer.Exit(1) from None
 
     return run
 
 
-def tell(error: Exception) -> None:
-    """Say in a line what went wrong; or, with --debug, raise it."""
+def print_error(error: Exception) -> None:
+    """Print an error in one line; or, with --debug, raise it."""
     if _shown["traceback"]:
         raise error
-    typer.echo(f"fastae: {_in_a_line(error)}", err=True)
+    typer.echo(f"fastae: {_one_line(error)}", err=True)
 
 
 def drop_output() -> None:
-    """Let nothing be flushed at exit to where it cannot be written."""
+    """Discard output that is still buffered: flushing it at exit would fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _in_a_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    said = next(iter(str(error).splitlines()), "")
-    if "contains NaN" in said:
-        said = said.rstrip(".") + ": train with --missing, for missing cells"
+    message = next(iter(str(error).splitlines()), "")
+    if "contains NaN" in message:
+        message = message.rstrip(".") + ": if cells are missing, train with --missing"
     if isinstance(error, (ArithmeticError, ImportError, MemoryError, OSError, TypeError, ValueError)):
-        return said or type(error).__name__
-    return f"{type(error).__name__}: {said} (--debug shows where)"
+        return message or type(error).__name__
+    return f"{type(error).__name__}: {message} (--debug shows the traceback)"
 
 
 def print_facts(facts: Mapping[str, Any], as_json: bool) -> None:
-    """One JSON object, or a line for each fact; sections are mappings of facts."""
+    """Print one JSON object, or one line per fact; a mapping is a section of facts."""
     if as_json:
         from fastae.cli.outputs import json_text
 

@@ -33,20 +33,23 @@ class Block:
 
 
 class Rows(ABC):
-    """A matrix of m rows and n features, read a block of rows at a time.
+    """A matrix of m rows and n features that is read chunk by chunk and need not fit in memory.
 
-    Iterating gives it in order, as arrays of shape (rows, n), each valid until the next.
+    ``fastae.open_rows`` makes one. Iterating yields the chunks in order, as arrays of shape (rows, n); each is valid
+    until the next one is requested.
 
     Attributes
     ----------
     name : str
-        Of the file, for messages.
-    shape : (m, n)
-    dtype : dtype
-        Of the blocks: a float, integer or bool type of native byte order.
+        Name of the file, for messages.
+    shape : tuple of int
+        (m, n).
+    dtype : numpy.dtype
+        Type of the elements: float, integer or bool, in native byte order.
     feature_names : tuple of str, or None
+        Names of the columns, if they have any.
     block_bytes : int
-        What a block takes at most; a Parquet file's largest row group, where that is more.
+        Maximum size of a chunk in bytes; the largest row group of a Parquet file, if that is larger.
     """
 
     name: str

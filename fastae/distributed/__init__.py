@@ -10,7 +10,17 @@ Neither Dask nor MPI is imported until one of its names is used.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers see; at run time __getattr__ loads each name when it is first used
+    from fastae.distributed.dask import DaskBlocks as DaskBlocks
+    from fastae.distributed.dask import DistributedEngine as DistributedEngine
+    from fastae.distributed.dask import LostBlockError as LostBlockError
+    from fastae.distributed.dask import connect as connect
+    from fastae.distributed.dask import find_client as find_client
+    from fastae.distributed.dask import open_blocks as open_blocks
+    from fastae.distributed.dask import place as place
+    from fastae.distributed.partitions import LocalEngine as LocalEngine
 
 _HOME = {
     "LocalEngine": "fastae.distributed.partitions",
@@ -31,7 +41,9 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'fastae.distributed' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+if not TYPE_CHECKING:  # which would take it to have every name
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'fastae.distributed' has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOME[name]), name)

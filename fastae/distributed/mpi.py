@@ -21,7 +21,7 @@ from fastae.distributed.partitions import BlockEngine, Blocks, cut_rows, read_pi
 from fastae.distributed.reduction_tree import Node, Sum, add, halves
 from fastae.distributed.worker_part import Shard, Step, make_setup, rows_of_step, without_penalty
 from fastae.engine.thread_pool import available_cpus
-from fastae.network import Network, Parameters
+from fastae.network import DType, Network, Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.training.checkpoint import Checkpoint
 from fastae.training.history import History
@@ -36,22 +36,22 @@ except (ImportError, RuntimeError) as error:  # the latter: mpi4py finds no MPI 
 
 
 class MPIBlocks(Blocks):
-    """Blocks of rows, the first ones on the first rank, and so on.
+    """Partitions of rows over the ranks of an MPI job: the first ones on the first rank, and so on.
 
     Parameters
     ----------
-    blocks : Rows, or sequence of arrays of shape (rows, n)
-        The same on all ranks, but each looks only at its own: Rows are read, and a sequence may make an array when it
-        is asked for it.
+    blocks : Rows, or sequence of ndarrays of shape (rows, n)
+        The partitions; the same argument on all ranks. Each rank reads only its own: of Rows, its part of the file,
+        and of a sequence, its elements, which may be computed when they are requested.
     comm : mpi4py.MPI.Comm, optional
-        COMM_WORLD by default.
+        Communicator of the job. Default: COMM_WORLD.
 
     Attributes
     ----------
-    mine : dict of arrays
-        This rank's blocks, by number.
+    mine : dict of int to ndarray
+        This rank's partitions, by number.
     owners : list of int
-        The rank of each block.
+        The rank that holds each partition.
     """
 
     def __init__(self, blocks: Rows | Sequence[np.ndarray], comm: Any = None) -> None:
@@ -114,7 +114,7 @@ class MPIEngine(BlockEngine):
         blocks: MPIBlocks | Rows | Sequence[np.ndarray],
         *,
         n_threads: int | None = None,
-        dtype: npt.DTypeLike = "float32",
+        dtype: DType = "float32",
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
         objective: Objective = PLAIN,

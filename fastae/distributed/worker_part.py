@@ -7,7 +7,7 @@ import numpy as np
 
 from fastae.distributed.reduction_tree import Node, Sum, add, cover, halves
 from fastae.engine.engine import Engine
-from fastae.network import Network, Parameters
+from fastae.network import DType, Network, Parameters
 from fastae.objective import PLAIN, Objective
 
 GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly however many there are
@@ -31,7 +31,7 @@ class Setup:
     """What every machine is told once: the network, and what is done to the rows on their way in."""
 
     network: Network
-    dtype: str = "float32"
+    dtype: DType = "float32"
     shift: np.ndarray | None = None
     scale: np.ndarray | None = None
     objective: Objective = PLAIN
@@ -39,9 +39,10 @@ class Setup:
 
 def make_setup(network: Network, dtype: Any, shift: Any, scale: Any, objective: Objective) -> Setup:
     """A Setup of what a caller passed."""
+    name: Any = np.dtype(dtype).name
     return Setup(
         network,
-        np.dtype(dtype).name,
+        name,
         None if shift is None else np.asarray(shift, np.float64),
         None if scale is None else np.asarray(scale, np.float64),
         objective,

@@ -7,7 +7,7 @@ import ctypes
 import os
 import threading
 import weakref
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from fastae.kernels import job as fields
 from fastae.kernels import layout
 from fastae.kernels.job import Job
 from fastae.kernels.layout import address
-from fastae.network import Network, Parameters, check_dtype
+from fastae.network import DType, Network, Parameters, check_dtype
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Optimizer, State
 
@@ -32,33 +32,35 @@ FIRST_CALL = 2e7  # rows times weights that the first call processes: nobody kno
 
 
 class Engine:
-    """Computes with one network; holds all memory that takes, whatever the size of the data.
+    """Computes losses, gradients, codes and reconstructions of one network, in memory that is allocated once.
 
     Parameters
     ----------
     network : Network
+        The network to compute with.
     n_threads : int, optional
-        Threads to use at most; by default the CPUs this process may use (affinity and cgroup quota). Small steps take
-        no more than those, and fewer where they are found to be faster so. The results have the same bits for any
-        number.
-    dtype : "float32", "float64" or "bfloat16"
-        Of parameters, arithmetic and results. Losses are added up in float64. With "bfloat16", parameters and results
-        are float32, and so is all arithmetic but matrix products: their operands are rounded to 8 bits of precision,
-        and added up in float32. It takes a CPU with AVX512_BF16.
+        Maximum number of threads. Default: the CPUs that this process may use (affinity and cgroup quota). Small steps
+        use fewer threads when that is measured to be faster. Results have the same bits for any number of threads.
+    dtype : "float32", "float64", "bfloat16" or NumPy dtype, default "float32"
+        Type of parameters, arithmetic and results; losses are added up in float64. With "bfloat16", the operands of
+        matrix products are rounded to 8 bits of precision and their products added up in float32; parameters, results
+        and all other arithmetic are float32. Needs a CPU with AVX512_BF16.
 
     Raises
     ------
+    TypeError, ValueError
+        An argument has the wrong type or is out of range.
     RuntimeError
-        dtype "bfloat16" on a CPU that has no such products, or where Numba compiles for one.
+        The CPU, or the CPU that Numba compiles for, lacks the instructions that "bfloat16" needs.
 
     Notes
     -----
-    An engine may be used from several Python threads, one call at a time: further calls wait. Two engines work side
-    by side. An engine also works in a forked child.
+    Several Python threads may use an engine; their calls run one after another. Calls of two engines run side by side.
+    An engine still works in a forked child process.
     """
 
     def __init__(
-        self, network: Network, n_threads: int | None = None, dtype: npt.DTypeLike = "float32"
+        self, network: Network, n_threads: int | None = None, dtype: DType | Literal["bfloat16"] = "float32"
     ) -> None:
         if not isinstance(network, Network):
             raise TypeError(f"network must be a Network, got {type(network).__name__}")
@@ -155,35 +157,41 @@ class Engine:
         seed: int = 0,
         epoch: int = 0,
     ) -> tuple[float, Parameters]:
-        """S = 1/(2m) sum((xhat - x)^2) over the rows of `X`, and its gradient by every parameter.
+        """Compute the loss S = 1/(2m) sum((xhat - x)^2) over the rows of `X`, and its gradient.
 
         Parameters
         ----------
         params : Parameters
-            Of this engine's network and dtype.
-        X : array of shape (m, n), any float or integer dtype, any strides
-            Read tile by tile: never copied whole, never written.
-        index : array of int, optional
-            Rows of `X` to use, in this order; all rows by default.
-        shift, scale : arrays of shape (n,), optional
-            The network sees (X - shift) * scale, computed in float64 and rounded once.
-        sample_weight : array of shape (m,), optional
-            Not negative. S becomes 1/(2 sum w) sum_i w_i ||xhat_i - x_i||^2.
+            Parameters of this engine's network and dtype.
+        X : array-like of shape (m, n), any float or integer dtype, any strides
+            Rows. They are read tile by tile: never copied whole, never written.
+        index : array-like of int, optional
+            Numbers of the rows of `X` to use, in this order. Default: all rows.
+        shift : array-like of shape (n,), optional
+            Subtracted from each row before it enters the network. Default: 0.
+        scale : array-like of shape (n,), optional
+            Then multiplied with each row. The network sees (X - shift) * scale, computed in float64 and rounded once.
+            Default: 1.
+        sample_weight : array-like of shape (m,), optional
+            Weight w_i >= 0 of each row of `X`: S = 1/(2 sum(w)) sum_i w_i ||xhat_i - x_i||^2. Default: 1.
         objective : Objective, optional
-            What S has besides, noise in the input, cells that are missing.
-        seed, epoch : int, default 0
-            Which noise is drawn.
+            Penalties, noise in the input, missing cells. Default: none of them.
+        seed : int, default 0
+            Seed of the noise.
+        epoch : int, default 0
+            Number of the epoch; the noise differs in each.
 
         Returns
         -------
         loss : float
+            The loss S, with its penalties.
         gradient : Parameters
-            ``gradient["W1"]`` ... ``gradient["b3"]``.
+            Its gradient: ``gradient["W1"]``, ``gradient["b1"]``, ...
 
         Raises
         ------
         TypeError, ValueError
-            An argument of the wrong type, dtype, shape or size, named.
+            An argument has the wrong type, dtype, shape or size. The message names it.
         """
         gradient = Parameters(self.network, self.dtype)
         losses = self.run_steps(
@@ -210,10 +218,33 @@ class Engine:
         scale: npt.ArrayLike | None = None,
         missing: bool = False,
     ) -> np.ndarray:
-        """xhat, the output of the last layer, for each row of `X`: a new (m, n) array of the engine's dtype.
+        """Compute xhat, the output of the last layer, for each row of `X`.
 
-        `index`, `shift` and `scale` are as for ``loss_and_gradient``, `missing` as for ``errors``. The result is what
-        the network puts out, with shift and scale not undone.
+        Parameters
+        ----------
+        params : Parameters
+            Parameters of this engine's network and dtype.
+        X : array-like of shape (m, n), any float or integer dtype, any strides
+            Rows. They are read tile by tile: never copied whole, never written.
+        index : array-like of int, optional
+            Numbers of the rows of `X` to use, in this order. Default: all rows.
+        shift : array-like of shape (n,), optional
+            Subtracted from each row before it enters the network. Default: 0.
+        scale : array-like of shape (n,), optional
+            Then multiplied with each row. The network sees (X - shift) * scale, computed in float64 and rounded once.
+            Default: 1.
+        missing : bool, default False
+            Treat cells that are NaN as missing: 0 in the input and not part of the error.
+
+        Returns
+        -------
+        ndarray of shape (rows, n), the engine's dtype
+            The network's output; shift and scale are not undone.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument has the wrong type, dtype, shape or size. The message names it.
         """
         last = self.network.n_layers
         return self._infer(params, X, 0, last, index=index, shift=shift, scale=scale, missing=missing)
@@ -228,12 +259,57 @@ class Engine:
         scale: npt.ArrayLike | None = None,
         missing: bool = False,
     ) -> np.ndarray:
-        """The code, the output of the network's narrowest layer: (m, k). Options as for ``reconstruct``."""
+        """Compute the code, the output of the network's code layer, for each row of `X`.
+
+        Parameters
+        ----------
+        params : Parameters
+            Parameters of this engine's network and dtype.
+        X : array-like of shape (m, n), any float or integer dtype, any strides
+            Rows. They are read tile by tile: never copied whole, never written.
+        index : array-like of int, optional
+            Numbers of the rows of `X` to use, in this order. Default: all rows.
+        shift : array-like of shape (n,), optional
+            Subtracted from each row before it enters the network. Default: 0.
+        scale : array-like of shape (n,), optional
+            Then multiplied with each row. The network sees (X - shift) * scale, computed in float64 and rounded once.
+            Default: 1.
+        missing : bool, default False
+            Treat cells that are NaN as missing: 0 in the input and not part of the error.
+
+        Returns
+        -------
+        ndarray of shape (rows, k), the engine's dtype
+            The codes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument has the wrong type, dtype, shape or size. The message names it.
+        """
         last = self.network.code_layer
         return self._infer(params, X, 0, last, index=index, shift=shift, scale=scale, missing=missing)
 
     def decode(self, params: Parameters, code: npt.ArrayLike) -> np.ndarray:
-        """xhat from a code of shape (m, k): the layers above the narrowest one."""
+        """Compute xhat from codes, with the layers above the code layer.
+
+        Parameters
+        ----------
+        params : Parameters
+            Parameters of this engine's network and dtype.
+        code : array-like of shape (m, k)
+            Codes, as ``encode`` returns them.
+
+        Returns
+        -------
+        ndarray of shape (m, n), the engine's dtype
+            The network's output.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument has the wrong type, dtype, shape or size, or no layer lies above the code layer.
+        """
         if self.network.code_layer == self.network.n_layers:
             raise ValueError("network has no layer above its code: there is nothing to decode with")
         return self._infer(params, code, self.network.code_layer, self.network.n_layers, name="code")
@@ -249,16 +325,35 @@ class Engine:
         column_weight: npt.ArrayLike | None = None,
         missing: bool = False,
     ) -> np.ndarray:
-        """sum_j c_j (xhat_ij - x_ij)^2 for each row i of `X`: a new float64 array of shape (m,). No xhat is kept.
+        """Compute sum_j c_j (xhat_ij - x_ij)^2 for each row i of `X`. Reconstructions are not stored.
 
         Parameters
         ----------
-        params, X, index, shift, scale
-            As for ``loss_and_gradient``; x is what the network sees.
-        column_weight : array of shape (n,), optional
-            c_j, 1 by default; 1 / scale^2 gives errors in the units of `X`.
+        params : Parameters
+            Parameters of this engine's network and dtype.
+        X : array-like of shape (m, n), any float or integer dtype, any strides
+            Rows. They are read tile by tile: never copied whole, never written.
+        index : array-like of int, optional
+            Numbers of the rows of `X` to use, in this order. Default: all rows.
+        shift : array-like of shape (n,), optional
+            Subtracted from each row before it enters the network. Default: 0.
+        scale : array-like of shape (n,), optional
+            Then multiplied with each row. The network sees (X - shift) * scale, computed in float64 and rounded once.
+            Default: 1.
+        column_weight : array-like of shape (n,), optional
+            The factors c_j; 1 / scale^2 gives errors in the squared units of `X`. Default: 1.
         missing : bool, default False
-            Cells that are NaN are 0 in the input and no part of the error.
+            Treat cells that are NaN as missing: 0 in the input and not part of the error.
+
+        Returns
+        -------
+        ndarray of shape (rows,), float64
+            The error of each row, where x is what the network sees: the scaled row.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument has the wrong type, dtype, shape or size. The message names it.
         """
         if self.network.widths[-1] != self.network.widths[0]:
             raise ValueError(

@@ -4,19 +4,18 @@ import os
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
-from sklearn.utils.metaestimators import available_if
 
 from fastae import optimizers
 from fastae.data.row_source import Rows
 from fastae.distributed.partitions import Blocks
-from fastae.estimator.callbacks import CallbackSupportMixin, callbacks, with_callbacks
+from fastae.estimator.callbacks import callbacks
 from fastae.estimator.fitted import FittedModel
 from fastae.estimator.inputs import Data, Here, check
 from fastae.estimator.model_files import ModelFiles
 from fastae.estimator.scaling import shift_and_scale
-from fastae.network import Network, Parameters
+from fastae.estimator.sklearn_types import CallbackSupportMixin, available_if, fit_context, with_callbacks
+from fastae.network import Activation, Network, Parameters
 from fastae.training import lbfgs
 from fastae.training.checkpoint import Checkpoint
 from fastae.training.gradient_descent import train
@@ -37,77 +36,109 @@ def _sum_of_errors(block: np.ndarray, model: "Autoencoder", params: Parameters) 
 
 
 class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
-    """An autoencoder of dense layers, trained on the mean over rows of half the squared error.
+    """An autoencoder of dense layers that minimises the mean over rows of half the squared error.
 
-    Names are those of scikit-learn's MLPRegressor where the meaning is the same.
+    Parameters have the names of scikit-learn's MLPRegressor where they mean the same.
 
     Parameters
     ----------
-    hidden_layer_sizes : tuple of int, default (32,)
-        Widths of the encoder, the code last. The decoder mirrors them up to n features; a linear map of n to n follows.
+    hidden_layer_sizes : int or sequence of int, default (32,)
+        Widths of the encoder's layers; the last one is the code. The decoder mirrors the encoder, up to n features.
     output_layer : bool, default True
-        Have that map. Without it the decoder's own last layer is linear.
-    activation : "sigmoid" (or "logistic"), "tanh", "relu" or "identity", default "sigmoid"
+        Add a final linear layer of n outputs. Without it, the decoder's last layer is linear itself.
+    activation : "sigmoid", "logistic", "tanh", "relu" or "identity", default "sigmoid"
+        Activation of all other layers; "logistic" is another name for "sigmoid".
     solver : "adam", "adamw", "sgd" or "lbfgs", default "adam"
+        Optimizer. "lbfgs" uses all rows in every iteration; the others take steps over mini-batches.
     alpha : float, default 1e-4
-        L2 penalty, as MLPRegressor's: alpha/(2m) sum(W^2) over a batch of m rows. For "adamw", the decoupled weight
-        decay instead.
+        L2 penalty as in MLPRegressor: adds alpha/(2m) sum(W^2) to the loss of a batch of m rows. For "adamw", the
+        decoupled weight decay instead.
     batch_size : int or "auto", default "auto"
-        Rows a step: min(200, m) for "auto". "lbfgs" takes all rows.
+        Rows per step; "auto" is min(200, m). Not used by "lbfgs".
     learning_rate : "constant", "invscaling", "adaptive" or "cosine", default "constant"
-        learning_rate_init throughout; divided by (rows gone through + 1)^power_t; divided by 5 where training would
-        stop; or lowered to 0 along half a cosine over max_iter epochs.
+        Learning-rate schedule. "constant" keeps `learning_rate_init`. "invscaling" divides it by (r + 1)^power_t,
+        where r is the number of rows processed in earlier epochs. "adaptive" divides it by 5 whenever training would
+        stop. "cosine" lowers it to 0 along half a cosine over `max_iter` epochs. Not used by "lbfgs".
     learning_rate_init : float, default 0.001
+        Learning rate of the first step.
     power_t : float, default 0.5
+        Exponent of "invscaling".
     max_iter : int, default 200
-        Epochs at most; iterations for "lbfgs".
+        Maximum number of epochs; of iterations for "lbfgs".
     shuffle : bool, default True
+        Draw the rows of each batch at random, without replacement, in a new order each epoch.
     random_state : int, RandomState or None, default None
-        Of the first weights, the batches, the validation rows and the noise.
+        Seed of the initial weights, the batches, the validation rows and the noise. None: NumPy's global state.
     tol : float, default 1e-4
-        An improvement of the loss per feature: of `loss_` / n. For "lbfgs" also the largest slope to stop at.
+        Smallest decrease of the loss per feature, `loss_` / n, that counts as an improvement. "lbfgs" also stops when
+        no component of the gradient is larger than `tol`.
     n_iter_no_change : int, default 10
-        Training stops when the loss (with validation rows, the validation loss) has not beaten its best by `tol` in
-        more than `n_iter_no_change` epochs on end.
+        Training stops after more than this many consecutive epochs without an improvement of the validation loss, or
+        without validation rows, of the loss. ``numpy.inf``: never.
     momentum : float, default 0.9
+        Momentum of "sgd", in [0, 1).
     nesterovs_momentum : bool, default True
-    beta_1, beta_2, epsilon : float, defaults 0.9, 0.999, 1e-8
+        Use Nesterov's momentum for "sgd".
+    beta_1 : float, default 0.9
+        Decay rate of the first moment, for "adam" and "adamw", in [0, 1).
+    beta_2 : float, default 0.999
+        Decay rate of the second moment, for "adam" and "adamw", in [0, 1).
+    epsilon : float, default 1e-8
+        Added to the denominator of a step of "adam" or "adamw".
     warm_start : bool, default False
-        Go on from the last fit's parameters; the optimizer and its schedule start anew.
+        Begin `fit` with the parameters of the last one; the optimizer's state and its schedule start anew.
     early_stopping : bool, default False
-        Set validation rows aside, stop by their loss, and keep the parameters that were best for them.
+        Set validation rows aside, stop by their loss, and keep the parameters with the lowest validation loss.
     validation_fraction : float, default 0.1
+        Share of the rows set aside by `early_stopping`, in (0, 1).
     scale : "standard", "minmax" or None, default "standard"
-        The network sees columns of mean 0 and standard deviation 1, or from 0 to 1; undone on the way out.
+        Scale each column before it enters the network, to mean 0 and standard deviation 1 or to the range 0 to 1.
+        Reconstructions are scaled back. None: no scaling.
     noise : "gaussian", "mask", "swap" or None, default None
-        Corrupt the input while training, after scaling (a denoising autoencoder); see ``fastae.Objective``.
+        Corrupt the scaled input during training (a denoising autoencoder), as ``fastae.Objective`` describes.
     noise_level : float, default 0.1
-    sparsity_weight, sparsity_target : float, defaults 0 and 0.05
-        Weight and target of the mean code's Kullback-Leibler divergence; see ``fastae.Objective``.
+        Standard deviation of "gaussian" noise in the network's scale, or probability that "mask" or "swap" changes a
+        cell.
+    sparsity_weight : float, default 0.0
+        Weight of the Kullback-Leibler penalty on the mean code of a batch, as ``fastae.Objective`` describes.
+    sparsity_target : float, default 0.05
+        Mean value of a code unit at which that penalty is 0, in (0, 1).
     missing : "mask" or None, default None
-        "mask": NaN cells are missing, and training goes by the others. None: NaN is an error.
+        "mask": cells that are NaN are missing, and count neither as input nor in the error. None: NaN is an error.
     n_threads : int or None, default None
-        All CPUs this process may use. Of each machine, where X lies on several; a Dask worker's are what Dask gives it.
+        Maximum number of threads on each machine. None: all CPUs that this process may use, or the threads that Dask
+        gives to each worker.
     dtype : "float32", "float64" or None, default None
-        Of the arithmetic. None: float32 for float32 data, else float64.
+        Floating-point type for training and inference. None: float32 for float32 data, float64 for all other data.
     callback : callable or None, default None
-        Called with a ``fastae.training.Epoch`` after each epoch; training stops where it returns True.
+        Called with a ``fastae.training.Epoch`` after each epoch. Training stops when it returns True.
     verbose : int, default 0
-        1: a progress bar on stderr.
+        1 shows a progress bar on stderr.
 
     Attributes
     ----------
     params_ : Parameters
+        Trained weights and biases.
     network_ : Network
-    shift_, scale_ : ndarray of shape (n,) or None
-        The network sees (X - shift_) * scale_.
+        Widths and activations of the layers.
+    shift_ : ndarray of shape (n,), or None
+        The network sees (X - shift_) * scale_. None where `scale` is None.
+    scale_ : ndarray of shape (n,), or None
+        See `shift_`.
     loss_ : float
-        The last of `loss_curve_`.
-    loss_curve_, validation_loss_curve_ : list of float
-        By epoch, in the scale the network sees.
+        Loss of the last epoch: the last entry of `loss_curve_`.
+    loss_curve_ : list of float
+        Loss of each epoch, in the network's scale.
+    validation_loss_curve_ : list of float
+        Validation loss after each epoch, in the network's scale; empty without validation rows.
     n_iter_ : int
+        Number of epochs, or of iterations for "lbfgs".
     stop_reason_ : "max_iter", "tol" or "callback"
-    n_features_in_, feature_names_in_
+        What ended training.
+    n_features_in_ : int
+        Number of features n of the training data.
+    feature_names_in_ : ndarray of shape (n,)
+        Names of the features; only where the training data have names.
     """
 
     _state: optimizers.State
@@ -115,7 +146,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     # -- fitting ------------------------------------------------------------------------------------------------
 
     @with_callbacks
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(
         self,
         X: Any,
@@ -129,29 +160,38 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
 
         Parameters
         ----------
-        X : array-like of shape (m, n), frame, Rows, or Dask array or DataFrame
-            Read as it is: float32 and float64 data are not copied. Rows (``fastae.open_rows``) that fill more than a
-            block are read block by block, and need not fit in memory. Dask collections stay on the workers, which
-            train (``fastae.distributed``); "auto" is then a batch of 512 rows of each of their blocks.
-        y : ignored
+        X : array-like of shape (m, n), data frame, Rows, or Dask array or DataFrame
+            Training data. float32 and float64 arrays are not copied. Rows (``fastae.open_rows``) larger than one chunk
+            are read chunk by chunk and need not fit in memory. Dask collections stay on their workers, which do the
+            training (``fastae.distributed``); a `batch_size` of "auto" is then 512 rows of each partition.
+        y : None, optional
+            Ignored.
         X_val : array-like of shape (m', n) or Rows, optional
-            Validation rows: the parameters best for them are kept. `early_stopping` also stops by their loss, and then
-            sets none aside.
+            Validation rows: the parameters with the lowest validation loss are kept. With `early_stopping`, these rows
+            also decide when to stop, and no others are set aside.
         checkpoint : path, optional
-            A file to go on from after an interruption: written when training ends, and before that at most every 5
-            seconds and for at most a twentieth of the time. "lbfgs" has none.
+            File from which an interrupted fit can resume. It is written when training ends and, before that, at most
+            every 5 seconds and for at most a twentieth of the time. Not available for "lbfgs".
         resume : bool, default False
-            Go on from `checkpoint`, to the same bits as a fit that was never interrupted; where there is no such file,
-            begin. `X` and the settings must be as they were, but `max_iter` may have grown.
+            Resume from `checkpoint`; the result has the same bits as that of a fit that was never interrupted. Without
+            such a file, training starts from the beginning. `X` and the settings must be the same, except for
+            `max_iter`, which may be larger.
+
+        Returns
+        -------
+        Autoencoder
+            The fitted estimator itself.
 
         Raises
         ------
         ValueError
-            Data or a parameter is wrong, named; `checkpoint` is damaged, or of another run.
+            The data or a setting are not valid, or `checkpoint` is damaged or belongs to another run. The message
+            names the argument.
         OSError
             `checkpoint` cannot be written.
         DivergenceError
-            The loss was no longer finite: says when, and what helps. The estimator keeps the last finite parameters.
+            The loss became infinite or NaN. The message says when, and what may help. The estimator keeps the
+            parameters of the last finite loss.
         """
         X = check(self, X, reset=True)
         if X_val is not None:
@@ -213,11 +253,32 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
 
     @available_if(goes_by_steps)
     @with_callbacks
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any = None) -> Self:
-        """Train for one epoch on the rows of `X`, from where the last call left off.
+        """Train for one epoch on the rows of `X`, continuing from the last call.
 
-        The first call draws the weights and settles `scale`, by its rows.
+        The first call draws the initial weights, and computes `shift_` and `scale_` from its rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (m, n), data frame, Rows, or Dask array or DataFrame
+            Training data of this epoch.
+        y : None, optional
+            Ignored.
+
+        Returns
+        -------
+        Autoencoder
+            The estimator itself.
+
+        Raises
+        ------
+        AttributeError
+            The solver is "lbfgs".
+        ValueError
+            The data or a setting are not valid, or `early_stopping` is True.
+        DivergenceError
+            The loss became infinite or NaN.
         """
         if self.early_stopping:
             raise ValueError("partial_fit does not go with early_stopping=True")
@@ -243,7 +304,9 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             raise ValueError(f"hidden_layer_sizes must be positive integers, got {self.hidden_layer_sizes!r}")
         g = "sigmoid" if self.activation == "logistic" else self.activation
         widths = (n, *encoder, *encoder[-2::-1], n)
-        activations: tuple[str, ...] = (g,) * (len(widths) - 2) + (g if self.output_layer else "identity",)
+        activations: tuple[Activation, ...] = (g,) * (len(widths) - 2) + (
+            g if self.output_layer else "identity",
+        )
         if self.output_layer:
             widths, activations = (*widths, n), (*activations, "identity")
         network, dtype = Network(widths, activations, len(encoder)), self._dtype(X)

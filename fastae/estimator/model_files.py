@@ -19,17 +19,24 @@ class ModelFiles:
     """Gives an estimator files that hold its fitted self."""
 
     def save(self: Any, path: str | os.PathLike[str]) -> None:
-        """Write the fitted model to a safetensors file, whole or not at all; nothing is pickled.
+        """Write the fitted model to a safetensors file. Nothing is pickled.
 
-        Its tensors are the dense, row-major W1, b1, ... and, where the data is scaled, `shift` and `scale`; settings
-        and fitted attributes are JSON in its metadata. A `callback`, and a `random_state` that is no number, are left
-        out: they are None in the loaded model. So is what the optimizer remembers: more training begins without.
+        The tensors are the dense, row-major W1, b1, ... and, if the data are scaled, `shift` and `scale`. Settings and
+        fitted attributes are stored as JSON in the metadata. A `callback`, and a `random_state` that is not an
+        integer, are not stored: both are None in the loaded model. The optimizer's state is not stored either, so that
+        further training starts without it.
+
+        Parameters
+        ----------
+        path : path
+            File to write. It is replaced only once the new one is complete.
 
         Raises
         ------
         NotFittedError
+            The model has not been fitted.
         OSError
-            It cannot be written; a file that was there is as it was.
+            The file cannot be written; an existing file stays as it was.
         """
         check_is_fitted(self)
         tensors = dict(self.params_)
@@ -50,15 +57,25 @@ class ModelFiles:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """The model that ``save`` wrote to a file: an estimator of the class that it had, with the same bits.
+        """Load a model from a file that ``save`` wrote.
+
+        Parameters
+        ----------
+        path : path
+            File to read.
+
+        Returns
+        -------
+        Autoencoder
+            An estimator of the saved class, with parameters of the same bits.
 
         Raises
         ------
         OSError
-            There is no such file.
+            The file does not exist or cannot be read.
         ValueError
-            It is cut off or damaged, or of a format that this version does not know, or it holds no model, or one
-            whose class is neither this one nor derived from it.
+            The file is incomplete or damaged, has a format that this version does not know, or does not hold a model
+            of this class or of one derived from it.
         """
         stored = storage.read(path)
         known = {kind.__name__: kind for kind in _family(cls)}
@@ -81,19 +98,25 @@ class ModelFiles:
         return model  # type: ignore[no-any-return]
 
     def to_onnx(self: Any, path: str | os.PathLike[str]) -> None:
-        """Write the fitted model as an ONNX graph, for ONNX Runtime and others; needs the ``onnx`` extra.
+        """Write the fitted model as an ONNX graph, for example for ONNX Runtime. Needs the extra ``onnx``.
 
-        It takes `X` of shape (rows, n) in the model's dtype, in the scale of the data, and gives `code` and
-        `reconstruction`, as ``transform`` and ``reconstruct`` do; that of a detector also gives `score` and `decision`,
-        as ``score_samples`` and ``decision_function`` do, in the model's dtype.
+        The graph's input is `X` of shape (rows, n), in the model's dtype and the scale of the data. Its outputs are
+        `code` and `reconstruction`, equal to ``transform`` and ``reconstruct``; that of a detector also has `score`
+        and `decision`, equal to ``score_samples`` and ``decision_function``. All outputs have the model's dtype.
+
+        Parameters
+        ----------
+        path : path
+            File to write. It is replaced only once the new one is complete.
 
         Raises
         ------
         NotFittedError
+            The model has not been fitted.
         ImportError
             onnx is not installed.
         OSError
-            The file cannot be written; one that was there is as it was.
+            The file cannot be written; an existing file stays as it was.
         """
         check_is_fitted(self)
         made = onnx_export.build(self).SerializeToString()

@@ -3,18 +3,19 @@
 What they are for stands in ``Autoencoder``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 
 from fastae import optimizers
-from fastae.objective import Objective
+from fastae.estimator.sklearn_types import BaseEstimator
+from fastae.network import Activation, DType
+from fastae.objective import Noise, Objective
 from fastae.training.history import Epoch
 
 _POSITIVE, _NOT_NEGATIVE = Interval(Real, 0, None, closed="neither"), Interval(Real, 0, None, closed="left")
@@ -25,21 +26,21 @@ _FRACTION = Interval(Real, 0, 1, closed="left")
 class Settings(BaseEstimator):
     """An estimator's settings, as they were passed."""
 
-    hidden_layer_sizes: tuple[int, ...] | int = (32,)
+    hidden_layer_sizes: int | Sequence[int] = (32,)
     _: KW_ONLY
     output_layer: bool = True
-    activation: str = "sigmoid"
-    solver: str = "adam"
+    activation: Activation | Literal["logistic"] = "sigmoid"
+    solver: Literal["adam", "adamw", "sgd", "lbfgs"] = "adam"
     alpha: float = 1e-4
-    batch_size: int | str = "auto"
-    learning_rate: str = "constant"
+    batch_size: int | Literal["auto"] = "auto"
+    learning_rate: Literal["constant", "invscaling", "adaptive", "cosine"] = "constant"
     learning_rate_init: float = 0.001
     power_t: float = 0.5
     max_iter: int = 200
     shuffle: bool = True
-    random_state: Any = None
+    random_state: int | np.random.RandomState | None = None
     tol: float = 1e-4
-    n_iter_no_change: int = 10
+    n_iter_no_change: float = 10
     momentum: float = 0.9
     nesterovs_momentum: bool = True
     beta_1: float = 0.9
@@ -48,14 +49,14 @@ class Settings(BaseEstimator):
     warm_start: bool = False
     early_stopping: bool = False
     validation_fraction: float = 0.1
-    scale: str | None = "standard"
-    noise: str | None = None
+    scale: Literal["standard", "minmax"] | None = "standard"
+    noise: Noise | None = None
     noise_level: float = 0.1
     sparsity_weight: float = 0.0
     sparsity_target: float = 0.05
-    missing: str | None = None
+    missing: Literal["mask"] | None = None
     n_threads: int | None = None
-    dtype: npt.DTypeLike | None = None
+    dtype: DType | None = None
     callback: Callable[[Epoch], bool | None] | None = None
     verbose: int = 0
 

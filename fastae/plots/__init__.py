@@ -1,14 +1,15 @@
-"""Pictures in scikit-learn's Display style: ``XDisplay.from_estimator(...)`` computes and draws, ``plot`` draws again.
+"""Plots in scikit-learn's Display style: ``XDisplay.from_estimator(...)`` computes and draws, ``plot`` draws again.
 
-matplotlib (the ``plot`` extra) is imported when one is drawn. Every ``plot`` takes the axes to draw on; without them
-it makes a figure with pyplot, as scikit-learn does. To write a file from a program, give it axes of its own, which
-need no display and leave pyplot alone:
+matplotlib (the extra ``plot``) is imported when a plot is drawn. Every ``plot`` takes the axes to draw on; without
+them it makes a figure with pyplot, as scikit-learn does. To write a file without a display and without pyplot, pass
+axes of a figure that you made:
 
     figure = matplotlib.figure.Figure(layout="constrained")
     LossCurveDisplay.from_estimator(model, ax=figure.subplots())
     figure.savefig("loss.png")
 
-Colours are those of Okabe and Ito, which the colour-blind can tell apart; classes differ in shape or hatching too.
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart; classes also differ in shape or
+hatching.
 """
 
 from fastae.plots.code import CodeDisplay

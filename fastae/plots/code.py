@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from fastae.estimator import Autoencoder
 from fastae.plots.display import BLUE, Display, check_fitted, classes
 
 if TYPE_CHECKING:
@@ -19,19 +20,25 @@ class CodeDisplay(Display):
     Parameters
     ----------
     code : array-like of shape (m, k), k >= 2
-        Two units are drawn as they are, more by their first two principal components.
+        Codes, as ``Autoencoder.transform`` returns them. Codes of two units are drawn as they are, longer ones by
+        their first two principal components.
     labels : array-like of shape (m,), optional
-        Classes, or numbers: more than 20 different ones are drawn as a scale.
-    units : (int, int), optional
+        Classes or numbers. More than 20 different numbers are drawn on a colour scale.
+    units : tuple of two int, optional
         Two units of the code to draw instead, counted from 0.
 
     Attributes
     ----------
     points : ndarray of shape (m, 2)
-    axis_names : (str, str)
-    ax_, figure_ : matplotlib Axes and Figure
+        Coordinates of the points.
+    axis_names : tuple of two str
+        Labels of the axes.
+    ax_ : matplotlib Axes
+        The axes of the last ``plot``.
+    figure_ : matplotlib Figure
+        Their figure.
     scatters_ : dict of PathCollection
-        By class; under None where there are no classes.
+        The points of each class, by class; under None if there are no classes.
     """
 
     def __init__(
@@ -66,19 +73,54 @@ class CodeDisplay(Display):
     @classmethod
     def from_estimator(
         cls,
-        estimator: Any,
+        estimator: Autoencoder,
         X: Any,
         labels: npt.ArrayLike | None = None,
         *,
         units: tuple[int, int] | None = None,
         ax: "Axes | None" = None,
     ) -> Self:
-        """Draw the codes that a fitted ``Autoencoder`` gives the rows of `X`; see the class for the rest."""
+        """Draw the codes of the rows of `X`.
+
+        Parameters
+        ----------
+        estimator : Autoencoder
+            A fitted model.
+        X : array-like of shape (m, n), data frame or Rows
+            Rows in the scale of the data.
+        labels : array-like of shape (m,), optional
+            Classes or numbers, as for the class.
+        units : tuple of two int, optional
+            Two units of the code to draw, as for the class.
+        ax : matplotlib Axes, optional
+            Axes to draw on. Default: those of a new figure.
+
+        Returns
+        -------
+        CodeDisplay
+            The display, drawn.
+        """
         check_fitted(estimator)
         return cls(estimator.transform(X), labels, units=units).plot(ax)
 
     def plot(self, ax: "Axes | None" = None) -> Self:
-        """Draw on `ax`, or on a new figure."""
+        """Draw on `ax`, or on a new figure.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Axes to draw on. Default: those of a new figure.
+
+        Returns
+        -------
+        CodeDisplay
+            The display itself.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
         ax = self._open(ax, (6.5, 5))
         look: dict[str, Any] = {"s": 14, "alpha": 0.8, "linewidths": 0}
         self.scatters_: dict[Any, Any] = {}

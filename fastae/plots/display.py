@@ -1,4 +1,4 @@
-"""What all displays share: the axes they open, colours and shapes, and checks of what they are given."""
+"""What all displays share: axes, colours and shapes, and checks of their arguments."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ class Display:
             try:
                 import matplotlib.pyplot as plt
             except ImportError:
-                raise ImportError('pictures need matplotlib: pip install "fastae[plot]"') from None
+                raise ImportError('plots need matplotlib: pip install "fastae[plot]"') from None
             _, ax = plt.subplots(figsize=size, layout="constrained")
         self.ax_ = ax
         self.figure_ = ax.figure
@@ -37,7 +37,7 @@ class Display:
 
 
 def classes(labels: np.ndarray) -> list[tuple[Any, tuple[str, str]]]:
-    """Each class, and its colour and marker: no two classes have both."""
+    """List each class with its colour and marker; no two classes have the same pair."""
     names = np.unique(labels)
     looks = len(COLOURS)
     if names.size > looks * len(MARKERS):
@@ -46,19 +46,19 @@ def classes(labels: np.ndarray) -> list[tuple[Any, tuple[str, str]]]:
 
 
 def rows_of(X: Any, numbers: np.ndarray) -> Any:
-    """The rows of these numbers, of the kind that `X` is, or an array of them for Rows."""
+    """The rows of `X` with these numbers: of the same type as `X`, or Rows in memory."""
     return X.take(numbers) if isinstance(X, Rows) else _safe_indexing(X, numbers)
 
 
 def check_fitted(estimator: Any) -> None:
-    """An error unless it is a fitted ``Autoencoder``."""
+    """Raise an error unless `estimator` is a fitted ``Autoencoder``."""
     if not isinstance(estimator, Autoencoder):
         raise TypeError(f"estimator must be an Autoencoder, got {type(estimator).__name__}")
     check_is_fitted(estimator)
 
 
 def check_detector(estimator: Any) -> None:
-    """An error unless it is a fitted ``AutoencoderDetector``."""
+    """Raise an error unless `estimator` is a fitted ``AutoencoderDetector``."""
     if not isinstance(estimator, AutoencoderDetector):
         raise TypeError(f"estimator must be an AutoencoderDetector, got {type(estimator).__name__}")
     check_is_fitted(estimator)

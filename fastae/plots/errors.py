@@ -1,10 +1,11 @@
-"""ErrorHistogramDisplay and WorstRowsDisplay: the rows' errors, and what makes the largest of them."""
+"""ErrorHistogramDisplay and WorstRowsDisplay: the rows' errors, and the features that cause the largest ones."""
 
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from fastae.estimator import AutoencoderDetector
 from fastae.plots.display import Display, check_detector, classes, rows_of
 
 if TYPE_CHECKING:
@@ -14,25 +15,30 @@ HATCHES = ("", "////", "....", "xxxx", "----", "++++", "oooo")
 
 
 class ErrorHistogramDisplay(Display):
-    """How the rows' errors are spread, and the threshold above which a row is an outlier.
+    """Histogram of the rows' errors, with the threshold above which a row is an outlier.
 
     Parameters
     ----------
     error : array-like of shape (m,)
-        Minus ``score_samples``: the mean over features of a row's squared error, in the scale the network sees.
+        Mean squared error of each row over the features, in the network's scale: minus ``score_samples``.
     threshold : float
-        Minus ``offset_``.
+        Threshold for the error: minus ``offset_``.
     labels : array-like of shape (m,), optional
-        Known classes, each drawn as a histogram of its own.
+        Known classes; each is drawn as a histogram of its own.
 
     Attributes
     ----------
     bin_edges : ndarray
-        The threshold is one. Evenly spaced in the logarithm where all errors are positive.
-    ax_, figure_ : matplotlib Axes and Figure
-    counts_ : dict of ndarray
-        Rows by bin: by class, or under "inlier" and "outlier".
+        Edges of the bins; one of them is the threshold. They are evenly spaced on a logarithmic scale if all errors
+        are positive, otherwise on a linear one.
+    ax_ : matplotlib Axes
+        The axes of the last ``plot``.
+    figure_ : matplotlib Figure
+        Their figure.
+    counts_ : dict of str to ndarray
+        Number of rows in each bin, by class; without labels, under "inlier" and "outlier".
     threshold_line_ : matplotlib Line2D
+        The line at the threshold.
     """
 
     def __init__(
@@ -56,14 +62,52 @@ class ErrorHistogramDisplay(Display):
 
     @classmethod
     def from_estimator(
-        cls, estimator: Any, X: Any, *, labels: npt.ArrayLike | None = None, ax: "Axes | None" = None
+        cls,
+        estimator: AutoencoderDetector,
+        X: Any,
+        *,
+        labels: npt.ArrayLike | None = None,
+        ax: "Axes | None" = None,
     ) -> Self:
-        """Draw the errors of the rows of `X` by a fitted ``AutoencoderDetector``."""
+        """Draw the errors of the rows of `X`.
+
+        Parameters
+        ----------
+        estimator : AutoencoderDetector
+            A fitted detector.
+        X : array-like of shape (m, n), data frame or Rows
+            Rows in the scale of the data.
+        labels : array-like of shape (m,), optional
+            Known classes, as for the class.
+        ax : matplotlib Axes, optional
+            Axes to draw on. Default: those of a new figure.
+
+        Returns
+        -------
+        ErrorHistogramDisplay
+            The display, drawn.
+        """
         check_detector(estimator)
         return cls(-estimator.score_samples(X), -estimator.offset_, labels=labels).plot(ax)
 
     def plot(self, ax: "Axes | None" = None) -> Self:
-        """Draw on `ax`, or on a new figure."""
+        """Draw on `ax`, or on a new figure.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Axes to draw on. Default: those of a new figure.
+
+        Returns
+        -------
+        ErrorHistogramDisplay
+            The display itself.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
         ax = self._open(ax, (6.5, 4))
         out = self.error > self.threshold
         kinds, word = self.labels, "rows above"
@@ -96,23 +140,27 @@ class ErrorHistogramDisplay(Display):
 
 
 class WorstRowsDisplay(Display):
-    """The rows of the largest error, worst first, and what part of it each feature makes.
+    """The rows with the largest errors, worst first, and each feature's share of the error.
 
     Parameters
     ----------
     rows : array-like of shape (r,)
         Names or numbers of the rows.
     error : array-like of shape (r,)
-        As for ``ErrorHistogramDisplay``.
-    features : sequence of f names
+        Their errors, as for ``ErrorHistogramDisplay``.
+    features : sequence of f str or int
+        Names or numbers of the features.
     shares : array-like of shape (r, f)
-        Each feature's part of the row's error, in [0, 1].
+        Each feature's share of the row's error, in [0, 1].
 
     Attributes
     ----------
-    ax_, figure_ : matplotlib Axes and Figure
+    ax_ : matplotlib Axes
+        The axes of the last ``plot``.
+    figure_ : matplotlib Figure
+        Their figure.
     image_ : matplotlib AxesImage
-        Of `shares`, in percent, features by rows.
+        The shares in percent, of shape (f, r).
     """
 
     def __init__(
@@ -129,19 +177,39 @@ class WorstRowsDisplay(Display):
 
     @classmethod
     def from_estimator(
-        cls, estimator: Any, X: Any, *, count: int = 10, top: int = 3, ax: "Axes | None" = None
+        cls,
+        estimator: AutoencoderDetector,
+        X: Any,
+        *,
+        count: int = 10,
+        top: int = 3,
+        ax: "Axes | None" = None,
     ) -> Self:
-        """Draw the rows of `X` of the largest error by a fitted ``AutoencoderDetector``.
+        """Draw the rows of `X` with the largest errors.
 
         Parameters
         ----------
         estimator : AutoencoderDetector
-        X : array-like of shape (m, n), or Rows
+            A fitted detector.
+        X : array-like of shape (m, n), data frame or Rows
+            Rows in the scale of the data.
         count : int, default 10
-            How many rows.
+            Number of rows to draw.
         top : int, default 3
-            Features that are among the `top` worst of any of these rows are shown, those of the largest shares first.
+            A feature is shown if it is among the `top` worst of any of these rows. Features with the largest shares
+            come first.
         ax : matplotlib Axes, optional
+            Axes to draw on. Default: those of a new figure.
+
+        Returns
+        -------
+        WorstRowsDisplay
+            The display, drawn.
+
+        Raises
+        ------
+        ValueError
+            `count` or `top` is less than 1.
         """
         check_detector(estimator)
         for name, number in (("count", count), ("top", top)):
@@ -157,7 +225,23 @@ class WorstRowsDisplay(Display):
         return cls(rows, error[rows], np.array(shown)[order], table[:, order]).plot(ax)
 
     def plot(self, ax: "Axes | None" = None) -> Self:
-        """Draw on `ax`, or on a new figure."""
+        """Draw on `ax`, or on a new figure.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Axes to draw on. Default: those of a new figure.
+
+        Returns
+        -------
+        WorstRowsDisplay
+            The display itself.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
         r, f = self.rows.size, self.features.size
         ax = self._open(ax, (3 + 0.55 * r, 1.6 + 0.3 * f))
         percent = 100 * self.shares.T

@@ -1,10 +1,11 @@
-"""LossCurveDisplay: how training went."""
+"""LossCurveDisplay: the loss by epoch."""
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from fastae.estimator import Autoencoder
 from fastae.plots.display import BLUE, ORANGE, Display, check_fitted
 
 if TYPE_CHECKING:
@@ -12,22 +13,29 @@ if TYPE_CHECKING:
 
 
 class LossCurveDisplay(Display):
-    """The loss by epoch, that of the validation rows beside it, and the epoch whose parameters were kept.
+    """The loss of each epoch, the validation loss beside it, and the epoch whose parameters were kept.
 
     Parameters
     ----------
     loss : array-like of shape (epochs,)
-        ``loss_curve_``, or ``History.loss``.
+        ``Autoencoder.loss_curve_`` or ``History.loss``.
     validation_loss : array-like of shape (epochs,), optional
-        ``validation_loss_curve_``, or ``History.validation_loss``; empty is as good as None.
+        ``Autoencoder.validation_loss_curve_`` or ``History.validation_loss``; an empty one counts as None.
 
     Attributes
     ----------
     best_epoch : int or None
-        That of the least validation loss, counted from 1.
-    ax_, figure_ : matplotlib Axes and Figure
-    line_, validation_line_, best_ : matplotlib Line2D
-        The last two are None without validation rows.
+        Number, counted from 1, of the epoch with the lowest validation loss.
+    ax_ : matplotlib Axes
+        The axes of the last ``plot``.
+    figure_ : matplotlib Figure
+        Their figure.
+    line_ : matplotlib Line2D
+        The loss.
+    validation_line_ : matplotlib Line2D or None
+        The validation loss, if there is one.
+    best_ : matplotlib Line2D or None
+        The mark at the best epoch, if there is a validation loss.
     """
 
     def __init__(self, loss: npt.ArrayLike, validation_loss: npt.ArrayLike | None = None) -> None:
@@ -42,13 +50,42 @@ class LossCurveDisplay(Display):
             self.best_epoch = 1 + int(np.argmin(self.validation_loss))
 
     @classmethod
-    def from_estimator(cls, estimator: Any, *, ax: "Axes | None" = None) -> Self:
-        """Draw the curves of a fitted ``Autoencoder``."""
+    def from_estimator(cls, estimator: Autoencoder, *, ax: "Axes | None" = None) -> Self:
+        """Draw the loss curves of a fitted model.
+
+        Parameters
+        ----------
+        estimator : Autoencoder
+            A fitted model.
+        ax : matplotlib Axes, optional
+            Axes to draw on. Default: those of a new figure.
+
+        Returns
+        -------
+        LossCurveDisplay
+            The display, drawn.
+        """
         check_fitted(estimator)
         return cls(estimator.loss_curve_, estimator.validation_loss_curve_).plot(ax)
 
     def plot(self, ax: "Axes | None" = None) -> Self:
-        """Draw on `ax`, or on a new figure."""
+        """Draw on `ax`, or on a new figure.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Axes to draw on. Default: those of a new figure.
+
+        Returns
+        -------
+        LossCurveDisplay
+            The display itself.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
         ax = self._open(ax, (6, 4))
         from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 

@@ -1,4 +1,4 @@
-"""ReconstructionDisplay: rows beside what the network makes of them."""
+"""ReconstructionDisplay: rows beside their reconstructions."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from fastae.estimator import Autoencoder
 from fastae.plots.display import BLUE, ORANGE, Display, check_fitted, rows_of
 
 if TYPE_CHECKING:
@@ -20,28 +21,33 @@ VALUE = {
 
 
 class ReconstructionDisplay(Display):
-    """Rows beside what the network makes of them: images above one another, or profiles over the features.
+    """Rows beside their reconstructions: as images above one another, or as profiles over the features.
 
     Parameters
     ----------
-    X, xhat : array-like of shape (m, n)
-        The rows to draw, few, and their reconstructions.
-    image_shape : (height, width), optional
-        Draw rows as images, height * width = n. Profiles by default.
-    feature_names : sequence of n names, optional
-        Profiles' ticks; numbers by default.
-    row_names : sequence of m names, optional
-        What each row is called; its number by default.
+    X : array-like of shape (m, n)
+        The rows to draw; only a few.
+    xhat : array-like of shape (m, n)
+        Their reconstructions.
+    image_shape : tuple of two int, optional
+        Draw rows as images of this (height, width), height * width = n. Default: profiles.
+    feature_names : sequence of n str, optional
+        Tick labels of profiles. Default: the features' numbers.
+    row_names : sequence of m str or int, optional
+        Names of the rows. Default: their numbers.
     value : str, default "value"
-        What is measured, for the axis.
+        What the values are, for the axis label.
 
     Attributes
     ----------
-    ax_, figure_ : matplotlib Axes and Figure
-    axes_ : list of Axes
-        Profiles: one for each row, within `ax_`. Empty for images.
-    images_ : list of pairs of AxesImage
-        Each row's image and its reconstruction. Empty for profiles.
+    ax_ : matplotlib Axes
+        The axes of the last ``plot``.
+    figure_ : matplotlib Figure
+        Their figure.
+    axes_ : list of matplotlib Axes
+        For profiles, one per row, within `ax_`; empty for images.
+    images_ : list of tuple of AxesImage
+        For images, each row's image and its reconstruction; empty for profiles.
     """
 
     def __init__(
@@ -72,25 +78,33 @@ class ReconstructionDisplay(Display):
     @classmethod
     def from_estimator(
         cls,
-        estimator: Any,
+        estimator: Autoencoder,
         X: Any,
         *,
         rows: Any = None,
         image_shape: tuple[int, int] | None = None,
         ax: "Axes | None" = None,
     ) -> Self:
-        """Draw rows of `X` and what a fitted ``Autoencoder`` makes of them.
+        """Draw rows of `X` and their reconstructions.
 
         Parameters
         ----------
         estimator : Autoencoder
-        X : array-like of shape (m, n), or Rows
+            A fitted model.
+        X : array-like of shape (m, n), data frame or Rows
+            Rows in the scale of the data.
         rows : int or sequence of int, optional
-            How many of the first rows, or which; 10 images or 3 profiles by default.
-        image_shape : (height, width), optional
-            Images show values as they are in `X`. Profiles, by default, are in the scale the network sees: one for
-            all features.
+            How many of the first rows to draw, or the numbers of the rows. Default: 10 images or 3 profiles.
+        image_shape : tuple of two int, optional
+            Draw rows as images of this (height, width), in the scale of the data. Default: profiles, in the network's
+            scale, which is the same for all features.
         ax : matplotlib Axes, optional
+            Axes to draw on. Default: those of a new figure.
+
+        Returns
+        -------
+        ReconstructionDisplay
+            The display, drawn.
         """
         check_fitted(estimator)
         if rows is None:
@@ -109,7 +123,23 @@ class ReconstructionDisplay(Display):
         ).plot(ax)
 
     def plot(self, ax: "Axes | None" = None) -> Self:
-        """Draw on `ax`, or on a new figure."""
+        """Draw on `ax`, or on a new figure.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Axes to draw on. Default: those of a new figure.
+
+        Returns
+        -------
+        ReconstructionDisplay
+            The display itself.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
         self.axes_: list[Axes] = []
         self.images_: list[tuple[Any, Any]] = []
         if self.image_shape is None:
@@ -177,16 +207,22 @@ def save_reconstructions(
     Parameters
     ----------
     path : path
-        Its suffix chooses the format.
-    X, xhat : arrays of shape (m, n)
-    shape : (height, width)
-        Of one image: height * width = n.
+        File to write; its suffix determines the format.
+    X : ndarray of shape (m, n)
+        Rows to draw.
+    xhat : ndarray of shape (m, n)
+        Their reconstructions.
+    shape : tuple of two int
+        (height, width) of an image; height * width = n.
     count : int, default 10
+        Number of rows to draw.
 
     Raises
     ------
     ImportError
         matplotlib is not installed.
+    OSError
+        The file cannot be written.
     """
     from matplotlib.figure import Figure
 

@@ -7,29 +7,29 @@ from fastae.optimizers import State
 
 
 class DivergenceError(ArithmeticError):
-    """The loss was no longer finite. The parameters are those of the last finite loss kept."""
+    """The loss became infinite or NaN. The parameters are restored to those of the last finite loss."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What a callback is told after each epoch.
+    """What a callback receives after each epoch.
 
     Attributes
     ----------
     number : int
-        Counted from 1.
+        Number of the epoch, counted from 1.
     epochs : int
-        How many were asked for.
+        Number of epochs that were requested.
     loss : float
         Mean over the epoch's rows of half the squared error, each batch's before its step.
     learning_rate : float
-        Of the epoch's last step.
+        Learning rate of the epoch's last step.
     seconds : float
-        Since training began.
+        Time since training began.
     params : Parameters
-        The ones being trained, after this epoch.
+        The parameters in training, after this epoch. Copy them to keep them.
     validation_loss : float or None
-        After this epoch, where it is asked for.
+        Validation loss after this epoch, if there is one.
     """
 
     number: int
@@ -43,26 +43,28 @@ class Epoch:
 
 @dataclass
 class History:
-    """How a training run went.
+    """What training reports when it ends.
 
     Attributes
     ----------
+    state : State
+        The optimizer's state, with which training can continue.
     loss : list of float
         By epoch: mean over its rows of half the squared error, each batch's before its step.
     validation_loss : list of float
-        By epoch, after it; empty unless asked for.
-    learning_rate : list of float
-        By epoch: that of its last step.
+        By epoch: validation loss after it. Empty if there is none.
     best_epoch : int
-        Whose parameters are kept: that of the least validation loss, or the last; counted from 1.
+        Number, counted from 1, of the epoch whose parameters were kept: the one with the lowest validation loss, or
+        the last.
+    learning_rate : list of float
+        By epoch: learning rate of its last step.
     seconds : float
-        What the run took.
+        Duration of the run.
     rows : int
-        Rows gone through: m times the epochs.
-    state : State
-        The optimizer's, to go on from.
+        Number of rows processed: m times the number of epochs.
     stop_reason : str
-        "epochs" (all done), "callback", or "tol": no better for `patience` epochs.
+        "epochs": all epochs are done. "callback": the callback stopped training. "tol": no improvement for `patience`
+        epochs.
     """
 
     state: State
@@ -76,5 +78,5 @@ class History:
 
     @property
     def rows_per_second(self) -> float:
-        """Rows gone through per second."""
+        """Rows processed per second."""
         return self.rows / self.seconds if self.seconds > 0 else 0.0

@@ -1,4 +1,4 @@
-"""The command, from end to end on real data: what it writes is what the estimators say, and errors are a line."""
+"""The command end to end on real data: its results are those of the estimators, and an error is one line."""
 
 import csv
 import json
@@ -67,7 +67,7 @@ def test_train_is_the_estimators_fit(place):
     assert model.get_params() == expected.get_params()
 
 
-def test_train_says_what_it_made(place, tmp_path):
+def test_train_reports_what_it_trained(place, tmp_path):
     out = tmp_path / "m.safetensors"
     ran = run("train", place / "benign.csv", *QUICK, "--out", out, "--early-stopping")
     assert ran.returncode == 0, ran.stderr
@@ -129,15 +129,15 @@ def test_the_settings_of_train_reach_the_estimator(place, tmp_path):
     assert model.get_params() == expected.get_params()
 
 
-def test_inspect_says_what_was_trained(place):
-    said = good("inspect", place / "model.safetensors")
+def test_inspect_shows_what_was_trained(place):
+    output = good("inspect", place / "model.safetensors")
     for words in (
         "30 -> 4 tanh -> 30 tanh -> 30 identity",
         "float32",
         "mean radius, mean texture",
         "threshold",
     ):
-        assert words in said
+        assert words in output
     facts = json.loads(good("inspect", place / "model.safetensors", "--json"))
     assert facts["parameters"] == 30 * 4 + 4 + 4 * 30 + 30 + 30 * 30 + 30
     assert facts["features"] == list(ALL.columns)
@@ -148,13 +148,13 @@ def test_inspect_says_what_was_trained(place):
 def test_scores_are_the_estimators(kind, place, tmp_path):
     model = fastae.Autoencoder.load(place / "model.safetensors")
     if kind == "json":
-        said = good("score", place / "model.safetensors", place / "all.csv", "--top", 2, "--json")
-        table = pd.DataFrame([json.loads(line) for line in said.splitlines()])
+        output = good("score", place / "model.safetensors", place / "all.csv", "--top", 2, "--json")
+        table = pd.DataFrame([json.loads(line) for line in output.splitlines()])
     else:
         out = tmp_path / f"s.{kind}"
-        said = good("score", place / "model.safetensors", place / "all.csv", "--top", 2, "--out", out)
+        output = good("score", place / "model.safetensors", place / "all.csv", "--top", 2, "--out", out)
         table = {"csv": pd.read_csv, "parquet": pd.read_parquet}[kind](out)
-        assert f"outliers   {table.outlier.sum()}" in said
+        assert f"outliers   {table.outlier.sum()}" in output
     assert list(table) == ["error", "outlier", "feature_1", "share_1", "feature_2", "share_2"]
     np.testing.assert_allclose(table.error, -model.score_samples(ALL), rtol=1e-6)
     assert table.outlier.dtype == bool
@@ -165,17 +165,17 @@ def test_scores_are_the_estimators(kind, place, tmp_path):
 
 
 @pytest.mark.parametrize(("command", "method"), [("encode", "transform"), ("reconstruct", "reconstruct")])
-def test_arrays_are_the_estimators_and_written_block_by_block(command, method, place, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastae.cli.models.BLOCK_BYTES", 50_000)
-    data, out = tmp_path / "x.npy", tmp_path / "made.npy"
+def test_arrays_are_the_estimators_and_written_chunk_by_chunk(command, method, place, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastae.cli.models.CHUNK_BYTES", 50_000)
+    data, out = tmp_path / "x.npy", tmp_path / "written.npy"
     np.save(data, ALL.to_numpy())
     facts = json.loads(good(command, place / "model.safetensors", data, "--out", out, "--json"))
-    made = np.load(out)
-    assert (facts["shape"], facts["dtype"]) == (list(made.shape), "float32")
+    written = np.load(out)
+    assert (facts["shape"], facts["dtype"]) == (list(written.shape), "float32")
     np.testing.assert_array_equal(
-        made, getattr(fastae.Autoencoder.load(place / "model.safetensors"), method)(ALL)
+        written, getattr(fastae.Autoencoder.load(place / "model.safetensors"), method)(ALL)
     )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["made.npy", "x.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["written.npy", "x.npy"]
 
 
 def test_json_has_null_for_errors_beyond_all_numbers(place, tmp_path):
@@ -193,7 +193,7 @@ def test_json_has_null_for_errors_beyond_all_numbers(place, tmp_path):
     assert all(error > 0 for error in (errors[0], errors[2]))
 
 
-def test_parquet_without_pyarrow_says_what_to_install(place, tmp_path, monkeypatch):
+def test_parquet_without_pyarrow_names_the_extra_to_install(place, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     ran = call("score", place / "model.safetensors", place / "all.csv", "--out", tmp_path / "s.parquet")
     assert (ran.exit_code, list(tmp_path.iterdir())) == (1, [])
@@ -201,11 +201,11 @@ def test_parquet_without_pyarrow_says_what_to_install(place, tmp_path, monkeypat
 
 
 def test_missing_cells_are_filled_in(place, tmp_path):
-    holed = BENIGN.mask(np.random.default_rng(0).random(BENIGN.shape) < 0.05)
-    holed.to_csv(tmp_path / "x.csv", index=False)
+    with_holes = BENIGN.mask(np.random.default_rng(0).random(BENIGN.shape) < 0.05)
+    with_holes.to_csv(tmp_path / "x.csv", index=False)
     ran = call("train", tmp_path / "x.csv", *QUICK, "--out", tmp_path / "m")
-    said = "contains NaN in column 'mean radius': train with --missing, for missing cells"
-    assert (ran.exit_code, ran.stderr) == (1, f"fastae: {tmp_path / 'x.csv'} {said}\n")
+    message = "contains NaN in column 'mean radius': if cells are missing, train with --missing"
+    assert (ran.exit_code, ran.stderr) == (1, f"fastae: {tmp_path / 'x.csv'} {message}\n")
     good("train", tmp_path / "x.csv", *QUICK, "--missing", "--out", tmp_path / "m")
     good("reconstruct", tmp_path / "m", tmp_path / "x.csv", "--out", tmp_path / "y.npy")
     assert np.isfinite(np.load(tmp_path / "y.npy")).all()
@@ -221,7 +221,7 @@ def test_a_checkpoint_is_resumed(place, tmp_path):
     assert models[0].loss_curve_ == models[1].loss_curve_
 
 
-def test_pictures_are_drawn(place, tmp_path):
+def test_plots_are_written(place, tmp_path):
     pytest.importorskip("matplotlib")
     trained, scored = tmp_path / "t.png", tmp_path / "s.svg"
     good(
@@ -270,7 +270,7 @@ def test_text_in_and_out_is_utf_8_whatever_the_locale(tmp_path):
     assert ran.stderr.startswith(b"fastae: standard input is not a CSV file in UTF-8")
 
 
-def test_closed_streams_are_no_surprise(place):
+def test_closed_streams_are_handled(place):
     def closed(redirection, *words):
         line = f'"$@" {redirection}'
         words = ["sh", "-c", line, "sh", *COMMAND, *map(str, words)]
@@ -291,7 +291,7 @@ def test_a_pipe_closed_early_is_no_error(place):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no full device")
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["doctor"]], ids=str)
-def test_a_full_disk_behind_the_output_is_told_in_a_line(words):
+def test_a_full_disk_behind_the_output_is_an_error_in_one_line(words):
     with open("/dev/full", "w") as full:
         ran = subprocess.run([*COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (1, "fastae: [Errno 28] No space left on device\n")
@@ -306,7 +306,7 @@ def test_a_model_does_not_go_to_a_file_named_minus(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
-def test_interrupted_it_says_so_and_can_go_on(tmp_path):
+def test_an_interrupted_run_reports_it_and_can_resume(tmp_path):
     data, out, kept = (tmp_path / name for name in ("x.npy", "m", "checkpoint"))
     np.save(data, np.random.default_rng(0).normal(size=(4000, 50)))
     words = ["train", data, "--out", out, "--patience", 10**9, "--checkpoint", kept, "--epochs"]
@@ -315,9 +315,9 @@ def test_interrupted_it_says_so_and_can_go_on(tmp_path):
     while not kept.exists() and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert said.endswith(b"fastae: interrupted\n")
+    assert errors.endswith(b"fastae: interrupted\n")
     assert not out.exists()
     done = len(fastae.storage.read(kept).about["loop"]["history"]["loss"])
     facts = json.loads(good(*words, done + 1, "--resume", "--json"))
@@ -327,7 +327,7 @@ def test_interrupted_it_says_so_and_can_go_on(tmp_path):
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_errors_are_one_line_that_names_what_is_wrong(place, tmp_path):
+def test_errors_are_one_line_that_names_the_problem(place, tmp_path):
     model, data = place / "model.safetensors", place / "all.csv"
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(model.read_bytes()[:-8])
@@ -362,7 +362,7 @@ def test_errors_are_one_line_that_names_what_is_wrong(place, tmp_path):
         (("encode", model, lacking, "--out", tmp_path / "z.npy"), "it lacks 'mean radius'"),
         (("score", model, text, "--drop", "mean radius", "--drop", "name"), "it lacks 'mean radius'"),
         (("score", model, narrow), f"{narrow} has 3 features, but the model was fitted with 30"),
-        (("score", plain, data), "score needs a model trained without --no-detector"),
+        (("score", plain, data), "has no threshold: train the model without --no-detector"),
         (
             ("score", model, data, "--out", tmp_path / "s.txt"),
             "the suffix must be .csv or .parquet or .pq, got '.txt'",
@@ -398,7 +398,7 @@ def test_wrong_arguments_end_in_2(place, tmp_path):
 
 
 @pytest.mark.parametrize("words", [("--debug", "inspect", "no"), ("inspect", "no", "--debug")])
-def test_debug_shows_where_an_error_came_from(words):
+def test_debug_shows_the_traceback(words):
     ran = run(*words)
     assert ran.returncode == 1
     assert "Traceback" in ran.stderr
@@ -408,9 +408,9 @@ def test_debug_shows_where_an_error_came_from(words):
 def test_a_failed_write_leaves_the_old_file(place, tmp_path):
     out = tmp_path / "z.npy"
     out.write_bytes(b"old")
-    holed = tmp_path / "x.npy"
-    np.save(holed, np.where(np.arange(30) == 3, np.nan, ALL.to_numpy()))
-    assert call("encode", place / "model.safetensors", holed, "--out", out).exit_code == 1
+    with_holes = tmp_path / "x.npy"
+    np.save(with_holes, np.where(np.arange(30) == 3, np.nan, ALL.to_numpy()))
+    assert call("encode", place / "model.safetensors", with_holes, "--out", out).exit_code == 1
     assert out.read_bytes() == b"old"
     assert sorted(os.listdir(tmp_path)) == ["x.npy", "z.npy"]
 
@@ -418,7 +418,7 @@ def test_a_failed_write_leaves_the_old_file(place, tmp_path):
 # -- the others -------------------------------------------------------------------------------------------------------
 
 
-def test_check_gradients_finds_them_right_and_a_wrong_one(monkeypatch):
+def test_check_gradients_accepts_correct_gradients_and_finds_a_wrong_one(monkeypatch):
     errors = json.loads(good("check-gradients", "--json"))
     assert errors["good"]
     assert max(errors["float64"].values()) < 1e-8 < max(errors["float32"].values()) < 1e-4
@@ -434,7 +434,7 @@ def test_check_gradients_finds_them_right_and_a_wrong_one(monkeypatch):
     assert call("check-gradients").exit_code == 1
 
 
-def test_doctor_tells_this_machine():
+def test_doctor_describes_this_machine():
     from fastae.kernels.target import TARGET
 
     facts = json.loads(good("doctor", "--json"))
@@ -447,7 +447,7 @@ def test_doctor_tells_this_machine():
     assert "register tiles" in good("doctor")
 
 
-def test_doctor_sees_a_cache_that_is_empty(tmp_path):
+def test_doctor_recognises_an_empty_cache(tmp_path):
     ran = run("doctor", "--json", env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)})
     facts = json.loads(ran.stdout)
     assert facts["cache"]["place"].startswith(str(tmp_path))
@@ -455,7 +455,7 @@ def test_doctor_sees_a_cache_that_is_empty(tmp_path):
     assert facts["environment"]["NUMBA_CACHE_DIR"] == str(tmp_path)
 
 
-def test_shells_complete_its_commands():
+def test_shells_complete_commands():
     environment = {
         **os.environ,
         "_FASTAE_COMPLETE": "complete_bash",
@@ -499,11 +499,11 @@ def test_demo_works_without_matplotlib(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_demo_says_what_is_wrong_before_it_trains(tmp_path):
+def test_demo_reports_errors_before_it_trains(tmp_path):
     pytest.importorskip("matplotlib")
     ran = call("demo", "--out", tmp_path / "nowhere" / "x.png")
     assert ran.exit_code == 2
-    assert "no directory" in ran.output
+    assert "not a directory" in ran.output
     assert "rows per second" not in ran.output
     assert call("demo", "--epochs", 0).exit_code == 2
     ran = call("demo", "--out", tmp_path)
@@ -512,7 +512,7 @@ def test_demo_says_what_is_wrong_before_it_trains(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_demo_says_why_there_is_no_picture(tmp_path):
+def test_demo_reports_why_there_is_no_image(tmp_path):
     pytest.importorskip("matplotlib")
     ran = call("demo", "--epochs", 2, "--out", tmp_path / "digits.xyz")
     assert ran.exit_code == 2
@@ -546,9 +546,9 @@ def test_bench_prints_tables_and_writes_all_files(tmp_path, monkeypatch):
     for words in ("12, 5, 300", "20, 3, 100", "sklearn", "FMA", "speedup", "Geometric mean", "openblas"):
         assert words in ran.output
     assert picture.read_bytes().startswith(b"\x89PNG")
-    found = report.Report.from_json(figures.read_text())
-    assert found.peers == ["numpy", "sklearn"]
-    assert all(timing.rounds >= 15 for c in found.comparisons for timing in c.timings.values())
+    written = report.Report.from_json(figures.read_text())
+    assert written.peers == ["numpy", "sklearn"]
+    assert all(timing.rounds >= 15 for c in written.comparisons for timing in c.timings.values())
     text = readme.read_text()
     assert text.startswith("head\n")
     assert text.endswith("tail\n")
@@ -558,14 +558,14 @@ def test_bench_prints_tables_and_writes_all_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--peers", "caffe"), "no peer caffe"),
+        (("--peers", "caffe"), "unknown peer caffe"),
         (("--size", "12,5"), "not of the form n,k,m"),
         (("--size", "12,0,5"), "at least 1"),
-        (("--json", "nowhere/x.json"), "no directory"),
+        (("--json", "nowhere/x.json"), "not a directory"),
         (("--markdown", "nowhere.md"), "nowhere.md"),
     ],
 )
-def test_bench_says_what_is_wrong_before_it_measures(arguments, words, tmp_path, monkeypatch):
+def test_bench_reports_errors_before_it_measures(arguments, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ran = call("bench", *arguments)
     assert ran.exit_code == 2
@@ -586,10 +586,10 @@ def test_nothing_is_compiled_after_warmup():
         from fastae.kernels import compiler
         compile_by_address = compiler._callback
         def announced(function, wanted):
-            made = compile_by_address(function, wanted)
-            if not made.cache_hits:  # not loaded from where another process put it
+            compiled = compile_by_address(function, wanted)
+            if not compiled.cache_hits:  # not loaded from where another process put it
                 print("compiled", function)
-            return made
+            return compiled
         compiler._callback = announced
 
         import numpy as np, fastae

@@ -16,7 +16,7 @@ from fastae.distributed.dask.placement import place
 from fastae.distributed.partitions import BlockEngine
 from fastae.distributed.reduction_tree import Node, Sum, assemble
 from fastae.distributed.worker_part import Setup, Shard, Step, make_setup, without_penalty
-from fastae.network import Network
+from fastae.network import DType, Network
 from fastae.objective import PLAIN, Objective
 
 LOSSES_MOST = 3  # of a block, on end, before it is taken to be what kills its workers
@@ -59,19 +59,26 @@ class DistributedEngine(BlockEngine):
     Parameters
     ----------
     client : dask.distributed.Client
-        Of the cluster; one made with ``direct_to_workers=True`` takes shorter steps.
+        Client of the cluster. Steps are faster if it was made with ``direct_to_workers=True``.
     network : Network
+        The network to train.
     X : dask.array.Array of shape (m, n), or dask.dataframe.DataFrame
-        Blocks that are not on the workers yet are computed now, where Dask likes.
+        Training data. Partitions that are not on the workers yet are computed first, on workers that Dask chooses.
     n_threads : int, optional
-        Of each worker; by default as many as Dask gives it.
-    dtype, shift, scale, objective : optional
-        As for ``fastae.Engine`` and ``fastae.train``.
+        Number of threads of each worker. Default: as many as Dask gives it.
+    dtype : "float32", "float64" or NumPy dtype, default "float32"
+        Type of parameters, arithmetic and results.
+    shift : array-like of shape (n,), optional
+        Subtracted from each row before it enters the network. Default: 0.
+    scale : array-like of shape (n,), optional
+        Then multiplied with each row: the network sees (X - shift) * scale. Default: 1.
+    objective : Objective, optional
+        Penalties, noise in the input, missing cells; `sparsity_weight` is not available. Default: none of them.
 
     Notes
     -----
-    Workers must be able to import fastae, and be of one kind of CPU for results to have the same bits. One that joins
-    is used from the next epoch on.
+    Workers must be able to import fastae. For results with the same bits, they must all have the same kind of CPU. A
+    worker that joins the cluster is used from the next epoch on.
     """
 
     def __init__(
@@ -81,7 +88,7 @@ class DistributedEngine(BlockEngine):
         X: Any,
         *,
         n_threads: int | None = None,
-        dtype: npt.DTypeLike = "float32",
+        dtype: DType = "float32",
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
         objective: Objective = PLAIN,

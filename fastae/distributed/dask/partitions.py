@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class LostBlockError(RuntimeError):
-    """A block of rows cannot be had any more; the parameters are those of the last whole epoch."""
+    """A partition is lost for good. The parameters are those of the last complete epoch."""
 
 
 class DaskBlocks(Blocks):

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -79,7 +79,12 @@ class Probe:
     A call takes a reading; ``median`` is the median of all readings so far.
     """
 
-    def __init__(self, n_threads: int = 1, dtype: str = "float32", of: str = "fma") -> None:
+    def __init__(
+        self,
+        n_threads: int = 1,
+        dtype: Literal["float32", "float64"] = "float32",
+        of: Literal["fma", "sigmoid"] = "fma",
+    ) -> None:
         self.n_threads, self.readings = n_threads, list[float]()
         spinners = [_SPINNERS[of](dtype) for _ in range(n_threads)]
         self._spins, self._work = [spin for spin, _ in spinners], spinners[0][1]
@@ -140,8 +145,10 @@ def against_peak(benchmark: Any, run: Callable[[], Any], flops: float, probe: Pr
 if __name__ == "__main__":
     for dtype in ("float32", "float64"):
         for n_threads in range(1, thread_pool.available_cpus() + 1):
-            for of, unit in (("fma", "GF/s"), ("sigmoid", "billion sigmoids/s")):
-                probe = Probe(n_threads, dtype, of)
+            for probe, unit in (
+                (Probe(n_threads, dtype, "fma"), "GF/s"),
+                (Probe(n_threads, dtype, "sigmoid"), "billion sigmoids/s"),
+            ):
                 for _ in range(50):
                     probe()
                 print(

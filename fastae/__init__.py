@@ -1,20 +1,20 @@
 """fastae: autoencoders trained fast on CPUs.
 
-Names are loaded when first used: ``import fastae`` imports neither NumPy nor a compiler nor scikit-learn.
+Names are loaded when they are first used: ``import fastae`` imports neither NumPy nor a compiler nor scikit-learn.
 
     network.py objective.py optimizers.py   what is trained, what is minimised, how steps are taken
     reference.py gradient_check.py          the equations in pure NumPy, and gradients checked numerically
     engine/                                 the loss and gradient of a batch, on all cores of one machine
-    data/                                   rows from files, frames and arrays
+    data/                                   rows from files, data frames and arrays
     training/                               epochs of steps, L-BFGS, checkpoints
     distributed/                            the same steps on several machines: Dask, MPI
     estimator/                              Autoencoder and AutoencoderDetector, for scikit-learn users
-    plots/  cli/                            pictures, and the command ``fastae``
-    kernels/                                the jitted code that all of them call; imports nothing from here
-    bench/                                  benchmarks beside other libraries
-    storage.py checks.py _moved.py          files written whole, argument checks, old module paths
+    plots/  cli/                            plots, and the command ``fastae``
+    kernels/                                the jitted code that all of them call; it imports nothing from here
+    bench/                                  benchmarks against other libraries
+    storage.py checks.py _moved.py          complete files or none, argument checks, old module paths
 
-A module imports only from lines above its own, ``kernels`` aside, which everything may import.
+A module imports only from lines above its own, except that every module may import kernels/.
 """
 
 import importlib

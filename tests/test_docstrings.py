@@ -38,14 +38,14 @@ def sections(docstring: str) -> dict[str, list[Entry]]:
 
 def entries(text: str) -> list[Entry]:
     """Entries begin at the margin; what is indented below one is its description."""
-    found: list[Entry] = []
+    parsed: list[Entry] = []
     for line in text.rstrip().splitlines():
         if line and not line.startswith(" "):
             name, _, kind = line.partition(" : ")
-            found.append(Entry(name, kind, ""))
-        elif found:
-            found[-1] = found[-1]._replace(text=f"{found[-1].text} {line.strip()}".strip())
-    return found
+            parsed.append(Entry(name, kind, ""))
+        elif parsed:
+            parsed[-1] = parsed[-1]._replace(text=f"{parsed[-1].text} {line.strip()}".strip())
+    return parsed
 
 
 def documented() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Autoencoder: fitted on the rows of X, by epochs or by L-BFGS."""
+"""Autoencoder: the estimator that is fitted by epochs of steps or by L-BFGS."""
 
 import os
 from typing import Any, Self

@@ -1,4 +1,4 @@
-"""FittedModel: what a trained autoencoder does with rows."""
+"""FittedModel: encodes, reconstructs and scores rows with trained parameters."""
 
 import copy
 from typing import Any, Self
@@ -16,7 +16,7 @@ from fastae.network import Parameters
 
 
 class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
-    """An estimator that has parameters, in the scale that its shift and scale make."""
+    """An estimator with trained parameters, and with the shift and scale of its input."""
 
     params_: Parameters
     shift_: np.ndarray | None

@@ -1,4 +1,4 @@
-"""ModelFiles, what the estimators can do with files: ``save``, ``load`` and ``to_onnx``."""
+"""ModelFiles: the estimators' ``save``, ``load`` and ``to_onnx``."""
 
 import os
 from dataclasses import asdict
@@ -16,7 +16,7 @@ _TENSORS = ("params_", "network_", "shift_", "scale_")  # fitted attributes that
 
 
 class ModelFiles:
-    """Gives an estimator files that hold its fitted self."""
+    """Saves a fitted estimator to a file and loads it."""
 
     def save(self: Any, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to a safetensors file. Nothing is pickled.

@@ -1,6 +1,6 @@
-"""Settings: the constructor of the estimators, what its arguments may be, and the optimizer and objective they mean.
+"""Settings: the estimators' constructor, the values of its arguments, and the optimizer and objective they select.
 
-What they are for stands in ``Autoencoder``.
+``Autoencoder`` documents the arguments.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ _FRACTION = Interval(Real, 0, 1, closed="left")
 
 @dataclass(eq=False, repr=False)  # equality and representation are scikit-learn's
 class Settings(BaseEstimator):
-    """An estimator's settings, as they were passed."""
+    """An estimator's settings, as they were passed to the constructor."""
 
     hidden_layer_sizes: int | Sequence[int] = (32,)
     _: KW_ONLY

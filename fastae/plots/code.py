@@ -11,7 +11,7 @@ from fastae.plots.display import BLUE, Display, check_fitted, classes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MANY = 20  # so many different numbers among the labels are a scale, not classes
+MANY = 20  # labels with more different numbers than this are a scale, not classes
 
 
 class CodeDisplay(Display):

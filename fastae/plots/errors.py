@@ -47,7 +47,7 @@ class ErrorHistogramDisplay(Display):
         self.error, self.threshold = np.asarray(error, np.float64), float(threshold)
         self.labels = None if labels is None else np.asarray(labels)
         if self.error.ndim != 1 or not self.error.size:
-            raise ValueError(f"error must hold one number a row, got shape {self.error.shape}")
+            raise ValueError(f"error must contain one number per row, got shape {self.error.shape}")
         if self.labels is not None and self.labels.shape != self.error.shape:
             raise ValueError(f"labels has shape {self.labels.shape}, but error has {self.error.size} rows")
         ends = np.array([*self.error, self.threshold])
@@ -131,9 +131,7 @@ class ErrorHistogramDisplay(Display):
         )
         if self._log:
             ax.set_xscale("log")
-        ax.set(
-            xlabel="error of a row: squared error in the network's scale, mean over features", ylabel="rows"
-        )
+        ax.set(xlabel="error: mean squared error over features, in the network's scale", ylabel="rows")
         ax.grid(alpha=0.3)
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, fontsize="small")
         return self
@@ -171,8 +169,8 @@ class WorstRowsDisplay(Display):
         wanted = (self.rows.size, self.features.size)
         if self.shares.shape != wanted or self.error.shape != wanted[:1] or not self.shares.size:
             raise ValueError(
-                f"shares must have a row for each of rows and error and a column for each of features, got shapes "
-                f"{self.shares.shape}, {self.rows.shape}, {self.error.shape} and {self.features.shape}"
+                f"shares must be of shape (rows, features), with one error per row, got shares {self.shares.shape}, "
+                f"rows {self.rows.shape}, error {self.error.shape} and features {self.features.shape}"
             )
 
     @classmethod
@@ -254,6 +252,6 @@ class WorstRowsDisplay(Display):
         )
         ax.set_yticks(range(f), [str(name) for name in self.features])
         ax.tick_params(length=0)
-        ax.set(xlabel="row, and below it its error in the network's scale", ylabel="feature")
+        ax.set(xlabel="row, with its error in the network's scale", ylabel="feature")
         self.figure_.colorbar(self.image_, ax=ax, label="share of the row's error (%)")
         return self

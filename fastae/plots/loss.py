@@ -97,15 +97,15 @@ class LossCurveDisplay(Display):
             (self.validation_line_,) = ax.plot(
                 epochs, self.validation_loss, color=ORANGE, linestyle="--", marker=marker, label="validation"
             )
-            least = self.validation_loss[self.best_epoch - 1]
+            lowest = self.validation_loss[self.best_epoch - 1]
             (self.best_,) = ax.plot(
-                *([self.best_epoch], [least]),
+                *([self.best_epoch], [lowest]),
                 color=ORANGE,
                 marker="o",
                 linestyle="none",
-                label=f"best, kept: {least:.4g} in epoch {self.best_epoch}",
+                label=f"best, kept: {lowest:.4g} in epoch {self.best_epoch}",
             )
-        ax.set(xlabel="epoch", ylabel="loss: half the squared error of a row, mean")
+        ax.set(xlabel="epoch", ylabel="loss: mean over rows of half the squared error")
         if self.loss.min() > 0 and self.loss.max() > 3 * self.loss.min():
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -12,7 +12,7 @@ from fastae.plots.display import BLUE, ORANGE, Display, check_fitted, rows_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# What a value means in the scale the network sees, by the estimator's `scale`
+# Label of the values in the network's scale, by the estimator's `scale`
 VALUE = {
     "standard": "value, in standard deviations from the column's mean",
     "minmax": "value, 0 to 1 over the column's range in training",
@@ -63,17 +63,17 @@ class ReconstructionDisplay(Display):
         self.X, self.xhat, self.value = np.asarray(X), np.asarray(xhat), value
         if self.X.ndim != 2 or self.X.shape != self.xhat.shape or not self.X.size:
             raise ValueError(
-                f"X and xhat must be rows of one shape, got shapes {self.X.shape} and {self.xhat.shape}"
+                f"X and xhat must have the same two-dimensional shape, got {self.X.shape} and {self.xhat.shape}"
             )
         m, n = self.X.shape
         if image_shape is not None and image_shape[0] * image_shape[1] != n:
-            raise ValueError(f"image_shape must have {n} cells, as X has features, got {image_shape}")
+            raise ValueError(f"image_shape must have {n} cells, one per feature of X, got {image_shape}")
         self.image_shape = image_shape
         self.feature_names = np.arange(n) if feature_names is None else np.asarray(feature_names)
         self.row_names = np.arange(m) if row_names is None else np.asarray(row_names)
         for name, names, count in (("feature", self.feature_names, n), ("row", self.row_names, m)):
             if names.shape != (count,):
-                raise ValueError(f"{name}_names must be {count}, got {names.size}")
+                raise ValueError(f"{name}_names must contain {count} names, got {names.size}")
 
     @classmethod
     def from_estimator(
@@ -156,7 +156,7 @@ class ReconstructionDisplay(Display):
         low, high = float(np.nanmin(self.X)), float(np.nanmax(self.X))
         places = np.arange(len(self.X)) * (width + gap)
         for left, *pair in zip(places, self.X, self.xhat, strict=True):
-            drawn = [
+            images = [
                 ax.imshow(
                     np.reshape(image, self.image_shape),
                     cmap="gray_r",
@@ -166,7 +166,7 @@ class ReconstructionDisplay(Display):
                 )
                 for image, bottom in zip(pair, (height + gap, 0), strict=True)
             ]
-            self.images_.append((drawn[0], drawn[1]))
+            self.images_.append((images[0], images[1]))
         ax.set(xlim=(-gap / 2, places[-1] + width + gap / 2), ylim=(-gap / 2, 2 * height + 1.5 * gap))
         ax.set_xticks(places + width / 2, [str(name) for name in self.row_names])
         ax.set_yticks([height / 2, 1.5 * height + gap], ["reconstruction", "original"])

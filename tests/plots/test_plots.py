@@ -1,4 +1,4 @@
-"""Pictures: what is drawn is what the estimator says, on real data; no display is needed, and no backend changed."""
+"""Plots show what the estimators compute, on real data; they need no display and change no backend."""
 
 import os
 import subprocess
@@ -142,7 +142,7 @@ def test_profiles_without_scale_are_as_the_data_are(model, digits, ax):
     assert display.axes_[0].get_title(loc="left") == "value"
 
 
-def test_code_of_two_units_is_drawn_as_it_is_by_class(digits, ax):
+def test_a_code_of_two_units_is_drawn_unchanged_by_class(digits, ax):
     X, y = digits
     model = fastae.Autoencoder((2,), scale=None, max_iter=3, random_state=0).fit(X)
     display = render(plots.CodeDisplay.from_estimator(model, X, y, ax=ax))
@@ -157,7 +157,7 @@ def test_code_of_two_units_is_drawn_as_it_is_by_class(digits, ax):
     assert ax.get_xlabel() == "unit 0 of the code"
 
 
-def test_longer_code_is_drawn_by_its_principal_components_or_two_units(model, digits, ax):
+def test_a_longer_code_is_drawn_by_its_principal_components_or_two_units(model, digits, ax):
     X = digits[0]
     display = render(plots.CodeDisplay.from_estimator(model, X, ax=ax))
     pca = PCA(2, svd_solver="full")
@@ -240,7 +240,7 @@ def test_saved_reconstructions_need_no_estimator(tmp_path, digits):
     assert width > 2 * height
 
 
-def test_without_axes_a_figure_is_made_and_the_backend_stays():
+def test_without_axes_a_new_figure_is_used_and_the_backend_stays():
     code = (
         "import matplotlib, sys; from fastae.plots import LossCurveDisplay; "
         "assert 'matplotlib.pyplot' not in sys.modules; "
@@ -257,7 +257,7 @@ def test_without_axes_a_figure_is_made_and_the_backend_stays():
     assert ran.stdout.startswith(b"\x89PNG")
 
 
-def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
+def test_without_matplotlib_the_error_names_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"fastae\[plot\]"):
         plots.LossCurveDisplay([1.0]).plot()
@@ -271,11 +271,13 @@ def test_errors_name_the_argument(model, digits, ax):
         plots.ErrorHistogramDisplay.from_estimator(model, X)
     with pytest.raises(NotFittedError):
         plots.LossCurveDisplay.from_estimator(fastae.Autoencoder())
-    with pytest.raises(ValueError, match=r"image_shape must have 64 cells, as X has features, got \(8, 9\)"):
+    with pytest.raises(
+        ValueError, match=r"image_shape must have 64 cells, one per feature of X, got \(8, 9\)"
+    ):
         plots.ReconstructionDisplay.from_estimator(model, X, image_shape=(8, 9))
-    with pytest.raises(ValueError, match="feature_names must be 2, got 3"):
+    with pytest.raises(ValueError, match="feature_names must contain 2 names, got 3"):
         plots.ReconstructionDisplay(np.ones((1, 2)), np.ones((1, 2)), feature_names=["a", "b", "c"])
-    with pytest.raises(ValueError, match="X and xhat must be rows of one shape"):
+    with pytest.raises(ValueError, match="X and xhat must have the same two-dimensional shape"):
         plots.ReconstructionDisplay(np.ones((1, 2)), np.ones((1, 3)))
     with pytest.raises(ValueError, match="code must have 2 units or more, got shape"):
         plots.CodeDisplay(np.ones((3, 1)))
@@ -287,7 +289,7 @@ def test_errors_name_the_argument(model, digits, ax):
         plots.ErrorHistogramDisplay([1.0, 2.0], 1.5, labels=["a"])
     with pytest.raises(ValueError, match="validation_loss has 1 epochs, but loss has 2"):
         plots.LossCurveDisplay([1.0, 2.0], [1.0])
-    with pytest.raises(ValueError, match="shares must have a row"):
+    with pytest.raises(ValueError, match=r"shares must be of shape \(rows, features\)"):
         plots.WorstRowsDisplay([1], [0.5], ["a", "b"], [[1.0]])
 
 

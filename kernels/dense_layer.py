@@ -6,8 +6,8 @@
     layer_gradient                              dW = a' delta, db = sum over rows of delta
     layer_backward                              both, and a becomes delta of the layer below
 
-Nothing else in the package calls these: the engine takes tiles of rows through all layers by the same products
-(gemm.py). Here a call is one layer on one thread. It allocates no arrays and runs without the GIL. With `lanes` = 16
+Nothing else in the package calls these: the engine takes tiles of rows through all layers, with the same products
+(gemm.py). Here a call computes one layer on one thread, allocates no arrays and runs without the GIL. With 16 `lanes`
 in float32 and 8 in float64, and ``blocks(n)`` = ceil(n / lanes), the shapes are
 
     rows (m, n)          (blocks(n), height, lanes)            height: m rounded up to a multiple of ROW_MULTIPLE
@@ -44,9 +44,12 @@ def empty_rows(rows: int, columns: int, dtype: npt.DTypeLike = "float32") -> np.
 
     Parameters
     ----------
-    rows, columns : int
-        The most rows the buffer has to hold, and its columns.
-    dtype : "float32" or "float64"
+    rows : int
+        The most rows that the buffer has to hold.
+    columns : int
+        The buffer's columns.
+    dtype : "float32" or "float64", default "float32"
+        Of the buffer's elements.
 
     Returns
     -------
@@ -60,7 +63,7 @@ def empty_rows(rows: int, columns: int, dtype: npt.DTypeLike = "float32") -> np.
     TypeError
         A size is not an integer.
     ValueError
-        A size is less than 1, or the dtype is another one.
+        A size is less than 1, or `dtype` is neither float32 nor float64.
     """
     dtype = _check_dtype(dtype)
     rows, columns = _check_size("rows", rows), _check_size("columns", columns)
@@ -73,9 +76,12 @@ def empty_weights(fan_in: int, fan_out: int, dtype: npt.DTypeLike = "float32") -
 
     Parameters
     ----------
-    fan_in, fan_out : int
-        The matrix has `fan_in` rows and `fan_out` columns.
-    dtype : "float32" or "float64"
+    fan_in : int
+        Rows of the matrix: inputs of the layer.
+    fan_out : int
+        Columns of the matrix: outputs of the layer.
+    dtype : "float32" or "float64", default "float32"
+        Of the buffer's elements.
 
     Returns
     -------
@@ -102,7 +108,8 @@ def empty_bias(columns: int, dtype: npt.DTypeLike = "float32") -> np.ndarray:
     ----------
     columns : int
         The layer's outputs, its `fan_out`.
-    dtype : "float32" or "float64"
+    dtype : "float32" or "float64", default "float32"
+        Of the buffer's elements.
 
     Returns
     -------
@@ -181,7 +188,7 @@ def unpack(blocked: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     _check_buffer("blocked", blocked)
     if not isinstance(shape, tuple):
         raise TypeError(f"shape must be a tuple of integers, got {shape!r}")
-    sizes = tuple(_check_size("shape", size) for size in shape)
+    sizes = tuple(_check_size(f"shape[{i}]", size) for i, size in enumerate(shape))
     _check_dense_shape("shape", sizes, "blocked", blocked)
     if len(sizes) == 1:
         return blocked[: sizes[0]].copy()
@@ -206,18 +213,20 @@ def layer_forward(
 
     Parameters
     ----------
-    h : buffer for (rows, fan_out)
+    h : ndarray of shape (ceil(fan_out / lanes), height, lanes)
         Written: the layer's output. Padding columns become zero.
-    a : buffer for (rows, fan_in)
+    a : ndarray of shape (ceil(fan_in / lanes), height, lanes)
         The layer's input.
-    W : buffer for (fan_in, fan_out)
+    W : ndarray of shape (ceil(fan_out / lanes), ceil(fan_in / lanes) * lanes, lanes)
         The weights.
-    b : buffer for (fan_out,)
+    b : ndarray of shape (ceil(fan_out / lanes) * lanes,)
         The bias.
     activation : "sigmoid", "tanh", "relu" or "identity"
         g, the activation of this layer.
-    fan_in, fan_out : int
-        Columns of `a` and of `h` in use.
+    fan_in : int
+        Columns of `a` in use.
+    fan_out : int
+        Columns of `h` in use.
     rows : int, optional
         Rows of `a` in use: the first ones. The rows of `h` after them may be written too. All by default.
 
@@ -232,8 +241,9 @@ def layer_forward(
 
     Notes
     -----
-    Buffers come from ``empty_rows``, ``empty_weights`` and ``empty_bias``. All have one dtype, and `h` and `a` have
-    one height. Threads may share inputs, but not `h`.
+    Arrays are buffers in the blocked layout, as ``empty_rows``, ``empty_weights`` and ``empty_bias`` make them. All
+    have one dtype, float32 (16 lanes) or float64 (8 lanes), and `h` and `a` have one height, a multiple of
+    ``dense_layer.ROW_MULTIPLE``. `W` and `b` are zero in their padding. Threads may share inputs, but not `h`.
     """
     arrays = {"h": h, "a": a, "W": W, "b": b}
     dtype, code, rows, fan_in, fan_out = _check(arrays, 1, activation, rows, fan_in, fan_out)
@@ -261,25 +271,31 @@ def layer_gradient(
 
     Parameters
     ----------
-    dW : buffer for (fan_in, fan_out), zero in its padding
-        Written, or with `accumulate` added to: dS/dW.
-    db : buffer for (fan_out,), zero in its padding
-        Written, or with `accumulate` added to: dS/db.
-    a : buffer for (rows, fan_in)
+    dW : ndarray of shape (ceil(fan_out / lanes), ceil(fan_in / lanes) * lanes, lanes)
+        Zero in its padding. Written, or with `accumulate` added to: dS/dW.
+    db : ndarray of shape (ceil(fan_out / lanes) * lanes,)
+        Zero in its padding. Written, or with `accumulate` added to: dS/db.
+    a : ndarray of shape (ceil(fan_in / lanes), height, lanes)
         The layer's input.
-    delta : buffer for (rows, fan_out), zero in its padding columns
-        dS/dz of this layer, z = a W + b.
-    fan_in, fan_out : int
-        Columns of `a` and of `delta` in use.
+    delta : ndarray of shape (ceil(fan_out / lanes), height, lanes)
+        Zero in its padding columns: dS/dz of this layer, z = a W + b.
+    fan_in : int
+        Columns of `a` in use.
+    fan_out : int
+        Columns of `delta` in use.
     rows : int, optional
         Rows in use: the first ones. Only these count. All by default.
-    accumulate : bool
+    accumulate : bool, default False
         Add to `dW` and `db` instead of overwriting them.
 
     Raises
     ------
     TypeError, ValueError
-        As ``layer_forward``. Nothing is written.
+        As ``layer_forward``, `dW` and `db` being the outputs. Nothing is written.
+
+    Notes
+    -----
+    Buffers as in ``layer_forward``.
     """
     arrays = {"dW": dW, "db": db, "a": a, "delta": delta}
     dtype, _, rows, fan_in, fan_out = _check(arrays, 2, "identity", rows, fan_in, fan_out)
@@ -310,32 +326,38 @@ def layer_backward(
 
     Parameters
     ----------
-    dW : buffer for (fan_in, fan_out), zero in its padding
-        Written, or with `accumulate` added to: dS/dW.
-    db : buffer for (fan_out,), zero in its padding
-        Written, or with `accumulate` added to: dS/db.
-    a : buffer for (rows, fan_in)
+    dW : ndarray of shape (ceil(fan_out / lanes), ceil(fan_in / lanes) * lanes, lanes)
+        Zero in its padding. Written, or with `accumulate` added to: dS/dW.
+    db : ndarray of shape (ceil(fan_out / lanes) * lanes,)
+        Zero in its padding. Written, or with `accumulate` added to: dS/db.
+    a : ndarray of shape (ceil(fan_in / lanes), height, lanes)
         The layer's input, which is the output of the layer below. Becomes dS/dz of the layer below.
-    WT : buffer for (fan_out, fan_in)
+    WT : ndarray of shape (ceil(fan_in / lanes), ceil(fan_out / lanes) * lanes, lanes)
         Workspace: written with W'.
-    delta : buffer for (rows, fan_out), zero in its padding columns
-        dS/dz of this layer.
-    W : buffer for (fan_in, fan_out)
+    delta : ndarray of shape (ceil(fan_out / lanes), height, lanes)
+        Zero in its padding columns: dS/dz of this layer.
+    W : ndarray of shape (ceil(fan_out / lanes), ceil(fan_in / lanes) * lanes, lanes)
         The weights.
     activation : "sigmoid", "tanh", "relu" or "identity"
         g, the activation of the layer *below*. For the first layer of a network, call ``layer_gradient`` instead.
-    fan_in, fan_out : int
-        Columns of `a` and of `delta` in use.
+    fan_in : int
+        Columns of `a` in use.
+    fan_out : int
+        Columns of `delta` in use.
     rows : int, optional
         Rows in use: the first ones. Only these count in `dW` and `db`; the rows of `a` after them may be written too.
         All by default.
-    accumulate : bool
+    accumulate : bool, default False
         Add to `dW` and `db` instead of overwriting them.
 
     Raises
     ------
     TypeError, ValueError
-        As ``layer_forward``; `dW`, `db`, `a` and `WT` are written and overlap nothing. Nothing is written.
+        As ``layer_forward``, `dW`, `db`, `a` and `WT` being the outputs. Nothing is written.
+
+    Notes
+    -----
+    Buffers as in ``layer_forward``.
     """
     arrays = {"dW": dW, "db": db, "a": a, "WT": WT, "delta": delta, "W": W}
     dtype, code, rows, fan_in, fan_out = _check(arrays, 4, activation, rows, fan_in, fan_out)

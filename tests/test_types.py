@@ -167,11 +167,11 @@ def test_choices_are_those_that_are_checked_at_run_time():
     from sklearn.utils._param_validation import StrOptions
 
     from fastae.estimator.settings import Settings
-    from fastae.kernels.job import NOISES
     from fastae.kernels.layout import ACTIVATIONS as KERNELS
+    from fastae.objective import NOISES
 
     assert set(get_args(Activation)) == set(ACTIVATIONS) == set(KERNELS) == set(get_args(CommandActivation))
-    assert set(get_args(Noise)) == set(NOISES) - {""}
+    assert set(get_args(Noise)) == set(NOISES)
     for name, constraints in Settings._parameter_constraints.items():
         options = {
             option for choice in constraints if isinstance(choice, StrOptions) for option in choice.options

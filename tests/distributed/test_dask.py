@@ -310,7 +310,7 @@ def test_the_command_trains_on_a_cluster(cluster, client, tmp_path):
     assert (model.predict(X) == -1).mean() == pytest.approx(0.1, abs=0.001)
     ran = CliRunner().invoke(app, [*map(str, command), "--dask", "local", "--mpi"])
     assert ran.exit_code == 2
-    assert "exclude each other" in ran.output
+    assert "cannot be used together" in ran.output
 
 
 def test_frames_of_any_numeric_columns_are_taken_and_others_named(client):

@@ -350,7 +350,7 @@ def test_pack_refuses_what_does_not_fit(dense, change, error, message):
 def test_pack_refuses_an_array_over_its_own_buffer():
     out = kernels.empty_rows(HEIGHT, 20)
     with pytest.raises(ValueError, match="dense and out overlap"):
-        kernels.pack(out.reshape(-1)[: 5 * 20].reshape(5, 20), out)
+        kernels.pack(out.reshape(-1)[: 2 * 20].reshape(2, 20), out)
 
 
 @pytest.mark.parametrize(
@@ -359,8 +359,8 @@ def test_pack_refuses_an_array_over_its_own_buffer():
         ((2, 33), ValueError, r"shape is \(2, 33\), which does not fit blocked"),
         ((HEIGHT + 1, 20), ValueError, "does not fit"),
         ((20,), ValueError, r"shape is \(20,\)"),
-        ((2, 20.0), TypeError, "shape must be an integer, got 20.0"),
-        ((-1, 20), ValueError, "shape must be at least 1, got -1"),
+        ((2, 20.0), TypeError, r"shape\[1\] must be an integer, got 20.0"),
+        ((-1, 20), ValueError, r"shape\[0\] must be at least 1, got -1"),
         (20, TypeError, "shape must be a tuple"),
     ],
 )

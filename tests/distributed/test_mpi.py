@@ -3,12 +3,12 @@
 import itertools
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import run as run_to_its_end
 
 import fastae
 from fastae.distributed.partitions import LocalEngine
@@ -28,37 +28,38 @@ X = np.random.default_rng(0).normal(size=(2500, 9))
 cuts = [0, 700, 701, 1500, 1500, 2200, 2500]
 blocks = [X[first:last] for first, last in zip(cuts[:-1], cuts[1:])]
 network = fastae.Network.autoencoder(9, 4)
-params = fastae.Parameters.random(network, 3)
+rank = MPI.COMM_WORLD.rank  # parameters and seed are to be the first rank's
+params = fastae.Parameters.random(network, 3 + rank)
 engine = MPIEngine(network, blocks, objective=fastae.Objective(alpha=0.1, noise="gaussian"))
-history = engine.train(params, epochs=4, batch_size=300, checkpoint=sys.argv[1])
+history = engine.train(params, epochs=4, batch_size=300, seed=5 + rank, checkpoint=sys.argv[1])
 model = fastae.Autoencoder((3,), max_iter=3, random_state=0).fit(MPIBlocks(blocks))
 bits = [params.flat.tobytes(), model.params_.flat.tobytes(), np.array(history.loss).tobytes()]
-first = MPI.COMM_WORLD.rank == 0  # the others draw other seeds, and would never stop
-drawn = fastae.Autoencoder((3,), batch_size=300, callback=lambda epoch: first and epoch.number == 3)
-drawn.fit(MPIBlocks(blocks), X_val=X[: 5 if first else 9])
+drawn = fastae.Autoencoder((3,), batch_size=300, callback=lambda epoch: rank == 0 and epoch.number == 3)
+drawn.fit(MPIBlocks(blocks), X_val=X[: 5 + rank])
 known = [drawn.params_.flat.tobytes(), np.array(drawn.validation_loss_curve_).tobytes()]
 same = set(MPI.COMM_WORLD.allgather(hashlib.sha256(b"".join(known)).hexdigest()))
 assert len(same) == 1 and drawn.n_iter_ == 3, (same, drawn.n_iter_)
 try:
     MPIBlocks([X[:9], X[:9, :4]])
-except ValueError as error:  # on all ranks, whoever has which block
-    assert "different numbers of columns: 4, 9" in str(error)
-found = MPI.COMM_WORLD.gather(hashlib.sha256(b"".join(bits)).hexdigest())
-if MPI.COMM_WORLD.rank == 0:
-    print("bits", *found)
+except ValueError as error:  # on all ranks, whoever has which part
+    refused = str(error)
+else:
+    refused = "nothing"
+assert "different numbers of columns: 4, 9" in refused, refused
+digests = MPI.COMM_WORLD.gather(hashlib.sha256(b"".join(bits)).hexdigest())
+if rank == 0:
+    print("bits", *digests)
 """
 
 
 def run(ranks, *command):
-    options = ["--oversubscribe", "-n", str(ranks)]
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        options.insert(0, "--allow-run-as-root")
-    version = subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout
-    if "Open MPI" not in version:
-        options = ["-n", str(ranks)]
-    done = subprocess.run(
-        [MPIRUN, *options, sys.executable, *command], capture_output=True, text=True, timeout=100
-    )
+    """The exit status and what this Python and the arguments print on so many ranks."""
+    options = ["-n", str(ranks)]
+    if "Open MPI" in run_to_its_end([MPIRUN, "--version"]).stdout:
+        options.append("--oversubscribe")
+        if hasattr(os, "geteuid") and os.geteuid() == 0:
+            options.append("--allow-run-as-root")
+    done = run_to_its_end([MPIRUN, *options, sys.executable, *command], timeout=100)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -70,7 +71,8 @@ def test_same_bits_for_any_number_of_ranks(tmp_path, counts):
     network = fastae.Network.autoencoder(9, 4)
     params = fastae.Parameters.random(network, 3)
     engine = LocalEngine(network, blocks, objective=fastae.Objective(alpha=0.1, noise="gaussian"))
-    history = engine.train(params, epochs=4, batch_size=300)
+    options = {"epochs": 4, "batch_size": 300, "seed": 5}
+    history = engine.train(params, **options)
     seen = set()
     for ranks in counts:
         file = tmp_path / f"run-{ranks}"
@@ -78,25 +80,40 @@ def test_same_bits_for_any_number_of_ranks(tmp_path, counts):
         assert code == 0, error
         digests = next(line for line in out.splitlines() if "bits" in line).split("bits")[1].split()
         assert len(digests) == ranks
+        assert file.exists()
         seen |= set(digests)
         resumed = fastae.Parameters(network)
-        engine.train(resumed, epochs=4, batch_size=300, checkpoint=file, resume=True)
+        engine.train(resumed, **options, checkpoint=file, resume=True)
         assert resumed.flat.tobytes() == params.flat.tobytes()
     assert len(seen) == 1
     assert np.isfinite(history.loss).all()
 
 
-def test_the_command_trains_over_ranks_and_ends_all_where_one_fails(tmp_path):
+def test_the_command_trains_over_ranks(tmp_path):
     X = np.random.default_rng(0).normal(size=(3000, 6)).astype("f4")
     np.save(tmp_path / "x.npy", X)
-    main = "from fastae.cli import main; main()"
     file = tmp_path / "model.safetensors"
     command = ["train", tmp_path / "x.npy", "--out", file, "--epochs", "3", "--mpi", "--json"]
-    code, out, error = run(2, "-c", main, *command)
+    code, out, error = run(2, "-c", "from fastae.cli import main; main()", *command)
     assert code == 0, error
     assert out.count('"rows": 3000') == 1
     model = fastae.AutoencoderDetector.load(file)
     assert (model.predict(X) == -1).mean() == pytest.approx(0.1, abs=0.001)
-    code, _, error = run(2, "-c", main, "train", tmp_path / "no.npy", "--out", file, "--mpi")
+
+
+def test_the_command_ends_all_ranks_where_one_fails(tmp_path):
+    """The others would wait for the one that failed."""
+    np.save(tmp_path / "x.npy", np.ones((300, 6), "f4"))
+    program = """if True:
+        import sys
+        from mpi4py import MPI
+        from fastae.cli import main
+        if MPI.COMM_WORLD.rank == 1:
+            sys.argv[2] = "no.npy"
+        main()
+    """
+    file = tmp_path / "model.safetensors"
+    code, _, error = run(2, "-c", program, "train", tmp_path / "x.npy", "--out", file, "--mpi")
     assert code != 0
     assert "no.npy" in error
+    assert not file.exists()

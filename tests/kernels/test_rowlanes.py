@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from guard import at_guard_pages, guarded
+from guard import guard_buffers, guarded
 from layers import TOLERANCE, blocked, close, draw, vector
 
 import fastae
@@ -213,7 +213,7 @@ def test_an_engine_stays_within_its_memory_in_either_form(widths, dtype, end, mo
     """All of an engine's memory at guard pages; what one form leaves there, the other must not see."""
     network = fastae.Network(widths, ("sigmoid",) * (len(widths) - 2) + ("identity",))
     params = fastae.Parameters.random(network, dtype=dtype)
-    at_guard_pages(monkeypatch, end)
+    guard_buffers(monkeypatch, end)
     engine, gradient = fastae.Engine(network, 2, dtype), fastae.Parameters(network, dtype)
     for m in (1, 1500):
         X = guarded(np.random.default_rng(m).normal(size=(m, widths[0])).astype(dtype), end)

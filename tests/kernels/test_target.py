@@ -1,20 +1,21 @@
 """The register tiles chosen, by the CPU that Numba compiles for, and the right gradient on each kind."""
 
 import os
-import subprocess
+import platform
+import runpy
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 from llvmlite import binding
+from numba.core import config
+from processes import run as run_to_its_end
 
-import fastae
 from fastae.kernels import target
 
-HOME = Path(fastae.__file__).resolve().parents[1]
 HAS = binding.get_host_cpu_features()
 X86 = target.TARGET.x86
+AVX512 = "+avx,+avx2,+fma,+avx512f,+avx512vl,+avx512bw,+avx512dq"
 
 CODE = """
     import numpy as np, fastae
@@ -36,11 +37,10 @@ CODE = """
 
 
 def run(dtypes, **environment):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_CPU")} | environment
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(CODE).format(dtypes=dtypes)],
-        cwd=HOME, env=env, capture_output=True, text=True,
-    )  # fmt: skip
+    """The instruction set that a child Python compiles for, whose gradients are those of the reference."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_CPU")}
+    command = [sys.executable, "-c", textwrap.dedent(CODE).format(dtypes=dtypes)]
+    done = run_to_its_end(command, env=inherited | environment, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()[0]
 
@@ -75,16 +75,17 @@ def test_other_names(name, isa):
 
 
 def choose(monkeypatch, name, features):
-    monkeypatch.setattr(target.config, "CPU_NAME", name)
-    monkeypatch.setattr(target.config, "CPU_FEATURES", features)
-    return target._target()
+    """The target of a new process in which Numba was told of this CPU."""
+    monkeypatch.setattr(config, "CPU_NAME", name)
+    monkeypatch.setattr(config, "CPU_FEATURES", features)
+    return runpy.run_path(target.__file__)["TARGET"]
 
 
 @pytest.mark.skipif(not X86, reason="features are those of x86 CPUs")
 @pytest.mark.parametrize(
     ("features", "isa", "fma"),
     [
-        ("+avx,+avx2,+fma,+avx512f,+avx512vl,+avx512bw,+avx512dq", "avx512", True),
+        (AVX512, "avx512", True),
         ("+avx,+avx2,+fma,+avx512f,-avx512vl,+avx512bw,+avx512dq", "avx2", True),
         ("+avx,+avx2,+fma", "avx2", True),
         ("+avx,+avx2,-fma", "generic", False),
@@ -99,32 +100,35 @@ def test_features_asked_for_decide(monkeypatch, features, isa, fma):
 
 @pytest.mark.skipif(not X86, reason="features are those of x86 CPUs")
 def test_bfloat16_only_where_there_is_avx512_bf16(monkeypatch):
-    avx512 = "+avx,+avx2,+fma,+avx512f,+avx512vl,+avx512bw,+avx512dq"
-    assert choose(monkeypatch, "znver5", f"{avx512},+avx512bf16").bfloat16
-    assert not choose(monkeypatch, "znver5", f"{avx512},-avx512bf16").bfloat16
-    assert not choose(monkeypatch, "haswell", f"{avx512},+avx512bf16").bfloat16
+    assert choose(monkeypatch, "znver5", f"{AVX512},+avx512bf16").bfloat16
+    assert not choose(monkeypatch, "znver5", f"{AVX512},-avx512bf16").bfloat16
+    assert not choose(monkeypatch, "haswell", f"{AVX512},+avx512bf16").bfloat16
     assert not choose(monkeypatch, "znver5", "+avx,+avx2,+fma,+avx512bf16").bfloat16
 
 
 @pytest.mark.parametrize("machine", ["arm64", "aarch64", "AMD64", "x86_64"])
 def test_the_machine_decides_between_neon_and_the_rest(monkeypatch, machine):
-    monkeypatch.setattr(target.platform, "machine", lambda: machine)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     chosen = choose(monkeypatch, "generic", "")
     assert chosen.isa == ("neon" if machine in ("arm64", "aarch64") else "generic")
     assert chosen.x86 == (chosen.isa != "neon")
 
 
-def test_accumulators_fit_the_registers(monkeypatch):
-    registers = {"avx512": (32, 1), "avx2": (16, 2), "neon": (32, 4), "generic": (16, 4)}
-    asked = {
-        "avx512": "+avx,+avx2,+fma,+avx512f,+avx512vl,+avx512bw,+avx512dq",
-        "avx2": "+avx,+avx2,+fma",
-        "generic": "",
-    }
-    for isa, features in asked.items():
-        monkeypatch.setattr(target.platform, "machine", lambda: "x86_64")
-        chosen = choose(monkeypatch, None, features)
-        assert chosen.isa == isa
-        count, per_line = registers[isa]
-        for blocks, rows in chosen.tiles.items():
-            assert rows * blocks * per_line < count
+@pytest.mark.parametrize(
+    ("isa", "machine", "features", "registers", "registers_a_line"),
+    [
+        ("avx512", "x86_64", AVX512, 32, 1),
+        ("avx2", "x86_64", "+avx,+avx2,+fma", 16, 2),
+        ("generic", "x86_64", "", 16, 4),
+        ("neon", "aarch64", "", 32, 4),
+    ],
+)
+def test_a_register_tile_fits_the_registers(monkeypatch, isa, machine, features, registers, registers_a_line):
+    """Its accumulators, one row of B and one broadcast of A; and there is a tile for each width up to the widest."""
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    chosen = choose(monkeypatch, None, features)
+    assert chosen.isa == isa
+    assert sorted(chosen.tiles) == list(range(1, chosen.widest + 1))
+    for blocks, rows in chosen.tiles.items():
+        assert rows >= 1
+        assert (rows * blocks + blocks) * registers_a_line + 1 <= registers

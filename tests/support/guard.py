@@ -1,7 +1,8 @@
-"""Arrays that end, or begin, at a page that must not be touched: a kernel that reads or writes past them crashes."""
+"""Arrays that end, or begin, at a page that must not be touched: a kernel that reads or writes past one crashes."""
 
 import ctypes
 import mmap
+import os
 
 import numpy as np
 
@@ -11,7 +12,10 @@ PAGE = mmap.PAGESIZE
 
 
 def guarded(array, end=True, align=1):
-    """A copy of `array` that ends right before a guard page (or begins right after one)."""
+    """A copy of `array` that ends right before a guard page, or begins right after one.
+
+    With `align`, it begins at a multiple of so many bytes: at its end, up to one less may lie before the page.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     size = -(-array.nbytes // align) * align
     pages = -(-max(size, 1) // PAGE)
@@ -19,15 +23,15 @@ def guarded(array, end=True, align=1):
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     for page in (0, pages + 1):
         address = ctypes.c_void_p(start + page * PAGE)
-        assert libc.mprotect(address, ctypes.c_size_t(PAGE), 0) == 0
+        assert libc.mprotect(address, ctypes.c_size_t(PAGE), 0) == 0, os.strerror(ctypes.get_errno())
     first = (pages + 1) * PAGE - size if end else PAGE
-    made = np.frombuffer(memory, array.dtype, array.size, first).reshape(array.shape)
-    made[...] = array
-    return made
+    copy = np.frombuffer(memory, array.dtype, array.size, first).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
-def at_guard_pages(monkeypatch, end=True):
-    """From now on, all memory that an engine takes for the kernels ends, or begins, at a guard page."""
+def guard_buffers(monkeypatch, end=True):
+    """Have all buffers that engines and parameters allocate from now on end, or begin, at a guard page."""
     plain = layout.aligned_zeros
 
     def aligned_zeros(size, dtype):

@@ -1,6 +1,7 @@
-"""Engine: the loss and gradient of a batch, reconstructions and codes, on all cores, in memory allocated once.
+"""Engine: losses and gradients, reconstructions and codes of one network, on all cores, in memory allocated once.
 
-A call becomes a job (``jobs.py``), which a crew of threads works on (``crew.py``). No arithmetic stands here.
+Each public call becomes a job (``jobs.py``), which a crew of threads works on (``crew.py``). No arithmetic is here.
+Matrices of rows are (m, n), codes (m, k).
 """
 
 import ctypes
@@ -24,37 +25,44 @@ from fastae.network import Network, Parameters, check_dtype
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Optimizer, State
 
-SMALL_JOB = 4e6  # FLOPs below which a job stays on the calling thread
-LARGE_STEP = 100e6  # FLOPs a thread above which threads pay in every step: it is not tried out
-KINDS_MOST = 100  # kinds of jobs that an engine keeps a thread count for
-SMALL_TILE = 32  # rows through the layers that a thread takes at a time: all weights are read for them
-FIRST_CALL = 2e7  # rows times weights that the first call processes: nobody knows yet how long that takes
+SMALL_JOB = 4e6  # FLOPs up to which a job stays on the calling thread
+LARGE_STEP = 100e6  # FLOPs of a step per thread above which all threads are used, without a trial
+KINDS_MOST = 100  # kinds of jobs for which an engine keeps a thread count
+SMALL_TILE = (
+    32  # least rows of a tile in inference: a tile of fewer takes longer to read the weights than to use them
+)
+FIRST_CALL = (
+    2e7  # rows times weights that the first jitted call of a job processes: its speed is not known yet
+)
 
 
 class Engine:
-    """Computes with one network; holds all memory that takes, whatever the size of the data.
+    """Computes with one network, in memory allocated once, whatever the number of rows.
 
     Parameters
     ----------
     network : Network
     n_threads : int, optional
-        Threads to use at most; by default the CPUs this process may use (affinity and cgroup quota). Small steps take
-        no more than those, and fewer where they are found to be faster so. The results have the same bits for any
-        number.
-    dtype : "float32", "float64" or "bfloat16"
-        Of parameters, arithmetic and results. Losses are added up in float64. With "bfloat16", parameters and results
-        are float32, and so is all arithmetic but matrix products: their operands are rounded to 8 bits of precision,
-        and added up in float32. It takes a CPU with AVX512_BF16.
+        The most threads to use; by default, as many as this process may use CPUs (affinity and cgroup quota). A small
+        step uses no more threads than CPUs, and fewer where trials find that faster. The results have the same bits
+        for any number.
+    dtype : "float32", "float64" or "bfloat16", default "float32"
+        Floating-point type of parameters, arithmetic and results. Losses are added up in float64. With "bfloat16",
+        parameters and results are float32, and so is all arithmetic except matrix products: their operands are rounded
+        to bfloat16 (8 bits of precision), and the products added up in float32. This requires a CPU with AVX512_BF16.
 
     Raises
     ------
+    TypeError, ValueError
+        If an argument has the wrong type or value; the message names it.
     RuntimeError
-        dtype "bfloat16" on a CPU that has no such products, or where Numba compiles for one.
+        If dtype is "bfloat16" and the CPU that kernels are compiled for lacks AVX512_BF16, or if the just-in-time
+        compiler is disabled.
 
     Notes
     -----
-    An engine may be used from several Python threads, one call at a time: further calls wait. Two engines work side
-    by side. An engine also works in a forked child.
+    Several Python threads may share an engine: calls run one at a time, and further calls wait. Calls of different
+    engines run side by side. An engine still works in a forked child process.
     """
 
     def __init__(
@@ -72,16 +80,16 @@ class Engine:
         self.network, self.n_threads = network, int(n_threads)
         self.dtype = check_dtype("float32" if in_bfloat16 else dtype)
 
-        from numba import config  # here, not above: the compiler is loaded when an engine is made
+        from numba import config  # here, not above: the compiler is loaded when the first engine is created
 
         if config.DISABLE_JIT:
-            raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels do not run uncompiled")
+            raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels run only when compiled")
         from fastae.kernels import bfloat16, gemm, partition, rowlanes, step, stretch, tile
         from fastae.kernels.target import TARGET
 
         if in_bfloat16 and not TARGET.bfloat16:
             raise RuntimeError(
-                f"dtype bfloat16 takes a CPU with AVX512_BF16, but kernels are compiled for {TARGET.cpu}"
+                f"dtype bfloat16 requires a CPU with AVX512_BF16, but kernels are compiled for {TARGET.cpu}"
             )
         self._partition, self._rowlanes = partition, rowlanes
         self._addresses, self._prepare_weights = step.addresses, stretch.prepare_weights
@@ -91,8 +99,8 @@ class Engine:
         self.plan, size, transposed = layout.plan(widths, network.activations, dtype)
         self.tile_rows = self._form.height(widths, dtype)
         code, last = widths[network.code_layer], self.plan[-1]
-        # The map of a tile's memory (kernels/tile.py) ends with up to three tiles of the input, one as wide as the
-        # code at least. The memory is untouched, so none, where nothing needs it.
+        # A thread's memory (TileMap in kernels/tile.py) ends with three tiles of the input, of which one also holds
+        # the code. Where they are not needed they are never touched, so the system never allocates their pages.
         height = max(form.height(widths, dtype) for form in forms)
         inputs, codes = (layout.blocks(columns, dtype) * lanes * height for columns in (widths[0], code))
         scratch = int(tile.tile_map(self.plan, height, 0, dtype.itemsize).clean) // dtype.itemsize
@@ -101,7 +109,7 @@ class Engine:
             for _ in range(self.n_threads)
         ]
         self._size = size
-        self._weights = layout.aligned_zeros(size, dtype) if in_bfloat16 else None  # as the form reads them
+        self._weights = layout.aligned_zeros(size, dtype) if in_bfloat16 else None  # W as products read it
         self._transposed = layout.aligned_zeros(transposed, dtype)
         sums = int(last["column_sums"]) + layout.blocks(int(last["fan_out"]), dtype) * lanes
         self._ones = layout.aligned_zeros(sums, dtype)
@@ -121,7 +129,7 @@ class Engine:
         _engines.add(self)
 
     def _blank(self, form: Any, transposed: int, stretches: int) -> Job:
-        """What all jobs in one form of products have in common, but for the addresses of what is compiled for it."""
+        """The fields that all jobs in one form of products share; ``_new_job`` adds the addresses of functions."""
         return Job(
             plan=address(self.plan),
             layers=len(self.plan),
@@ -155,35 +163,40 @@ class Engine:
         seed: int = 0,
         epoch: int = 0,
     ) -> tuple[float, Parameters]:
-        """S = 1/(2m) sum((xhat - x)^2) over the rows of `X`, and its gradient by every parameter.
+        """Compute S = 1/(2m) sum((xhat - x)^2) over the rows of `X`, and its gradient for every parameter.
 
         Parameters
         ----------
         params : Parameters
-            Of this engine's network and dtype.
+            Parameters of this engine's network and dtype.
         X : array of shape (m, n), any float or integer dtype, any strides
-            Read tile by tile: never copied whole, never written.
+            Read tile by tile: never copied as a whole, never written.
         index : array of int, optional
-            Rows of `X` to use, in this order; all rows by default.
-        shift, scale : arrays of shape (n,), optional
-            The network sees (X - shift) * scale, computed in float64 and rounded once.
+            The rows of `X` to use, in this order; by default all rows.
+        shift : array of shape (n,), optional
+            The network's input is (X - shift) * scale, computed in float64 and rounded once; 0 by default.
+        scale : array of shape (n,), optional
+            See `shift`; 1 by default.
         sample_weight : array of shape (m,), optional
-            Not negative. S becomes 1/(2 sum w) sum_i w_i ||xhat_i - x_i||^2.
+            Weights w of the rows of `X`, not negative. S becomes 1/(2 sum w) sum_i w_i ||xhat_i - x_i||^2.
         objective : Objective, optional
-            What S has besides, noise in the input, cells that are missing.
-        seed, epoch : int, default 0
-            Which noise is drawn.
+            Terms added to S, noise added to the input, and whether NaN stands for missing cells.
+        seed : int, default 0
+            Seed of the noise.
+        epoch : int, default 0
+            The noise is drawn anew for each epoch.
 
         Returns
         -------
         loss : float
+            S.
         gradient : Parameters
-            ``gradient["W1"]`` ... ``gradient["b3"]``.
+            The derivatives of S: ``gradient["W1"]`` ... ``gradient["b3"]``.
 
         Raises
         ------
         TypeError, ValueError
-            An argument of the wrong type, dtype, shape or size, named.
+            If an argument has the wrong type, dtype, shape or size; the message names it.
         """
         gradient = Parameters(self.network, self.dtype)
         losses = self.run_steps(
@@ -210,10 +223,10 @@ class Engine:
         scale: npt.ArrayLike | None = None,
         missing: bool = False,
     ) -> np.ndarray:
-        """xhat, the output of the last layer, for each row of `X`: a new (m, n) array of the engine's dtype.
+        """Compute xhat, the output of the last layer, for each row of `X`: a new (m, n) array of the engine's dtype.
 
-        `index`, `shift` and `scale` are as for ``loss_and_gradient``, `missing` as for ``errors``. The result is what
-        the network puts out, with shift and scale not undone.
+        `index`, `shift` and `scale` are as for ``loss_and_gradient``, `missing` as for ``errors``. The result is the
+        output of the network as it is: shift and scale are not undone.
         """
         last = self.network.n_layers
         return self._infer(params, X, 0, last, index=index, shift=shift, scale=scale, missing=missing)
@@ -228,12 +241,15 @@ class Engine:
         scale: npt.ArrayLike | None = None,
         missing: bool = False,
     ) -> np.ndarray:
-        """The code, the output of the network's narrowest layer: (m, k). Options as for ``reconstruct``."""
+        """Compute the code of each row of `X`, the output of the network's code layer: a new (m, k) array.
+
+        The options are those of ``reconstruct``.
+        """
         last = self.network.code_layer
         return self._infer(params, X, 0, last, index=index, shift=shift, scale=scale, missing=missing)
 
     def decode(self, params: Parameters, code: npt.ArrayLike) -> np.ndarray:
-        """xhat from a code of shape (m, k): the layers above the narrowest one."""
+        """Compute xhat from a code of shape (m, k), by the layers above the code layer: a new (m, n) array."""
         if self.network.code_layer == self.network.n_layers:
             raise ValueError("network has no layer above its code: there is nothing to decode with")
         return self._infer(params, code, self.network.code_layer, self.network.n_layers, name="code")
@@ -249,16 +265,18 @@ class Engine:
         column_weight: npt.ArrayLike | None = None,
         missing: bool = False,
     ) -> np.ndarray:
-        """sum_j c_j (xhat_ij - x_ij)^2 for each row i of `X`: a new float64 array of shape (m,). No xhat is kept.
+        """Compute sum_j c_j (xhat_ij - x_ij)^2 for each row i of `X`: a new float64 array of shape (m,).
+
+        The reconstructions are not stored.
 
         Parameters
         ----------
         params, X, index, shift, scale
-            As for ``loss_and_gradient``; x is what the network sees.
+            As for ``loss_and_gradient``; x is the network's input, after shift and scale.
         column_weight : array of shape (n,), optional
             c_j, 1 by default; 1 / scale^2 gives errors in the units of `X`.
         missing : bool, default False
-            Cells that are NaN are 0 in the input and no part of the error.
+            Whether cells that are NaN are missing: 0 in the input, and left out of the error.
         """
         if self.network.widths[-1] != self.network.widths[0]:
             raise ValueError(
@@ -300,14 +318,17 @@ class Engine:
         first_row: int = 0,
         sums: bool = False,
     ) -> np.ndarray:
-        """Steps over successive batches of the rows, in as few jitted calls as can be.
+        """Take one step per learning rate in `rates`, over successive batches of the rows, in one job.
 
-        `rates` holds one learning rate per step. With an `optimizer`, ``state.moments`` change in place, and
-        ``state.steps`` is read but not changed; without one, no parameter changes. `epoch` is the first epoch's
-        number, for the noise, and `first_row` that of the first row of `X`, where it is a part of a larger matrix.
-        With `sums`, for such a part, loss and gradient are sums over the rows, for ``combine_sums``. Returns
-        (steps, 2): the loss of each step, before it is taken, and the sum of its rows' weights. Fewer steps than rates
-        come back where a loss was not finite: it is the last, and that step was not taken.
+        With an `optimizer`, `params` and ``state.moments`` change in place; ``state.steps`` is read but not changed.
+        Without one, no parameter changes. `gradient` receives the last step's gradient.
+
+        If `X` is a part of a larger matrix, `first_row` is the number of its first row there. With `sums`, loss and
+        gradient are sums over the rows of that part, for ``combine_sums``. The noise depends on `seed`, on the row and
+        on the epoch; `epoch` is the number of the first one.
+
+        Returns an array of shape (steps, 2): the loss of each step before its update, and the sum of its rows' weights.
+        If a loss is not finite, its step is not taken, and the array ends with it.
         """
         X = check_matrix(X, self.network.widths[0], "X")
         if self.network.widths[-1] != self.network.widths[0]:
@@ -320,7 +341,7 @@ class Engine:
         batch = rows if batch_size is None else min(int(batch_size), rows)
         job = self._new_job(self._form_for(batch, objective))
         chosen, alive = jobs.set_matrix(job, X, self.dtype, index=index, shift=shift, scale=scale)
-        unit = 1.0  # of the weights
+        unit = 1.0  # in which job.sample_weight is measured
         if sample_weight is not None:
             weights, unit = jobs.sample_weights(sample_weight, X.shape[0], chosen)
             alive.append(weights)
@@ -341,7 +362,7 @@ class Engine:
             job.gradients = address(self._gradients)
             flops = 6.0 * batch * self._size
             if shards == 1 and flops < SMALL_JOB:
-                flops = 0.0  # a step of one shard has little else to share out
+                flops = 0.0  # one shard is one item: other threads would find almost nothing to do
             done, diverged = self._share(job, fields.TRANSPOSE, flops, rates.size, batch)
         losses[:, 1] *= unit
         if sums and unit != 1:
@@ -361,14 +382,15 @@ class Engine:
         rate: float = 0.0,
         alpha: float = 0.0,
     ) -> float:
-        """One step from the gradients of blocks of rows, each a sum over its rows (``run_steps`` with `sums`).
+        """Take one step from the gradients of several sets of rows, each a sum over its rows.
 
-        `parts` is (blocks, size of the flat buffer); they are added in that order, divided by `weight`, the sum of all
-        rows' weights, and the penalty added, into `gradient`. Returns what the penalty adds to the loss.
+        `parts` (parts, size of the flat buffer) holds gradients of ``run_steps`` with `sums`. They are added in this
+        order and divided by `weight`, the sum of all rows' weights; then the penalty's gradient is added. `gradient`
+        receives the result. Returns what the penalty adds to the loss.
         """
         parts = np.ascontiguousarray(parts, self.dtype)
         if parts.ndim != 2 or parts.shape[1] != self._size or not len(parts):
-            raise ValueError(f"parts must be of shape (blocks, {self._size}), got {parts.shape}")
+            raise ValueError(f"parts must be of shape (parts, {self._size}), got {parts.shape}")
         losses, rates = np.array([[0.0, weight]]), np.array([float(rate)])
         self._check_params(params)
         self._check_params(gradient, "gradient")
@@ -395,6 +417,7 @@ class Engine:
         missing: bool = False,
         column_weight: np.ndarray | None = None,
     ) -> np.ndarray:
+        """Run rows through layers first .. last - 1: their outputs, or errors if there is a `column_weight`."""
         self._check_params(params)
         columns = self.network.widths[first]
         X = check_matrix(X, columns, name)
@@ -411,10 +434,10 @@ class Engine:
         job.weights = address(params.flat if self._weights is None else self._weights)
         job.out, job.out_stride = address(out), out.strides[0]
         job.first_layer, job.last_layer = first, last
-        # As many turns as have to be, in each of which all threads take as many rows.
-        turns = -(-rows // (self.n_threads * self.tile_rows))
-        each = max(SMALL_TILE, -(-rows // (self.n_threads * turns)))
-        job.batch = min(self.tile_rows, -(-each // job.row_multiple) * job.row_multiple)
+        # Tiles as equal as possible: as few per thread as can hold all rows, and the same number for each thread.
+        tiles = -(-rows // (self.n_threads * self.tile_rows))
+        tile = max(SMALL_TILE, -(-rows // (self.n_threads * tiles)))
+        job.batch = min(self.tile_rows, -(-tile // job.row_multiple) * job.row_multiple)
         with self._lock:
             if self._weights is not None:
                 self._prepare_weights(ctypes.addressof(job), self.dtype.itemsize)
@@ -423,7 +446,7 @@ class Engine:
         return out
 
     def _form_for(self, batch: int, objective: Objective) -> Any:
-        """The form of products that steps on `batch` rows are fastest in, of those that can take them."""
+        """The form of products in which steps on `batch` rows are fastest, of the forms that support them."""
         network = self.network
         if self._weights is not None or network.activations[-1] != "identity" or objective.sparsity_weight:
             return self._form
@@ -431,7 +454,7 @@ class Engine:
         return self._rowlanes.ROW_LANES if pays else self._form
 
     def _new_job(self, form: Any) -> Job:
-        """A job in one form of products, of which nothing else is said; compiles what it calls where that is new."""
+        """A job with the fields that all jobs in this form share; the first one compiles what they call."""
         blank = self._blanks[form]
         if not blank.forward_at:
             for name, place in self._addresses(form, self.dtype).items():
@@ -439,7 +462,7 @@ class Engine:
         return Job.from_buffer_copy(blank)
 
     def _share(self, job: Job, claim: int, flops: float, steps: int, rows: int) -> tuple[int, bool]:
-        """Run the job on as many threads as pay, given the FLOPs and the rows of each of its steps."""
+        """Run the job on as many threads as are fastest, given the FLOPs and the rows of each of its steps."""
         if flops * steps <= SMALL_JOB:
             return self._run(job, claim, 1)
         if self.n_threads == 1 or flops > LARGE_STEP * self.n_threads:
@@ -448,15 +471,16 @@ class Engine:
         if kind not in self._thread_counts:
             if len(self._thread_counts) == KINDS_MOST:
                 self._thread_counts.clear()
-            # More threads than CPUs never pay: one that is waited for may be waiting for another's CPU.
+            # More threads than CPUs are never faster: a thread that others wait for may itself wait for a CPU.
             self._thread_counts[kind] = ThreadCount(min(self.n_threads, thread_pool.available_cpus()))
         return self._run(job, claim, self.n_threads, self._thread_counts[kind])
 
     def _run(
-        self, job: Job, claim: int, n_threads: int, tried: ThreadCount | None = None
+        self, job: Job, claim: int, n_threads: int, thread_count: ThreadCount | None = None
     ) -> tuple[int, bool]:
+        """See ``Crew.run``."""
         quota = max(1, int(FIRST_CALL * self.network.widths[0] // max(self._size, 1)))
-        return self._crew.run(job, claim, n_threads, quota, tried)
+        return self._crew.run(job, claim, n_threads, quota, thread_count)
 
     def _check_params(self, params: Parameters, name: str = "params") -> None:
         if not isinstance(params, Parameters):
@@ -471,10 +495,10 @@ _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 
 
 def _forget_threads() -> None:
-    """In a forked child, where no other thread is left: none holds a lock, is in a job or listens for one."""
+    """In a forked child, which has no thread but this one: none holds a lock, works on a job or listens for one."""
     for engine in _engines:
         engine._lock = threading.Lock()
-        engine._crew.form()
+        engine._crew.reset()
 
 
 if hasattr(os, "register_at_fork"):

@@ -28,12 +28,8 @@ from fastae.optimizers import Optimizer, State
 SMALL_JOB = 4e6  # FLOPs up to which a job stays on the calling thread
 LARGE_STEP = 100e6  # FLOPs of a step per thread above which all threads are used, without a trial
 KINDS_MOST = 100  # kinds of jobs for which an engine keeps a thread count
-SMALL_TILE = (
-    32  # least rows of a tile in inference: a tile of fewer takes longer to read the weights than to use them
-)
-FIRST_CALL = (
-    2e7  # rows times weights that the first jitted call of a job processes: its speed is not known yet
-)
+SMALL_TILE = 32  # least rows that a thread claims in inference, because each claim reads all weights
+FIRST_CALL = 2e7  # rows times weights that a job's first jitted call processes, before its speed is known
 
 
 class Engine:
@@ -99,8 +95,8 @@ class Engine:
         self.plan, size, transposed = layout.plan(widths, network.activations, dtype)
         self.tile_rows = self._form.height(widths, dtype)
         code, last = widths[network.code_layer], self.plan[-1]
-        # A thread's memory (TileMap in kernels/tile.py) ends with three tiles of the input, of which one also holds
-        # the code. Where they are not needed they are never touched, so the system never allocates their pages.
+        # A thread's memory (TileMap in kernels/tile.py) ends with three tiles of the input, the last one as wide as
+        # the code if that is wider. Where they are not needed they are not touched, and so take no physical memory.
         height = max(form.height(widths, dtype) for form in forms)
         inputs, codes = (layout.blocks(columns, dtype) * lanes * height for columns in (widths[0], code))
         scratch = int(tile.tile_map(self.plan, height, 0, dtype.itemsize).clean) // dtype.itemsize

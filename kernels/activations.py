@@ -82,7 +82,7 @@ def _tanh(x, out):  # type: ignore[no-untyped-def]
 
 
 def _flat(**arrays: np.ndarray) -> list[np.ndarray]:
-    """One-dimensional views of the arrays, the input first, after checking that a kernel can run on them."""
+    """The arrays as one-dimensional views, after checking that a kernel may run on them."""
     (first_name, first), *rest = arrays.items()
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):

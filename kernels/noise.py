@@ -1,10 +1,10 @@
 """Noise in the input, for denoising, and missing cells: what is done to a tile in lines before the first layer.
 
-It holds no state: every random number is a hash of (seed, epoch, row, column), and so depends neither on threads nor on
-tiles. The hash of a cell is Chris Wellons' 32-bit integer mix (lowbias32, nullprogram.com/blog/2018/07/31) of its column
-and of a 64-bit key of the row, which is splitmix64 (Steele et al., OOPSLA 2014) of seed, epoch and row. Gaussian numbers
-are computed by the inverse of the error function (Giles, GPU Computing Gems, 2011) from 24 random bits, which limits
-them to 5.3 standard deviations.
+No generator holds a state: every random number is a hash of (seed, epoch, row, column), and so depends neither on
+threads nor on tiles. The hash of a cell is Chris Wellons' 32-bit integer mix (lowbias32,
+nullprogram.com/blog/2018/07/31) of its column and of a 64-bit key of the row, which is splitmix64 (Steele et al.,
+OOPSLA 2014) of seed, epoch and row. Gaussian numbers are computed by the inverse of the error function (Giles, GPU
+Computing Gems, 2011) from 24 random bits, which limits them to 5.3 standard deviations.
 """
 
 import numpy as np

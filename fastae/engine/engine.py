@@ -33,32 +33,29 @@ FIRST_CALL = 2e7  # rows times weights that a job's first jitted call processes,
 
 
 class Engine:
-    """Computes with one network, in memory allocated once, whatever the number of rows.
+    """Computes with one network; holds all memory that takes, whatever the size of the data.
 
     Parameters
     ----------
     network : Network
     n_threads : int, optional
-        The most threads to use; by default, as many as this process may use CPUs (affinity and cgroup quota). A small
-        step uses no more threads than CPUs, and fewer where trials find that faster. The results have the same bits
-        for any number.
-    dtype : "float32", "float64" or "bfloat16", default "float32"
-        Floating-point type of parameters, arithmetic and results. Losses are added up in float64. With "bfloat16",
-        parameters and results are float32, and so is all arithmetic except matrix products: their operands are rounded
-        to bfloat16 (8 bits of precision), and the products added up in float32. This requires a CPU with AVX512_BF16.
+        Threads to use at most; by default the CPUs this process may use (affinity and cgroup quota). Small steps take
+        no more than those, and fewer where they are found to be faster so. The results have the same bits for any
+        number.
+    dtype : "float32", "float64" or "bfloat16"
+        Of parameters, arithmetic and results. Losses are added up in float64. With "bfloat16", parameters and results
+        are float32, and so is all arithmetic but matrix products: their operands are rounded to 8 bits of precision,
+        and added up in float32. It takes a CPU with AVX512_BF16.
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument has the wrong type or value; the message names it.
     RuntimeError
-        If dtype is "bfloat16" and the CPU that kernels are compiled for lacks AVX512_BF16, or if the just-in-time
-        compiler is disabled.
+        dtype "bfloat16" on a CPU that has no such products, or where Numba compiles for one.
 
     Notes
     -----
-    Several Python threads may share an engine: calls run one at a time, and further calls wait. Calls of different
-    engines run side by side. An engine still works in a forked child process.
+    An engine may be used from several Python threads, one call at a time: further calls wait. Two engines work side
+    by side. An engine also works in a forked child.
     """
 
     def __init__(
@@ -159,40 +156,35 @@ class Engine:
         seed: int = 0,
         epoch: int = 0,
     ) -> tuple[float, Parameters]:
-        """Compute S = 1/(2m) sum((xhat - x)^2) over the rows of `X`, and its gradient for every parameter.
+        """S = 1/(2m) sum((xhat - x)^2) over the rows of `X`, and its gradient by every parameter.
 
         Parameters
         ----------
         params : Parameters
-            Parameters of this engine's network and dtype.
+            Of this engine's network and dtype.
         X : array of shape (m, n), any float or integer dtype, any strides
-            Read tile by tile: never copied as a whole, never written.
+            Read tile by tile: never copied whole, never written.
         index : array of int, optional
-            The rows of `X` to use, in this order; by default all rows.
-        shift : array of shape (n,), optional
-            The network's input is (X - shift) * scale, computed in float64 and rounded once; 0 by default.
-        scale : array of shape (n,), optional
-            See `shift`; 1 by default.
+            Rows of `X` to use, in this order; all rows by default.
+        shift, scale : arrays of shape (n,), optional
+            The network sees (X - shift) * scale, computed in float64 and rounded once.
         sample_weight : array of shape (m,), optional
-            Weights w of the rows of `X`, not negative. S becomes 1/(2 sum w) sum_i w_i ||xhat_i - x_i||^2.
+            Not negative. S becomes 1/(2 sum w) sum_i w_i ||xhat_i - x_i||^2.
         objective : Objective, optional
-            Terms added to S, noise added to the input, and whether NaN stands for missing cells.
-        seed : int, default 0
-            Seed of the noise.
-        epoch : int, default 0
-            The noise is drawn anew for each epoch.
+            What S has besides, noise in the input, cells that are missing.
+        seed, epoch : int, default 0
+            Which noise is drawn.
 
         Returns
         -------
         loss : float
-            S.
         gradient : Parameters
-            The derivatives of S: ``gradient["W1"]`` ... ``gradient["b3"]``.
+            ``gradient["W1"]`` ... ``gradient["b3"]``.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument has the wrong type, dtype, shape or size; the message names it.
+            An argument of the wrong type, dtype, shape or size, named.
         """
         gradient = Parameters(self.network, self.dtype)
         losses = self.run_steps(
@@ -219,10 +211,10 @@ class Engine:
         scale: npt.ArrayLike | None = None,
         missing: bool = False,
     ) -> np.ndarray:
-        """Compute xhat, the output of the last layer, for each row of `X`: a new (m, n) array of the engine's dtype.
+        """xhat, the output of the last layer, for each row of `X`: a new (m, n) array of the engine's dtype.
 
-        `index`, `shift` and `scale` are as for ``loss_and_gradient``, `missing` as for ``errors``. The result is the
-        output of the network as it is: shift and scale are not undone.
+        `index`, `shift` and `scale` are as for ``loss_and_gradient``, `missing` as for ``errors``. The result is what
+        the network puts out, with shift and scale not undone.
         """
         last = self.network.n_layers
         return self._infer(params, X, 0, last, index=index, shift=shift, scale=scale, missing=missing)
@@ -237,15 +229,12 @@ class Engine:
         scale: npt.ArrayLike | None = None,
         missing: bool = False,
     ) -> np.ndarray:
-        """Compute the code of each row of `X`, the output of the network's code layer: a new (m, k) array.
-
-        The options are those of ``reconstruct``.
-        """
+        """The code, the output of the network's narrowest layer: (m, k). Options as for ``reconstruct``."""
         last = self.network.code_layer
         return self._infer(params, X, 0, last, index=index, shift=shift, scale=scale, missing=missing)
 
     def decode(self, params: Parameters, code: npt.ArrayLike) -> np.ndarray:
-        """Compute xhat from a code of shape (m, k), by the layers above the code layer: a new (m, n) array."""
+        """xhat from a code of shape (m, k): the layers above the narrowest one."""
         if self.network.code_layer == self.network.n_layers:
             raise ValueError("network has no layer above its code: there is nothing to decode with")
         return self._infer(params, code, self.network.code_layer, self.network.n_layers, name="code")
@@ -261,18 +250,16 @@ class Engine:
         column_weight: npt.ArrayLike | None = None,
         missing: bool = False,
     ) -> np.ndarray:
-        """Compute sum_j c_j (xhat_ij - x_ij)^2 for each row i of `X`: a new float64 array of shape (m,).
-
-        The reconstructions are not stored.
+        """sum_j c_j (xhat_ij - x_ij)^2 for each row i of `X`: a new float64 array of shape (m,). No xhat is kept.
 
         Parameters
         ----------
         params, X, index, shift, scale
-            As for ``loss_and_gradient``; x is the network's input, after shift and scale.
+            As for ``loss_and_gradient``; x is what the network sees.
         column_weight : array of shape (n,), optional
             c_j, 1 by default; 1 / scale^2 gives errors in the units of `X`.
         missing : bool, default False
-            Whether cells that are NaN are missing: 0 in the input, and left out of the error.
+            Cells that are NaN are 0 in the input and no part of the error.
         """
         if self.network.widths[-1] != self.network.widths[0]:
             raise ValueError(

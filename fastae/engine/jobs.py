@@ -36,24 +36,24 @@ def set_matrix(
     shift: npt.ArrayLike | None,
     scale: npt.ArrayLike | None,
 ) -> tuple[np.ndarray | None, list[np.ndarray]]:
-    """Set the rows of a job; return the row numbers in `index`, if any, and all arrays that must outlive the job."""
+    """The rows that a job is about; returns the row numbers, if any, and all arrays that must outlive the job."""
     job.x, (job.row_stride, job.column_stride) = address(X), X.strides
     columns = X.shape[1]
     if columns == 1:
         job.column_stride = X.itemsize
     job.kind, job.rows = fields.KINDS[X.dtype], X.shape[0]
     alive = [X]
-    row_numbers = None
+    rows = None
     if index is not None:
-        row_numbers = check_index(index, X.shape[0])
-        alive.append(row_numbers)
-        job.index, job.rows = address(row_numbers), row_numbers.size
+        rows = check_index(index, X.shape[0])
+        alive.append(rows)
+        job.index, job.rows = address(rows), rows.size
     if shift is not None or scale is not None:
         shifts = padded(0.0 if shift is None else check_vector(shift, columns, "shift"), columns, dtype)
         scales = padded(1.0 if scale is None else check_vector(scale, columns, "scale"), columns, dtype)
         alive += shifts, scales
         job.shift, job.scale = address(shifts), address(scales)
-    return row_numbers, alive
+    return rows, alive
 
 
 def sample_weights(

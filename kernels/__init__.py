@@ -1,32 +1,32 @@
-"""Jitted kernels: arrays in, arrays out. Nothing here imports the Python side of fastae.
+"""Jitted kernels, which compute on arrays. They import nothing of the rest of fastae.
 
 A map, from the call down:
 
-    step.py         gradient steps by a crew of threads: the one jitted call that each makes; the loops of a step
-    partition.py    which rows a shard has, which weights a stretch has
-    shard.py        a shard of rows, tile after tile
-    stretch.py      a stretch of the flat buffers: shards added up, the optimizer, W'
-    optimizer.py    fused parameter updates
-    infer.py        rows through a range of layers and out
+    step.py         gradient steps by a crew of threads: the jitted call that each thread makes; the loops of a step
+    partition.py    how a batch is divided into shards, and the weights into stretches
+    shard.py        the loss and gradient of a shard of rows, tile by tile
+    stretch.py      a stretch of the weights: adds the shards' gradients, updates, transposes
+    optimizer.py    the updates of SGD and Adam
+    infer.py        outputs or reconstruction errors of rows
 
-    load.py         rows become tiles: loaded, scaled, corrupted, converted
-    tile.py         a tile through the layers and back; the map of its memory
-    cost.py         deltas and errors of the cost, and a step's loss
-    noise.py        corrupted input, and missing cells
-    activations.py  sigmoid with derivative, tanh, relu, identity
+    load.py         turns rows into tiles: reads, scales, corrupts and converts them
+    tile.py         takes a tile through the layers, forwards and backwards; the map of a thread's memory
+    cost.py         deltas and errors of the cost, and the loss of a step
+    noise.py        noise and missing cells in the input
+    activations.py  sigmoid, tanh, relu and identity, with derivatives
 
     products.py     the contract of products, which three forms implement:
-    gemm.py         blocks of columns: register tiles and the loops around them
-    rowlanes.py     rows in the lanes, for networks of few columns
-    bfloat16.py     blocks of columns in bfloat16
+    gemm.py         column blocks: register tiles, and the loops around them
+    rowlanes.py     rows in lanes, for networks of few columns
+    bfloat16.py     column blocks in bfloat16
 
-    job.py          the records that threads are told and share
-    layout.py       the one data layout: column blocks of one cache line
-    rows.py         rows of any dtype and stride into lines, and back out
-    simd.py         the vector words; the only file that writes LLVM IR
-    target.py       which CPU Numba compiles for, and the tile sizes that follow
-    compiler.py     the one decorator, ``kernel``, and its cache on disk
-    dense_layer.py  for users: one layer at a time on arrays of the caller; nothing else calls it
+    job.py          the records that describe a job to its threads
+    layout.py       the data layout: column blocks, each one cache line wide
+    rows.py         reads rows of any dtype and stride into lines, and writes them back
+    simd.py         vector operations; the only file that writes LLVM IR
+    target.py       the CPU that Numba compiles for, and its register tiles
+    compiler.py     the decorators of jitted functions, and their cache on disk
+    dense_layer.py  for users: one layer at a time on the caller's arrays; nothing else calls it
 """
 
 if __name__ != "fastae.kernels":

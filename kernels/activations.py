@@ -1,6 +1,6 @@
-"""Activations and their derivatives, as words on a line, and the public elementwise kernels on whole arrays.
+"""Activations and their derivatives: on one line inside other kernels, and as public kernels on arrays of any shape.
 
-Derivatives are taken from the activation h, not from z: sigmoid h (1 - h), tanh 1 - h^2, relu [h > 0], identity 1.
+Derivatives are computed from h = g(z), not from z: sigmoid h (1 - h), tanh 1 - h^2, relu [h > 0], identity 1.
 """
 
 from typing import Any
@@ -13,39 +13,42 @@ from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import LINE
 
 
-def activate(words: Words, code: int, z: Value, one: Value) -> Value:
-    """g(z); padding lanes, where `one` is 0 and z is 0, become 0."""
-    if code == SIGMOID:
+def activate(words: Words, activation: int, z: Value, one: Value) -> Value:
+    """g(z) of a line; 0 in padding lanes, where `one` and z are 0."""
+    if activation == SIGMOID:
         return words.sigmoid(z, one)
-    if code == TANH:
+    if activation == TANH:
         return words.tanh(z)
-    return words.relu(z) if code == RELU else z
+    return words.relu(z) if activation == RELU else z
 
 
-def times_derivative(words: Words, code: int, delta: Value, h: Value) -> Value:
-    """delta * g'(z), given h = g(z): the elementwise product of the chain rule."""
-    if code == SIGMOID:
+def times_derivative(words: Words, activation: int, delta: Value, h: Value) -> Value:
+    """delta * g'(z) of a line, given h = g(z): the elementwise product of the chain rule."""
+    if activation == SIGMOID:
         return words.mul(delta, words.fma(words.negative(h), h, h))
-    if code == TANH:
+    if activation == TANH:
         return words.mul(delta, words.fma(words.negative(h), h, words.constant(1.0)))
-    return words.mul(delta, words.positive(h)) if code == RELU else delta
+    return words.mul(delta, words.positive(h)) if activation == RELU else delta
 
 
 def _elementwise(write_line):  # type: ignore[no-untyped-def]
-    """One jitted-callable over (outputs..., input, count): whole lines, then the lanes that are left."""
+    """A vector kernel over (outputs..., input, count), each (count,): whole lines, then the lanes that are left.
+
+    write_line(words, line) returns one line for each output.
+    """
 
     def write(words: Words, *arguments: Value) -> None:
         *addresses, count = arguments
         b = words.builder
-        whole = b.sdiv(count, words.count(words.lanes))
+        whole_lines = b.sdiv(count, words.count(words.lanes))
 
-        def step(*places: Value) -> list[Value]:
+        def line(*places: Value) -> list[Value]:
             results = write_line(words, words.load(places[-1], aligned=False))
             for result, place in zip(results, places[:-1], strict=True):
                 words.store(result, place, aligned=False)
             return [words.offset(place, LINE) for place in places]
 
-        places = words.loop(whole, addresses, step)
+        places = words.loop(whole_lines, addresses, line)
         mask = words.first_lanes(b.srem(count, words.count(words.lanes)))
         results = write_line(words, words.load_first(places[-1], mask))
         for result, place in zip(results, places[:-1], strict=True):
@@ -55,6 +58,7 @@ def _elementwise(write_line):  # type: ignore[no-untyped-def]
 
 
 def _sigmoid_and_derivative(words: Words, z: Value) -> tuple[Value, Value]:
+    """h = g(z) and h (1 - h) of a line."""
     h = words.sigmoid(z)
     return h, words.fma(words.negative(h), h, h)
 

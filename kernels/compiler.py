@@ -1,9 +1,14 @@
-"""The one decorator of every jitted function, and its cache on disk.
+"""The decorators of jitted functions, and their cache on disk.
 
-Numba's cache stamps only the file that defines a function: a changed callee in another file would run stale, after an
-edit and after an upgrade alike. Here the key also holds a hash of all kernel sources. This leans on private classes of
-Numba, so it is kept to this file, behind ``tests/test_compiler.py``; where those are gone, or no cache directory can be
-written, functions are compiled afresh in each process.
+Numba's cache checks only the file that defines a function: after an edit or an upgrade, it would load code compiled
+with an old callee from another file. Here the key also holds a hash of all kernel sources. This uses private classes
+of Numba, in this file alone; ``tests/kernels/test_compiler.py`` checks that they do what is expected. Where those
+classes are missing, or no cache directory can be written, each process compiles its functions again.
+
+    kernel       called from Python, compiled on first use
+    ByAddress    called by kernels through its address, compiled once
+    callee       called by jitted functions, compiled together with them
+    inlined      the same, but its code is copied into the caller
 """
 
 import gc
@@ -34,31 +39,34 @@ def source_hash() -> str:
     return digest.hexdigest()
 
 
-@cache  # said once
-def _announce(kept: str | None) -> None:
-    """Say on a terminal why the first call takes so long."""
+@cache  # printed once
+def _announce(cache_path: str | None) -> None:
+    """Tell a user at a terminal why the first call takes so long."""
     if sys.stderr is not None and sys.stderr.isatty():
         later = (
-            f"later runs load them from {kept}" if kept else "no cache can be written: each run does so again"
+            f"later runs load them from {cache_path}"
+            if cache_path
+            else "no cache can be written: each run compiles them again"
         )
         print(
-            f"fastae: compiling kernels for this CPU, about 8 s a dtype; {later}",
+            f"fastae: compiling kernels for this CPU, about 8 s per dtype; {later}",
             file=sys.stderr,
             flush=True,
         )
 
 
 def _cache_class() -> type | None:
+    """Numba's cache of one function, with our key; None if this version of Numba lacks the classes it needs."""
     try:
         from numba.core.caching import FunctionCache, IndexDataCacheFile
     except ImportError:
         return None
 
     class SelfDescribedFiles(IndexDataCacheFile):  # type: ignore[misc]
-        """A file for each signature and CPU, and what it is in it.
+        """One file per signature and CPU, which holds its own key.
 
-        Numba's own has an index that names files .1, .2, ...; of two processes that save at once, one may read the
-        other's file for its own.
+        Numba's class has an index that names files .1, .2, ...: if two processes save at once, one may read the
+        other's file as its own.
         """
 
         def _name(self, key: tuple[Any, ...]) -> str:
@@ -86,18 +94,18 @@ def _cache_class() -> type | None:
         def save_overload(self, sig: Any, data: Any) -> None:
             try:
                 super().save_overload(sig, data)
-            except OSError:  # a full or read-only disk costs a compilation, never a result
+            except OSError:  # on a full or read-only disk, compile again in each process
                 self.disable()
 
         def load_overload(self, sig: Any, target_context: Any) -> Any:
             try:
-                found = super().load_overload(sig, target_context)
+                compiled = super().load_overload(sig, target_context)
             except OSError:
                 self.disable()
-                found = None
-            if found is None:
+                compiled = None
+            if compiled is None:
                 _announce(self.cache_path)
-            return found
+            return compiled
 
     return SourceStampedCache
 
@@ -106,11 +114,11 @@ _CACHE = _cache_class()
 
 
 class _Hurry:
-    """What makes a compilation shorter, entered for each of ours, one within the other; under Numba's compiler lock.
+    """Makes compilations shorter: a context for each function of ours, possibly nested, under Numba's compiler lock.
 
-    The garbage collector is off: its searches of all that a compilation holds took a seventh of the time. And passes
-    over single functions do no more than they must: passes over the whole module, which come after them, do the same
-    again (a twelfth of the time; no kernel became slower).
+    The garbage collector is off: it took a seventh of the time, searching all that a compilation holds. LLVM's passes
+    over single functions do the least they can, because its passes over the whole module come later and do the same
+    (a twelfth of the time; no kernel became slower).
     """
 
     def __init__(self) -> None:
@@ -138,7 +146,7 @@ _hurry = _Hurry()
 
 
 class _Listener(event.Listener):  # type: ignore[misc]
-    """Follows Numba while it compiles a function of ours."""
+    """Is told by Numba when it starts and ends compiling a function; acts on those of fastae."""
 
     def on_start(self, compilation: Any) -> None:
         dispatcher = compilation.data["dispatcher"]
@@ -157,7 +165,7 @@ _OPTIONS = {"error_model": "numpy", "nogil": True}  # divide as IEEE does; witho
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """A function that Python calls: compiled on first use, without the GIL, dividing as IEEE does, cached on disk."""
+    """A function for Python to call: compiled on first use, cached on disk, run without the GIL."""
     dispatcher = numba.njit(**_OPTIONS)(function)
     if _CACHE is not None:
         try:
@@ -168,9 +176,9 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 class ByAddress:
-    """A function that kernels call by its address (``simd.call_at``): compiled once, not into each of them again.
+    """A function that kernels call by its address (``simd.call_at``): compiled once per dtype, not into each caller.
 
-    Its first argument is a pointer to the dtype's elements, the others are int64s; it returns nothing.
+    Its first argument is a pointer to elements of the dtype, the others are int64; it returns nothing.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -178,7 +186,7 @@ class ByAddress:
         self._compiled: dict[Any, Any] = {}
 
     def address(self, dtype: npt.DTypeLike) -> int:
-        """Where it lies in memory, compiled for `dtype` (or loaded from disk) if that has not been done."""
+        """The address of the function for `dtype`; the first call compiles it or loads it from disk."""
         element = numba.from_dtype(np.dtype(dtype))
         if element not in self._compiled:
             integers = [types.int64] * (len(signature(self._function).parameters) - 1)
@@ -188,32 +196,33 @@ class ByAddress:
         return int(self._compiled[element].address)
 
 
-def _callback(function: Callable[..., Any], wanted: Any) -> Any:
+def _callback(function: Callable[..., Any], signature: Any) -> Any:
+    """The C function that `function` becomes, cached on disk."""
     try:
         from numba.core.ccallback import CFunc
 
-        made: Any = CFunc(function, (wanted.args, wanted.return_type), {}, _OPTIONS)
+        callback: Any = CFunc(function, (signature.args, signature.return_type), {}, _OPTIONS)
     except (ImportError, TypeError):
-        return numba.cfunc(wanted, **_OPTIONS)(function)
+        return numba.cfunc(signature, **_OPTIONS)(function)
     if _CACHE is not None:
         try:
-            made._cache = _CACHE(function)
+            callback._cache = _CACHE(function)
         except (RuntimeError, OSError, TypeError):
             _announce(None)
     with global_compiler_lock, _hurry:
-        made.compile()
-    return made
+        callback.compile()
+    return callback
 
 
 def callee(function: Callable[..., Any]) -> Any:
-    """A function that jitted functions call: compiled with them, for no other use. To Python it is what it was."""
+    """A function for jitted functions to call, compiled together with them. Python still calls it as plain Python."""
     return register_jitable(no_cfunc_wrapper=True, no_cpython_wrapper=True, **_OPTIONS)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
-    """Compile `function` into each kernel that calls it, not by itself.
+    """A function whose code is copied into each jitted function that calls it.
 
-    Numba optimises a callee again in every caller above it; for a call many levels deep that multiplies the time to
-    compile.
+    Numba optimises a callee again for every caller above it; for a call many levels deep, that multiplies the time of
+    compilation.
     """
     return numba.njit(inline="always", **_OPTIONS)(function)

@@ -1,6 +1,7 @@
-"""The cost: deltas of a last layer that is not linear and of the mean code, errors of rows, and a step's loss closed.
+"""The cost: deltas of a nonlinear last layer and of the mean code, reconstruction errors of rows, the loss of a step.
 
-The squared error of a linear last layer is no pass of its own: it belongs to the product ``residual`` (products.py).
+The squared error of a linear last layer is not here: the product ``residual`` (products.py) computes it. Deltas work on
+a tile in lines (blocks, height, lanes); what closes a step works on sums by shard.
 """
 
 import numpy as np
@@ -16,7 +17,10 @@ from fastae.kernels.target import LINE
 
 
 def _write_output_delta(words: Words, activation, h, x, weight, sums, loss, rows):  # type: ignore[no-untyped-def]
-    """h becomes weight (h - x) * g'(h) on one block of columns, 0 where x is NaN."""
+    """``output_delta`` on one block.
+
+    h  lines (rows, lanes)     x  lines (rows, lanes)     weight  (rows,)     sums  (lanes,)     loss  (lanes,)
+    """
     for case in range(len(ACTIVATIONS)):
         with words.when(activation, "==", case):
 
@@ -40,7 +44,10 @@ def _write_output_delta(words: Words, activation, h, x, weight, sums, loss, rows
 
 
 def _write_sparsity_delta(words: Words, out, h, weight, slope, rows):  # type: ignore[no-untyped-def]
-    """out = weight slope h (1 - h) on one block of columns."""
+    """``sparsity_delta`` on one block.
+
+    out  lines (rows, lanes)     h  lines (rows, lanes)     weight  (rows,)     slope  float64 (lanes,)
+    """
     line = words.load_doubles(slope)
 
     def row(out, h, weight):  # type: ignore[no-untyped-def]
@@ -53,7 +60,10 @@ def _write_sparsity_delta(words: Words, out, h, weight, slope, rows):  # type: i
 
 
 def _write_add_delta(words: Words, delta, added, sums, rows):  # type: ignore[no-untyped-def]
-    """delta += added on one block of columns; its column sums are added up."""
+    """``add_delta`` on one block.
+
+    delta  lines (rows, lanes)     added  lines (rows, lanes)     sums  (lanes,)
+    """
 
     def row(delta, added, column_sum):  # type: ignore[no-untyped-def]
         line = words.load(added)
@@ -71,10 +81,12 @@ _output_delta, _sparsity_delta, _add_delta = (
 
 @callee
 def output_delta(like, h, x, weight, sums, loss, activation, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """h becomes weight (h - x) * g'(h), the delta of a last layer that is not linear; sums and loss are added up.
+    """h becomes weight (h - x) * g'(h), the delta of a nonlinear last layer; 0 where x is NaN.
 
-    h       lines (blocks, height, lanes)       x       lines, NaN where a cell is missing
-    weight  (rows,)      sums  (blocks, lanes)  loss    (lanes,)
+    Its column sums are added to `sums`, the weighted squared errors to the lanes of `loss`.
+
+    h       lines (blocks, height, lanes)       x     lines (blocks, height, lanes), NaN where a cell is missing
+    weight  (rows,)      sums  (blocks, lanes)  loss  (lanes,)
     """
     for j in range(blocks):
         k = j * height * LINE
@@ -83,9 +95,9 @@ def output_delta(like, h, x, weight, sums, loss, activation, rows, height, block
 
 @callee
 def sparsity_delta(out, h, weight, slope, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """out = weight slope h (1 - h): the delta of the mean code's cost, by row.
+    """out = weight slope h (1 - h): the delta of the mean code's cost, row by row.
 
-    out     an array that begins where lines (blocks, height, lanes) are to go      h  lines
+    out     an array whose memory holds lines (blocks, height, lanes)      h  lines (blocks, height, lanes)
     weight  (rows,)      slope  float64 (blocks, lanes)
     """
     place, lanes = np.int64(out.ctypes.data), LINE // out.itemsize
@@ -96,9 +108,10 @@ def sparsity_delta(out, h, weight, slope, rows, height, blocks):  # type: ignore
 
 @callee
 def add_delta(delta, added, sums, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """delta += added; the column sums of `added` are added up.
+    """delta += added; the column sums of `added` are added to `sums`.
 
-    delta   an array that begins where lines (blocks, height, lanes) lie       added  lines     sums  (blocks, lanes)
+    delta   an array whose memory holds lines (blocks, height, lanes)      added  lines (blocks, height, lanes)
+    sums    (blocks, lanes)
     """
     place = np.int64(delta.ctypes.data)
     for j in range(blocks):
@@ -108,7 +121,9 @@ def add_delta(delta, added, sums, rows, height, blocks):  # type: ignore[no-unty
 
 @callee
 def row_errors(job, output, target, columns, first, rows):  # type: ignore[no-untyped-def]
-    """job.out of each row: sum over columns of column_weight (xhat - x)^2 in float64, missing cells left out.
+    """job.out of rows first .. first + rows: the sum over columns of column_weight (xhat - x)^2, in float64.
+
+    Missing cells are left out. The tile begins with row `first`.
 
     output, target   arrays (blocks, height, lanes): xhat and x
     """
@@ -127,12 +142,12 @@ def row_errors(job, output, target, columns, first, rows):  # type: ignore[no-un
         out[first + i] = total
 
 
-# -- of a step, by the thread that finishes a phase -------------------------------------------------------------------
+# -- on a step, by the thread that finishes a phase --------------------------------------------------------------------
 
 
 @callee
 def close_codes(job, step, shards):  # type: ignore[no-untyped-def]
-    """The cost of the mean code, sparsity_weight sum KL(target, mean), as the step's loss so far, and its slopes.
+    """After the phase CODE: set the step's loss to sparsity_weight sum KL(target, mean code), and job.slopes.
 
     KL(p, q) = p log(p / q) + (1 - p) log((1 - p) / (1 - q)); dKL/dq = (1 - p) / (1 - q) - p / q.
     """
@@ -160,7 +175,7 @@ def close_codes(job, step, shards):  # type: ignore[no-untyped-def]
 
 @callee
 def close_shards(job, step, shards):  # type: ignore[no-untyped-def]
-    """The step's loss, and the sum of its rows' weights; a batch of nothing but zero weights costs nothing."""
+    """After the phase SHARD: set the step's loss and the sum of its rows' weights; the loss is 0 if that sum is 0."""
     totals = array_at(job.totals, (SHARDS_MOST, 2), np.float64)
     losses = array_at(job.losses, (job.steps, 2), np.float64)
     loss = weight = 0.0
@@ -178,7 +193,7 @@ def close_shards(job, step, shards):  # type: ignore[no-untyped-def]
 
 @callee
 def add_penalties(job, step):  # type: ignore[no-untyped-def]
-    """alpha / (2 sum of weights) times the squared weights, onto the step's loss."""
+    """After the phase UPDATE: add alpha / (2 sum of row weights) times the sum of squared W to the step's loss."""
     losses = array_at(job.losses, (job.steps, 2), np.float64)
     total = 0.0
     for norm in array_at(job.norms, (job.stretches,), np.float64):

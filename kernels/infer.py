@@ -1,4 +1,7 @@
-"""Inference: rows through a range of layers; the outputs, or the reconstruction errors, of each row come out."""
+"""Inference: runs rows through a range of layers; writes each row's output or its reconstruction error.
+
+Any thread computes any rows, since no row depends on another. A tile is what a thread claims at a time: loop 3 is here.
+"""
 
 import numpy as np
 from numba import carray
@@ -17,29 +20,32 @@ from fastae.kernels.tile import forward_layers, output_at, tile_map
 
 @ByAddress
 def infer(out, job_at, control_at, me_at):  # type: ignore[no-untyped-def]
-    """Layers first_layer .. last_layer - 1 on all rows, job.batch at a time, each claimed, while the quota lasts.
+    """Claim job.batch rows at a time and run them through layers first_layer .. last_layer - 1, while the quota lasts.
 
-    What comes out goes to job.out or, for ERRORS_TASK, each row's error does. `out` is the thread's work.
+    Writes their outputs to job.out or, for ERRORS_TASK, their errors.
+
+    out          the thread's memory, mapped by TileMap        control_at   the control block of job.py
+    job_at       JOB        me_at   MEMBER, this thread's
     """
     job, me = record_at(job_at, JOB), record_at(me_at, MEMBER)
     plan = array_at(job.plan, (job.layers,), LAYER)
     work = carray(out, (1,))
     size, height, start, last = work.itemsize, job.height, job.first_layer, job.last_layer - 1
     lanes = LINE // size
-    place = tile_map(plan, height, np.int64(work.ctypes.data), size)
+    memory = tile_map(plan, height, np.int64(work.ctypes.data), size)
     columns, features = plan[start].fan_in, plan[last].fan_out
-    source = output_at(plan, start - 1, place.tiles, height, size)
-    output = output_at(plan, last, place.tiles, height, size)
-    while me.quota > 0:
+    source = output_at(plan, start - 1, memory.tiles, height, size)
+    output = output_at(plan, last, memory.tiles, height, size)
+    while me.quota > 0:  # loop 3: rows first : first + rows of X
         if load_acquire(control_at + CANCEL) != 0:
             return
         first = fetch_add(control_at + NEXT, 1) * job.batch
         if first >= job.rows:
             return
         rows = min(job.batch, job.rows - first)
-        target = load_input(size, job, job_at, place, columns, source, first, rows, 0)
+        target = load_input(size, job, job_at, memory, columns, source, first, rows, 0)
         computed = round_up(rows, job.row_multiple)
-        forward_layers(size, job, plan, place.tiles, output, computed, height, start, last + 1)
+        forward_layers(size, job, plan, memory.tiles, output, computed, height, start, last + 1)
         if job.task == ERRORS_TASK:
             lines = in_blocks(features, lanes), height, lanes
             row_errors(

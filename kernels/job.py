@@ -1,8 +1,9 @@
-"""What the threads of a crew are told and share: records of named fields. No kernel lives here.
+"""The records that describe a job to the threads of a crew, and the memory they share. No kernel is here.
 
-Each record is a class that Python fills by attribute, and a NumPy dtype of the same name in capitals through which a
-kernel reads the same memory: ``record_at(job_at, JOB).rows``. Fields whose name ends in ``_at`` are addresses of
-compiled functions; other addresses have the name of what lies there, with its shape beside them.
+Each record is a class that Python fills by attribute, and a NumPy dtype of the same name in capitals, through which
+kernels read the same memory: ``record_at(job_at, JOB).rows``. Fields whose names end in ``_at`` are addresses of
+compiled functions. Any other address has the name of the array that lies there, and its shape in a comment; the dtype
+is the engine's unless it is given.
 """
 
 import ctypes
@@ -23,7 +24,7 @@ def _record(structure: _Structure) -> _Structure:
 
 @_record
 class Job(ctypes.Structure):
-    """One call of the engine. Strides are in bytes, sizes in elements, addresses 0 where there is nothing."""
+    """One call of the engine. Strides are in bytes, sizes in elements; the address of an absent array is 0."""
 
     task: int  # STEPS_TASK, INFER_TASK or ERRORS_TASK
     plan: int  # the plan of layout.py, LAYER (layers,)
@@ -31,44 +32,46 @@ class Job(ctypes.Structure):
     code_layer: int  # the layer whose output is the code, counted from 0
 
     # The matrix X
-    x: int
+    x: int  # (rows of X, columns), of any dtype in KINDS
     row_stride: int
     column_stride: int
-    kind: int  # KINDS
-    index: int  # int64 (rows,): row numbers
+    kind: int  # the id of X's dtype, by KINDS
+    index: int  # int64 (rows,): the rows of X to use
     sample_weight: int  # float64 (rows of X,)
     shift: int  # float64 (columns,), padded
     scale: int  # float64 (columns,), padded
-    rows: int  # rows that the steps walk through
-    first_row: int  # number of X's first row, for the noise: X may be a part of a larger matrix
+    rows: int  # rows of an epoch, or of inference
+    first_row: (
+        int  # the number of X's first row, which the noise depends on: X may be a part of a larger matrix
+    )
 
     # Steps
-    batch: int  # rows of a step; infer: rows claimed at a time, at most height
+    batch: int  # rows of a step; in inference, rows claimed at a time: at most height
     steps: int
-    epoch: int  # of the first step
+    epoch: int  # the number of the first step's epoch
     seed: int  # of the noise
-    sums: int  # 1: loss and gradient are sums over the rows, not divided by the rows' weights
+    sums: int  # 1: loss and gradient are sums over the rows, not divided by the sum of their weights
 
     # Tiles
     height: int  # rows of a tile in memory
-    row_multiple: int  # rows are computed in multiples of this: whole register tiles
-    target_in_form: int  # 1: the rows that the output is compared with lie as the form's tiles do
+    row_multiple: int  # the rows that products compute are a multiple of this: whole register tiles
+    target_in_form: int  # 1: ``residual`` takes its target as a tile of the form, not as lines
 
-    # Parameters and what a step computes; flat: (size,)
+    # Parameters and what a step computes; "flat" stands for (size,), a flat buffer
     size: int
     parameters: int  # flat
-    weights: int  # flat: what products read as W, prepared by the form; parameters where that is the same
+    weights: int  # flat: W as the form's products read it; equal to `parameters` if they read W itself
     transposed: int  # (transposed_size,): W' of every layer but the first, prepared by the form
     transposed_size: int
     ones: int  # (columns of all outputs,): 1, and 0 in padding lanes
     gradients: int  # (shards, size)
-    parts: int  # how many of `gradients` are added up where that is not the step's shards
-    gradient: int  # flat: the last step's
-    totals: int  # float64 (SHARDS_MOST, 2): loss and sum of weights by shard
-    norms: int  # float64 (stretches,): sums of squared weights
-    losses: int  # float64 (steps, 2): loss and sum of weights by step
+    parts: int  # the number of `gradients` to add up; 0: one per shard of the step
+    gradient: int  # flat: the gradient of the last step
+    totals: int  # float64 (SHARDS_MOST, 2): each shard's loss and sum of row weights
+    norms: int  # float64 (stretches,): each stretch's sum of squared weights
+    losses: int  # float64 (steps, 2): each step's loss and sum of row weights
     stretches: int
-    taken: int  # int64 (most items of a phase,): the phase each item was claimed for last
+    taken: int  # int64 (most items of a phase,): the phase for which each item was last claimed
 
     # Optimizer
     optimizer: int  # NONE, SGD or ADAM
@@ -79,28 +82,28 @@ class Job(ctypes.Structure):
     beta_1: float
     beta_2: float
     epsilon: float
-    decay: float
-    steps_before: int
+    decay: float  # weight decay
+    steps_before: int  # steps that the optimizer took before this job
 
     # Objective
     alpha: float
-    missing: int  # 1: NaN cells are missing
+    missing: int  # 1: NaN stands for a missing cell
     noise: int  # NO_NOISE, GAUSSIAN, MASK or SWAP
     noise_level: float
-    sparse: int  # 1: the mean code has a cost
+    sparse: int  # 1: sparsity_weight > 0, so the mean code has a cost
     sparsity_target: float
     sparsity_weight: float
-    codes: int  # float64 (SHARDS_MOST, code): sums of codes by shard
-    slopes: int  # float64 (code,), padded: the cost's derivative by each unit's mean
+    codes: int  # float64 (SHARDS_MOST, k): each shard's weighted sum of codes, of k units
+    slopes: int  # float64 (k,), padded: the derivative of the cost with respect to each unit's mean
 
     # Inference: layers first_layer .. last_layer - 1
     first_layer: int
     last_layer: int
-    out: int  # INFER_TASK: (rows, columns of the last layer); ERRORS_TASK: float64 (rows,)
+    out: int  # INFER_TASK: (rows, columns of the last layer's output); ERRORS_TASK: float64 (rows,)
     out_stride: int
     column_weight: int  # float64 (columns,), padded
 
-    # The form's functions (products.py)
+    # The functions of the form (products.py)
     forward_at: int
     residual_at: int
     backward_at: int
@@ -110,7 +113,7 @@ class Job(ctypes.Structure):
     sparsity_delta_at: int
     add_delta_at: int
 
-    # What else is compiled for the engine's dtype
+    # The other functions that are compiled for the engine's dtype (step.ITEMS)
     load_at: int
     shard_at: int
     transpose_at: int
@@ -120,34 +123,41 @@ class Job(ctypes.Structure):
 
 @_record
 class Member(ctypes.Structure):
-    """What one thread of a crew keeps: a cache line."""
+    """The state of one thread of a crew: one cache line. A phase's number is step * PHASES + phase."""
 
     number: int  # 0: the leader
-    held: int  # number of the phase that it holds an item of, + 1; or 0
-    item: int
-    progress: int  # rows of the item's shard that are done
-    quota: int  # rows x features that it may still process in this call; at least one tile
-    refill: int  # a helper's next quota
-    present: int  # a helper: 1 from when it is woken until it goes back to sleep
-    wake: int  # set by open_job and admit: this helper is to be woken
+    held: int  # 1 + the number of the phase whose item it holds; 0: it holds none
+    item: int  # the item it holds
+    progress: int  # rows of that item, a shard, that are done
+    quota: int  # rows times features that it may still process before ``run`` returns; it takes whole tiles
+    refill: int  # a helper's quota, each time
+    present: int  # of a helper, 1 from when it is to be woken until it decides to sleep
+    wake: int  # of a helper, 1 if the caller of open_job or admit must wake it
 
 
 JOB, MEMBER = np.dtype(Job), np.dtype(Member)
 
-STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)  # task
-NONE, SGD, ADAM = range(3)  # optimizer
-NO_NOISE, GAUSSIAN, MASK, SWAP = range(4)  # noise
+# Ids
+STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)  # job.task
+NONE, SGD, ADAM = range(3)  # job.optimizer
+NO_NOISE, GAUSSIAN, MASK, SWAP = range(4)  # job.noise
+TRANSPOSE, CODE, SHARD, UPDATE, PHASES = range(5)  # the phases of a step (step.py), and their number
 
 _KINDS = "f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"
-KINDS = {np.dtype(name): kind for kind, name in enumerate(_KINDS)}  # dtype of X -> kind
+KINDS = {np.dtype(name): kind for kind, name in enumerate(_KINDS)}  # dtype of X -> job.kind
 KINDS[np.dtype(bool)] = KINDS[np.dtype("u1")]
 
-# The control block that a crew shares: places of int64 words, in bytes, a cache line apart
+# The control block, which a crew shares: int64 values, a cache line apart. These are their offsets in bytes:
+#   OPEN        members with a number below this may work on the job; 0: it is closed
+#   INSIDE      helpers that may be reading the job
+#   CLAIM       the number of the phase whose items are claimed now (see Member), or FINISHED_CLAIM
+#   DONE        items of this phase that are done
+#   NEXT        inference: how often rows have been claimed
+#   CANCEL      1: stop as soon as possible
+#   OUTCOME     0, or how the steps ended: COMPLETE, CANCELLED or DIVERGED
+#   STEPS_DONE  steps taken
 OPEN, INSIDE, CLAIM, DONE, NEXT, CANCEL, OUTCOME, STEPS_DONE, CONTROL_BYTES = range(0, 9 * 64, 64)
 FINISHED_CLAIM = -1
+COMPLETE, CANCELLED, DIVERGED = 1, 2, 3
 
-# How a run ended, or did not yet
-COMPLETE, CANCELLED, DIVERGED = 1, 2, 3  # the word OUTCOME
-BUSY, WAITING, OVER = 0, 1, 2  # what run returns
-
-TRANSPOSE, CODE, SHARD, UPDATE, PHASES = range(5)
+BUSY, WAITING, OVER = 0, 1, 2  # what ``run`` returns (step.py)

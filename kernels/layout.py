@@ -1,8 +1,9 @@
-"""The one data layout: column blocks of one cache line. Plain NumPy; no kernel lives here.
+"""The data layout: column blocks, each one cache line wide. Plain NumPy; no kernel is here.
 
-A matrix of (rows, columns) is stored as ``(ceil(columns / lanes), padded rows, lanes)`` with 16 lanes in float32 and 8
-in float64. Every operand of the three GEMM forms streams through it, so nothing is packed. A weight matrix pads
-its rows to whole blocks too, so that its transpose is one as well. Padding stays zero.
+A matrix (rows, columns) is stored as ``(ceil(columns / lanes), padded rows, lanes)``, with 16 lanes in float32 and 8
+in float64. The forward, backward and gradient products all read and write this layout, so that no operand is packed.
+The rows of a weight matrix are padded to whole blocks as well, so that its transpose has the same layout. Padding
+stays zero.
 """
 
 import ctypes
@@ -15,9 +16,9 @@ DTYPES = np.dtype(np.float32), np.dtype(np.float64)  # of the lines that product
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "identity")
 SIGMOID, TANH, RELU, IDENTITY = range(4)
 
-# One layer of a plan, the table that tells a kernel the network. Places count elements: those of `weight` and `bias`
-# from the beginning of the flat buffers, `transposed` from that of W', `output` per row of a tile, `column_sums` per
-# tile. A tile's input comes before all outputs, at 0.
+# One layer of a plan, the table that describes a network to the kernels: columns, activation, and offsets in elements.
+# `weight` and `bias` count from the start of the flat buffers, `transposed` from the start of all W', `column_sums`
+# from the start of the column sums of all layers. `output` counts per row of a tile, whose input comes first, at 0.
 LAYER = np.dtype(
     [
         (name, np.int64)
@@ -36,17 +37,17 @@ LAYER = np.dtype(
 
 
 def lanes(dtype: npt.DTypeLike) -> int:
-    """Elements in a cache line."""
+    """Elements of `dtype` in a cache line."""
     return 64 // np.dtype(dtype).itemsize
 
 
 def blocks(columns: int, dtype: npt.DTypeLike) -> int:
-    """Cache lines that `columns` elements take."""
+    """Blocks that hold so many columns."""
     return -(-columns // lanes(dtype))
 
 
 def address(array: np.ndarray) -> int:
-    """Where its memory begins: ``array.ctypes.data``, in a quarter of a microsecond where that takes a whole one."""
+    """The address of the array's memory: ``array.ctypes.data`` in a quarter of its time, a microsecond."""
     try:
         return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
     except (TypeError, ValueError):  # read-only, not contiguous, or empty
@@ -54,7 +55,7 @@ def address(array: np.ndarray) -> int:
 
 
 def aligned_zeros(size: int, dtype: npt.DTypeLike) -> np.ndarray:
-    """A one-dimensional array of zeros that starts on a cache line."""
+    """A one-dimensional array of `size` zeros that starts on a cache line."""
     dtype = np.dtype(dtype)
     raw = np.zeros(size * dtype.itemsize + 64, np.uint8)
     start = -address(raw) % 64
@@ -80,9 +81,9 @@ def unpack(blocked: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def plan(
     widths: tuple[int, ...], activations: tuple[str, ...], dtype: npt.DTypeLike
 ) -> tuple[np.ndarray, int, int]:
-    """The plan of a network: the table of layers, the elements of its parameters, those of its transposed weights.
+    """The plan of a network, LAYER (layers,), the size of its flat buffers, and the elements of all W' together.
 
-    The table is a record array, shared by all who ask for the same one: not to be written.
+    The plan is a record array. All callers with the same arguments share it: do not write to it.
     """
     width = lanes(dtype)
     table = np.zeros(len(activations), LAYER).view(np.recarray)

@@ -1,6 +1,7 @@
-"""Rows of X into a tile: read, scaled, corrupted, and put into the form that products take. Here rows become tiles.
+"""Rows of X become a tile here: they are read, scaled, corrupted and converted to the form that products read.
 
-How a row of any dtype and stride becomes lines is in rows.py.
+How a row of any dtype and stride becomes lines is in rows.py, the noise in noise.py. A tile in lines is (blocks,
+height, lanes).
 """
 
 import numpy as np
@@ -19,19 +20,19 @@ from fastae.kernels.tile import tile_map
 
 @ByAddress
 def load_tile(out, job_at, base, columns, first, rows, epoch):  # type: ignore[no-untyped-def]
-    """Rows first .. first + rows into lines, and zeros below them down to a whole register tile.
+    """Load rows first .. first + rows as lines, with zeros below them down to a whole register tile.
 
-    out    lines (columns); where cells may be missing, or noise is asked for, that is the corrupted input, and the
-           rows as they are go to the map's `clean`
-    base   where the thread's memory begins
+    out    lines (blocks, height, lanes): the input. If cells may be missing, or there is noise, this is the corrupted
+           input, and the clean rows go to `clean` of the TileMap
+    base   the address of the thread's memory
     """
     job = record_at(job_at, JOB)
     tile_at, size = carray(out, (1,)), carray(out, (1,)).itemsize
     dtype, to = tile_at.dtype, np.int64(tile_at.ctypes.data)
-    place = tile_map(array_at(job.plan, (job.layers,), LAYER), job.height, base, size)
+    memory = tile_map(array_at(job.plan, (job.layers,), LAYER), job.height, base, size)
     height, lanes = job.height, LINE // size
     corrupted = job.missing != 0 or job.noise != NO_NOISE
-    clean = place.clean if corrupted else to
+    clean = memory.clean if corrupted else to
     load_rows(
         tile_at,
         clean,
@@ -46,7 +47,7 @@ def load_tile(out, job_at, base, columns, first, rows, epoch):  # type: ignore[n
         rows,
         job.shift,
         job.scale,
-        place.gathered,
+        memory.gathered,
     )
     computed = round_up(rows, job.row_multiple)
     if computed > rows:
@@ -56,13 +57,13 @@ def load_tile(out, job_at, base, columns, first, rows, epoch):  # type: ignore[n
             zero_lines(tile_at, (to + below, computed - rows))
     if corrupted:
         tile = array_at(to, (in_blocks(columns, lanes), height, lanes), dtype)
-        level, cell = array_at(place.level, (1,), dtype), array_at(place.cell, (1,), dtype)
+        level, cell = array_at(memory.level, (1,), dtype), array_at(memory.cell, (1,), dtype)
         level[0] = job.noise_level
         for i in range(rows):
             row = load_int64(job.index + (first + i) * 8) if job.index != 0 else first + i
             key = row_key(job.seed, epoch, job.first_row + row)
             corrupt_row(
-                tile_at, to + i * LINE, clean + i * LINE, height, columns, key, job.noise, place.level
+                tile_at, to + i * LINE, clean + i * LINE, height, columns, key, job.noise, memory.level
             )
             if job.noise == SWAP:
                 for c in range(columns):
@@ -70,7 +71,7 @@ def load_tile(out, job_at, base, columns, first, rows, epoch):  # type: ignore[n
                     if other >= 0:
                         load_rows(
                             tile_at,
-                            place.cell,
+                            memory.cell,
                             1,
                             job.x + c * job.column_stride,
                             job.row_stride,
@@ -82,40 +83,42 @@ def load_tile(out, job_at, base, columns, first, rows, epoch):  # type: ignore[n
                             1,
                             job.shift + c * 8 if job.shift != 0 else 0,
                             job.scale + c * 8 if job.shift != 0 else 0,
-                            place.gathered,
+                            memory.gathered,
                         )
                         value = cell[0]
                         tile[c // lanes, i, c % lanes] = value if value == value else 0.0
 
 
 @callee
-def load_input(size, job, job_at, place, columns, to, first, rows, epoch):  # type: ignore[no-untyped-def]
-    """``load_tile``, in the form that products take; returns where the rows lie that the output is compared with.
+def load_input(size, job, job_at, memory, columns, to, first, rows, epoch):  # type: ignore[no-untyped-def]
+    """Load rows first .. first + rows as a tile of the form; return the address of the target.
 
-    place   TileMap        to   where the tile goes: the form's tile (rows, columns)
+    The target is what the network's output is compared with: the clean rows, as ``residual`` reads them. It is the
+    input itself unless that is corrupted, or lies in another form than the target should.
 
-    The rows to compare with are the input itself, unless that is corrupted or of another form.
+    memory   TileMap of the thread's memory
+    to       tile (rows, columns): written
     """
     height = job.height
     blocks, computed = in_blocks(columns, LINE // size), round_up(rows, job.row_multiple)
     corrupted, converted = job.missing != 0 or job.noise != NO_NOISE, job.from_lines_at != 0
     loaded = to
     if converted:
-        loaded = place.spare if corrupted else place.clean
-    call_at(job.load_at, (loaded, job_at, place.tiles, columns, first, rows, epoch))
+        loaded = memory.spare if corrupted else memory.clean
+    call_at(job.load_at, (loaded, job_at, memory.tiles, columns, first, rows, epoch))
     if converted:
         call_at(job.from_lines_at, (to, loaded, computed, height, blocks))
     if job.target_in_form == 0:
-        return place.clean if corrupted or converted else to
+        return memory.clean if corrupted or converted else to
     if not corrupted:
         return to
-    call_at(job.from_lines_at, (place.turned, place.clean, computed, height, blocks))
-    return place.turned
+    call_at(job.from_lines_at, (memory.target, memory.clean, computed, height, blocks))
+    return memory.target
 
 
 @callee
 def load_weights(job, weight, first, rows, computed):  # type: ignore[no-untyped-def]
-    """The weights of a tile's rows, 1 by default, and 0 for those below them; returns their sum.
+    """Set the weights of a tile's rows, 1 by default, and 0 for the rows below them; return the sum.
 
     weight   (height,): written
     """

@@ -1,9 +1,10 @@
-"""Corrupted input for denoising, and cells that are missing: what stands between a loaded tile and the first layer.
+"""Noise in the input, for denoising, and missing cells: what is done to a tile in lines before the first layer.
 
-Every draw is a hash of (seed, epoch, row, column), so that it depends neither on threads nor on tiles. The hash of a
-cell is Chris Wellons' 32-bit integer mix (lowbias32, nullprogram.com/blog/2018/07/31) of its column under a 64-bit
-key, which is splitmix64 (Steele et al., OOPSLA 2014) of the rest. Gaussians come by the inverse of the error function
-(Giles, GPU Computing Gems, 2011), cut off by the 24 bits drawn at 5.3 standard deviations.
+No generator holds a state: every random number is a hash of (seed, epoch, row, column), and so depends neither on
+threads nor on tiles. The hash of a cell is Chris Wellons' 32-bit integer mix (lowbias32,
+nullprogram.com/blog/2018/07/31) of its column and of a 64-bit key of the row, which is splitmix64 (Steele et al.,
+OOPSLA 2014) of seed, epoch and row. Gaussian numbers are computed by the inverse of the error function (Giles, GPU
+Computing Gems, 2011) from 24 random bits, which limits them to 5.3 standard deviations.
 """
 
 import numpy as np
@@ -27,6 +28,7 @@ _ERFINV_TAIL = (
 
 @callee
 def splitmix(x):  # type: ignore[no-untyped-def]
+    """splitmix64: a 64-bit hash of a 64-bit integer."""
     x = np.uint64(x) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -42,7 +44,7 @@ def row_key(seed, epoch, row):  # type: ignore[no-untyped-def]
 
 
 def _hash(words: Words, columns: Value, key: Value) -> Value:
-    """32 random bits in each lane, of the cell's column and the row's key."""
+    """32 random bits in each lane: a hash of the cell's column and the row's key."""
     b = words.builder
     ints = columns.type
 
@@ -59,12 +61,13 @@ def _hash(words: Words, columns: Value, key: Value) -> Value:
 
 
 def _columns(words: Words, first: Value) -> Value:
+    """The column numbers of a line, from `first` on, as 32-bit integers."""
     ramp = ir.Constant(ir.VectorType(I32, words.lanes), list(range(words.lanes)))
     return words.builder.add(ramp, words.splat(words.builder.trunc(first, I32)))
 
 
 def _gaussian(words: Words, bits: Value) -> Value:
-    """A standard normal deviate of 24 of the bits: sqrt(2) erfinv(u), u in (-1, 1)."""
+    """A standard normal number from the upper 24 of the bits: sqrt(2) erfinv(u), u in (-1, 1)."""
     b = words.builder
     top = b.ashr(bits, ir.Constant(bits.type, [8] * words.lanes))
     u = words.mul(words.add(words.convert(top, True), words.constant(0.5)), words.constant(2.0**-23))
@@ -76,20 +79,20 @@ def _gaussian(words: Words, bits: Value) -> Value:
     return words.mul(words.mul(u, words.constant(2.0**0.5)), p)
 
 
-def _write_corrupt(words: Words, out, source, key, column, count, kind, level):  # type: ignore[no-untyped-def]
-    """One line of input from one line of the target: cells that are missing become 0, then noise; padding stays 0.
+def _write_corrupt(words: Words, out, source, key, column, count, noise, level):  # type: ignore[no-untyped-def]
+    """One line of a row of the input: missing cells become 0, then noise is added; padding stays 0.
 
-    `level` is the address of one element: a standard deviation, or the probability of a cell to be masked.
+    out  (lanes,)     source  (lanes,): the clean row     level  (1,): see ``corrupt_row``
     """
     b = words.builder
     source_line, zero = words.load(source), words.constant(0.0)
     x = words.missing_as_zero(source_line, source_line)
     words.store(x, out)
     bits = _hash(words, _columns(words, column), key)
-    with words.when(kind, "==", GAUSSIAN):
+    with words.when(noise, "==", GAUSSIAN):
         noisy = words.fma(_gaussian(words, bits), words.broadcast(level), x)
         words.store(b.select(words.first_lanes(count), noisy, zero), out)
-    with words.when(kind, "==", MASK):
+    with words.when(noise, "==", MASK):
         top = b.lshr(bits, ir.Constant(bits.type, [8] * words.lanes))
         u = words.mul(words.convert(top, True), words.constant(2.0**-24))
         words.store(b.select(b.fcmp_ordered("<", u, words.broadcast(level)), zero, x), out)
@@ -99,21 +102,21 @@ _corrupt_line = vector_kernel(_write_corrupt)
 
 
 @callee
-def corrupt_row(like, out, source, height, columns, key, kind, level):  # type: ignore[no-untyped-def]
-    """A row of a tile's input from the same row of its target.
+def corrupt_row(like, out, source, height, columns, key, noise, level):  # type: ignore[no-untyped-def]
+    """Write a row of the input from the clean row: missing cells become 0, then GAUSSIAN or MASK noise is added.
 
-    out, source   where the row begins in lines (blocks, height, lanes); `like` has their dtype
-    level         one element: a standard deviation, or the probability of a cell to be masked
+    out, source   the row's first line in lines (blocks, height, lanes); `like` is an array of their dtype
+    level         (1,): the standard deviation, or the probability that a cell is masked
     """
     lanes = LINE // like.itemsize
     for j in range(in_blocks(columns, lanes)):
         place, count = j * height * LINE, min(lanes, columns - j * lanes)
-        _corrupt_line(like, (out + place, source + place, key, j * lanes, count, kind, level))
+        _corrupt_line(like, (out + place, source + place, key, j * lanes, count, noise, level))
 
 
 @callee
 def swapped(key, column, level, rows):  # type: ignore[no-untyped-def]
-    """The row, of `rows`, whose cell replaces this one's, or -1: a cell is replaced with probability `level`."""
+    """The row, of `rows`, whose cell replaces that of the row with this key, or -1: with probability 1 - level."""
     bits = splitmix(np.uint64(key) + np.uint64(column))
     if (bits >> np.uint64(40)) * 2.0**-24 >= level:
         return -1

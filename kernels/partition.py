@@ -1,34 +1,38 @@
-"""How a job is cut up: a step's rows into shards, the flat buffers into stretches. By the job alone, not by threads."""
+"""How a job is divided into items: the rows of a step into shards, the flat buffers into stretches.
+
+The split depends only on the job, never on the number of threads. Here ``size`` is that of the flat buffers, and
+``multiple`` is job.row_multiple, the rows of whole register tiles.
+"""
 
 from functools import lru_cache
 
 from fastae.kernels.compiler import callee
 from fastae.kernels.job import CODE, SHARD, TRANSPOSE, UPDATE
 
-STRETCH = 2048  # elements of weights that an UPDATE item covers at most
-SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (16, 96, 512), 1_600_000
+STRETCH = 2048  # weights of a stretch at most
+SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (16, 96, 512), 1_600_000  # see shard_rows
 
 
 @callee
 def round_up(count, multiple):  # type: ignore[no-untyped-def]
-    """The least multiple that is no less than `count`: the rows computed for so many, the columns that hold so many."""
+    """The least multiple that is not below `count`."""
     return (count + multiple - 1) // multiple * multiple
 
 
 @callee
 def in_blocks(columns, lanes):  # type: ignore[no-untyped-def]
-    """How many blocks hold so many columns."""
+    """How many blocks hold so many columns, each of `lanes` columns."""
     return (columns + lanes - 1) // lanes
 
 
 @callee
 def shard_rows(rows, size, multiple):  # type: ignore[no-untyped-def]
-    """Rows in each shard of a batch but the last, whole register tiles; `size` is that of the flat buffers.
+    """Rows in each shard of a batch of `rows` rows, except the last: whole register tiles.
 
-    A shard has 512 rows or more, for its gradient has to be added up; a small batch, so that it can be shared out, is
-    cut into up to four of 96 or two of 16 rows, of SHARD_FLOPS at least; or into two of 8 rows and ten times as much.
-    (Shards of fewer rows cost too much where one thread has to do them all.) Their number is a power of two, which most
-    numbers of threads share evenly; it never depends on the number of threads: the same job has the same shards.
+    A shard has 512 rows or more, because its gradient has to be added to the others. A smaller batch is divided all
+    the same, so that threads can share it: into up to four shards of at least 96 rows, or two of at least 16, each of
+    at least SHARD_FLOPS; or into two of 8 rows and ten times SHARD_FLOPS. (Shards of fewer rows cost too much where one
+    thread does them all.) The number of shards is a power of two, which most numbers of threads share evenly.
     """
     two, four, many = SHARD_ROWS_LEAST
     least = SHARD_FLOPS // (6 * size)
@@ -44,20 +48,20 @@ def shard_rows(rows, size, multiple):  # type: ignore[no-untyped-def]
 
 @callee
 def shards_of(rows, size, multiple):  # type: ignore[no-untyped-def]
-    """How many shards that makes. A smaller batch may have more: their rows are rounded up."""
+    """The number of shards of a batch. A smaller batch may have more, because the rows of a shard are rounded up."""
     each = shard_rows(rows, size, multiple)
     return (rows + each - 1) // each
 
 
 @lru_cache(1024)
 def most_shards(rows: int, batch: int, size: int, multiple: int) -> int:
-    """How many shards a step on `batch` of the rows has at most; the last step, on fewer, may have more."""
-    return int(max(shards_of(each, size, multiple) for each in (batch, rows % batch or batch)))
+    """The most shards of any step of an epoch. Its last step, on fewer rows than `batch`, may have more."""
+    return int(max(shards_of(count, size, multiple) for count in (batch, rows % batch or batch)))
 
 
 @callee
 def rows_in_step(job, step):  # type: ignore[no-untyped-def]
-    """First row and row count of a step; steps walk through the rows batch by batch, and start over."""
+    """First row and row count of a step's batch. Steps go through the rows batch by batch, epoch after epoch."""
     per_epoch = (job.rows + job.batch - 1) // job.batch
     first = step % per_epoch * job.batch
     return first, min(job.batch, job.rows - first)
@@ -65,7 +69,7 @@ def rows_in_step(job, step):  # type: ignore[no-untyped-def]
 
 @callee
 def stretches(plan, lanes):  # type: ignore[no-untyped-def]
-    """How many stretches the flat buffers fall into: whole squares of lanes x lanes weights, of one layer each."""
+    """The number of stretches of the flat buffers. Each holds whole squares of lanes x lanes weights of one layer."""
     most = STRETCH // (lanes * lanes)
     total = 0
     for i in range(plan.shape[0]):
@@ -75,7 +79,10 @@ def stretches(plan, lanes):  # type: ignore[no-untyped-def]
 
 @callee
 def stretch(plan, item, lanes):  # type: ignore[no-untyped-def]
-    """The layer of stretch `item`, its first and last square there, and its elements; a layer's last has its bias."""
+    """Where stretch `item` lies: (layer, first square, last square + 1, first element, last element + 1).
+
+    Squares count within the layer, elements within the flat buffers. A layer's last stretch also holds its bias.
+    """
     square, most = lanes * lanes, STRETCH // (lanes * lanes)
     for i in range(plan.shape[0]):
         squares = (plan[i].bias - plan[i].weight) // square
@@ -100,7 +107,7 @@ def rows_of_shard(job, step, item):  # type: ignore[no-untyped-def]
 
 @callee
 def items_of(job, step, phase):  # type: ignore[no-untyped-def]
-    """How many items a phase of a step has."""
+    """The number of items of a phase of a step; 0 if the step does not have this phase."""
     if phase == UPDATE or (phase == TRANSPOSE and step == 0):
         return job.stretches
     if phase == SHARD or (phase == CODE and job.sparse != 0):
@@ -111,5 +118,5 @@ def items_of(job, step, phase):  # type: ignore[no-untyped-def]
 
 @callee
 def epoch_of(job, step):  # type: ignore[no-untyped-def]
-    """The number of the epoch that a step is in."""
+    """The number of a step's epoch."""
     return job.epoch + step // ((job.rows + job.batch - 1) // job.batch)

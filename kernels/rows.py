@@ -1,7 +1,8 @@
-"""Rows of a caller's matrix into a tile, and a tile's rows back out. The matrix is read once and never written.
+"""Reads rows of a caller's matrix into a tile, and writes a tile's rows to a matrix. No noise, no forms of products.
 
-A source is any float or integer array: an address, a row and a column stride in bytes, and a KIND. Each row of a
-tile becomes lines of the engine's dtype: converted, shifted and scaled in float64, rounded once; padding zeroed.
+A source is any float or integer matrix (m, n): an address, a row and a column stride in bytes, and the id of its dtype
+in KINDS. It is read once and never written. A row becomes one line in each block of a tile (blocks, height, lanes):
+converted, shifted and scaled in float64, and rounded once to the engine's dtype; padding becomes zero.
 """
 
 from functools import partial
@@ -19,7 +20,7 @@ ITEM_SIZES = tuple(dtype.itemsize for dtype in list(KINDS)[:11])
 
 
 def _source_line(words: Words, kind: np.dtype, source: Value, mask: Value, to: ir.Type) -> Value:
-    """One line of elements of `kind` in memory, as `to`."""
+    """The lanes of `mask` from elements of dtype `kind` at `source`, converted to `to`; zero in the other lanes."""
     bits = kind.itemsize * 8
     if kind.kind == "f" and bits == 16:
         return words.convert(words.half_to_single(words.load_first(source, mask, I16, 1)), True, to)
@@ -28,17 +29,20 @@ def _source_line(words: Words, kind: np.dtype, source: Value, mask: Value, to: i
 
 
 def _write_load(words: Words, target, source, count, kind, shift, scale):  # type: ignore[no-untyped-def]
-    """One line of a tile from `count` contiguous elements; `shift` 0: as they are, else (x - shift) scale."""
+    """One line of a tile from `count` contiguous elements: (x - shift) scale, or x if `shift` is 0.
+
+    target  (lanes,)     source  (count,), of the dtype KINDS[kind]     shift, scale  float64 (count,), or 0
+    """
     mask = words.first_lanes(count)
 
     def as_is(dtype: np.dtype) -> None:
         words.store(_source_line(words, dtype, source, mask, words.scalar), target)
 
     def scaled(dtype: np.dtype) -> None:
-        wide = _source_line(words, dtype, source, mask, F64)
-        moved = words.builder.fsub(wide, words.load_first(shift, mask, F64, 8))
+        x = _source_line(words, dtype, source, mask, F64)
+        shifted = words.builder.fsub(x, words.load_first(shift, mask, F64, 8))
         words.store(
-            words.convert(words.builder.fmul(moved, words.load_first(scale, mask, F64, 8)), True), target
+            words.convert(words.builder.fmul(shifted, words.load_first(scale, mask, F64, 8)), True), target
         )
 
     kinds = list(KINDS)[:11]
@@ -52,14 +56,17 @@ _load_line = vector_kernel(_write_load)
 
 
 def _write_copy_row(words: Words, target, height, source, columns):  # type: ignore[no-untyped-def]
-    """A row of `columns` contiguous elements of the engine's dtype into a tile `height` rows high."""
+    """Copy a row of the engine's dtype into a tile.
+
+    target  lines (blocks, height, lanes), from the row's first line on     source  (columns,)
+    """
     b = words.builder
     lanes = words.count(words.lanes)
-    column = b.mul(height, words.count(LINE))
+    block_bytes = b.mul(height, words.count(LINE))
 
     def block(target, source):  # type: ignore[no-untyped-def]
         words.store(words.load(source, aligned=False), target)
-        return [words.offset(target, column), words.offset(source, LINE)]
+        return [words.offset(target, block_bytes), words.offset(source, LINE)]
 
     target, source = words.loop(b.sdiv(columns, lanes), [target, source], block)
     left = b.srem(columns, lanes)
@@ -71,6 +78,10 @@ _copy_row = vector_kernel(_write_copy_row)
 
 
 def _write_store(words: Words, target, line, count):  # type: ignore[no-untyped-def]
+    """Copy the first `count` elements of a line.
+
+    target  (count,)     line  (lanes,)
+    """
     words.store_first(words.load(line), target, words.first_lanes(count))
 
 
@@ -78,45 +89,53 @@ _store_line = vector_kernel(_write_store)
 
 
 def _write_zero(words: Words, target, lines):  # type: ignore[no-untyped-def]
-    def one(target):  # type: ignore[no-untyped-def]
+    """Set target (lines, lanes) to zero."""
+
+    def line(target):  # type: ignore[no-untyped-def]
         words.store(words.constant(0.0), target)
         return [words.offset(target, LINE)]
 
-    words.loop(lines, [target], one)
+    words.loop(lines, [target], line)
 
 
 zero_lines = vector_kernel(_write_zero)
 
 
 def _write_add(words: Words, target, source, lines, accumulate):  # type: ignore[no-untyped-def]
-    """target = source, or target += source where `accumulate` is not 0."""
+    """target = source, or target += source if `accumulate` is 1.
+
+    target  (lines, lanes)     source  (lines, lanes)
+    """
     for add in (0, 1):
         with words.when(accumulate, "==", add):
 
-            def one(target, source, add=add):  # type: ignore[no-untyped-def]
-                line = words.load(source)
-                words.store(words.add(words.load(target), line) if add else line, target)
+            def line(target, source, add=add):  # type: ignore[no-untyped-def]
+                value = words.load(source)
+                words.store(words.add(words.load(target), value) if add else value, target)
                 return [words.offset(target, LINE), words.offset(source, LINE)]
 
-            words.loop(lines, [target, source], one)
+            words.loop(lines, [target, source], line)
 
 
 add_lines = vector_kernel(_write_add)
 
 
 def _write_copy(words: Words, target, source, count, stride, size):  # type: ignore[no-untyped-def]
-    """`count` elements of `size` bytes, `stride` bytes apart, side by side at `target`."""
+    """Gather `count` elements of `size` bytes, `stride` bytes apart.
+
+    target  (count,)     source  (count,), strided
+    """
     for bytes_ in (1, 2, 4, 8):
         with words.when(size, "==", bytes_):
-            element = ir.IntType(bytes_ * 8)
+            integer = ir.IntType(bytes_ * 8)
 
-            def one(target, source, element=element, bytes_=bytes_):  # type: ignore[no-untyped-def]
-                value = words.builder.load(words.pointer(source, element))
+            def element(target, source, integer=integer, bytes_=bytes_):  # type: ignore[no-untyped-def]
+                value = words.builder.load(words.pointer(source, integer))
                 value.align = 1
-                words.builder.store(value, words.pointer(target, element)).align = bytes_
+                words.builder.store(value, words.pointer(target, integer)).align = bytes_
                 return [words.offset(target, bytes_), words.offset(source, stride)]
 
-            words.loop(count, [target, source], one)
+            words.loop(count, [target, source], element)
 
 
 _copy_elements = vector_kernel(_write_copy)
@@ -126,9 +145,11 @@ _copy_elements = vector_kernel(_write_copy)
 def load_rows(
     like, tile, height, x, row_stride, column_stride, kind, columns, index, first, rows, shift, scale, spare
 ):  # type: ignore[no-untyped-def]
-    """Rows first .. first + rows of x (through the int64s at `index`, unless 0) into a tile (blocks, height, lanes).
+    """Read rows first .. first + rows of x into a tile; with an `index`, these are rows of the index.
 
-    `spare` is the address of 16 elements of 8 bytes, where columns that do not lie side by side are gathered.
+    tile    lines (blocks, height, lanes); `like` is an array of their dtype
+    x       (m, columns), of the dtype KINDS[kind]         index          int64 (rows of the index,), or 0
+    spare   16 elements of 8 bytes: gathers columns        shift, scale   float64 (columns,), padded, or 0
     """
     size = ITEM_SIZES[kind]
     lanes = LINE // like.itemsize
@@ -158,7 +179,10 @@ def load_rows(
 
 @callee
 def store_rows(like, out, row_stride, tile, height, columns, rows):  # type: ignore[no-untyped-def]
-    """A tile's rows into a dense row-major matrix of the engine's dtype."""
+    """Write the rows of a tile to a dense row-major matrix of the same dtype.
+
+    out   (rows, columns), `row_stride` bytes from row to row        tile   lines (blocks, height, lanes)
+    """
     lanes = LINE // like.itemsize
     blocks = in_blocks(columns, lanes)
     for i in range(rows):

@@ -1,6 +1,8 @@
-"""A shard of a step's rows, tile after tile, through all layers and back: its own gradient, its own loss.
+"""A shard of a step's rows: its own gradient and loss, or the sum of its codes, computed tile by tile.
 
-loop 3    the tiles of a shard        rows first + progress .. + count of X
+The rows of a shard are in partition.py, the layers of a tile in tile.py. Loop 3 is here (step.py numbers the loops):
+
+    loop 3    the tiles of a shard        rows row : row + count of X, count <= height
 """
 
 import numpy as np
@@ -19,9 +21,9 @@ from fastae.kernels.tile import backward_layers, forward_layers, output_at, tile
 
 @callee
 def _add_codes(code, weight, columns, rows, sums):  # type: ignore[no-untyped-def]
-    """sums gains the codes of a tile's rows, each times its row's weight.
+    """Add the codes of a tile's rows, each times its row's weight, to `sums`.
 
-    code   lines (blocks, height, lanes)      weight  (height,)      sums  float64 (columns,): added to
+    code   lines (blocks, height, lanes)      weight  (height,)      sums  float64 (columns,)
     """
     lanes = code.shape[2]
     for c in range(columns):
@@ -33,21 +35,28 @@ def _add_codes(code, weight, columns, rows, sums):  # type: ignore[no-untyped-de
 
 @ByAddress
 def shard_item(out, job_at, item, first, rows, epoch, me_at, code_phase):  # type: ignore[no-untyped-def]
-    """Tiles of shard `item`, the rows first .. first + rows, from row me.progress of it on, while the quota lasts.
+    """Process shard `item`, rows first .. first + rows, from its row me.progress on, while the quota lasts.
 
-    In the CODE phase only the sums of their codes, else their loss and gradient. `out` is the thread's work.
+    In the phase CODE this adds to the shard's sum of codes and to its sum of row weights; in the phase SHARD, to its
+    gradient, loss and sum of row weights.
+
+    out      the thread's memory, mapped by TileMap
+    job_at   JOB        me_at   MEMBER, this thread's
     """
     job, me = record_at(job_at, JOB), record_at(me_at, MEMBER)
     plan = array_at(job.plan, (job.layers,), LAYER)
     work = carray(out, (1,))
     size, height, code, last = work.itemsize, job.height, job.code_layer, plan.shape[0] - 1
     lanes = LINE // size
-    place = tile_map(plan, height, np.int64(work.ctypes.data), size)
-    weight, losses = array_at(place.weight, (height,), work.dtype), array_at(place.loss, (lanes,), work.dtype)
+    memory = tile_map(plan, height, np.int64(work.ctypes.data), size)
+    weight, losses = (
+        array_at(memory.weight, (height,), work.dtype),
+        array_at(memory.loss, (lanes,), work.dtype),
+    )
     totals = array_at(job.totals, (SHARDS_MOST, 2), np.float64)
     codes = array_at(job.codes, (SHARDS_MOST, plan[code].fan_out), np.float64)
     features, gradient = plan[0].fan_in, job.gradients + item * job.size * size
-    while me.quota > 0 and me.progress < rows:
+    while me.quota > 0 and me.progress < rows:  # loop 3: rows row : row + count of X
         row, count = first + me.progress, min(height, rows - me.progress)
         computed = round_up(count, job.row_multiple)
         accumulate = 1 if me.progress > 0 else 0
@@ -57,28 +66,28 @@ def shard_item(out, job_at, item, first, rows, epoch, me_at, code_phase):  # typ
             if code_phase:
                 for c in range(codes.shape[1]):
                     codes[item, c] = 0.0
-        target = load_input(size, job, job_at, place, features, place.tiles, row, count, epoch)
+        target = load_input(size, job, job_at, memory, features, memory.tiles, row, count, epoch)
         totals[item, 1] += load_weights(job, weight, row, count, computed)
         me.progress += count
         me.quota -= count * features
-        code_at = output_at(plan, code, place.tiles, height, size)
+        code_at = output_at(plan, code, memory.tiles, height, size)
         layers, leaves_at = code + 1, code_at
         if code_phase == 0:
-            # A linear last layer belongs to the residual; another one leaves, to be compared with the target.
+            # `residual` computes a linear last layer. A nonlinear one leaves the network, for cost.output_delta.
             linear = plan[last].activation == IDENTITY
             layers = last if linear else last + 1
-            leaves_at = 0 if linear or job.from_lines_at == 0 else place.spare
-        forward_layers(size, job, plan, place.tiles, leaves_at, computed, height, 0, layers)
+            leaves_at = 0 if linear or job.from_lines_at == 0 else memory.spare
+        forward_layers(size, job, plan, memory.tiles, leaves_at, computed, height, 0, layers)
         if code_phase:
             columns = plan[code].fan_out
             lines = array_at(code_at, (in_blocks(columns, lanes), height, lanes), work.dtype)
             _add_codes(lines, weight, columns, count, codes[item])
             continue
-        zero_lines(work, (place.sums, (place.weight - place.sums) // LINE))
-        zero_lines(work, (place.loss, 1))
-        backward_layers(work, job, plan, place, target, gradient, accumulate, count, computed, height)
+        zero_lines(work, (memory.sums, (memory.weight - memory.sums) // LINE))
+        zero_lines(work, (memory.loss, 1))
+        backward_layers(work, job, plan, memory, target, gradient, accumulate, count, computed, height)
         for i in range(plan.shape[0]):
-            db, sums = gradient + plan[i].bias * size, place.sums + plan[i].column_sums * size
+            db, sums = gradient + plan[i].bias * size, memory.sums + plan[i].column_sums * size
             add_lines(work, (db, sums, in_blocks(plan[i].fan_out, lanes), accumulate))
         loss = 0.0
         for c in range(lanes):

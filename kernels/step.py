@@ -1,32 +1,32 @@
-"""Gradient steps by a crew of threads: the one jitted call that each of them makes for a job.
+"""Gradient steps by a crew of threads: ``run``, the jitted call that each thread makes on a job. No arithmetic is here.
 
-Each thread of a crew makes one call, ``run``, on the same job. A step has up to four phases, each a number of items
-that threads claim, each its own first and then what others have left:
+A step has up to four phases. Each consists of items, which threads claim: first those of their own share, then those
+that other threads have not claimed yet:
 
-    TRANSPOSE   one stretch of the flat buffers: W' of its weights, or both as bfloat16; only in a job's first step
-    CODE        one shard of the rows: the sum of its codes; only where the mean code has a cost
-    SHARD       one shard of the rows: its own gradient, its own loss
-    UPDATE      one stretch of the flat buffers: shards added in a fixed order, then the optimizer, then W'
+    TRANSPOSE   item: a stretch. Prepare W and W' as products read them; only in the first step of a job
+    CODE        item: a shard. Add up its codes; only if the mean code has a cost
+    SHARD       item: a shard. Compute its gradient and loss
+    UPDATE      item: a stretch. Add the shards' gradients in a fixed order, update the weights, prepare W and W'
 
-What an item computes depends on the job alone, never on who claims it, so the bits are the same for any number of
-threads, and a thread that comes late, or never, costs nothing but its help. Whoever finishes a phase's last item opens
-the next phase.
+What an item computes depends only on the job, never on the thread that claims it. So the bits are the same for any
+number of threads, and no thread has to wait for one that comes late or never. The thread that finishes the last item of
+a phase opens the next phase.
 
-The loops of a step, and the slice that each selects; the numbers stand beside the loops in the files below:
+The loops of a step, and the slice that each selects. The files repeat the numbers beside the loops:
 
-    loop 1    the phases of all steps             rows first .. first + batch of X          step.py
+    loop 1    the phases of all steps             rows first : first + batch of X           step.py
     loop 2    the items of a phase                a shard of these rows, or a stretch       step.py, partition.py
-    loop 3    the tiles of a shard                up to `height` rows                       shard.py
-    loop 4    the layers, forwards and back       one layer's matrices of the tile          tile.py
-    loop 5    blocks of columns, 3, 2 or 1        C[:, j : j + n]                           gemm.py
-    loop 6    register tiles of rows              C[i : i + r, j : j + n]                   gemm.py
-    loop 7    columns of A                        C += A[:, p] B[p, :]                      gemm.py
+    loop 3    the tiles of a shard                up to `height` rows of the shard          shard.py, infer.py
+    loop 4    the layers, forwards and backwards  the tile's matrices of one layer          tile.py
+    loop 5    panels of 3, 2 or 1 blocks          C[:, j : j + n]                           gemm.py, rowlanes.py
+    loop 6    register tiles of rows              C[i : i + r, j : j + n]                   gemm.py, rowlanes.py
+    loop 7    columns of A                        C += A[:, p] B[p, :]                      gemm.py, rowlanes.py
 
-The caller is member 0, the leader: ``open_job`` lets the others in, and its ``run`` is OVER when the job is done and
-they are all out again. It returns before, BUSY or WAITING, when its quota of work is used up (so that Python can handle
-a signal) or when it has waited long (so that Python can yield the core), and is then made again; between two calls,
-``admit`` may let more helpers in, or send some out: they go once they hold no item. A helper's ``run`` listens for the
-next job for a while before it is OVER: waking a thread takes longer than many a step.
+The leader, member 0, opens a job to helpers with ``open_job``. Its ``run`` returns OVER when the job is done and all
+helpers are out of it. It returns earlier, BUSY or WAITING, when its quota of work is used up (so that Python can handle
+a signal) or when it has waited for long (so that Python can yield the core); Python then calls it again. Between two
+calls, ``admit`` may let more helpers in or send some out, who leave once they hold no item. The ``run`` of a helper
+listens for the next job for a while before it returns OVER, because waking a thread takes longer than many steps.
 """
 
 from functools import cache
@@ -83,13 +83,15 @@ from fastae.kernels.simd import (
 )
 from fastae.kernels.stretch import transpose_item, update_item
 
-PRESENT = Member.present.offset  # type: ignore[attr-defined]  # bytes from a member's record to its word
+PRESENT = Member.present.offset  # type: ignore[attr-defined]  # bytes from a member's record to this field
 MEMBER_BYTES = MEMBER.itemsize
-NOT_YET = -1
-SPINS = 20000  # turns to wait within a job, longer than a phase of a small step lasts: 0.2 ms
-LISTEN = 20000  # turns a helper waits for another job: 0.2 ms where a pause is 10 ns
+NOT_YET = -1  # ``run`` goes on
+SPINS = (
+    20000  # pauses to wait within a job: longer than a phase of a small step, 0.2 ms if a pause takes 10 ns
+)
+LISTEN = 20000  # pauses that a helper waits for another job: as long
 
-
+# What a job calls by address, other than products: field of the job -> function
 ITEMS = {
     "load_at": load_tile,
     "shard_at": shard_item,
@@ -101,15 +103,15 @@ ITEMS = {
 
 @cache
 def addresses(form: products.Form, dtype: np.dtype[Any]) -> dict[str, int]:
-    """Fields of a job: where all that it calls by address lies, compiled for `dtype`."""
+    """Fields of a job: the addresses of all functions that it calls by address, compiled for `dtype`."""
     return products.addresses(form, dtype) | {name: item.address(dtype) for name, item in ITEMS.items()}
 
 
 @kernel
 def admit(control_at, members_at, size):  # type: ignore[no-untyped-def]
-    """Let members 0 .. size - 1 into the job, and the others out when they find nothing to do.
+    """Open the job to members 0 .. size - 1; other helpers leave once they hold no item.
 
-    The helpers that sleep get `wake` set, and are `present` from now on.
+    Sets `wake` of the helpers that sleep, which the caller must wake: they count as `present` from now on.
 
     control_at   the control block of job.py        members_at   MEMBER (at least size,)
     """
@@ -122,17 +124,17 @@ def admit(control_at, members_at, size):  # type: ignore[no-untyped-def]
 
 @kernel
 def open_job(control_at, members_at, claim, size):  # type: ignore[no-untyped-def]
-    """A new job, which begins at `claim`, for members 0 .. size - 1."""
-    words = array_at(control_at, (CONTROL_BYTES // 8,), np.int64)
-    for place in range(CLAIM // 8, CONTROL_BYTES // 8):
-        words[place] = 0
-    words[CLAIM // 8] = claim
+    """Open a new job to members 0 .. size - 1; `claim` is the number of its first phase. Else as ``admit``."""
+    control = array_at(control_at, (CONTROL_BYTES // 8,), np.int64)
+    for i in range(CLAIM // 8, CONTROL_BYTES // 8):
+        control[i] = 0
+    control[CLAIM // 8] = claim
     admit(control_at, members_at, size)
 
 
 @callee
 def _close_job(control_at):  # type: ignore[no-untyped-def]
-    """Let nobody in any more: OVER, or WAITING while helpers are still inside."""
+    """Close the job to helpers; return OVER, or WAITING if some are still inside."""
     exchange(control_at + OPEN, 0)
     for _ in range(SPINS):
         if load_acquire(control_at + INSIDE) == 0:
@@ -143,35 +145,36 @@ def _close_job(control_at):  # type: ignore[no-untyped-def]
 
 @kernel
 def run(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
-    """Take part in the job: OVER, BUSY or WAITING.
+    """Take part in the job; return OVER, BUSY or WAITING.
 
     job_at       JOB, read only while the job is open
     control_at   the control block of job.py, shared by the crew
     me_at        MEMBER, this thread's
-    work         where this thread's memory for tiles begins; what the job calls by address knows its dtype
+    work         this thread's memory, mapped by TileMap: an address, since only what the job calls knows its dtype
     """
     state = flush_subnormals()
     job, me = record_at(job_at, JOB), record_at(me_at, MEMBER)
     present, open_at, inside_at, number = me_at + PRESENT, control_at + OPEN, control_at + INSIDE, me.number
-    # A helper in a job: what the job points at stays until it is out again. It never leaves with an item.
+    # Whether this helper may read the job: the leader keeps all that the job points to until no helper is inside. A
+    # helper never leaves with an item.
     inside = False
-    turns, status = 0, NOT_YET
+    pauses, status = 0, NOT_YET
     while status == NOT_YET:
         if number > 0 and me.held == 0 and load_acquire(open_at) <= number:
             if inside:
                 fetch_add(inside_at, -1)
                 inside = False
             pause()
-            turns += 1
-            if turns > LISTEN:
+            pauses += 1
+            if pauses > LISTEN:
                 exchange(present, 0)
-                # A leader that opened a job just before may have counted on this helper.
+                # A leader that opened a job just before this may have found the helper present, and not wake it.
                 if load_acquire(open_at) <= number or not compare_and_swap(present, 0, 1):
                     status = OVER
-                turns = 0
+                pauses = 0
         elif number > 0 and not inside:
             fetch_add(inside_at, 1)
-            inside, turns = True, 0  # now see whether the job is still open
+            inside, pauses = True, 0  # the loop now checks whether the job is still open
         else:
             if job.task == STEPS_TASK:
                 outcome = _steps(job_at, control_at, me_at, work)
@@ -183,12 +186,12 @@ def run(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
             elif outcome == BUSY:
                 me.quota = me.refill
             else:
-                while outcome == OVER and turns < LISTEN and load_acquire(open_at) > number:
+                while outcome == OVER and pauses < LISTEN and load_acquire(open_at) > number:
                     pause()
-                    turns += 1
+                    pauses += 1
                 fetch_add(inside_at, -1)
                 inside = False
-                if outcome == WAITING or turns >= LISTEN:
+                if outcome == WAITING or pauses >= LISTEN:
                     status = WAITING
     restore_float_state(state)
     return status
@@ -196,31 +199,37 @@ def run(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
 
 @callee
 def _claim(job, control_at, me, phase, items):  # type: ignore[no-untyped-def]
-    """An item of phase number `phase`, or -1 where all are claimed.
+    """Claim an item of phase number `phase`, which has `items`; return -1 if all are claimed.
 
-    job.taken holds the last phase that each item was claimed for. A thread begins at its own share of them, the same
-    in every step, so that what it wrote the last time is still in its own cache; then it helps the others out.
+    job.taken holds the number of the phase for which each item was last claimed. A thread looks for an item at the
+    start of its own share first. That is the same in every step, so that what the thread wrote in the last step is
+    still in its own cache. Then it goes on to the shares of other threads.
     """
     size = load_acquire(control_at + OPEN)
     begin = me.number * items // max(size, me.number + 1)
     for i in range(items):
         item = begin + i if begin + i < items else begin + i - items
-        place = job.taken + item * 8
-        before = load_acquire(place)
-        if before < phase and compare_and_swap(place, before, phase):
+        taken_at = job.taken + item * 8
+        before = load_acquire(taken_at)
+        if before < phase and compare_and_swap(taken_at, before, phase):
             return item
     return -1
 
 
 @callee
 def _steps(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
-    """Claim items and do them until the job is over, the quota is used up, or there is long nothing to claim."""
+    """Claim items and process them: until the job is OVER; until the quota is used up, BUSY; or for long without one.
+
+    In the last case, WAITING is returned.
+    """
     job, me = record_at(job_at, JOB), record_at(me_at, MEMBER)
     claim_at, done_at = control_at + CLAIM, control_at + DONE
-    words = array_at(control_at, (CONTROL_BYTES // 8,), np.int64)
+    control = array_at(control_at, (CONTROL_BYTES // 8,), np.int64)
     losses = array_at(job.losses, (job.steps, 2), np.float64)
-    spins, exhausted = 0, -1  # the phase that has no item left to claim
-    # Loop 1: the phases of all steps, `number` counting through them; loop 2: the items that this thread claims.
+    spins, exhausted = 0, -1  # exhausted: the number of the phase in which no item is left to claim
+    # Loop 1, the phases of all steps:     phase number `number`; rows first : first + batch of X
+    # Loop 2, the items of a phase:        `item`, as this thread claims it; a shard of these rows, or a stretch
+    # They are one loop here, because other threads may open the next phase at any time.
     while True:
         if me.held == 0:
             number = load_acquire(claim_at)
@@ -230,7 +239,7 @@ def _steps(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
             if phase != UPDATE and load_acquire(control_at + CANCEL) != 0:
                 if not compare_and_swap(claim_at, number, FINISHED_CLAIM):
                     continue
-                words[OUTCOME // 8] = CANCELLED
+                control[OUTCOME // 8] = CANCELLED
                 return OVER
             item = -1
             if number != exhausted:
@@ -259,8 +268,8 @@ def _steps(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
                 me.held = 0
                 continue
             first, rows = rows_of_shard(job, step, item)
-            which = item, first, rows, epoch_of(job, step)
-            call_at(job.shard_at, (work, job_at, *which, me_at, np.int64(phase == CODE)))
+            shard = item, first, rows, epoch_of(job, step)
+            call_at(job.shard_at, (work, job_at, *shard, me_at, np.int64(phase == CODE)))
             if me.progress < rows:
                 return BUSY
         me.held = 0
@@ -271,18 +280,18 @@ def _steps(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
             if phase == SHARD:
                 close_shards(job, step, items)
                 if job.optimizer != NONE and not np.isfinite(losses[step, 0]):
-                    words[OUTCOME // 8] = DIVERGED
+                    control[OUTCOME // 8] = DIVERGED
                     store_release(claim_at, FINISHED_CLAIM)
                     return OVER
             if phase == UPDATE:
                 if job.alpha > 0:
                     add_penalties(job, step)
-                words[STEPS_DONE // 8] = step + 1
+                control[STEPS_DONE // 8] = step + 1
                 if step + 1 == job.steps:
-                    words[OUTCOME // 8] = COMPLETE
+                    control[OUTCOME // 8] = COMPLETE
                     store_release(claim_at, FINISHED_CLAIM)
                     return OVER
             following = number + 1
             while items_of(job, following // PHASES, following % PHASES) == 0:
-                following += 1  # most steps have nothing to TRANSPOSE and no CODE
+                following += 1  # most steps have no items in TRANSPOSE and CODE
             store_release(claim_at, following)

@@ -1,4 +1,7 @@
-"""A stretch of the flat buffers: shards' gradients added up, the optimizer, and the weights prepared for products."""
+"""A stretch of the weights: adds the shards' gradients, applies the optimizer, and prepares W and W' for products.
+
+What a stretch covers is in partition.py; a layer's last stretch includes its bias. Buffers are flat: (size,).
+"""
 
 import numpy as np
 from numba import carray
@@ -14,7 +17,7 @@ from fastae.kernels.target import LINE
 
 @callee
 def _prepare(job, plan, size, layer, first, last):  # type: ignore[no-untyped-def]
-    """Squares first .. last - 1 of a layer's weights as the form reads them; W' of the first layer is not needed."""
+    """Prepare squares first .. last - 1 of a layer's weights as the form reads them: W, and W' except of layer 0."""
     place = plan[layer].weight * size
     transposed = job.transposed + plan[layer].transposed * size if layer > 0 else 0
     sizes = plan[layer].fan_in, plan[layer].fan_out
@@ -25,7 +28,7 @@ def _prepare(job, plan, size, layer, first, last):  # type: ignore[no-untyped-de
 
 @kernel
 def prepare_weights(job_at, size):  # type: ignore[no-untyped-def]
-    """All weights as the form reads them; `size` is the bytes of an element."""
+    """Prepare all weights as the form reads them; `size` is the bytes of an element."""
     job = record_at(job_at, JOB)
     plan, lanes = array_at(job.plan, (job.layers,), LAYER), LINE // size
     for i in range(plan.shape[0]):
@@ -34,7 +37,10 @@ def prepare_weights(job_at, size):  # type: ignore[no-untyped-def]
 
 @ByAddress
 def transpose_item(out, job_at, item):  # type: ignore[no-untyped-def]
-    """Stretch `item`'s weights as the form reads them; `out` is the thread's work."""
+    """Prepare the weights of stretch `item` as the form reads them.
+
+    out   the thread's memory, of which only the dtype is used        job_at   JOB
+    """
     job = record_at(job_at, JOB)
     plan = array_at(job.plan, (job.layers,), LAYER)
     size = carray(out, (1,)).itemsize
@@ -44,9 +50,10 @@ def transpose_item(out, job_at, item):  # type: ignore[no-untyped-def]
 
 @ByAddress
 def update_item(out, job_at, item, step, parts):  # type: ignore[no-untyped-def]
-    """Stretch `item` of a step: its gradient, then its parameters and, unless it is the last step, W and W'.
+    """Compute the gradient of stretch `item`, update its parameters and, unless this is the last step, W and W'.
 
-    `parts` gradients are added up. `out` is the thread's work.
+    out     the thread's memory, (elements of the stretch,): holds the gradient, unless this is the last step
+    parts   the number of gradients to add up        job_at   JOB
     """
     job = record_at(job_at, JOB)
     plan = array_at(job.plan, (job.layers,), LAYER)
@@ -63,7 +70,7 @@ def update_item(out, job_at, item, step, parts):  # type: ignore[no-untyped-def]
     factor = 1.0 / weight if weight > 0 else 0.0
     if job.sums != 0:
         factor = 1.0
-    # Only the last step's gradient is asked for; others stay in this thread's memory, and so in its cache.
+    # The caller gets only the last step's gradient. The others stay in this thread's memory, and so in its cache.
     total_at = job.gradient + first * work.itemsize if step + 1 == steps else np.int64(work.ctypes.data)
     total = array_at(total_at, (last - first,), work.dtype)
     add_up(total, gradients, parts, first, factor)

@@ -1,10 +1,10 @@
-"""Which CPU Numba compiles for, and the register tiles that follow from it. No kernel lives here.
+"""The CPU that Numba compiles for, and the register tiles that follow from it. No kernel is here.
 
-The features are those Numba will compile for (``NUMBA_CPU_NAME``, ``NUMBA_CPU_FEATURES``, else this host's), never
-those of the host as such: an instruction the code generator was not told of aborts the process.
+The features are those that Numba compiles for (``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES``, by default this host's).
+Asking the host itself would be wrong: an instruction that the code generator does not know aborts the process.
 
-A register tile of ``rows x blocks`` cache lines holds its accumulators, one row of B and one broadcast of A in
-vector registers at once. A cache line of 64 bytes is 1 zmm, 2 ymm or 4 xmm/NEON registers:
+A register tile of ``rows x blocks`` cache lines must fit in the vector registers together with one row of B and one
+element of A in every lane. A cache line of 64 bytes is 1 zmm, 2 ymm or 4 xmm/NEON registers:
 
     AVX-512  32 registers   8 x 3 lines = 24, 8 x 2 = 16, 16 x 1 = 16
     AVX2     16 registers   6 x 1 line  = 12
@@ -23,30 +23,30 @@ LINE = 64  # bytes in a cache line: one block of columns
 
 @dataclass(frozen=True)
 class Target:
-    """The CPU compiled for: its name, the instruction sets that matter here, and the register tiles."""
+    """The CPU that kernels are compiled for: its name, its relevant instruction sets, and the register tiles."""
 
     cpu: str
     isa: str  # "avx512", "avx2", "neon" or "generic"
     fma: bool
     x86: bool
-    bfloat16: bool  # products of bfloat16 pairs, added up in float32: AVX512_BF16
-    tiles: dict[int, int]  # blocks -> rows
+    bfloat16: bool  # AVX512_BF16: products of pairs of bfloat16, added up in float32
+    tiles: dict[int, int]  # register tiles: blocks -> rows
 
     @property
     def widest(self) -> int:
-        """The most blocks a register tile is wide."""
+        """The blocks of the widest register tile."""
         return max(self.tiles)
 
 
 _AVX2 = {"avx", "avx2", "fma"}
 _AVX512 = _AVX2 | {"avx512f", "avx512vl", "avx512bw", "avx512dq"}
-# Numba keeps the host's features where only a name is set; a name asks for no more than that CPU has.
+# If only a CPU's name is set, Numba keeps the host's features; here, features that such a CPU lacks are taken away.
 _NO_AVX2 = ("generic", "x86-64", "x86-64-v2", "nehalem", "sandybridge", "ivybridge")
 _NO_AVX512 = ("haswell", "broadwell", "skylake", "znver1", "znver2", "znver3", "x86-64-v3")
 
 
 def _features() -> tuple[str, set[str]]:
-    """CPU name and enabled features, by Numba's own rule (``JITCPUCodegen._get_host_cpu_features``)."""
+    """The CPU's name and enabled features, by Numba's own rule (``JITCPUCodegen._get_host_cpu_features``)."""
     name = config.CPU_NAME or binding.get_host_cpu_name()
     flags = config.CPU_FEATURES
     if flags is None:
@@ -60,6 +60,7 @@ def _features() -> tuple[str, set[str]]:
 
 
 def _target() -> Target:
+    """The target for the features that Numba compiles for."""
     name, has = _features()
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return Target(name, "neon", True, False, False, {1: 6})

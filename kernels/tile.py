@@ -1,6 +1,8 @@
-"""A tile through the layers, forwards and back, and the map of the memory that a thread does it in.
+"""A tile through the layers, forwards and backwards; and the map of a thread's memory, in which its matrices lie.
 
-loop 4    the layers of the network        tile of layer i - 1 -> tile of layer i
+No arithmetic is here: the functions of a form (products.py) compute. Loop 4 is here (step.py numbers the loops):
+
+    loop 4    the layers of the network        the tile of layer i - 1 -> the tile of layer i, and back
 """
 
 from typing import NamedTuple
@@ -14,32 +16,33 @@ from fastae.kernels.partition import in_blocks, round_up
 from fastae.kernels.simd import call_at
 from fastae.kernels.target import LINE
 
-SCRATCH = 5  # lines of scratch: see below
+SCRATCH = 5  # lines of scratch: TileMap.loss to TileMap.cell
 
 
 class TileMap(NamedTuple):
-    """Where in a thread's memory a tile's arrays lie: addresses, one array behind the other.
+    """The addresses of a tile's arrays in a thread's memory, one array after the other.
 
-    A tile takes `height` rows of every layer's output, at `tiles` + plan[i].output * height elements. ``spare`` and
-    what follows it are used where the input is corrupted or where products take another form than lines; ``end`` is
-    for the engine, which allocates the memory.
+    The output of layer i lies at element plan[i].output * height of `tiles`. The arrays from `clean` on are used if
+    the input is corrupted, if the form's tiles are not lines, or for the cost of the mean code.
     """
 
-    tiles: int  # (columns of all layers, padded) * height elements; the input first
-    sums: int  # (columns of all outputs, padded): column sums of deltas, which are bias gradients
-    weight: int  # (height,): the rows' weights
-    loss: int  # 1 line: the loss, in parts
-    gathered: int  # 2 lines: elements of X that do not lie side by side
-    level: int  # 1 line: the noise level, one element
-    cell: int  # 1 line: one cell of another row, for noise that swaps cells
-    clean: int  # lines (input columns): the rows as they are, where the input is corrupted or of another form
-    spare: int  # lines (input columns, or the code's where there are more)
-    turned: int  # lines (input columns): the clean rows as the form has its tiles
+    tiles: int  # the input, then the output of each layer: (height, padded columns) elements each
+    sums: int  # (padded columns of all outputs,): the column sums of deltas, which are bias gradients
+    weight: int  # (height,): the weights of the rows
+    loss: int  # (lanes,): the sum of these is the loss
+    gathered: int  # 2 lines: elements of X, side by side
+    level: int  # 1 line, of which one element is used: the noise level
+    cell: int  # 1 line, of which one element is used: the cell of another row, for noise that swaps cells
+    clean: int  # lines (input columns): the clean rows
+    spare: (
+        int  # lines (input columns, or code columns if there are more): a matrix on its way to another form
+    )
+    target: int  # tile (input columns): the clean rows in the form of products
 
 
 @callee
 def tile_map(plan, height, base, size):  # type: ignore[no-untyped-def]
-    """The map of memory that begins at `base`; `size` is the bytes of an element, `plan` LAYER (layers,)."""
+    """The TileMap of the memory at address `base`; `size` is the bytes of an element, `plan` LAYER (layers,)."""
     lanes, last = LINE // size, plan[plan.shape[0] - 1]
     outputs, inputs = round_up(last.fan_out, lanes), round_up(plan[0].fan_in, lanes)
     sums = base + (last.output + outputs) * height * size
@@ -63,17 +66,17 @@ def tile_map(plan, height, base, size):  # type: ignore[no-untyped-def]
 
 @inlined
 def output_at(plan, layer, tiles, height, size):  # type: ignore[no-untyped-def]
-    """Where the output of a layer lies; layer -1 is the input."""
+    """The address of a layer's output; layer -1 is the input. `tiles` is that of the TileMap."""
     return tiles + plan[layer].output * height * size if layer >= 0 else tiles
 
 
 @inlined
 def forward_layers(size, job, plan, tiles, leaves_at, rows, height, first, last):  # type: ignore[no-untyped-def]
-    """Layers first .. last - 1 on a tile; the input of layer i lies where layer i - 1's output goes.
+    """Compute the outputs of layers first .. last - 1 on a tile, from the output of layer first - 1.
 
-    The last one's output leaves the network, as lines at `leaves_at`, unless that is 0.
+    If `leaves_at` is not 0, the last of them leaves the network: as lines (rows, fan_out), at that address.
     """
-    for i in range(first, last):
+    for i in range(first, last):  # loop 4: tile of layer i - 1 -> tile of layer i
         leaves = leaves_at != 0 and i == last - 1
         arguments = (
             leaves_at if leaves else output_at(plan, i, tiles, height, size),
@@ -92,36 +95,37 @@ def forward_layers(size, job, plan, tiles, leaves_at, rows, height, first, last)
 
 
 @inlined
-def backward_layers(like, job, plan, place, target, gradient, accumulate, rows, computed, height):  # type: ignore[no-untyped-def]
-    """Loss and gradient of a tile of `rows` rows, computed as `computed`, into (`accumulate`: onto) a shard's gradient.
+def backward_layers(like, job, plan, memory, target, gradient, accumulate, rows, computed, height):  # type: ignore[no-untyped-def]
+    """Store the gradient of a tile's loss in a shard's gradient, or add it if `accumulate` is 1; add to `memory.loss`.
 
-    All layers are done already, but a linear last one. Deltas overwrite the activations that they belong to.
+    Forward is complete, except for a linear last layer. Deltas overwrite the activations they belong to. The tile has
+    `rows` rows, of which `computed` are computed: `rows` rounded up to the row multiple.
 
-    place    TileMap; a last layer that is not linear has left its output at place.spare, where the form is not lines
-    target   (rows, n): the rows that the output is compared with
-    gradient flat
+    memory     TileMap; if the form's tiles are not lines, a nonlinear last layer has left its output at memory.spare
+    target     (rows, n), as ``load_input`` returns it
+    gradient   flat: the weights' part is written; biases are left to the caller, from memory.sums
     """
     size, last = like.itemsize, plan.shape[0] - 1
     lanes = LINE // size
     top, top_sums = (
-        output_at(plan, last, place.tiles, height, size),
-        place.sums + plan[last].column_sums * size,
+        output_at(plan, last, memory.tiles, height, size),
+        memory.sums + plan[last].column_sums * size,
     )
     if plan[last].activation == IDENTITY:
-        source = output_at(plan, last - 1, place.tiles, height, size)
+        source = output_at(plan, last - 1, memory.tiles, height, size)
         w, b = job.weights + plan[last].weight * size, job.parameters + plan[last].bias * size
         sizes = computed, height, plan[last].fan_in, plan[last].fan_out
-        call_at(job.residual_at, (top, source, w, b, target, place.weight, top_sums, place.loss, *sizes))
+        call_at(job.residual_at, (top, source, w, b, target, memory.weight, top_sums, memory.loss, *sizes))
     else:
         blocks = in_blocks(plan[last].fan_out, lanes)
-        xhat = top if job.from_lines_at == 0 else place.spare
+        xhat = top if job.from_lines_at == 0 else memory.spare
         cost.output_delta(
             like,
             xhat,
             target,
-            place.weight,
+            memory.weight,
             top_sums,
-            place.loss,
+            memory.loss,
             plan[last].activation,
             computed,
             height,
@@ -129,25 +133,27 @@ def backward_layers(like, job, plan, place, target, gradient, accumulate, rows, 
         )
         if job.from_lines_at != 0:
             call_at(job.from_lines_at, (top, xhat, computed, height, blocks))
-    for i in range(last, -1, -1):
+    for i in range(
+        last, -1, -1
+    ):  # loop 4: delta of layer i -> its weight gradient, and the delta of layer i - 1
         fan_in, fan_out = plan[i].fan_in, plan[i].fan_out
         below, delta = (
-            output_at(plan, i - 1, place.tiles, height, size),
-            output_at(plan, i, place.tiles, height, size),
+            output_at(plan, i - 1, memory.tiles, height, size),
+            output_at(plan, i, memory.tiles, height, size),
         )
         dw = gradient + plan[i].weight * size
         call_at(job.gradient_at, (dw, below, delta, accumulate, rows, height, fan_in, fan_out))
         if i > 0:
-            below_sums = place.sums + plan[i - 1].column_sums * size
+            below_sums = memory.sums + plan[i - 1].column_sums * size
             blocks = in_blocks(fan_in, lanes)
             sparse = job.sparse != 0 and i - 1 == job.code_layer
             if sparse:
                 call_at(
                     job.sparsity_delta_at,
-                    (place.spare, below, place.weight, job.slopes, computed, height, blocks),
+                    (memory.spare, below, memory.weight, job.slopes, computed, height, blocks),
                 )
             wt = job.transposed + plan[i].transposed * size
             sizes = computed, height, fan_in, fan_out
             call_at(job.backward_at, (below, delta, wt, below_sums, plan[i - 1].activation, *sizes))
             if sparse:
-                call_at(job.add_delta_at, (below, place.spare, below_sums, computed, height, blocks))
+                call_at(job.add_delta_at, (below, memory.spare, below_sums, computed, height, blocks))

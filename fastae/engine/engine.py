@@ -1,6 +1,7 @@
-"""Engine: the loss and gradient of a batch, reconstructions and codes, on all cores, in memory allocated once.
+"""Engine: losses and gradients, reconstructions and codes of one network, on all cores, in memory allocated once.
 
-A call becomes a job (``jobs.py``), which a crew of threads works on (``crew.py``). No arithmetic stands here.
+Each public call becomes a job (``jobs.py``), which a crew of threads works on (``crew.py``). No arithmetic is here.
+Matrices of rows are (m, n), codes (m, k).
 """
 
 import ctypes
@@ -24,11 +25,11 @@ from fastae.network import DType, Network, Parameters, check_dtype
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Optimizer, State
 
-SMALL_JOB = 4e6  # FLOPs below which a job stays on the calling thread
-LARGE_STEP = 100e6  # FLOPs a thread above which threads pay in every step: it is not tried out
-KINDS_MOST = 100  # kinds of jobs that an engine keeps a thread count for
-SMALL_TILE = 32  # rows through the layers that a thread takes at a time: all weights are read for them
-FIRST_CALL = 2e7  # rows times weights that the first call processes: nobody knows yet how long that takes
+SMALL_JOB = 4e6  # FLOPs up to which a job stays on the calling thread
+LARGE_STEP = 100e6  # FLOPs of a step per thread above which all threads are used, without a trial
+KINDS_MOST = 100  # kinds of jobs for which an engine keeps a thread count
+SMALL_TILE = 32  # least rows that a thread claims in inference, because each claim reads all weights
+FIRST_CALL = 2e7  # rows times weights that a job's first jitted call processes, before its speed is known
 
 
 class Engine:
@@ -74,16 +75,16 @@ class Engine:
         self.network, self.n_threads = network, int(n_threads)
         self.dtype = check_dtype("float32" if in_bfloat16 else dtype)
 
-        from numba import config  # here, not above: the compiler is loaded when an engine is made
+        from numba import config  # here, not above: the compiler is loaded when the first engine is created
 
         if config.DISABLE_JIT:
-            raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels do not run uncompiled")
+            raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels run only when compiled")
         from fastae.kernels import bfloat16, gemm, partition, rowlanes, step, stretch, tile
         from fastae.kernels.target import TARGET
 
         if in_bfloat16 and not TARGET.bfloat16:
             raise RuntimeError(
-                f"dtype bfloat16 takes a CPU with AVX512_BF16, but kernels are compiled for {TARGET.cpu}"
+                f"dtype bfloat16 requires a CPU with AVX512_BF16, but kernels are compiled for {TARGET.cpu}"
             )
         self._partition, self._rowlanes = partition, rowlanes
         self._addresses, self._prepare_weights = step.addresses, stretch.prepare_weights
@@ -93,8 +94,8 @@ class Engine:
         self.plan, size, transposed = layout.plan(widths, network.activations, dtype)
         self.tile_rows = self._form.height(widths, dtype)
         code, last = widths[network.code_layer], self.plan[-1]
-        # The map of a tile's memory (kernels/tile.py) ends with up to three tiles of the input, one as wide as the
-        # code at least. The memory is untouched, so none, where nothing needs it.
+        # A thread's memory (TileMap in kernels/tile.py) ends with three tiles of the input, the last one as wide as
+        # the code if that is wider. Where they are not needed they are not touched, and so take no physical memory.
         height = max(form.height(widths, dtype) for form in forms)
         inputs, codes = (layout.blocks(columns, dtype) * lanes * height for columns in (widths[0], code))
         scratch = int(tile.tile_map(self.plan, height, 0, dtype.itemsize).clean) // dtype.itemsize
@@ -103,7 +104,7 @@ class Engine:
             for _ in range(self.n_threads)
         ]
         self._size = size
-        self._weights = layout.aligned_zeros(size, dtype) if in_bfloat16 else None  # as the form reads them
+        self._weights = layout.aligned_zeros(size, dtype) if in_bfloat16 else None  # W as products read it
         self._transposed = layout.aligned_zeros(transposed, dtype)
         sums = int(last["column_sums"]) + layout.blocks(int(last["fan_out"]), dtype) * lanes
         self._ones = layout.aligned_zeros(sums, dtype)
@@ -123,7 +124,7 @@ class Engine:
         _engines.add(self)
 
     def _blank(self, form: Any, transposed: int, stretches: int) -> Job:
-        """What all jobs in one form of products have in common, but for the addresses of what is compiled for it."""
+        """The fields that all jobs in one form of products share; ``_new_job`` adds the addresses of functions."""
         return Job(
             plan=address(self.plan),
             layers=len(self.plan),
@@ -395,14 +396,17 @@ class Engine:
         first_row: int = 0,
         sums: bool = False,
     ) -> np.ndarray:
-        """Steps over successive batches of the rows, in as few jitted calls as can be.
+        """Take one step per learning rate in `rates`, over successive batches of the rows, in one job.
 
-        `rates` holds one learning rate per step. With an `optimizer`, ``state.moments`` change in place, and
-        ``state.steps`` is read but not changed; without one, no parameter changes. `epoch` is the first epoch's
-        number, for the noise, and `first_row` that of the first row of `X`, where it is a part of a larger matrix.
-        With `sums`, for such a part, loss and gradient are sums over the rows, for ``combine_sums``. Returns
-        (steps, 2): the loss of each step, before it is taken, and the sum of its rows' weights. Fewer steps than rates
-        come back where a loss was not finite: it is the last, and that step was not taken.
+        With an `optimizer`, `params` and ``state.moments`` change in place; ``state.steps`` is read but not changed.
+        Without one, no parameter changes. `gradient` receives the last step's gradient.
+
+        If `X` is a part of a larger matrix, `first_row` is the number of its first row there. With `sums`, loss and
+        gradient are sums over the rows of that part, for ``combine_sums``. The noise depends on `seed`, on the row and
+        on the epoch; `epoch` is the number of the first one.
+
+        Returns an array of shape (steps, 2): the loss of each step before its update, and the sum of its rows' weights.
+        If a loss is not finite, its step is not taken, and the array ends with it.
         """
         X = check_matrix(X, self.network.widths[0], "X")
         if self.network.widths[-1] != self.network.widths[0]:
@@ -418,7 +422,7 @@ class Engine:
         batch = rows if batch_size is None else min(int(batch_size), rows)
         job = self._new_job(self._form_for(batch, objective))
         alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
-        unit = 1.0  # of the weights
+        unit = 1.0  # in which job.sample_weight is measured
         if sample_weight is not None:
             weights, unit = jobs.sample_weights(sample_weight, X.shape[0], chosen)
             alive.append(weights)
@@ -439,7 +443,7 @@ class Engine:
             job.gradients = address(self._gradients)
             flops = 6.0 * batch * self._size
             if shards == 1 and flops < SMALL_JOB:
-                flops = 0.0  # a step of one shard has little else to share out
+                flops = 0.0  # one shard is one item: other threads would find almost nothing to do
             done, diverged = self._share(job, fields.TRANSPOSE, flops, rates.size, batch)
         losses[:, 1] *= unit
         if sums and unit != 1:
@@ -459,14 +463,15 @@ class Engine:
         rate: float = 0.0,
         alpha: float = 0.0,
     ) -> float:
-        """One step from the gradients of blocks of rows, each a sum over its rows (``run_steps`` with `sums`).
+        """Take one step from the gradients of several sets of rows, each a sum over its rows.
 
-        `parts` is (blocks, size of the flat buffer); they are added in that order, divided by `weight`, the sum of all
-        rows' weights, and the penalty added, into `gradient`. Returns what the penalty adds to the loss.
+        `parts` (parts, size of the flat buffer) holds gradients of ``run_steps`` with `sums`. They are added in this
+        order and divided by `weight`, the sum of all rows' weights; then the penalty's gradient is added. `gradient`
+        receives the result. Returns what the penalty adds to the loss.
         """
         parts = np.ascontiguousarray(parts, self.dtype)
         if parts.ndim != 2 or parts.shape[1] != self._size or not len(parts):
-            raise ValueError(f"parts must be of shape (blocks, {self._size}), got {parts.shape}")
+            raise ValueError(f"parts must be of shape (parts, {self._size}), got {parts.shape}")
         losses, rates = np.array([[0.0, weight]]), np.array([float(rate)])
         self._check_params(params)
         self._check_params(gradient, "gradient")
@@ -493,6 +498,7 @@ class Engine:
         missing: bool = False,
         column_weight: np.ndarray | None = None,
     ) -> np.ndarray:
+        """Run rows through layers first .. last - 1: their outputs, or errors if there is a `column_weight`."""
         self._check_params(params)
         columns = self.network.widths[first]
         X = check_matrix(X, columns, name)
@@ -510,10 +516,10 @@ class Engine:
         job.weights = address(params.flat if self._weights is None else self._weights)
         job.out, job.out_stride = address(out), out.strides[0]
         job.first_layer, job.last_layer = first, last
-        # As many turns as have to be, in each of which all threads take as many rows.
-        turns = -(-rows // (self.n_threads * self.tile_rows))
-        each = max(SMALL_TILE, -(-rows // (self.n_threads * turns)))
-        job.batch = min(self.tile_rows, -(-each // job.row_multiple) * job.row_multiple)
+        # Tiles as equal as possible: as few per thread as can hold all rows, and the same number for each thread.
+        tiles = -(-rows // (self.n_threads * self.tile_rows))
+        tile = max(SMALL_TILE, -(-rows // (self.n_threads * tiles)))
+        job.batch = min(self.tile_rows, -(-tile // job.row_multiple) * job.row_multiple)
         with self._lock:
             if self._weights is not None:
                 self._prepare_weights(ctypes.addressof(job), self.dtype.itemsize)
@@ -522,7 +528,7 @@ class Engine:
         return out
 
     def _form_for(self, batch: int, objective: Objective) -> Any:
-        """The form of products that steps on `batch` rows are fastest in, of those that can take them."""
+        """The form of products in which steps on `batch` rows are fastest, of the forms that support them."""
         network = self.network
         if self._weights is not None or network.activations[-1] != "identity" or objective.sparsity_weight:
             return self._form
@@ -530,7 +536,7 @@ class Engine:
         return self._rowlanes.ROW_LANES if pays else self._form
 
     def _new_job(self, form: Any) -> Job:
-        """A job in one form of products, of which nothing else is said; compiles what it calls where that is new."""
+        """A job with the fields that all jobs in this form share; the first one compiles what they call."""
         blank = self._blanks[form]
         if not blank.forward_at:
             for name, place in self._addresses(form, self.dtype).items():
@@ -538,7 +544,7 @@ class Engine:
         return Job.from_buffer_copy(blank)
 
     def _share(self, job: Job, claim: int, flops: float, steps: int, rows: int) -> tuple[int, bool]:
-        """Run the job on as many threads as pay, given the FLOPs and the rows of each of its steps."""
+        """Run the job on as many threads as are fastest, given the FLOPs and the rows of each of its steps."""
         if flops * steps <= SMALL_JOB:
             return self._run(job, claim, 1)
         if self.n_threads == 1 or flops > LARGE_STEP * self.n_threads:
@@ -547,15 +553,16 @@ class Engine:
         if kind not in self._thread_counts:
             if len(self._thread_counts) == KINDS_MOST:
                 self._thread_counts.clear()
-            # More threads than CPUs never pay: one that is waited for may be waiting for another's CPU.
+            # More threads than CPUs are never faster: a thread that others wait for may itself wait for a CPU.
             self._thread_counts[kind] = ThreadCount(min(self.n_threads, thread_pool.available_cpus()))
         return self._run(job, claim, self.n_threads, self._thread_counts[kind])
 
     def _run(
-        self, job: Job, claim: int, n_threads: int, tried: ThreadCount | None = None
+        self, job: Job, claim: int, n_threads: int, thread_count: ThreadCount | None = None
     ) -> tuple[int, bool]:
+        """See ``Crew.run``."""
         quota = max(1, int(FIRST_CALL * self.network.widths[0] // max(self._size, 1)))
-        return self._crew.run(job, claim, n_threads, quota, tried)
+        return self._crew.run(job, claim, n_threads, quota, thread_count)
 
     def _check_params(self, params: Parameters, name: str = "params") -> None:
         if not isinstance(params, Parameters):
@@ -570,10 +577,10 @@ _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 
 
 def _forget_threads() -> None:
-    """In a forked child, where no other thread is left: none holds a lock, is in a job or listens for one."""
+    """In a forked child, which has no thread but this one: none holds a lock, works on a job or listens for one."""
     for engine in _engines:
         engine._lock = threading.Lock()
-        engine._crew.form()
+        engine._crew.reset()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,6 +1,6 @@
-"""What the kernels are told: a job's record, filled from arrays, parameters, an optimizer and an objective.
+"""Describes a call of the engine to the kernels: fills a job's record from arrays, optimizer and objective.
 
-Ids of optimizers and noises, addresses and strides are known here and in ``kernels/job.py`` alone. No arithmetic.
+Only this file and ``kernels/job.py`` know the ids of optimizers and noises. No arithmetic is here.
 """
 
 from typing import Any
@@ -21,10 +21,10 @@ _NOISES = {None: fields.NO_NOISE, "gaussian": fields.GAUSSIAN, "mask": fields.MA
 
 
 def padded(vector: npt.ArrayLike, columns: int, dtype: npt.DTypeLike) -> np.ndarray:
-    """A float64 vector, with zeros up to whole blocks of `dtype`: kernels read lines of it."""
-    lines = np.zeros(layout.blocks(columns, dtype) * layout.lanes(dtype))
-    lines[:columns] = vector
-    return lines
+    """A float64 vector, padded with zeros to whole blocks of `dtype`, which is how kernels read it."""
+    result = np.zeros(layout.blocks(columns, dtype) * layout.lanes(dtype))
+    result[:columns] = vector
+    return result
 
 
 def set_matrix(
@@ -57,7 +57,10 @@ def set_matrix(
 def sample_weights(
     sample_weight: npt.ArrayLike, rows: int, index: np.ndarray | None
 ) -> tuple[np.ndarray, float]:
-    """The rows' weights in a unit that float32 has room for, and that unit: S is the same in any."""
+    """The rows' weights, divided by a unit that brings them into float32's range, and the unit.
+
+    The mean S does not depend on the unit.
+    """
     weights = check_vector(sample_weight, rows, "sample_weight")
     if not (weights >= 0).all() or not np.isfinite(weights).all():
         raise ValueError("sample_weight must be finite and not negative")
@@ -79,7 +82,7 @@ def set_steps(
     rates: np.ndarray,
     losses: np.ndarray,
 ) -> None:
-    """The steps of a job and what they write to; `rates` (steps,) and `losses` (steps, 2) are float64."""
+    """Set the steps of a job and the arrays they write to; `rates` (steps,) and `losses` (steps, 2) are float64."""
     if rates.ndim != 1 or rates.size == 0:
         raise ValueError(f"rates must contain one learning rate per step, got shape {rates.shape}")
     job.task, job.steps = fields.STEPS_TASK, rates.size
@@ -88,7 +91,7 @@ def set_steps(
     if optimizer is None:
         return
     if state is None:
-        raise TypeError("state is needed with an optimizer, got None")
+        raise TypeError("state must be given with an optimizer, got None")
     state.check(params)
     job.moments, job.steps_before, job.decay = address(state.moments), state.steps, optimizer.weight_decay
     if isinstance(optimizer, SGD):
@@ -102,17 +105,17 @@ def set_steps(
 
 
 def set_objective(job: Job, objective: Objective, network: Network, unit: float) -> None:
-    """What a job minimises, in the unit of its rows' weights, and what it does to its input."""
+    """Set what a job minimises, with weights in `unit`, and the noise and missing cells of its input."""
     job.alpha, job.missing = objective.alpha / unit, objective.missing
     job.noise, job.noise_level = _NOISES[objective.noise], objective.noise_level
     job.sparsity_target, job.sparsity_weight = objective.sparsity_target, objective.sparsity_weight
     job.sparse = objective.sparsity_weight > 0
     layer = network.code_layer
     if job.sparse and (layer == network.n_layers or network.activations[layer - 1] != "sigmoid"):
-        raise ValueError("sparsity_weight needs a code, below the last layer, of sigmoid units")
+        raise ValueError("sparsity_weight needs a code of sigmoid units, below the last layer")
 
 
 def kind_of(job: Job, steps: int, rows: int) -> tuple[Any, ...]:
-    """What jobs that take equally long per step have in common."""
+    """What jobs whose steps take equally long have in common: they share a thread count."""
     layers = job.first_layer, job.last_layer
     return steps, rows, job.task, job.optimizer, job.target_in_form, *layers

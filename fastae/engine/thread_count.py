@@ -1,84 +1,91 @@
-"""How many threads a kind of step is fastest on: found by trying. Knows nothing of threads or networks.
+"""How many threads a kind of step is fastest on, found by trying. Knows nothing of threads or networks.
 
-What a second thread is worth to a small step depends on how fast two CPUs hand each other data, which a virtual
-machine's host may change at any moment. So steps are timed as they are taken, in slices: at the best number so far
-and, every now and then, at half or twice as many. Trials are so rare that what they lose is a hundredth of the time.
+What a second thread gains in a small step depends on how fast two CPUs exchange data, which the host of a virtual
+machine may change at any moment. So steps are timed as they are taken, in *slices*: periods of work on one number of
+threads. Most slices use the best number found so far. Every now and then a *trial* takes a few slices on half or twice
+as many threads, and the better number becomes the best. Trials are so rare that they cost about 1% of the time.
 """
 
 from collections import deque
 from math import inf
 from statistics import median
 
-TRIAL = 0.0005  # seconds that a slice of a trial should last,
-STEPS = 8  # and steps: it may begin and end in the midst of one
-SLICES = 5  # at the best number that a trial is compared with
-TRIES = 3  # slices of a trial, of which the median counts: in the first, threads may have to be woken
-GAIN = 0.95  # a number of threads is better where a step takes this much of the time
-RARITY = 100  # times what a trial lost, before the next one; but where steps have become
-SLOWER = 1.25  # times slower since, that is at once
-AT_FIRST = 0.002  # seconds before the first trial, and after one that found something better
+TRIAL_SECONDS = 0.0005  # the least that a slice of a trial should last
+TRIAL_STEPS = 8  # steps that it should contain at least, because it may begin and end in the middle of one
+TRIAL_SLICES = 3  # slices of a trial; their median counts, because threads may have to be woken in the first
+BEST_SLICES = 5  # slices on the best number that a trial is compared with
+GAIN = 0.95  # a number of threads is better if a step takes less than this share of the time
+RARITY = 100  # a trial that lost t seconds is followed by RARITY t seconds without one,
+SLOWDOWN = 1.25  # unless steps become this many times slower: then the next trial begins at once
+LEAST_WAIT = 0.002  # seconds before the first trial, and after one that found a better number
 
 
 class ThreadCount:
-    """The number of threads to take next, from 1 to `most`, given how long steps took on others."""
+    """Chooses the number of threads for the next slice, from 1 to `most`, given how long steps took so far.
+
+    The caller runs a slice on ``threads`` threads that lasts about ``slice(longest)`` seconds, then calls ``record``.
+    """
 
     def __init__(self, most: int) -> None:
-        self._numbers = [most]
-        while self._numbers[0] > 1:
-            self._numbers.insert(0, (self._numbers[0] + 1) // 2)
-        self._best = self._trial = len(self._numbers) - 1
-        self._way = -1  # to the number that is tried next
-        self._recent: deque[float] = deque(maxlen=SLICES)
-        self._tried: list[float] = []
-        self._steps = 0
-        self._seconds = 0.0  # since the last slice in which a step was completed,
-        self._each = 0.0  # and those of a step in that one
-        self._left, self._usual = AT_FIRST, inf  # until the next trial; a step at the last one
+        self._choices = [most]  # numbers of threads, ascending: each about half the next
+        while self._choices[0] > 1:
+            self._choices.insert(0, (self._choices[0] + 1) // 2)
+        self._best = self._current = len(self._choices) - 1  # indices of _choices; they differ during a trial
+        self._direction = -1  # the next trial is of the choice at _best + _direction
+        self._best_times: deque[float] = deque(maxlen=BEST_SLICES)  # seconds per step, slice by slice
+        self._trial_times: list[float] = []  # the same, in this trial
+        self._trial_steps = 0
+        self._unfinished = 0.0  # seconds of slices in which no step was completed, since one was
+        self._step_time = 0.0  # seconds per step in the last slice
+        self._wait = LEAST_WAIT  # seconds until the next trial
+        self._expected = inf  # seconds per step when the last trial ended
 
     @property
     def threads(self) -> int:
-        """To be used for the next slice."""
-        return self._numbers[self._trial]
+        """The number of threads for the next slice."""
+        return self._choices[self._current]
 
     def slice(self, longest: float) -> float:
         """Seconds that the next slice should last, `longest` at most."""
-        wanted = max(TRIAL, STEPS * self._each)
-        if self._trial == self._best and len(self._recent) == SLICES:
-            wanted = max(wanted, self._left)
-        return min(longest, wanted)
+        seconds = max(TRIAL_SECONDS, TRIAL_STEPS * self._step_time)
+        if self._current == self._best and len(self._best_times) == BEST_SLICES:
+            seconds = max(seconds, self._wait)
+        return min(longest, seconds)
 
     def record(self, seconds: float, steps: int) -> None:
-        """A slice on ``threads`` threads took so long, and `steps` were completed in it."""
-        self._seconds += seconds
-        if steps < 1 or len(self._numbers) == 1:
+        """Note that a slice on ``threads`` threads took `seconds`, and that `steps` steps were completed in it."""
+        self._unfinished += seconds
+        if steps < 1 or len(self._choices) == 1:
             return
-        seconds, self._seconds = self._seconds, 0.0
-        self._each = seconds / steps
-        if self._trial == self._best:
-            self._recent.append(self._each)
-            self._left -= seconds
-            if len(self._recent) == SLICES and (self._left <= 0 or min(self._recent) > SLOWER * self._usual):
-                self._begin_trial()
+        seconds, self._unfinished = self._unfinished, 0.0
+        self._step_time = seconds / steps
+        if self._current != self._best:
+            self._trial_times.append(self._step_time)
+            self._trial_steps += steps
+            if len(self._trial_times) == TRIAL_SLICES:
+                self._end_trial(median(self._trial_times), median(self._best_times))
             return
-        self._tried.append(self._each)
-        self._steps += steps
-        if len(self._tried) == TRIES:
-            self._end_trial(median(self._tried), median(self._recent))
+        self._best_times.append(self._step_time)
+        self._wait -= seconds
+        slower = min(self._best_times) > SLOWDOWN * self._expected
+        if len(self._best_times) == BEST_SLICES and (self._wait <= 0 or slower):
+            self._begin_trial()
 
     def _begin_trial(self) -> None:
-        """Half as many threads, or twice as many, in turn."""
-        if not 0 <= self._best + self._way < len(self._numbers):
-            self._way = -self._way
-        self._trial = self._best + self._way
-        self._tried, self._steps = [], 0
+        """Try the next choice in the current direction, or in the other where there is none."""
+        if not 0 <= self._best + self._direction < len(self._choices):
+            self._direction = -self._direction
+        self._current = self._best + self._direction
+        self._trial_times, self._trial_steps = [], 0
 
-    def _end_trial(self, found: float, usual: float) -> None:
-        self._usual = min(found, usual)
-        if found < GAIN * usual:
-            self._best = self._trial
-            self._recent.clear()
-            self._left = AT_FIRST
+    def _end_trial(self, trial_time: float, best_time: float) -> None:
+        """Keep the choice that was tried if it is better, else turn round and wait; times are seconds per step."""
+        self._expected = min(trial_time, best_time)
+        if trial_time < GAIN * best_time:
+            self._best = self._current
+            self._best_times.clear()
+            self._wait = LEAST_WAIT
         else:
-            self._trial = self._best
-            self._way = -self._way
-            self._left = max(AT_FIRST, RARITY * self._steps * (found - usual))
+            self._current = self._best
+            self._direction = -self._direction
+            self._wait = max(LEAST_WAIT, RARITY * self._trial_steps * (trial_time - best_time))

@@ -1,10 +1,10 @@
-"""The process's helper threads, lent to whoever has work, and how many CPUs there are. Knows nothing of networks.
+"""The helper threads of the process, lent to any crew that has work, and the number of CPUs. Knows nothing of networks.
 
-A helper sleeps on a lock until it is lent, and is idle again when its work returns. None survives a fork: the child
-starts its own.
+A helper sleeps on a lock until it is lent, and is idle again when its work returns. Threads do not survive a fork: the
+child starts its own.
 
-A helper that wakes up behind its lender, on the same CPU, may wait there for milliseconds, longer than many a job
-takes. So it is kept off that CPU, where the system tells which one that is (Linux).
+A helper that is woken on the CPU of the thread that wakes it may wait there for milliseconds, longer than many jobs
+last. So helpers are kept off that CPU where the system tells which one it is (Linux).
 """
 
 import ctypes
@@ -15,13 +15,13 @@ from collections.abc import Callable
 
 
 class _Helper:
-    """One thread: sleeps until it is given work, does it, sleeps again."""
+    """One thread, which sleeps until it is given work, does the work, and sleeps again."""
 
     def __init__(self) -> None:
         self._wake = threading.Lock()
         self._wake.acquire()
         self._work: Callable[[], object] | None = None
-        self._cpus: set[int] | None = None  # that it may run on, where that was said
+        self._cpus: set[int] | None = None  # the CPUs it was last allowed, None before the first time
         self._thread = threading.Thread(target=self._live, name="fastae", daemon=True)
         self._thread.start()
 
@@ -38,12 +38,13 @@ class _Helper:
             _idle.append(self)
 
     def start(self, work: Callable[[], object]) -> None:
+        """Wake this thread to call work()."""
         self._work = work
         self._keep_off(_current_cpu())
         self._wake.release()
 
     def _keep_off(self, cpu: int) -> None:
-        """Let this helper run on every CPU that the caller may run on, but this one."""
+        """Allow this helper every CPU that the caller may run on, except `cpu`."""
         thread = self._thread.native_id
         if cpu < 0 or thread is None:
             return
@@ -52,12 +53,13 @@ class _Helper:
         if cpus != self._cpus:
             try:
                 os.sched_setaffinity(thread, cpus)
-            except OSError:  # not allowed, or CPUs were just taken away: the system places it
+            except OSError:  # not permitted, or the CPUs have just changed: the system chooses
                 return
             self._cpus = cpus
 
 
 def _find_current_cpu() -> Callable[[], int]:
+    """A function that returns the CPU its caller runs on, or -1 where the system does not tell."""
     if sys.platform == "linux":
         try:
             function: Callable[[], int] = ctypes.CDLL(None).sched_getcpu
@@ -76,7 +78,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def lend(work: Callable[[], object]) -> None:
-    """Have an idle helper, or a new one, call work(), and return at once; errors go to ``threading.excepthook``."""
+    """Let an idle helper, or a new one, call work(); return at once. Its errors go to ``threading.excepthook``."""
     try:
         helper = _idle.pop()
     except IndexError:
@@ -85,20 +87,20 @@ def lend(work: Callable[[], object]) -> None:
 
 
 def available_cpus() -> int:
-    """CPUs that this process may use: by affinity, and by the cgroup's quota where there is one."""
+    """The number of CPUs that this process may use, by its affinity and the quota of its cgroup."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota()
     return max(1, count if quota is None else min(count, int(quota + 0.999)))
 
 
 def _cgroup_quota() -> float | None:
-    """CPUs that the cgroup grants (v2, then v1), or None without a limit."""
+    """The number of CPUs that the cgroup allows (v2 and v1), or None without a limit."""
     try:
         with open("/proc/self/cgroup") as file:
             own = {line.split(":", 2)[1]: line.rstrip("\n").split(":", 2)[2] for line in file}
     except (OSError, IndexError):
         own = {}
-    limits = []
+    limits = []  # pairs: microseconds of CPU time in each period of so many microseconds
     path = own.get("", "/")
     while True:
         limits.append(_read_numbers(f"/sys/fs/cgroup{path.rstrip('/')}/cpu.max"))
@@ -108,11 +110,12 @@ def _cgroup_quota() -> float | None:
     v1 = [_read_numbers(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period")]
     if v1[0] and v1[1]:
         limits.append([v1[0][0], v1[1][0]])
-    grants = [limit[0] / limit[1] for limit in limits if len(limit) == 2 and limit[0] > 0 and limit[1] > 0]
-    return min(grants, default=None)
+    cpus = [limit[0] / limit[1] for limit in limits if len(limit) == 2 and limit[0] > 0 and limit[1] > 0]
+    return min(cpus, default=None)
 
 
 def _read_numbers(path: str) -> list[float]:
+    """The numbers in a file, without "max"; none if it cannot be read."""
     try:
         with open(path) as file:
             return [float(word) for word in file.read().split() if word != "max"]

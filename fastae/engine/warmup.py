@@ -1,4 +1,4 @@
-"""The kernels compiled ahead, or loaded where they have been: all that engines, training and estimators call."""
+"""Compiles every kernel that engines, training and estimators call, ahead of use, or loads it from the cache."""
 
 import ctypes
 import time
@@ -15,16 +15,16 @@ from fastae.kernels.layout import address
 
 
 def dtypes() -> list[str]:
-    """What engines can compute in on the CPU that kernels are compiled for."""
+    """The dtypes that an engine can have on the CPU that kernels are compiled for."""
     from fastae.kernels.target import TARGET
 
     return ["float32"] + ["bfloat16"] * TARGET.bfloat16 + ["float64"]
 
 
 def warm_up(dtype: str = "float32") -> float:
-    """Compile every kernel for one of ``dtypes()``; returns the seconds it took.
+    """Compile every kernel for one of ``dtypes()``; return the seconds it took.
 
-    A kernel is compiled once a dtype, whatever the network, and kept in Numba's cache (``NUMBA_CACHE_DIR``).
+    A kernel is compiled once per dtype, for all networks, and kept in Numba's cache (``NUMBA_CACHE_DIR``).
     """
     start = time.perf_counter()
     for part in _parts(dtype):
@@ -33,24 +33,24 @@ def warm_up(dtype: str = "float32") -> float:
 
 
 def warm_up_all() -> Iterator[tuple[str, float]]:
-    """Compile every kernel for all of ``dtypes()``; yields each when it is done, and the seconds since the start.
+    """Compile every kernel for all of ``dtypes()``; yield each dtype when it is done, and the seconds since the start.
 
-    On several CPUs that takes as many processes: threads would not do, for Numba compiles one function at a time.
-    They import the script that calls this, which has to stand under ``if __name__ == "__main__":`` there.
+    It uses one process per CPU, because in one process Numba compiles one function at a time. The processes import
+    the script that calls this function: the call must stand under ``if __name__ == "__main__":`` there.
     """
-    start, wanted = time.perf_counter(), {dtype: _parts(dtype) for dtype in dtypes()}
-    parts = dict.fromkeys(part for parts in wanted.values() for part in parts)
+    start, parts_of = time.perf_counter(), {dtype: _parts(dtype) for dtype in dtypes()}
+    parts = dict.fromkeys(part for parts in parts_of.values() for part in parts)
     with ProcessPoolExecutor(min(available_cpus(), len(parts)), get_context("spawn")) as pool:
         longest_first = sorted(parts, key=lambda part: list(PARTS).index(part[0]))
         compiled = {part: pool.submit(_compile, *part) for part in longest_first}
-        for dtype, its_parts in wanted.items():
-            for part in its_parts:
+        for dtype, needed in parts_of.items():
+            for part in needed:
                 compiled[part].result()
             yield dtype, time.perf_counter() - start
 
 
 def _parts(dtype: str) -> list[tuple[str, str]]:
-    """What a dtype takes: which of PARTS, and for which elements they are compiled."""
+    """What is compiled for a dtype: pairs of a name in PARTS and the element type to compile it for."""
     if dtype == "bfloat16":
         return [("threads", ""), ("items", "float32"), ("products of bfloat16", "float32")]
     return [
@@ -64,7 +64,7 @@ def _compile(part: str, element: str) -> None:
 
 
 def _items(element: str) -> None:
-    """All that a thread does of a job, but products."""
+    """All that a job calls by address, except products."""
     from fastae.kernels.step import ITEMS
 
     for item in ITEMS.values():
@@ -88,11 +88,11 @@ def _products_of_bfloat16(element: str) -> None:
 
     products.addresses(bfloat16.PAIRS, np.dtype(element))
     job = fields.Job()
-    stretch.prepare_weights(ctypes.addressof(job), 4)  # the weights of no layer
+    stretch.prepare_weights(ctypes.addressof(job), 4)  # a job of no layers
 
 
 def _threads(_: str) -> None:
-    """What runs a job, the same for every dtype: here one that is over before it begins."""
+    """What runs a job, the same for every dtype. The job here is finished before it begins."""
     from fastae.kernels import step
 
     job, control, members = fields.Job(), np.zeros(fields.CONTROL_BYTES, np.int8), np.zeros(1, fields.MEMBER)
@@ -102,13 +102,13 @@ def _threads(_: str) -> None:
 
 
 def _functions(element: str) -> None:
-    """The functions of arrays."""
+    """The public functions of arrays."""
     x = np.zeros(2, element)
     sigmoid_with_derivative(x, x.copy(), x.copy())
     exp(x, x.copy())
 
 
-# Those that take longest come first.
+# The parts that take longest come first.
 PARTS: dict[str, Callable[[str], None]] = {
     "items": _items,
     "products of bfloat16": _products_of_bfloat16,

@@ -340,7 +340,7 @@ def test_a_cpu_without_it_is_a_clear_error():
             print(error)
     """
     assert run(code, NUMBA_CPU_NAME="haswell") == (
-        "dtype bfloat16 takes a CPU with AVX512_BF16, but kernels are compiled for haswell"
+        "dtype bfloat16 requires a CPU with AVX512_BF16, but kernels are compiled for haswell"
     )
 
 

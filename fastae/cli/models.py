@@ -32,7 +32,7 @@ def _open_model(path: Path) -> Any:
 def _open_data(paths: list[Path], drop: list[str] | None) -> Any:
     from fastae.data.open import open_rows
 
-    return open_rows(paths, drop=drop or (), block_bytes=BLOCK_BYTES)
+    return open_rows(paths, drop=drop or (), chunk_bytes=BLOCK_BYTES)
 
 
 @command

@@ -72,11 +72,11 @@ class Checkpoint:
         now = json.loads(json.dumps(settings, default=_named))
         was = self.keep(name, now)
         if was is None:
-            raise ValueError(f"{self.path} is of another run: it has no settings of the {name}")
+            raise ValueError(f"{self.path} belongs to another run: it has no settings of the {name}")
         for setting, value in now.items():
             if was.get(setting) != value:
                 raise ValueError(
-                    f"{self.path} is of another run: {setting} was {was.get(setting)!r}, and is {value!r} now"
+                    f"{self.path} belongs to another run: {setting} was {was.get(setting)!r}, and is {value!r} now"
                 )
 
     # -- where the run is -----------------------------------------------------------------------------------------

@@ -1,18 +1,19 @@
-"""Training on rows of this machine: epochs of mini-batch or full-batch gradient descent over an engine.
+"""Gradient descent on rows of this machine: arrays, and files that are read chunk by chunk.
 
-An epoch is one call of ``Engine.run_steps``, so that many small steps cost one jitted call; where rows keep their
-order and nobody watches, a call takes many epochs. ``epochs.py`` holds the loop.
+An epoch over an array is one call of ``Engine.run_steps``, so that many small steps cost one jitted call. Where rows
+keep their order and nothing happens between epochs, one call takes many epochs. The loop over epochs is in ``loop.py``.
 """
 
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import partial, singledispatch
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastae.checks import check_count, check_index
-from fastae.data.row_source import Rows
+from fastae.checks import check_count, check_index, check_matrix
+from fastae.data.row_source import ArrayRows, Rows
 from fastae.engine.engine import Engine
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
@@ -20,9 +21,10 @@ from fastae.optimizers import Optimizer, State
 from fastae.training.checkpoint import Checkpoint
 from fastae.training.history import DivergenceError, Epoch, History
 from fastae.training.loop import check_start, descend, draw_noise_seed
+from fastae.training.options import TrainingOptions
 from fastae.training.streaming import run_epoch
 
-__all__ = ["DivergenceError", "Epoch", "History", "train"]
+__all__ = ["DivergenceError", "Epoch", "History", "train", "train_on"]
 
 
 def train(
@@ -57,47 +59,55 @@ def train(
     params : Parameters
         Changed in place.
     X : array of shape (m, n), any float or integer dtype, any strides; or Rows
-        Never copied whole, never written. Rows (``fastae.open_rows``) are read block by block, in each epoch anew. A
-        batch larger than a block is a step from the sums of its blocks. Shuffled, pieces of the file come in random
-        order, and so do the rows of each block.
+        Never copied whole, never written. Rows (``fastae.open_rows``) that do not fit in memory are read chunk by
+        chunk, again in each epoch. Shuffling draws a random order of the pieces of the file, and of the rows within
+        each chunk. A batch larger than a chunk is a step from the sums of its chunks.
     engine : Engine, optional
-        Of the parameters' network and dtype; by default one on all CPUs of this process.
+        An engine for the parameters' network and dtype; by default one that uses all CPUs of this process.
     optimizer : Optimizer, optional
         ``SGD(...)``, ``Adam(...)`` or ``AdamW(...)``; Adam by default.
     epochs : int, default 100
-        Times to go through all rows.
+        Number of passes over all rows.
     batch_size : int, optional
-        Rows a step; all of them by default. The last batch of an epoch holds the rows that are left.
+        Rows per step; all of them by default. The last batch of an epoch holds the remaining rows.
     index : array of int, optional
-        Rows of `X` to train on; all by default.
+        Rows of `X` to train on; all by default. Needs `X` in memory.
     shuffle : bool, default True
-        Draw the rows of the mini-batches anew, without replacement, in each epoch.
+        Draw new mini-batches, without replacement, in each epoch.
     seed : int or numpy.random.Generator, default 0
-        For the shuffling and the noise.
-    shift, scale, sample_weight, objective : optional
-        As for ``Engine.loss_and_gradient``, of each batch. No sample_weight, nor `index`, for Rows of many blocks.
+        For shuffling and noise.
+    shift : array of shape (n,), optional
+        As for ``Engine.loss_and_gradient``.
+    scale : array of shape (n,), optional
+        As for ``Engine.loss_and_gradient``.
+    sample_weight : array of shape (m,), optional
+        As for ``Engine.loss_and_gradient``, of each batch. Needs `X` in memory.
+    objective : Objective, optional
+        What is minimized besides the squared error, noise in the input, missing cells.
     validate : callable, optional
-        Called with the parameters after each epoch, gives the validation loss. The best parameters are kept at the end.
+        Called with the parameters after each epoch, returns the validation loss. Training ends with the parameters of
+        the least validation loss.
     patience : int, optional
-        Stop when the validation loss, or without `validate` the loss, has not beaten its best by `tol` in more than
-        `patience` epochs on end.
+        Stop when the validation loss, or without `validate` the loss, has not beaten its best by `tol` for more than
+        `patience` epochs in a row.
     tol : float, default 0
+        The least improvement that counts for `patience`.
     adaptive : bool, default False
-        Divide the learning rate by 5 where `patience` would stop, and stop only once it is below 1e-6.
+        Where `patience` would stop, divide the learning rate by 5 instead, and stop only once it is below 1e-6.
     state : State, optional
-        An earlier run's ``History.state``, to go on from; changed in place.
+        The ``History.state`` of an earlier run, to continue from; changed in place.
     callback : callable, optional
-        Called with an ``Epoch`` after each epoch; training stops where it returns True.
+        Called with an ``Epoch`` after each epoch; training stops when it returns True.
     progress : bool, default False
         Show a progress bar on stderr.
     checkpoint : path or Checkpoint, optional
-        A file to go on from after an interruption. Written when training ends and, between epochs, at most every 5
-        seconds and for at most a twentieth of the time: parameters, best parameters, `state`, the generator's state
-        and the history so far. Always the last one or the one before, whole.
+        A file to resume from after an interruption. It is written when training ends and, between epochs, at most every
+        5 seconds and for at most a twentieth of the time. It holds parameters, best parameters, `state`, the state of
+        the generator and the history. At any time the file is complete: the latest checkpoint, or the one before.
     resume : bool, default False
-        Go on from `checkpoint`, to the same bits as a run that was never interrupted; where there is no such file,
-        begin. `epochs` counts the earlier ones and may have grown; all else must be as it was. What is passed in
-        `params`, `state` and a generator is overwritten. A run that `tol` stopped is at its end.
+        Resume from `checkpoint`, with the same bits as a run that was never interrupted; without such a file, start a
+        new run. `epochs` counts the earlier ones and may have grown; everything else must be as it was. The values of
+        `params`, `state` and a generator are overwritten. A run that was stopped by `tol` is not continued.
 
     Returns
     -------
@@ -106,83 +116,22 @@ def train(
     Raises
     ------
     TypeError, ValueError
-        A wrong argument, named; nothing has been changed then. Or `checkpoint` is damaged, or of another run.
+        An argument is wrong, and the message names it; nothing has been changed. Or `checkpoint` is damaged, or belongs
+        to another run.
     OSError
-        `checkpoint` cannot be written; what was there before is whole.
+        `checkpoint` cannot be written; an earlier file there is still complete.
     DivergenceError
-        The loss was no longer finite: says at which epoch and learning rate, and what helps. `params` and `state` are
-        then back at the last point from which a finite loss was computed.
+        The loss was no longer finite. The message says in which epoch and at which learning rate, and what helps.
+        `params` and `state` are then back at the last point from which a finite loss was computed.
     """
     optimizer, state = check_start(params, optimizer, state)
     if not isinstance(objective, Objective):
         raise TypeError(f"objective must be an Objective, got {objective!r}")
-    X = X.resident() if isinstance(X, Rows) else np.asarray(X)
-    streamed = isinstance(X, Rows)
-    if streamed and (index is not None or sample_weight is not None):
-        raise ValueError("index and sample_weight need X in memory, but X is Rows of many blocks")
-    rows = X.shape[0] if len(X.shape) else 0
-    if index is not None:
-        index = check_index(index, rows)
-        rows = index.size
-    if batch_size is not None:
-        check_count("batch_size", batch_size)
-    batch = min(batch_size or rows, rows)
-    engine = Engine(params.network, dtype=params.dtype) if engine is None else engine
-    generator = np.random.default_rng(seed)
-    noise_seed = draw_noise_seed(generator, objective)
-    shuffle = shuffle and batch < rows
-    checkpoint = Checkpoint.at(checkpoint, resume)
-    if checkpoint is not None:
-        settings = {
-            "X.shape": X.shape, "network": params.network, "dtype": params.dtype, "objective": objective,
-            "optimizer": optimizer, "batch_size": batch, "shuffle": shuffle, "seed": seed, "patience": patience,
-            "tol": tol, "adaptive": adaptive, "validate": validate is not None, "index": index, "shift": shift,
-            "scale": scale, "sample_weight": sample_weight,
-            "X.block_bytes": getattr(X, "block_bytes", None),
-        }  # fmt: skip
-        checkpoint.agree("training", settings)
-        noise_seed = checkpoint.keep("noise_seed", noise_seed)
-    gradient = Parameters(params.network, params.dtype)
-
-    def run(rates: np.ndarray) -> np.ndarray:
-        run_steps: Callable[..., np.ndarray]
-        if streamed:
-            run_steps = partial(run_epoch, engine, generator=generator if shuffle else None)
-        else:
-            order = index
-            if shuffle:
-                drawn = generator.permutation(rows)
-                order = drawn if index is None else index[drawn]
-            run_steps = partial(engine.run_steps, index=order, sample_weight=sample_weight)
-        return run_steps(
-            params,
-            X,
-            gradient=gradient,
-            shift=shift,
-            scale=scale,
-            batch_size=batch,
-            optimizer=optimizer,
-            state=state,
-            rates=rates,
-            objective=objective,
-            seed=noise_seed,
-            epoch=state.epochs,
-        )
-
-    def is_finite() -> bool:
-        blocks = X if isinstance(X, Rows) else [X]
-        least, most = (np.fmin, np.fmax) if objective.missing else (np.minimum, np.maximum)  # NaN or not
-        return all(np.isfinite([f.reduce(block, axis=None) for f in (least, most)]).all() for block in blocks)
-
-    return descend(
-        params,
-        run,
-        rows=rows,
-        steps_per_epoch=-(-rows // max(batch, 1)),
-        optimizer=optimizer,
-        state=state,
+    options = TrainingOptions(
         epochs=epochs,
-        many_epochs_a_run=not shuffle and not streamed,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
         validate=validate,
         patience=patience,
         tol=tol,
@@ -190,6 +139,112 @@ def train(
         callback=callback,
         progress=progress,
         checkpoint=checkpoint,
+        resume=resume,
+    )
+    return train_on(
+        _rows(X, params.network.widths[0], index, sample_weight),
+        params,
+        optimizer,
+        state,
+        options,
+        engine=lambda: Engine(params.network, dtype=params.dtype) if engine is None else engine,
+        n_threads=None,
+        shift=shift,
+        scale=scale,
+        objective=objective,
+        sample_weight=sample_weight,
+    )
+
+
+def _rows(X: "npt.ArrayLike | Rows", columns: int, index: Any, sample_weight: Any) -> Rows:
+    """The rows of `X`, or those in `index`; an array is not copied."""
+    if isinstance(X, Rows):
+        if X.in_memory:
+            X = X.resident()
+        elif index is not None or sample_weight is not None:
+            raise ValueError("index and sample_weight need X in memory, but X is Rows of many chunks")
+        else:
+            return X
+    array = check_matrix(X, columns, "X")
+    return ArrayRows(array, index=None if index is None else check_index(index, len(array)))
+
+
+@singledispatch
+def train_on(
+    source: Any,
+    params: Parameters,
+    optimizer: Optimizer,
+    state: State,
+    options: TrainingOptions,
+    *,
+    engine: Callable[[], Engine],
+    n_threads: int | None,
+    shift: npt.ArrayLike | None,
+    scale: npt.ArrayLike | None,
+    objective: Objective,
+    sample_weight: npt.ArrayLike | None = None,
+) -> History:
+    """As ``train``, for any kind of ``RowSource``; implementations for rows elsewhere are registered beside them.
+
+    Parameters
+    ----------
+    source : RowSource
+    engine : callable
+        Returns the engine to use where rows are on this machine.
+    n_threads : int or None
+        Threads of each machine, where rows are on several.
+    """
+    rows: Rows = source.loaded()
+    batch = options.batch_size
+    if batch is not None:
+        check_count("batch_size", batch)
+    batch = min(batch or len(rows), len(rows))
+    shuffle = options.shuffle and batch < len(rows)
+    local_engine = engine()
+    generator = np.random.default_rng(options.seed)
+    noise_seed = draw_noise_seed(generator, objective)
+    checkpoint = options.open_checkpoint()
+    if checkpoint is not None:
+        data = {"shift": shift, "scale": scale, "sample_weight": sample_weight}
+        used = {"batch_size": batch, "shuffle": shuffle}
+        settings = rows.settings() | options.settings(params, optimizer, objective) | used | data
+        checkpoint.agree("training", settings)
+        noise_seed = checkpoint.keep("noise_seed", noise_seed)
+    weights: dict[str, Any] = {} if sample_weight is None else {"sample_weight": sample_weight}
+    run_rows = partial(
+        run_epoch,
+        local_engine,
+        params,
+        rows,
+        gradient=Parameters(params.network, params.dtype),
+        batch_size=batch,
+        optimizer=optimizer,
+        state=state,
+        generator=generator if shuffle else None,
+        objective=objective,
+        shift=shift,
+        scale=scale,
+        seed=noise_seed,
+        **weights,
+    )
+
+    def is_finite() -> bool:
+        least, most = (np.fmin, np.fmax) if objective.missing else (np.minimum, np.maximum)  # of NaN, or not
+        return all(
+            np.isfinite([extreme.reduce(chunk.rows, axis=None) for extreme in (least, most)]).all()
+            for chunk in rows.chunks()
+        )
+
+    return descend(
+        params,
+        lambda rates: run_rows(rates=rates, epoch=state.epochs),
+        rows=len(rows),
+        steps_per_epoch=-(-len(rows) // max(batch, 1)),
+        optimizer=optimizer,
+        state=state,
+        options=options,
+        checkpoint=checkpoint,
         generator=generator,
+        many_epochs_per_run=rows.in_memory and not shuffle,
         is_finite=is_finite,
     )

@@ -18,11 +18,11 @@ dd = pytest.importorskip("dask.dataframe")
 distributed = pytest.importorskip("dask.distributed")
 
 from fastae.distributed import (  # noqa: E402
-    DaskBlocks,
+    DaskPartitions,
     DistributedEngine,
-    LostBlockError,
+    LostPartitionError,
     find_client,
-    open_blocks,
+    open_partitions,
     place,
 )
 
@@ -107,7 +107,7 @@ def test_blocks_stay_where_they_are_and_nothing_comes_here(client):
     before = client.who_has(blocks)
     engine = DistributedEngine(client, NETWORK, blocks)
     where = {number: held.address for held in engine._held for number in held.numbers}
-    moved = [i for i, future in enumerate(engine.blocks.futures) if where[i] not in before[future.key]]
+    moved = [i for i, future in enumerate(engine.partitions.futures) if where[i] not in before[future.key]]
     assert len(moved) <= 2  # only what an uneven placement needs
 
     def graphs(dask_scheduler):
@@ -175,7 +175,9 @@ def test_a_block_lost_three_times_on_end_is_an_error_that_leaves_a_usable_state(
 
     engine._ask = lose
     file = tmp_path / "run.checkpoint"
-    with pytest.raises(LostBlockError, match=r"block \d of X \(rows \d+ to \d+\) was lost 3 times on end"):
+    with pytest.raises(
+        LostPartitionError, match=r"partition \d of X \(rows \d+ to \d+\) was lost 3 times in a row"
+    ):
         engine.train(params, state=state, checkpoint=file, **OPTIONS)
     assert len(broken) == 3
     assert (state.epochs, state.steps) == (2, 10)
@@ -194,7 +196,7 @@ def test_scattered_blocks_that_are_lost_are_named(mortals):
     lone = da.concatenate([da.from_delayed(p, b.shape, b.dtype) for p, b in zip(parts, BLOCKS, strict=True)])
     engine = DistributedEngine(mortals, NETWORK, lone)
     params = start()
-    with pytest.raises(LostBlockError, match="scattered data are not rebuilt"):
+    with pytest.raises(LostPartitionError, match="scattered data are not rebuilt"):
         engine.train(params, epochs=9, callback=lambda epoch: kill(mortals) if epoch.number == 2 else None)
     assert (params.flat != start().flat).any()
 
@@ -264,7 +266,7 @@ def test_wrong_arguments_are_named(client):
     with pytest.raises(ValueError, match="solver 'lbfgs' needs X on one machine"):
         fastae.Autoencoder((2,), solver="lbfgs").fit(array())
     with pytest.raises(ZeroDivisionError):
-        DaskBlocks(client, array().map_blocks(lambda block: 1 / 0, dtype=float, meta=np.empty((0, 0))))
+        DaskPartitions(client, array().map_blocks(lambda block: 1 / 0, dtype=float, meta=np.empty((0, 0))))
 
 
 def test_files_are_read_by_the_workers(client, tmp_path):
@@ -274,7 +276,7 @@ def test_files_are_read_by_the_workers(client, tmp_path):
         rows = pd.DataFrame(X[2000 * i : 2000 * (i + 1)], columns=list("abcdefghi"))
         rows.to_parquet(tmp_path / f"part-{i}.parquet", row_group_size=300)
     for source in (tmp_path / "part-*.parquet", [tmp_path / f"part-{i}.parquet" for i in range(2)]):
-        blocks = open_blocks(client, source, drop=["b"])
+        blocks = open_partitions(client, source, drop=["b"])
         assert (blocks.shape, blocks.feature_names) == ((4000, 8), list("acdefghi"))
         assert len(blocks.rows) > 4
         np.testing.assert_array_equal(np.concatenate(blocks.each(np.asarray)), np.delete(X, 1, axis=1))
@@ -353,8 +355,10 @@ def test_a_block_that_kills_its_workers_is_named(client):
         return block
 
     blocks = array().rechunk({1: -1}).map_blocks(given_up, dtype=X.dtype, meta=X[:0])
-    with pytest.raises(LostBlockError, match="block 0 of X was lost with each worker that computed it"):
-        DaskBlocks(client, blocks)
+    with pytest.raises(
+        LostPartitionError, match="partition 0 of X was lost with every worker that computed it"
+    ):
+        DaskPartitions(client, blocks)
 
 
 def test_workers_use_their_own_threads_or_as_many_as_are_asked_for():

@@ -9,7 +9,7 @@ import fastae
 from fastae.data.column_statistics import ColumnStatistics
 from fastae.distributed.partitions import LocalEngine
 from fastae.distributed.reduction_tree import assemble, cover
-from fastae.distributed.worker_part import Shard, Step, rows_of_step
+from fastae.distributed.worker_part import Step, WorkerPart, rows_of_step
 from fastae.optimizers import State
 
 NETWORK = fastae.Network.autoencoder(9, 4)
@@ -34,7 +34,7 @@ def test_every_way_to_spread_blocks_gives_the_same_bits():
             for machine in range(machines):
                 held = {i: BLOCKS[i] for i in range(len(BLOCKS)) if owners[i] == machine}
                 first_rows = {i: engine.first_rows[i] for i in held}
-                sums |= Shard(engine.setup, held, first_rows, len(BLOCKS), 1).sums(flat, step)
+                sums |= WorkerPart(engine.setup, held, first_rows, len(BLOCKS), 1).sums(flat, step)
             found = assemble(sums, root)
             assert found.gradient.tobytes() == gradient.tobytes()
             assert found.totals.tobytes() == totals.tobytes()

@@ -84,7 +84,7 @@ class RowSource(ABC):
 
     @abstractmethod
     def map_rows(self, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """function(X), with one output row per row; `function` is given arrays of some of the rows."""
+        """function(X), with one output row per row; `function` is called with arrays of consecutive rows."""
 
     @abstractmethod
     def mean_over_rows(self, function: Callable[[np.ndarray, np.ndarray | None], np.ndarray]) -> float:
@@ -374,7 +374,7 @@ class ArrayRows(Rows):
         if self.index is not None:
             numbers = self.index[numbers[0]], self.index[numbers[1]]
         training, validation = (
-            ArrayRows(self.array, self.name, self.feature_names, some) for some in numbers
+            ArrayRows(self.array, self.name, self.feature_names, index) for index in numbers
         )
         return training, validation
 

@@ -1,15 +1,17 @@
-"""Autoencoder and AutoencoderDetector: scikit-learn's way to the engine.
+"""Autoencoder and AutoencoderDetector: the scikit-learn interface to the engine.
 
-What the constructor takes, what X may be, what is done with it:
+    autoencoder.py  Autoencoder: fitting
+    detector.py     AutoencoderDetector: outlier scores and their threshold
+    fitted.py       what a fitted model computes from rows
+    lazily.py       the same for Dask collections
+    settings.py     the constructor's arguments, and the optimizer and objective they stand for
+    inputs.py       X, as users pass it, checked and made a RowSource
+    scaling.py      the scale in which the network sees the columns
+    callbacks.py    functions that are called after each epoch
+    model_files.py  save and load
+    onnx_export.py  a fitted model as an ONNX graph
 
-    settings.py     the constructor, and what it asks of optimizer and objective
-    inputs.py       X, as users give it
-    scaling.py      the scale that the network sees
-    fitted.py       what a fitted model does with rows
-    lazily.py       and with Dask collections
-    callbacks.py    who is told of each epoch
-    autoencoder.py  fitting
-    detector.py     scores and their threshold
+A class is built on the ones below it: detector, autoencoder, fitted, settings.
 """
 
 from fastae.estimator.autoencoder import Autoencoder

@@ -1,4 +1,4 @@
-"""Autoencoder: fitted on the rows of X, by epochs or by L-BFGS."""
+"""Autoencoder: fitted to the rows of X, by epochs of gradient steps or by L-BFGS."""
 
 import os
 from collections.abc import Callable
@@ -134,28 +134,30 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         Parameters
         ----------
         X : array-like of shape (m, n), frame, Rows, or Dask array or DataFrame
-            Read as it is: float32 and float64 data are not copied. Rows (``fastae.open_rows``) that fill more than a
-            block are read block by block, and need not fit in memory. Dask collections stay on the workers, which
-            train (``fastae.distributed``); "auto" is then a batch of 512 rows of each of their blocks.
+            float32 and float64 data are not copied. Rows (``fastae.open_rows``) that fill more than a chunk are read
+            chunk by chunk, and need not fit in memory. Dask collections stay on the workers, which do the training
+            (``fastae.distributed``); batch_size="auto" is then 512 rows of each partition.
         y : ignored
         X_val : array-like of shape (m', n) or Rows, optional
-            Validation rows: the parameters best for them are kept. `early_stopping` also stops by their loss, and then
-            sets none aside.
+            Validation rows: fit keeps the parameters with the least validation loss. With `early_stopping`, training
+            also stops by this loss, and no rows of `X` are set aside.
         checkpoint : path, optional
-            A file to go on from after an interruption: written when training ends, and before that at most every 5
-            seconds and for at most a twentieth of the time. "lbfgs" has none.
+            A file to resume from after an interruption. It is written when training ends, and before that at most
+            every 5 seconds and for at most a twentieth of the time. Not for solver "lbfgs".
         resume : bool, default False
-            Go on from `checkpoint`, to the same bits as a fit that was never interrupted; where there is no such file,
-            begin. `X` and the settings must be as they were, but `max_iter` may have grown.
+            Resume from `checkpoint`, with the same bits as a fit that was never interrupted; without such a file, start
+            a new fit. `X` and the settings must be as they were, but `max_iter` may have grown.
 
         Raises
         ------
         ValueError
-            Data or a parameter is wrong, named; `checkpoint` is damaged, or of another run.
+            Data or a parameter is wrong, and the message names it; or `checkpoint` is damaged or belongs to another
+            run.
         OSError
             `checkpoint` cannot be written.
         DivergenceError
-            The loss was no longer finite: says when, and what helps. The estimator keeps the last finite parameters.
+            The loss was no longer finite; the message says when, and what helps. The estimator keeps the last
+            parameters with a finite loss.
         """
         rows = check(self, X, reset=True)
         validation = None if X_val is None else check(self, X_val, name="X_val")
@@ -195,12 +197,12 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     @with_callbacks
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any = None) -> Self:
-        """Train for one epoch on the rows of `X`, from where the last call left off.
+        """Train for one epoch on the rows of `X`, from the parameters of the last call.
 
-        The first call draws the weights and settles `scale`, by its rows.
+        The first call draws the weights, and computes the scale from its rows.
         """
         if self.early_stopping:
-            raise ValueError("partial_fit does not go with early_stopping=True")
+            raise ValueError("partial_fit cannot be combined with early_stopping=True")
         first = not hasattr(self, "params_")
         rows = check(self, X, reset=first)
         if first or not hasattr(self, "_seeds"):

@@ -1,4 +1,4 @@
-"""Callbacks: the user's own, and scikit-learn's from version 1.9 on."""
+"""Callbacks: the user's, and from version 1.9 on scikit-learn's."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""AutoencoderDetector: outliers are the rows that an autoencoder gives back badly."""
+"""AutoencoderDetector: outliers are the rows that an autoencoder reconstructs poorly."""
 
 import os
 from dataclasses import dataclass, field
@@ -53,14 +53,14 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         checkpoint: str | os.PathLike[str] | None = None,
         resume: bool = False,
     ) -> Self:
-        """Train on the rows of `X`, as ``Autoencoder.fit``, and put the threshold where `contamination` says."""
-        X = in_partitions(X)  # here, so that it is loaded once
+        """Train on the rows of `X`, as ``Autoencoder.fit``, and set the threshold by `contamination`."""
+        X = in_partitions(X)  # here, so that a Dask collection is computed once
         super().fit(X, y, X_val=X_val, checkpoint=checkpoint, resume=resume)
         return self.set_threshold(contamination=self.contamination, X=X)
 
     @available_if(goes_by_steps)
     def partial_fit(self, X: Any, y: Any = None) -> Self:
-        """As ``Autoencoder.partial_fit``; the threshold follows from the scores of this call's rows."""
+        """As ``Autoencoder.partial_fit``; the threshold is computed from the scores of this call's rows."""
         X = in_partitions(X)
         super().partial_fit(X, y)
         return self.set_threshold(contamination=self.contamination, X=X)
@@ -72,25 +72,27 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         contamination: float | None = None,
         X: Any | None = None,
     ) -> Self:
-        """Decide anew which rows are outliers: those of more than `error`, or the worst share of the rows of `X`.
+        """Set the threshold: outliers have an error above `error`, or belong to the worst share of the rows of `X`.
 
         Parameters
         ----------
         error : float, optional
-            Mean over features of the squared error, in the scale the network sees: minus a score.
-        contamination : float in (0, 0.5], with X : array-like of shape (m, n), optional
-            The share of `X` that is to be called outliers.
+            Mean over features of the squared error, in the scale the network sees: the negative of a score.
+        contamination : float in (0, 0.5], optional
+            The share of the rows of `X` to flag as outliers; needs `X`.
+        X : array-like of shape (m, n), optional
+            Rows to compute the threshold from; needs `contamination`.
         """
         check_is_fitted(self)
         if (error is None) == (contamination is None):
-            raise ValueError("set_threshold takes either error, or contamination with X")
+            raise ValueError("set_threshold needs either error, or contamination with X")
         if error is not None:
             if not error >= 0 or X is not None:
-                raise ValueError(f"error must not be negative, and comes without X, got {error!r}")
+                raise ValueError(f"error must not be negative, and cannot be combined with X, got {error!r}")
             self.offset_ = -float(error)
             return self
         if X is None or not 0 < float(contamination or 0) <= 0.5:
-            raise ValueError(f"contamination must be in (0, 0.5] and come with X, got {contamination!r}")
+            raise ValueError(f"contamination must be in (0, 0.5], and needs X, got {contamination!r}")
         rows = check(self, X)
         errors = rows.map_rows(self._model_for(rows)._mean_errors_of)
         self.offset_ = float(np.percentile(-errors, 100.0 * float(contamination or 0)))
@@ -98,27 +100,27 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
 
     @also_lazily
     def score_samples(self, X: Any) -> np.ndarray:
-        """Minus the mean over features of each row's squared error, in the scale the network sees: (m,) float64."""
+        """The negative mean over features of each row's squared error, in the scale the network sees: (m,) float64."""
         return -self._mean_errors(check_here(self, X))
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """score_samples(X) - offset_: below 0 for outliers."""
+        """score_samples(X) - offset_: negative for outliers."""
         check_is_fitted(self, "offset_")
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> np.ndarray:
-        """-1 for outliers, 1 for the others."""
+        """-1 for outliers, 1 for inliers."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def explain(self, X: Any, top: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """Which features make up a row's error, the worst first.
+        """Which features contribute most to each row's error, in descending order.
 
         Returns
         -------
         features : ndarray of shape (m, top)
-            Their names where the model was fitted with names, else their columns' numbers.
+            Feature names if the model was fitted with names, else column numbers.
         shares : ndarray of shape (m, top), float64
-            Their part of the row's error, in [0, 1].
+            Their share of the row's error, in [0, 1].
         """
         rows = check_here(self, X)
         if top < 1 or top % 1:

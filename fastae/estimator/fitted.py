@@ -17,7 +17,7 @@ from fastae.network import Parameters
 
 
 class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
-    """An estimator that has parameters, in the scale that its shift and scale make."""
+    """An estimator with parameters, for rows in the scale (X - shift_) * scale_."""
 
     params_: Parameters
     shift_: np.ndarray | None
@@ -26,13 +26,13 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
 
     @also_lazily
     def transform(self, X: Any) -> np.ndarray:
-        """The code of each row: (m, k), k the last of `hidden_layer_sizes`, in the model's dtype."""
+        """The code of each row: (m, k), where k is the last of `hidden_layer_sizes`, in the model's dtype."""
         return check_here(self, X).map_rows(
             lambda rows: self._engine().encode(self.params_, rows, **self._in())
         )
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """Rows from codes of shape (m, k), as ``transform`` gives: (m, n), in the scale of the data."""
+        """Decode codes of shape (m, k), as ``transform`` returns them: (m, n), in the scale of the data."""
         check_is_fitted(self)
         X = check_array(X, dtype=(np.float64, np.float32), input_name="X")
         if X.shape[1] != self._n_features_out:
@@ -41,14 +41,14 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
 
     @also_lazily
     def reconstruct(self, X: Any) -> np.ndarray:
-        """Each row as the network gives it back: (m, n), in the scale of the data; missing cells filled in."""
+        """The reconstruction of each row: (m, n), in the scale of the data; missing cells are filled in."""
         return check_here(self, X).map_rows(self._reconstruct)
 
     @also_lazily
     def reconstruction_error(self, X: Any, *, per_feature: bool = False) -> np.ndarray:
         """Mean over features of the squared error of each row: (m,) float64, in the squared units of the data.
 
-        With `per_feature` the squared error of each cell: (m, n). Missing cells have none, and do not count.
+        With `per_feature`, the squared error of each cell: (m, n). Missing cells have error 0, and do not count.
         """
         rows = check_here(self, X)
         weight = None if self.scale_ is None else 1 / np.square(self.scale_)
@@ -58,7 +58,7 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         return self._mean_errors(rows, weight)
 
     def score(self, X: Any, y: Any = None) -> float:
-        """R^2 of the reconstruction, the mean over features: 1 is perfect, 0 is as good as each feature's mean."""
+        """R^2 of the reconstruction, averaged over features: 1 is perfect, 0 is no better than each feature's mean."""
         rows = check_here(self, X)
         statistics, error = ColumnStatistics(rows.shape[1]), np.zeros(rows.shape[1])
         for part in rows.slices():

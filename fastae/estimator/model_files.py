@@ -1,4 +1,4 @@
-"""ModelFiles, what the estimators can do with files: ``save``, ``load`` and ``to_onnx``."""
+"""ModelFiles: the methods ``save``, ``load`` and ``to_onnx`` of the estimators."""
 
 import os
 from dataclasses import asdict
@@ -12,24 +12,25 @@ from fastae.estimator import onnx_export
 from fastae.network import Parameters
 from fastae.optimizers import State
 
-_TENSORS = ("params_", "network_", "shift_", "scale_")  # fitted attributes that are not for JSON
+_TENSORS = ("params_", "network_", "shift_", "scale_")  # fitted attributes that are not stored as JSON
 
 
 class ModelFiles:
-    """Gives an estimator files that hold its fitted self."""
+    """Methods that write a fitted estimator to a file and read it back."""
 
     def save(self: Any, path: str | os.PathLike[str]) -> None:
-        """Write the fitted model to a safetensors file, whole or not at all; nothing is pickled.
+        """Write the fitted model to a safetensors file; a failed write leaves no partial file. Nothing is pickled.
 
-        Its tensors are the dense, row-major W1, b1, ... and, where the data is scaled, `shift` and `scale`; settings
-        and fitted attributes are JSON in its metadata. A `callback`, and a `random_state` that is no number, are left
-        out: they are None in the loaded model. So is what the optimizer remembers: more training begins without.
+        Its tensors are the dense, row-major W1, b1, ... and, where the data are scaled, `shift` and `scale`. Settings
+        and fitted attributes are stored as JSON in its metadata. A `callback`, and a `random_state` that is not a
+        number, are not stored: they are None in the loaded model. The state of the optimizer is not stored either:
+        further training starts with a new one.
 
         Raises
         ------
         NotFittedError
         OSError
-            It cannot be written; a file that was there is as it was.
+            The file cannot be written; an earlier file there is unchanged.
         """
         check_is_fitted(self)
         tensors = dict(self.params_)
@@ -50,15 +51,15 @@ class ModelFiles:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """The model that ``save`` wrote to a file: an estimator of the class that it had, with the same bits.
+        """Load a model that ``save`` wrote: an estimator of the same class, with the same bits.
 
         Raises
         ------
         OSError
             There is no such file.
         ValueError
-            It is cut off or damaged, or of a format that this version does not know, or it holds no model, or one
-            whose class is neither this one nor derived from it.
+            The file is cut off, damaged or in a format that this version does not know; or it holds no model, or a
+            model whose class is neither this one nor derived from it.
         """
         stored = storage.read(path)
         known = {kind.__name__: kind for kind in _family(cls)}
@@ -81,11 +82,11 @@ class ModelFiles:
         return model  # type: ignore[no-any-return]
 
     def to_onnx(self: Any, path: str | os.PathLike[str]) -> None:
-        """Write the fitted model as an ONNX graph, for ONNX Runtime and others; needs the ``onnx`` extra.
+        """Write the fitted model as an ONNX graph, for ONNX Runtime and other runtimes; needs the extra ``onnx``.
 
-        It takes `X` of shape (rows, n) in the model's dtype, in the scale of the data, and gives `code` and
-        `reconstruction`, as ``transform`` and ``reconstruct`` do; that of a detector also gives `score` and `decision`,
-        as ``score_samples`` and ``decision_function`` do, in the model's dtype.
+        The input is `X` of shape (rows, n) in the model's dtype, in the scale of the data. The outputs are `code` and
+        `reconstruction`, as from ``transform`` and ``reconstruct``. The graph of a detector also has the outputs
+        `score` and `decision`, as from ``score_samples`` and ``decision_function``, in the model's dtype.
 
         Raises
         ------
@@ -93,15 +94,15 @@ class ModelFiles:
         ImportError
             onnx is not installed.
         OSError
-            The file cannot be written; one that was there is as it was.
+            The file cannot be written; an earlier file there is unchanged.
         """
         check_is_fitted(self)
-        made = onnx_export.build(self).SerializeToString()
+        graph = onnx_export.build(self).SerializeToString()
         with storage.written_whole(path) as file:
-            file.write_bytes(made)
+            file.write_bytes(graph)
 
     def _settings(self: Any) -> dict[str, Any]:
-        """The constructor's arguments, as far as a file can hold them."""
+        """The constructor's arguments; those that a file cannot hold are None."""
         return {
             name: None if name == "callback" or isinstance(value, np.random.RandomState) else value
             for name, value in self.get_params(deep=False).items()
@@ -109,5 +110,5 @@ class ModelFiles:
 
 
 def _family(kind: type[Any]) -> list[type[Any]]:
-    """A class and all that derive from it."""
+    """A class and all classes derived from it."""
     return [kind, *(member for derived in kind.__subclasses__() for member in _family(derived))]

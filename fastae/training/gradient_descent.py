@@ -83,7 +83,7 @@ def train(
     sample_weight : array of shape (m,), optional
         As for ``Engine.loss_and_gradient``, of each batch. Needs `X` in memory.
     objective : Objective, optional
-        What is minimized besides the squared error, noise in the input, missing cells.
+        Terms of the loss in addition to the squared error, noise in the input, missing cells.
     validate : callable, optional
         Called with the parameters after each epoch, returns the validation loss. Training ends with the parameters of
         the least validation loss.

@@ -1,4 +1,4 @@
-"""What training tells: each epoch, the whole run, and that it diverged."""
+"""What training reports: each epoch, the whole run, and a divergence."""
 
 from dataclasses import dataclass, field
 
@@ -7,29 +7,29 @@ from fastae.optimizers import State
 
 
 class DivergenceError(ArithmeticError):
-    """The loss was no longer finite. The parameters are those of the last finite loss kept."""
+    """The loss was no longer finite. The parameters are back at the last finite loss."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What a callback is told after each epoch.
+    """What a callback receives after each epoch.
 
     Attributes
     ----------
     number : int
         Counted from 1.
     epochs : int
-        How many were asked for.
+        The number of epochs that training was asked for.
     loss : float
-        Mean over the epoch's rows of half the squared error, each batch's before its step.
+        Mean over the epoch's rows of half the squared error; each batch is evaluated before its step.
     learning_rate : float
-        Of the epoch's last step.
+        The learning rate of the epoch's last step.
     seconds : float
-        Since training began.
+        Time since training began.
     params : Parameters
-        The ones being trained, after this epoch.
+        The parameters being trained, after this epoch.
     validation_loss : float or None
-        After this epoch, where it is asked for.
+        The validation loss after this epoch, if there is one.
     """
 
     number: int
@@ -48,21 +48,21 @@ class History:
     Attributes
     ----------
     loss : list of float
-        By epoch: mean over its rows of half the squared error, each batch's before its step.
+        By epoch: mean over its rows of half the squared error; each batch is evaluated before its step.
     validation_loss : list of float
-        By epoch, after it; empty unless asked for.
+        By epoch, after it; empty without validation.
     learning_rate : list of float
-        By epoch: that of its last step.
+        By epoch: the learning rate of its last step.
     best_epoch : int
-        Whose parameters are kept: that of the least validation loss, or the last; counted from 1.
+        The epoch of the final parameters: that of the least validation loss, or the last; counted from 1.
     seconds : float
-        What the run took.
+        Duration of the run.
     rows : int
-        Rows gone through: m times the epochs.
+        Rows processed: m times the number of epochs.
     state : State
-        The optimizer's, to go on from.
+        The state of the optimizer, to continue from.
     stop_reason : str
-        "epochs" (all done), "callback", or "tol": no better for `patience` epochs.
+        "epochs": all were done. "callback": it returned True. "tol": no improvement for `patience` epochs.
     """
 
     state: State
@@ -76,5 +76,5 @@ class History:
 
     @property
     def rows_per_second(self) -> float:
-        """Rows gone through per second."""
+        """Rows processed per second."""
         return self.rows / self.seconds if self.seconds > 0 else 0.0

@@ -67,7 +67,7 @@ class Watch:
 
     @property
     def stored(self) -> tuple[float, int, int, float]:
-        """What a checkpoint keeps, besides `best_flat`."""
+        """What a checkpoint stores in addition to `best_flat`."""
         return self.best, self.best_epoch, self.stale, self.factor
 
     @stored.setter

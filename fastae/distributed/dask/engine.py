@@ -123,11 +123,11 @@ class DistributedEngine(PartitionedEngine):
             return
         self._losses = [0] * len(self.rows)
         placed = self._place(range(len(self.rows)))
-        kept = [held for held in self._held if placed.get(held.address) == held.numbers]
+        unchanged = [held for held in self._held if placed.get(held.address) == held.numbers]
         self._held = []
-        for held in kept:
+        for held in unchanged:
             del placed[held.address]
-        self._held = kept + self._build(placed)
+        self._held = unchanged + self._build(placed)
         self._workers = workers
 
     def _ask(self, asked: list[_Held], flat: np.ndarray, step: Step) -> list[dict[Node, Sum | None] | None]:
@@ -162,12 +162,12 @@ class DistributedEngine(PartitionedEngine):
 
     def _replace(self, lost: list[_Held]) -> list[_Held]:
         """New actors for the partitions of lost ones."""
-        kept = [held for held in self._held if held not in lost]
+        alive = [held for held in self._held if held not in lost]
         self._held = []
         numbers = sorted(number for held in lost for number in held.numbers)
         self._count_loss(numbers)
         built = self._build(self._place(numbers))
-        self._held = kept + built
+        self._held = alive + built
         return built
 
     def _count_loss(self, numbers: Iterable[int]) -> None:

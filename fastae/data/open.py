@@ -32,39 +32,40 @@ def open_rows(
     chunk_bytes: int = CHUNK_BYTES,
     block_bytes: int | None = None,
 ) -> Rows:
-    """Open rows to train on, or to run a model over, a chunk at a time.
+    """Open data to train on, or to run a model over, chunk by chunk.
 
     Parameters
     ----------
-    source : path, list of paths, frame or array
-        .npy, .npz, .csv or Parquet files, one or several, by name or pattern (``"part-*.parquet"``). Several files must
-        have the same columns; named columns may differ in order. "-" reads CSV from standard input. Or a pandas, polars
-        or pyarrow table, or an array of shape (m, n). An .npz file holds one array, or one named X. Missing cells
-        become NaN.
+    source : path, list of paths, data frame or array
+        One or several .npy, .npz, .csv, .tsv or Parquet files, by name or by pattern (``"part-*.parquet"``); "-" for
+        CSV on standard input; a pandas, polars or pyarrow table; or an array of shape (m, n). All files must have the
+        same columns; named columns may be in any order. An .npz file must hold one array, or one named X. Missing
+        cells become NaN.
     feature_names : iterable of str, optional
-        Names of the columns, where `source` has none.
-    drop : iterable of str, optional
-        Columns to leave out.
-    chunk_bytes : int, default 64 MiB
-        Memory for one chunk of an .npy or Parquet file. Larger chunks mix the rows of mini-batches better.
+        Names of the columns, if `source` has none.
+    drop : iterable of str, default ()
+        Names of columns to leave out.
+    chunk_bytes : int, default 67108864
+        Memory for one chunk of an .npy or Parquet file, in bytes (64 MiB by default). With more of it, mini-batches
+        mix rows from more places of the file.
     block_bytes : int, optional
         Deprecated: the former name of `chunk_bytes`.
 
     Returns
     -------
     Rows
-        For ``fastae.train`` and for the estimators' methods in place of X.
+        A row source that ``fastae.train`` and the estimators' methods accept as X.
 
     Raises
     ------
     OSError
         A file cannot be read.
     TypeError
-        A column is not numeric; the message names it.
+        A column is not numeric. The message names it.
     ValueError
-        A file is damaged, a column to drop does not exist, or names do not match the columns.
+        A file is damaged, a column to drop does not exist, or the names do not match the columns.
     ImportError
-        Parquet without pyarrow: ``pip install "fastae[parquet]"``.
+        A Parquet file needs pyarrow: ``pip install "fastae[parquet]"``.
     """
     if block_bytes is not None:
         warnings.warn("block_bytes is now called chunk_bytes", DeprecationWarning, stacklevel=2)

@@ -114,20 +114,23 @@ class Chunk:
 
 
 class Rows(RowSource):
-    """A matrix of m rows and n features, read a chunk of rows at a time.
+    """A matrix of m rows and n features that is read chunk by chunk and need not fit in memory.
 
-    Iterating yields the rows in order, as arrays of shape (rows, n), each valid until the next.
+    ``fastae.open_rows`` makes one. Iterating yields the chunks in order, as arrays of shape (rows, n); each is valid
+    until the next one is requested.
 
     Attributes
     ----------
     name : str
-        The file, for messages.
-    shape : (m, n)
-    dtype : dtype
-        A float, integer or bool type of native byte order.
+        Name of the file, for messages.
+    shape : tuple of int
+        (m, n).
+    dtype : numpy.dtype
+        Type of the elements: float, integer or bool, in native byte order.
     feature_names : tuple of str, or None
+        Names of the columns, if they have any.
     chunk_bytes : int
-        Memory for one chunk; a Parquet file's largest row group, where that is more.
+        Maximum size of a chunk in bytes; the largest row group of a Parquet file, if that is larger.
     """
 
     feature_names: tuple[str, ...] | None

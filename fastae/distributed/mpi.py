@@ -39,22 +39,22 @@ except (ImportError, RuntimeError) as error:  # the latter: mpi4py finds no MPI 
 
 
 class MPIPartitions(Partitions):
-    """Partitions of rows: the first ones on the first rank, and so on.
+    """Partitions of rows over the ranks of an MPI job: the first ones on the first rank, and so on.
 
     Parameters
     ----------
-    source : Rows, or sequence of arrays of shape (rows, n)
-        The same on all ranks, but each rank uses only its own part: it reads its part of Rows, and asks a sequence only
-        for its own partitions, so the sequence may load each when asked for it.
+    source : Rows, or sequence of ndarrays of shape (rows, n)
+        The partitions; the same argument on all ranks. Each rank reads only its own: of Rows, its part of the file,
+        and of a sequence, its elements, which may be computed when they are requested.
     comm : mpi4py.MPI.Comm, optional
-        COMM_WORLD by default.
+        Communicator of the job. Default: COMM_WORLD.
 
     Attributes
     ----------
-    mine : dict of arrays
+    mine : dict of int to ndarray
         This rank's partitions, by number.
     owners : list of int
-        The rank of each partition.
+        The rank that holds each partition.
     """
 
     def __init__(self, source: Rows | Sequence[np.ndarray], comm: Any = None) -> None:

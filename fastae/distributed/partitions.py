@@ -151,7 +151,20 @@ class PartitionedEngine(ABC):
         return [0, *np.cumsum(self.rows[:-1]).tolist()]
 
     def loss_and_gradient(self, params: Parameters) -> tuple[float, Parameters]:
-        """S and its gradient over all rows, as ``Engine.loss_and_gradient``."""
+        """Compute the loss S and its gradient over all rows, as ``Engine.loss_and_gradient`` does.
+
+        Parameters
+        ----------
+        params : Parameters
+            Parameters of this engine's network and dtype.
+
+        Returns
+        -------
+        loss : float
+            The loss S, with its penalties.
+        gradient : Parameters
+            Its gradient: ``gradient["W1"]``, ``gradient["b1"]``, ...
+        """
         check_start(params, None, None)
         gradient = Parameters(params.network, params.dtype)
         losses = self._run(params, gradient, [(Step(), 0.0)])
@@ -181,19 +194,56 @@ class PartitionedEngine(ABC):
         Parameters
         ----------
         params : Parameters
-            Changed in place.
+            Initial parameters; changed in place.
+        optimizer : SGD, Adam or AdamW, optional
+            Default: ``Adam()``.
+        epochs : int, default 100
+            Number of times to process all rows.
         batch_size : int, optional
-            Approximate number of rows per step: each step takes its share of every partition. All rows by default.
+            Approximate number of rows per step: each step takes a proportional share of every partition. Default: all
+            rows.
         shuffle : bool, default True
-            Draw a new order of the rows within each partition in each epoch.
-        optimizer, epochs, seed, validate, patience, tol, adaptive, state, callback, progress, checkpoint, resume
-            As for ``fastae.train``.
+            Draw the rows of each partition in a new random order each epoch.
+        seed : int or numpy.random.Generator, default 0
+            Seed of the shuffling and of the noise.
+        validate : callable, optional
+            Called with the parameters after each epoch; returns the validation loss. Afterwards `params` are those
+            with the lowest one.
+        patience : int, optional
+            Stop after more than this many consecutive epochs without an improvement of the validation loss, or without
+            `validate`, of the loss. Default: never.
+        tol : float, default 0.0
+            Smallest decrease that counts as an improvement.
+        adaptive : bool, default False
+            Divide the learning rate by 5 when `patience` would stop training, and stop only once the rate is below
+            1e-6.
+        state : State, optional
+            State of the optimizer, ``History.state`` of an earlier run, to continue from. It is changed in place.
+            Default: a new one.
+        callback : callable, optional
+            Called with an ``Epoch`` after each epoch. Training stops when it returns True.
+        progress : bool, default False
+            Show a progress bar on stderr.
+        checkpoint : path or Checkpoint, optional
+            File from which an interrupted run can resume. It holds the parameters, the best parameters, the states of
+            the optimizer and of the random generator, and the history. It is written when training ends and, between
+            epochs, at most every 5 seconds and for at most a twentieth of the time; the file is always complete.
+        resume : bool, default False
+            Resume from `checkpoint`; the result has the same bits as that of a run that was never interrupted. Without
+            such a file, training starts from the beginning. All arguments must be the same, except for `epochs`, which
+            includes the epochs already done and may be larger. The contents of `params`, `state` and a generator
+            passed as `seed` are overwritten. A run that `tol` stopped stays at its end.
+
+        Returns
+        -------
+        History
+            Losses, learning rates and times by epoch, and the optimizer's state.
 
         Raises
         ------
-        TypeError, ValueError, DivergenceError
-            As ``fastae.train``. After these, and any other error, `params` and `state` are those of the last whole
-            epoch; they can be saved and trained further.
+        TypeError, ValueError, OSError, DivergenceError
+            As ``fastae.train``. After any error, `params` and `state` are those of the last complete epoch: they can
+            be saved, and training can continue from them.
         """
         options = TrainingOptions(
             epochs=epochs,
@@ -289,16 +339,24 @@ class PartitionedEngine(ABC):
 
 
 class LocalEngine(PartitionedEngine):
-    """All partitions on this machine: the same bits as on several.
+    """Trains on partitions that all lie on this machine, with the same bits as on several.
 
     Parameters
     ----------
     network : Network
-    partitions : sequence of arrays of shape (rows, n)
+        The network to train.
+    partitions : sequence of ndarrays of shape (rows, n)
+        The partitions.
     n_threads : int, optional
-        All CPUs that this process may use by default.
-    dtype, shift, scale, objective : optional
-        As for ``fastae.Engine`` and ``fastae.train``.
+        Number of threads. Default: all CPUs that this process may use.
+    dtype : "float32", "float64" or NumPy dtype, default "float32"
+        Type of parameters, arithmetic and results.
+    shift : array-like of shape (n,), optional
+        Subtracted from each row before it enters the network. Default: 0.
+    scale : array-like of shape (n,), optional
+        Then multiplied with each row: the network sees (X - shift) * scale. Default: 1.
+    objective : Objective, optional
+        Penalties, noise in the input, missing cells; `sparsity_weight` is not available. Default: none of them.
     """
 
     def __init__(

@@ -1,17 +1,16 @@
-"""Autoencoder and AutoencoderDetector: the scikit-learn interface to the engine.
+"""Autoencoder and AutoencoderDetector: scikit-learn's interface to the engine.
 
-    autoencoder.py  Autoencoder: fitting
-    detector.py     AutoencoderDetector: outlier scores and their threshold
-    fitted.py       what a fitted model computes from rows
-    lazily.py       the same for Dask collections
-    settings.py     the constructor's arguments, and the optimizer and objective they stand for
-    inputs.py       X, as users pass it, checked and made a RowSource
-    scaling.py      the scale in which the network sees the columns
-    callbacks.py    functions that are called after each epoch
-    model_files.py  save and load
-    onnx_export.py  a fitted model as an ONNX graph
-
-A class is built on the ones below it: detector, autoencoder, fitted, settings.
+settings.py       the constructor's arguments, and the optimizer and objective they select
+inputs.py         X as users pass it, checked
+scaling.py        the scale of the network's input
+fitted.py         encoding, reconstructing and scoring with trained parameters
+lazily.py         the same for Dask collections
+callbacks.py      the user's callback and scikit-learn's
+autoencoder.py    fitting
+detector.py       scores and their threshold
+model_files.py    save and load
+onnx_export.py    a fitted model as an ONNX graph
+sklearn_types.py  scikit-learn's base classes and decorators, with types
 """
 
 from fastae.estimator.autoencoder import Autoencoder

@@ -1,4 +1,4 @@
-"""Autoencoder: fitted to the rows of X, by epochs of gradient steps or by L-BFGS."""
+"""Autoencoder: the estimator that is fitted by epochs of steps or by L-BFGS."""
 
 import os
 from collections.abc import Callable
@@ -6,17 +6,16 @@ from functools import partial
 from typing import Any, Self, cast
 
 import numpy as np
-from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
-from sklearn.utils.metaestimators import available_if
 
 from fastae import optimizers
 from fastae.data.row_source import Rows, RowSource
-from fastae.estimator.callbacks import CallbackSupportMixin, callbacks, with_callbacks
+from fastae.estimator.callbacks import callbacks
 from fastae.estimator.fitted import FittedModel
 from fastae.estimator.inputs import check
 from fastae.estimator.model_files import ModelFiles
 from fastae.estimator.scaling import shift_and_scale
+from fastae.estimator.sklearn_types import CallbackSupportMixin, available_if, fit_context, with_callbacks
 from fastae.network import Network, Parameters
 from fastae.training import lbfgs
 from fastae.training.checkpoint import Checkpoint
@@ -41,77 +40,109 @@ def goes_by_steps(model: "Autoencoder") -> bool:
 
 
 class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
-    """An autoencoder of dense layers, trained on the mean over rows of half the squared error.
+    """An autoencoder of dense layers that minimises the mean over rows of half the squared error.
 
-    Names are those of scikit-learn's MLPRegressor where the meaning is the same.
+    Parameters have the names of scikit-learn's MLPRegressor where they mean the same.
 
     Parameters
     ----------
-    hidden_layer_sizes : tuple of int, default (32,)
-        Widths of the encoder, the code last. The decoder mirrors them up to n features; a linear map of n to n follows.
+    hidden_layer_sizes : int or sequence of int, default (32,)
+        Widths of the encoder's layers; the last one is the code. The decoder mirrors the encoder, up to n features.
     output_layer : bool, default True
-        Have that map. Without it the decoder's own last layer is linear.
-    activation : "sigmoid" (or "logistic"), "tanh", "relu" or "identity", default "sigmoid"
+        Add a final linear layer of n outputs. Without it, the decoder's last layer is linear itself.
+    activation : "sigmoid", "logistic", "tanh", "relu" or "identity", default "sigmoid"
+        Activation of all other layers; "logistic" is another name for "sigmoid".
     solver : "adam", "adamw", "sgd" or "lbfgs", default "adam"
+        Optimizer. "lbfgs" uses all rows in every iteration; the others take steps over mini-batches.
     alpha : float, default 1e-4
-        L2 penalty, as MLPRegressor's: alpha/(2m) sum(W^2) over a batch of m rows. For "adamw", the decoupled weight
-        decay instead.
+        L2 penalty as in MLPRegressor: adds alpha/(2m) sum(W^2) to the loss of a batch of m rows. For "adamw", the
+        decoupled weight decay instead.
     batch_size : int or "auto", default "auto"
-        Rows a step: min(200, m) for "auto". "lbfgs" takes all rows.
+        Rows per step; "auto" is min(200, m). Not used by "lbfgs".
     learning_rate : "constant", "invscaling", "adaptive" or "cosine", default "constant"
-        learning_rate_init throughout; divided by (rows gone through + 1)^power_t; divided by 5 where training would
-        stop; or lowered to 0 along half a cosine over max_iter epochs.
+        Learning-rate schedule. "constant" keeps `learning_rate_init`. "invscaling" divides it by (r + 1)^power_t,
+        where r is the number of rows processed in earlier epochs. "adaptive" divides it by 5 whenever training would
+        stop. "cosine" lowers it to 0 along half a cosine over `max_iter` epochs. Not used by "lbfgs".
     learning_rate_init : float, default 0.001
+        Learning rate of the first step.
     power_t : float, default 0.5
+        Exponent of "invscaling".
     max_iter : int, default 200
-        Epochs at most; iterations for "lbfgs".
+        Maximum number of epochs; of iterations for "lbfgs".
     shuffle : bool, default True
+        Draw the rows of each batch at random, without replacement, in a new order each epoch.
     random_state : int, RandomState or None, default None
-        Of the first weights, the batches, the validation rows and the noise.
+        Seed of the initial weights, the batches, the validation rows and the noise. None: NumPy's global state.
     tol : float, default 1e-4
-        An improvement of the loss per feature: of `loss_` / n. For "lbfgs" also the largest slope to stop at.
+        Smallest decrease of the loss per feature, `loss_` / n, that counts as an improvement. "lbfgs" also stops when
+        no component of the gradient is larger than `tol`.
     n_iter_no_change : int, default 10
-        Training stops when the loss (with validation rows, the validation loss) has not beaten its best by `tol` in
-        more than `n_iter_no_change` epochs on end.
+        Training stops after more than this many consecutive epochs without an improvement of the validation loss, or
+        without validation rows, of the loss. ``numpy.inf``: never.
     momentum : float, default 0.9
+        Momentum of "sgd", in [0, 1).
     nesterovs_momentum : bool, default True
-    beta_1, beta_2, epsilon : float, defaults 0.9, 0.999, 1e-8
+        Use Nesterov's momentum for "sgd".
+    beta_1 : float, default 0.9
+        Decay rate of the first moment, for "adam" and "adamw", in [0, 1).
+    beta_2 : float, default 0.999
+        Decay rate of the second moment, for "adam" and "adamw", in [0, 1).
+    epsilon : float, default 1e-8
+        Added to the denominator of a step of "adam" or "adamw".
     warm_start : bool, default False
-        Go on from the last fit's parameters; the optimizer and its schedule start anew.
+        Begin `fit` with the parameters of the last one; the optimizer's state and its schedule start anew.
     early_stopping : bool, default False
-        Set validation rows aside, stop by their loss, and keep the parameters that were best for them.
+        Set validation rows aside, stop by their loss, and keep the parameters with the lowest validation loss.
     validation_fraction : float, default 0.1
+        Share of the rows set aside by `early_stopping`, in (0, 1).
     scale : "standard", "minmax" or None, default "standard"
-        The network sees columns of mean 0 and standard deviation 1, or from 0 to 1; undone on the way out.
+        Scale each column before it enters the network, to mean 0 and standard deviation 1 or to the range 0 to 1.
+        Reconstructions are scaled back. None: no scaling.
     noise : "gaussian", "mask", "swap" or None, default None
-        Corrupt the input while training, after scaling (a denoising autoencoder); see ``fastae.Objective``.
+        Corrupt the scaled input during training (a denoising autoencoder), as ``fastae.Objective`` describes.
     noise_level : float, default 0.1
-    sparsity_weight, sparsity_target : float, defaults 0 and 0.05
-        Weight and target of the mean code's Kullback-Leibler divergence; see ``fastae.Objective``.
+        Standard deviation of "gaussian" noise in the network's scale, or probability that "mask" or "swap" changes a
+        cell.
+    sparsity_weight : float, default 0.0
+        Weight of the Kullback-Leibler penalty on the mean code of a batch, as ``fastae.Objective`` describes.
+    sparsity_target : float, default 0.05
+        Mean value of a code unit at which that penalty is 0, in (0, 1).
     missing : "mask" or None, default None
-        "mask": NaN cells are missing, and training goes by the others. None: NaN is an error.
+        "mask": cells that are NaN are missing, and count neither as input nor in the error. None: NaN is an error.
     n_threads : int or None, default None
-        All CPUs this process may use. Of each machine, where X lies on several; a Dask worker's are what Dask gives it.
+        Maximum number of threads on each machine. None: all CPUs that this process may use, or the threads that Dask
+        gives to each worker.
     dtype : "float32", "float64" or None, default None
-        Of the arithmetic. None: float32 for float32 data, else float64.
+        Floating-point type for training and inference. None: float32 for float32 data, float64 for all other data.
     callback : callable or None, default None
-        Called with a ``fastae.training.Epoch`` after each epoch; training stops where it returns True.
+        Called with a ``fastae.training.Epoch`` after each epoch. Training stops when it returns True.
     verbose : int, default 0
-        1: a progress bar on stderr.
+        1 shows a progress bar on stderr.
 
     Attributes
     ----------
     params_ : Parameters
+        Trained weights and biases.
     network_ : Network
-    shift_, scale_ : ndarray of shape (n,) or None
-        The network sees (X - shift_) * scale_.
+        Widths and activations of the layers.
+    shift_ : ndarray of shape (n,), or None
+        The network sees (X - shift_) * scale_. None where `scale` is None.
+    scale_ : ndarray of shape (n,), or None
+        See `shift_`.
     loss_ : float
-        The last of `loss_curve_`.
-    loss_curve_, validation_loss_curve_ : list of float
-        By epoch, in the scale the network sees.
+        Loss of the last epoch: the last entry of `loss_curve_`.
+    loss_curve_ : list of float
+        Loss of each epoch, in the network's scale.
+    validation_loss_curve_ : list of float
+        Validation loss after each epoch, in the network's scale; empty without validation rows.
     n_iter_ : int
+        Number of epochs, or of iterations for "lbfgs".
     stop_reason_ : "max_iter", "tol" or "callback"
-    n_features_in_, feature_names_in_
+        What ended training.
+    n_features_in_ : int
+        Number of features n of the training data.
+    feature_names_in_ : ndarray of shape (n,)
+        Names of the features; only where the training data have names.
     """
 
     _state: optimizers.State
@@ -119,7 +150,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     # -- fitting ------------------------------------------------------------------------------------------------
 
     @with_callbacks
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(
         self,
         X: Any,
@@ -133,31 +164,38 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
 
         Parameters
         ----------
-        X : array-like of shape (m, n), frame, Rows, or Dask array or DataFrame
-            float32 and float64 data are not copied. Rows (``fastae.open_rows``) that fill more than a chunk are read
-            chunk by chunk, and need not fit in memory. Dask collections stay on the workers, which do the training
-            (``fastae.distributed``); batch_size="auto" is then 512 rows of each partition.
-        y : ignored
+        X : array-like of shape (m, n), data frame, Rows, or Dask array or DataFrame
+            Training data. float32 and float64 arrays are not copied. Rows (``fastae.open_rows``) larger than one chunk
+            are read chunk by chunk and need not fit in memory. Dask collections stay on their workers, which do the
+            training (``fastae.distributed``); a `batch_size` of "auto" is then 512 rows of each partition.
+        y : None, optional
+            Ignored.
         X_val : array-like of shape (m', n) or Rows, optional
-            Validation rows: fit keeps the parameters with the least validation loss. With `early_stopping`, training
-            also stops by this loss, and no rows of `X` are set aside.
+            Validation rows: the parameters with the lowest validation loss are kept. With `early_stopping`, these rows
+            also decide when to stop, and no others are set aside.
         checkpoint : path, optional
-            A file to resume from after an interruption. It is written when training ends, and before that at most
-            every 5 seconds and for at most a twentieth of the time. Not for solver "lbfgs".
+            File from which an interrupted fit can resume. It is written when training ends and, before that, at most
+            every 5 seconds and for at most a twentieth of the time. Not available for "lbfgs".
         resume : bool, default False
-            Resume from `checkpoint`, with the same bits as a fit that was never interrupted; without such a file, start
-            a new fit. `X` and the settings must be as they were, but `max_iter` may have grown.
+            Resume from `checkpoint`; the result has the same bits as that of a fit that was never interrupted. Without
+            such a file, training starts from the beginning. `X` and the settings must be the same, except for
+            `max_iter`, which may be larger.
+
+        Returns
+        -------
+        Autoencoder
+            The fitted estimator itself.
 
         Raises
         ------
         ValueError
-            Data or a parameter is wrong, and the message names it; or `checkpoint` is damaged or belongs to another
-            run.
+            The data or a setting are not valid, or `checkpoint` is damaged or belongs to another run. The message
+            names the argument.
         OSError
             `checkpoint` cannot be written.
         DivergenceError
-            The loss was no longer finite; the message says when, and what helps. The estimator keeps the last
-            parameters with a finite loss.
+            The loss became infinite or NaN. The message says when, and what may help. The estimator keeps the
+            parameters of the last finite loss.
         """
         rows = check(self, X, reset=True)
         validation = None if X_val is None else check(self, X_val, name="X_val")
@@ -195,11 +233,32 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
 
     @available_if(goes_by_steps)
     @with_callbacks
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any = None) -> Self:
-        """Train for one epoch on the rows of `X`, from the parameters of the last call.
+        """Train for one epoch on the rows of `X`, continuing from the last call.
 
-        The first call draws the weights, and computes the scale from its rows.
+        The first call draws the initial weights, and computes `shift_` and `scale_` from its rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (m, n), data frame, Rows, or Dask array or DataFrame
+            Training data of this epoch.
+        y : None, optional
+            Ignored.
+
+        Returns
+        -------
+        Autoencoder
+            The estimator itself.
+
+        Raises
+        ------
+        AttributeError
+            The solver is "lbfgs".
+        ValueError
+            The data or a setting are not valid, or `early_stopping` is True.
+        DivergenceError
+            The loss became infinite or NaN.
         """
         if self.early_stopping:
             raise ValueError("partial_fit cannot be combined with early_stopping=True")

@@ -7,19 +7,6 @@ from typing import Any
 from fastae.data.row_source import RowSource
 from fastae.training.history import Epoch
 
-__all__ = ["CallbackSupportMixin", "callbacks", "with_callbacks"]
-
-try:
-    from sklearn.callback import CallbackSupportMixin, with_callbacks
-except ImportError:  # before scikit-learn 1.9
-
-    class CallbackSupportMixin:  # type: ignore[no-redef]
-        """Stands in where scikit-learn has no callbacks."""
-
-    def with_callbacks(method: Any) -> Any:
-        """Stands in where scikit-learn has no callbacks."""
-        return method
-
 
 @contextmanager
 def callbacks(model: Any, rows: RowSource, epochs: int) -> Iterator[Callable[[Epoch], bool] | None]:

@@ -6,35 +6,31 @@ from numbers import Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from sklearn.base import OutlierMixin
 from sklearn.utils._param_validation import Interval
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from fastae.estimator.autoencoder import Autoencoder, goes_by_steps
 from fastae.estimator.inputs import check, check_here, in_partitions
 from fastae.estimator.lazily import also_lazily
+from fastae.estimator.sklearn_types import OutlierMixin, available_if
 
 
 @dataclass(eq=False, repr=False)
 class AutoencoderDetector(OutlierMixin, Autoencoder):
-    """Finds outliers: rows that an autoencoder of the rest gives back badly.
+    """Flags outliers: rows that an autoencoder reconstructs poorly.
 
-    A row's score is minus the mean over features of its squared error, in the scale the network sees, so that all
-    features count alike.
+    A row's score is minus its mean squared error over the features, in the network's scale, so that all features count
+    alike. Parameters and attributes that are not listed here are those of ``Autoencoder``.
 
     Parameters
     ----------
-    hidden_layer_sizes and all others
-        As for ``Autoencoder``.
-    contamination : float in (0, 0.5], default 0.1
-        Share of the training rows to be called outliers.
+    contamination : float, default 0.1
+        Share of the training rows to flag as outliers, in (0, 0.5].
 
     Attributes
     ----------
     offset_ : float
-        Rows that score below it are outliers.
-    All of ``Autoencoder``'s.
+        Threshold: rows that score below it are outliers.
     """
 
     contamination: float = field(default=0.1, kw_only=True)
@@ -53,14 +49,56 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         checkpoint: str | os.PathLike[str] | None = None,
         resume: bool = False,
     ) -> Self:
-        """Train on the rows of `X`, as ``Autoencoder.fit``, and set the threshold by `contamination`."""
+        """Train on the rows of `X`, then set the threshold so that a share `contamination` of them is flagged.
+
+        Parameters
+        ----------
+        X : array-like of shape (m, n), data frame, Rows, or Dask array or DataFrame
+            Training data, as for ``Autoencoder.fit``.
+        y : None, optional
+            Ignored.
+        X_val : array-like of shape (m', n) or Rows, optional
+            Validation rows, as for ``Autoencoder.fit``.
+        checkpoint : path, optional
+            File from which an interrupted fit can resume, as for ``Autoencoder.fit``.
+        resume : bool, default False
+            Resume from `checkpoint`, as for ``Autoencoder.fit``.
+
+        Returns
+        -------
+        AutoencoderDetector
+            The fitted estimator itself.
+
+        Raises
+        ------
+        ValueError, OSError, DivergenceError
+            As ``Autoencoder.fit``.
+        """
         X = in_partitions(X)  # here, so that a Dask collection is computed once
         super().fit(X, y, X_val=X_val, checkpoint=checkpoint, resume=resume)
         return self.set_threshold(contamination=self.contamination, X=X)
 
     @available_if(goes_by_steps)
     def partial_fit(self, X: Any, y: Any = None) -> Self:
-        """As ``Autoencoder.partial_fit``; the threshold is computed from the scores of this call's rows."""
+        """Train for one epoch on the rows of `X`, then set the threshold by their scores.
+
+        Parameters
+        ----------
+        X : array-like of shape (m, n), data frame, Rows, or Dask array or DataFrame
+            Training data of this epoch, as for ``Autoencoder.partial_fit``.
+        y : None, optional
+            Ignored.
+
+        Returns
+        -------
+        AutoencoderDetector
+            The estimator itself.
+
+        Raises
+        ------
+        AttributeError, ValueError, DivergenceError
+            As ``Autoencoder.partial_fit``.
+        """
         X = in_partitions(X)
         super().partial_fit(X, y)
         return self.set_threshold(contamination=self.contamination, X=X)
@@ -72,16 +110,29 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         contamination: float | None = None,
         X: Any | None = None,
     ) -> Self:
-        """Set the threshold: outliers have an error above `error`, or belong to the worst share of the rows of `X`.
+        """Set the threshold anew: at a given error, or so that a given share of the rows of `X` is flagged.
 
         Parameters
         ----------
         error : float, optional
-            Mean over features of the squared error, in the scale the network sees: the negative of a score.
-        contamination : float in (0, 0.5], optional
-            The share of the rows of `X` to flag as outliers; needs `X`.
-        X : array-like of shape (m, n), optional
-            Rows to compute the threshold from; needs `contamination`.
+            Mean squared error over the features, in the network's scale, above which a row is an outlier: minus a
+            score.
+        contamination : float, optional
+            Share of the rows of `X` to flag, in (0, 0.5]. Needs `X`; excludes `error`.
+        X : array-like of shape (m, n), data frame, Rows, or Dask array or DataFrame, optional
+            Rows whose scores determine the threshold. Needs `contamination`.
+
+        Returns
+        -------
+        AutoencoderDetector
+            The estimator itself.
+
+        Raises
+        ------
+        NotFittedError
+            The detector has not been fitted.
+        ValueError
+            An argument is out of range, or the arguments do not go together.
         """
         check_is_fitted(self)
         if (error is None) == (contamination is None):
@@ -100,27 +151,72 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
 
     @also_lazily
     def score_samples(self, X: Any) -> np.ndarray:
-        """The negative mean over features of each row's squared error, in the scale the network sees: (m,) float64."""
+        """Score each row: minus its mean squared error over the features, in the network's scale.
+
+        Parameters
+        ----------
+        X : array-like of shape (m, n), data frame, Rows, or Dask array or DataFrame
+            Rows in the scale of the data.
+
+        Returns
+        -------
+        ndarray of shape (m,), float64
+            Scores, at most 0; the lower, the more unusual the row. For a Dask collection, a lazy Dask array.
+        """
         return -self._mean_errors(check_here(self, X))
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """score_samples(X) - offset_: negative for outliers."""
+        """Compute ``score_samples(X) - offset_``.
+
+        Parameters
+        ----------
+        X : array-like of shape (m, n), data frame, Rows, or Dask array or DataFrame
+            Rows in the scale of the data.
+
+        Returns
+        -------
+        ndarray of shape (m,), float64
+            Negative for outliers.
+        """
         check_is_fitted(self, "offset_")
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> np.ndarray:
-        """-1 for outliers, 1 for inliers."""
+        """Flag each row as an outlier or not.
+
+        Parameters
+        ----------
+        X : array-like of shape (m, n), data frame, Rows, or Dask array or DataFrame
+            Rows in the scale of the data.
+
+        Returns
+        -------
+        ndarray of shape (m,), int
+            -1 for outliers, 1 for all other rows.
+        """
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def explain(self, X: Any, top: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """Which features contribute most to each row's error, in descending order.
+        """Report which features cause each row's error, the worst first.
+
+        Parameters
+        ----------
+        X : array-like of shape (m, n), data frame or Rows
+            Rows in the scale of the data.
+        top : int, default 5
+            Number of features to report per row; at most n are.
 
         Returns
         -------
         features : ndarray of shape (m, top)
-            Feature names if the model was fitted with names, else column numbers.
+            Names of the features where the model was fitted with names, otherwise their column numbers.
         shares : ndarray of shape (m, top), float64
-            Their share of the row's error, in [0, 1].
+            Each feature's share of the row's error, in [0, 1].
+
+        Raises
+        ------
+        ValueError
+            `top` is not an integer of at least 1.
         """
         rows = check_here(self, X)
         if top < 1 or top % 1:

@@ -1,10 +1,9 @@
-"""FittedModel: what a trained autoencoder computes from rows."""
+"""FittedModel: encodes, reconstructs and scores rows with trained parameters."""
 
 import copy
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from fastae.data.column_statistics import ColumnStatistics
@@ -13,26 +12,57 @@ from fastae.engine.engine import Engine
 from fastae.estimator.inputs import check_here
 from fastae.estimator.lazily import also_lazily
 from fastae.estimator.settings import Settings
+from fastae.estimator.sklearn_types import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from fastae.network import Parameters
 
 
 class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
-    """An estimator with parameters, for rows in the scale (X - shift_) * scale_."""
+    """An estimator with trained parameters, and with the shift and scale of its input."""
 
     params_: Parameters
     shift_: np.ndarray | None
     scale_: np.ndarray | None
+    n_features_in_: int  # set by scikit-learn, as the next one is
+    feature_names_in_: np.ndarray
     _n_features_out: int
 
     @also_lazily
     def transform(self, X: Any) -> np.ndarray:
-        """The code of each row: (m, k), where k is the last of `hidden_layer_sizes`, in the model's dtype."""
+        """Compute the code of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (m, n), data frame, Rows, or Dask array or DataFrame
+            Rows in the scale of the data.
+
+        Returns
+        -------
+        ndarray of shape (m, k)
+            Codes in the model's dtype; k is the last of `hidden_layer_sizes`. For a Dask collection, a lazy Dask
+            array.
+        """
         return check_here(self, X).map_rows(
             lambda rows: self._engine().encode(self.params_, rows, **self._in())
         )
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """Decode codes of shape (m, k), as ``transform`` returns them: (m, n), in the scale of the data."""
+        """Reconstruct rows from their codes.
+
+        Parameters
+        ----------
+        X : array-like of shape (m, k)
+            Codes, as ``transform`` returns them.
+
+        Returns
+        -------
+        ndarray of shape (m, n)
+            Rows in the scale of the data and the model's dtype.
+
+        Raises
+        ------
+        ValueError
+            `X` does not have k columns.
+        """
         check_is_fitted(self)
         X = check_array(X, dtype=(np.float64, np.float32), input_name="X")
         if X.shape[1] != self._n_features_out:
@@ -41,14 +71,37 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
 
     @also_lazily
     def reconstruct(self, X: Any) -> np.ndarray:
-        """The reconstruction of each row: (m, n), in the scale of the data; missing cells are filled in."""
+        """Reconstruct each row: run it through the whole network.
+
+        Parameters
+        ----------
+        X : array-like of shape (m, n), data frame, Rows, or Dask array or DataFrame
+            Rows in the scale of the data.
+
+        Returns
+        -------
+        ndarray of shape (m, n)
+            Reconstructions in the scale of the data and the model's dtype. Missing cells are filled in. For a Dask
+            collection, a lazy Dask array.
+        """
         return check_here(self, X).map_rows(self._reconstruct)
 
     @also_lazily
     def reconstruction_error(self, X: Any, *, per_feature: bool = False) -> np.ndarray:
-        """Mean over features of the squared error of each row: (m,) float64, in the squared units of the data.
+        """Compute each row's mean squared error, in the squared units of the data.
 
-        With `per_feature`, the squared error of each cell: (m, n). Missing cells have error 0, and do not count.
+        Parameters
+        ----------
+        X : array-like of shape (m, n), data frame, Rows, or Dask array or DataFrame
+            Rows in the scale of the data.
+        per_feature : bool, default False
+            Return the squared error of each cell, not the mean over features.
+
+        Returns
+        -------
+        ndarray of shape (m,), float64, or with `per_feature` of shape (m, n)
+            Errors. Missing cells have an error of 0 and do not count in the mean. For a Dask collection, a lazy Dask
+            array.
         """
         rows = check_here(self, X)
         weight = None if self.scale_ is None else 1 / np.square(self.scale_)
@@ -58,7 +111,20 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         return self._mean_errors(rows, weight)
 
     def score(self, X: Any, y: Any = None) -> float:
-        """R^2 of the reconstruction, averaged over features: 1 is perfect, 0 is no better than each feature's mean."""
+        """Compute R^2 of the reconstruction, averaged over features.
+
+        Parameters
+        ----------
+        X : array-like of shape (m, n), data frame or Rows
+            Rows in the scale of the data.
+        y : None, optional
+            Ignored.
+
+        Returns
+        -------
+        float
+            1 for a perfect reconstruction; 0 for one no better than each feature's mean.
+        """
         rows = check_here(self, X)
         statistics, error = ColumnStatistics(rows.shape[1]), np.zeros(rows.shape[1])
         for part in rows.slices():

@@ -1,4 +1,4 @@
-"""ModelFiles: the methods ``save``, ``load`` and ``to_onnx`` of the estimators."""
+"""ModelFiles: the estimators' ``save``, ``load`` and ``to_onnx``."""
 
 import os
 from dataclasses import asdict
@@ -16,21 +16,27 @@ _TENSORS = ("params_", "network_", "shift_", "scale_")  # fitted attributes that
 
 
 class ModelFiles:
-    """Methods that write a fitted estimator to a file and read it back."""
+    """Saves a fitted estimator to a file and loads it."""
 
     def save(self: Any, path: str | os.PathLike[str]) -> None:
-        """Write the fitted model to a safetensors file; a failed write leaves no partial file. Nothing is pickled.
+        """Write the fitted model to a safetensors file. Nothing is pickled.
 
-        Its tensors are the dense, row-major W1, b1, ... and, where the data are scaled, `shift` and `scale`. Settings
-        and fitted attributes are stored as JSON in its metadata. A `callback`, and a `random_state` that is not a
-        number, are not stored: they are None in the loaded model. The state of the optimizer is not stored either:
-        further training starts with a new one.
+        The tensors are the dense, row-major W1, b1, ... and, if the data are scaled, `shift` and `scale`. Settings and
+        fitted attributes are stored as JSON in the metadata. A `callback`, and a `random_state` that is not an
+        integer, are not stored: both are None in the loaded model. The optimizer's state is not stored either, so that
+        further training starts without it.
+
+        Parameters
+        ----------
+        path : path
+            File to write. It is replaced only once the new one is complete.
 
         Raises
         ------
         NotFittedError
+            The model has not been fitted.
         OSError
-            The file cannot be written; an earlier file there is unchanged.
+            The file cannot be written; an existing file stays as it was.
         """
         check_is_fitted(self)
         tensors = dict(self.params_)
@@ -51,15 +57,25 @@ class ModelFiles:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Load a model that ``save`` wrote: an estimator of the same class, with the same bits.
+        """Load a model from a file that ``save`` wrote.
+
+        Parameters
+        ----------
+        path : path
+            File to read.
+
+        Returns
+        -------
+        Autoencoder
+            An estimator of the saved class, with parameters of the same bits.
 
         Raises
         ------
         OSError
-            There is no such file.
+            The file does not exist or cannot be read.
         ValueError
-            The file is cut off, damaged or in a format that this version does not know; or it holds no model, or a
-            model whose class is neither this one nor derived from it.
+            The file is incomplete or damaged, has a format that this version does not know, or does not hold a model
+            of this class or of one derived from it.
         """
         stored = storage.read(path)
         known = {kind.__name__: kind for kind in _family(cls)}
@@ -82,19 +98,25 @@ class ModelFiles:
         return model  # type: ignore[no-any-return]
 
     def to_onnx(self: Any, path: str | os.PathLike[str]) -> None:
-        """Write the fitted model as an ONNX graph, for ONNX Runtime and other runtimes; needs the extra ``onnx``.
+        """Write the fitted model as an ONNX graph, for example for ONNX Runtime. Needs the extra ``onnx``.
 
-        The input is `X` of shape (rows, n) in the model's dtype, in the scale of the data. The outputs are `code` and
-        `reconstruction`, as from ``transform`` and ``reconstruct``. The graph of a detector also has the outputs
-        `score` and `decision`, as from ``score_samples`` and ``decision_function``, in the model's dtype.
+        The graph's input is `X` of shape (rows, n), in the model's dtype and the scale of the data. Its outputs are
+        `code` and `reconstruction`, equal to ``transform`` and ``reconstruct``; that of a detector also has `score`
+        and `decision`, equal to ``score_samples`` and ``decision_function``. All outputs have the model's dtype.
+
+        Parameters
+        ----------
+        path : path
+            File to write. It is replaced only once the new one is complete.
 
         Raises
         ------
         NotFittedError
+            The model has not been fitted.
         ImportError
             onnx is not installed.
         OSError
-            The file cannot be written; an earlier file there is unchanged.
+            The file cannot be written; an existing file stays as it was.
         """
         check_is_fitted(self)
         graph = onnx_export.build(self).SerializeToString()

@@ -23,7 +23,7 @@ _FRACTION = Interval(Real, 0, 1, closed="left")
 
 @dataclass(eq=False, repr=False)  # equality and representation are scikit-learn's
 class Settings(BaseEstimator):
-    """An estimator's settings, as they were passed."""
+    """An estimator's settings, as they were passed to the constructor."""
 
     hidden_layer_sizes: tuple[int, ...] | int = (32,)
     _: KW_ONLY

@@ -57,72 +57,75 @@ def train(
     Parameters
     ----------
     params : Parameters
-        Changed in place.
-    X : array of shape (m, n), any float or integer dtype, any strides; or Rows
-        Never copied whole, never written. Rows (``fastae.open_rows``) that do not fit in memory are read chunk by
-        chunk, again in each epoch. Shuffling draws a random order of the pieces of the file, and of the rows within
-        each chunk. A batch larger than a chunk is a step from the sums of its chunks.
+        Initial parameters; changed in place.
+    X : array-like of shape (m, n), any float or integer dtype, any strides; or Rows
+        Training data: never copied whole, never written. Rows (``fastae.open_rows``) are read again in every epoch,
+        chunk by chunk. A batch larger than a chunk is one step from the sums over its chunks. When shuffled, the
+        pieces of the file are read in random order, and the rows of each chunk are drawn in random order.
     engine : Engine, optional
-        An engine for the parameters' network and dtype; by default one that uses all CPUs of this process.
-    optimizer : Optimizer, optional
-        ``SGD(...)``, ``Adam(...)`` or ``AdamW(...)``; Adam by default.
+        Engine of the parameters' network and dtype. Default: a new one on all CPUs of this process.
+    optimizer : SGD, Adam or AdamW, optional
+        Default: ``Adam()``.
     epochs : int, default 100
-        Number of passes over all rows.
+        Number of times to process all rows.
     batch_size : int, optional
-        Rows per step; all of them by default. The last batch of an epoch holds the remaining rows.
-    index : array of int, optional
-        Rows of `X` to train on; all by default. Needs `X` in memory.
+        Rows per step; the last batch of an epoch holds the remaining rows. Default: all rows.
+    index : array-like of int, optional
+        Numbers of the rows of `X` to train on. Default: all. Not available for Rows of several chunks.
     shuffle : bool, default True
-        Draw new mini-batches, without replacement, in each epoch.
+        Draw the rows of each batch at random, without replacement, in a new order each epoch.
     seed : int or numpy.random.Generator, default 0
-        For shuffling and noise.
-    shift : array of shape (n,), optional
-        As for ``Engine.loss_and_gradient``.
-    scale : array of shape (n,), optional
-        As for ``Engine.loss_and_gradient``.
-    sample_weight : array of shape (m,), optional
-        As for ``Engine.loss_and_gradient``, of each batch. Needs `X` in memory.
+        Seed of the shuffling and of the noise.
+    shift : array-like of shape (n,), optional
+        Subtracted from each row before it enters the network. Default: 0.
+    scale : array-like of shape (n,), optional
+        Then multiplied with each row: the network sees (X - shift) * scale. Default: 1.
+    sample_weight : array-like of shape (m,), optional
+        Weight of each row, not negative. Default: 1. Not available for Rows of several chunks.
     objective : Objective, optional
-        Terms of the loss in addition to the squared error, noise in the input, missing cells.
+        Penalties, noise in the input, missing cells. Default: none of them.
     validate : callable, optional
-        Called with the parameters after each epoch, returns the validation loss. Training ends with the parameters of
-        the least validation loss.
+        Called with the parameters after each epoch; returns the validation loss. Afterwards `params` are those with
+        the lowest one.
     patience : int, optional
-        Stop when the validation loss, or without `validate` the loss, has not beaten its best by `tol` for more than
-        `patience` epochs in a row.
-    tol : float, default 0
-        The least improvement that counts for `patience`.
+        Stop after more than this many consecutive epochs without an improvement of the validation loss, or without
+        `validate`, of the loss. Default: never.
+    tol : float, default 0.0
+        Smallest decrease that counts as an improvement.
     adaptive : bool, default False
-        Where `patience` would stop, divide the learning rate by 5 instead, and stop only once it is below 1e-6.
+        Divide the learning rate by 5 when `patience` would stop training, and stop only once the rate is below 1e-6.
     state : State, optional
-        The ``History.state`` of an earlier run, to continue from; changed in place.
+        State of the optimizer, ``History.state`` of an earlier run, to continue from. It is changed in place. Default:
+        a new one.
     callback : callable, optional
-        Called with an ``Epoch`` after each epoch; training stops when it returns True.
+        Called with an ``Epoch`` after each epoch. Training stops when it returns True.
     progress : bool, default False
         Show a progress bar on stderr.
     checkpoint : path or Checkpoint, optional
-        A file to resume from after an interruption. It is written when training ends and, between epochs, at most every
-        5 seconds and for at most a twentieth of the time. It holds parameters, best parameters, `state`, the state of
-        the generator and the history. At any time the file is complete: the latest checkpoint, or the one before.
+        File from which an interrupted run can resume. It holds the parameters, the best parameters, the states of the
+        optimizer and of the random generator, and the history. It is written when training ends and, between epochs,
+        at most every 5 seconds and for at most a twentieth of the time; the file is always complete.
     resume : bool, default False
-        Resume from `checkpoint`, with the same bits as a run that was never interrupted; without such a file, start a
-        new run. `epochs` counts the earlier ones and may have grown; everything else must be as it was. The values of
-        `params`, `state` and a generator are overwritten. A run that was stopped by `tol` is not continued.
+        Resume from `checkpoint`; the result has the same bits as that of a run that was never interrupted. Without
+        such a file, training starts from the beginning. All arguments must be the same, except for `epochs`, which
+        includes the epochs already done and may be larger. The contents of `params`, `state` and a generator passed as
+        `seed` are overwritten. A run that `tol` stopped stays at its end.
 
     Returns
     -------
     History
+        Losses, learning rates and times by epoch, and the optimizer's state.
 
     Raises
     ------
     TypeError, ValueError
-        An argument is wrong, and the message names it; nothing has been changed. Or `checkpoint` is damaged, or belongs
-        to another run.
+        An argument is not valid; the message names it, and nothing has been changed. Or `checkpoint` is damaged or
+        belongs to another run.
     OSError
-        `checkpoint` cannot be written; an earlier file there is still complete.
+        `checkpoint` cannot be written; an existing file stays as it was.
     DivergenceError
-        The loss was no longer finite. The message says in which epoch and at which learning rate, and what helps.
-        `params` and `state` are then back at the last point from which a finite loss was computed.
+        The loss became infinite or NaN. The message gives the epoch and the learning rate, and what may help. `params`
+        and `state` are restored to the last point at which the loss was finite.
     """
     optimizer, state = check_start(params, optimizer, state)
     if not isinstance(objective, Objective):

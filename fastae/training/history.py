@@ -7,7 +7,7 @@ from fastae.optimizers import State
 
 
 class DivergenceError(ArithmeticError):
-    """The loss was no longer finite. The parameters are back at the last finite loss."""
+    """The loss became infinite or NaN. The parameters are restored to those of the last finite loss."""
 
 
 @dataclass(frozen=True)
@@ -17,19 +17,19 @@ class Epoch:
     Attributes
     ----------
     number : int
-        Counted from 1.
+        Number of the epoch, counted from 1.
     epochs : int
-        The number of epochs that training was asked for.
+        Number of epochs that were requested.
     loss : float
-        Mean over the epoch's rows of half the squared error; each batch is evaluated before its step.
+        Mean over the epoch's rows of half the squared error, each batch's before its step.
     learning_rate : float
-        The learning rate of the epoch's last step.
+        Learning rate of the epoch's last step.
     seconds : float
         Time since training began.
     params : Parameters
-        The parameters being trained, after this epoch.
+        The parameters in training, after this epoch. Copy them to keep them.
     validation_loss : float or None
-        The validation loss after this epoch, if there is one.
+        Validation loss after this epoch, if there is one.
     """
 
     number: int
@@ -43,26 +43,28 @@ class Epoch:
 
 @dataclass
 class History:
-    """How a training run went.
+    """What training reports when it ends.
 
     Attributes
     ----------
+    state : State
+        The optimizer's state, with which training can continue.
     loss : list of float
-        By epoch: mean over its rows of half the squared error; each batch is evaluated before its step.
+        By epoch: mean over its rows of half the squared error, each batch's before its step.
     validation_loss : list of float
-        By epoch, after it; empty without validation.
-    learning_rate : list of float
-        By epoch: the learning rate of its last step.
+        By epoch: validation loss after it. Empty if there is none.
     best_epoch : int
-        The epoch of the final parameters: that of the least validation loss, or the last; counted from 1.
+        Number, counted from 1, of the epoch whose parameters were kept: the one with the lowest validation loss, or
+        the last.
+    learning_rate : list of float
+        By epoch: learning rate of its last step.
     seconds : float
         Duration of the run.
     rows : int
-        Rows processed: m times the number of epochs.
-    state : State
-        The state of the optimizer, to continue from.
+        Number of rows processed: m times the number of epochs.
     stop_reason : str
-        "epochs": all were done. "callback": it returned True. "tol": no improvement for `patience` epochs.
+        "epochs": all epochs are done. "callback": the callback stopped training. "tol": no improvement for `patience`
+        epochs.
     """
 
     state: State

@@ -59,19 +59,26 @@ class DistributedEngine(PartitionedEngine):
     Parameters
     ----------
     client : dask.distributed.Client
-        A client made with ``direct_to_workers=True`` takes shorter steps.
+        Client of the cluster. Steps are faster if it was made with ``direct_to_workers=True``.
     network : Network
+        The network to train.
     X : dask.array.Array of shape (m, n), or dask.dataframe.DataFrame
-        Partitions that are not on the workers yet are computed now, on workers that Dask chooses.
+        Training data. Partitions that are not on the workers yet are computed first, on workers that Dask chooses.
     n_threads : int, optional
-        Threads of each worker; by default as many as Dask gives it.
-    dtype, shift, scale, objective : optional
-        As for ``fastae.Engine`` and ``fastae.train``.
+        Number of threads of each worker. Default: as many as Dask gives it.
+    dtype : "float32", "float64" or NumPy dtype, default "float32"
+        Type of parameters, arithmetic and results.
+    shift : array-like of shape (n,), optional
+        Subtracted from each row before it enters the network. Default: 0.
+    scale : array-like of shape (n,), optional
+        Then multiplied with each row: the network sees (X - shift) * scale. Default: 1.
+    objective : Objective, optional
+        Penalties, noise in the input, missing cells; `sparsity_weight` is not available. Default: none of them.
 
     Notes
     -----
-    Workers must be able to import fastae. Results have the same bits only if all workers have the same kind of CPU. A
-    worker that joins is used from the next epoch on.
+    Workers must be able to import fastae. For results with the same bits, they must all have the same kind of CPU. A
+    worker that joins the cluster is used from the next epoch on.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ _FORMER = {
 
 
 class LostPartitionError(RuntimeError):
-    """A partition of rows is lost for good; the parameters are those of the last whole epoch."""
+    """A partition is lost for good. The parameters are those of the last complete epoch."""
 
 
 class DaskPartitions(Partitions):

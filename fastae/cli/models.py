@@ -32,7 +32,7 @@ def _open_model(path: Path) -> Any:
 def _open_data(paths: list[Path], drop: list[str] | None) -> Any:
     from fastae.data.open import open_rows
 
-    return open_rows(paths, drop=drop or (), block_bytes=CHUNK_BYTES)
+    return open_rows(paths, drop=drop or (), chunk_bytes=CHUNK_BYTES)
 
 
 @command
@@ -191,12 +191,12 @@ def _training_rows(
         from fastae import distributed
 
         with distributed.connect(dask) as client:
-            yield distributed.open_blocks(client, paths, drop or ()), True
+            yield distributed.open_partitions(client, paths, drop or ()), True
     elif mpi:
-        from fastae.distributed.mpi import MPIBlocks, abort_on_error
+        from fastae.distributed.mpi import MPIPartitions, abort_on_error
 
         with abort_on_error() as rank:
-            yield MPIBlocks(open_rows(paths, drop=drop or ())), rank == 0
+            yield MPIPartitions(open_rows(paths, drop=drop or ())), rank == 0
     else:
         yield open_rows(paths, drop=drop or ()), True
 

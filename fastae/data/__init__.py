@@ -1,13 +1,14 @@
 """Where rows come from: files, frames and arrays, read a chunk at a time where they do not fit in memory.
 
-open_rows.py          the public function: which reader a source needs
-row_source.py         Rows: what every source offers to training and to models
-csv.py parquet.py     readers of one file format each
-columns.py            columns by name: kept, dropped, refused, compared
-column_statistics.py  mean, variance and range of each column, in one pass
+open.py                                 open_rows, the public function: picks the reader that a source needs
+npy.py csv.py parquet.py frames.py      readers, one file per format
+joined.py                               several files as one matrix
+row_source.py                           RowSource, what training and models ask of any rows; Rows, read by this process
+columns.py                              columns by name: kept, dropped, refused, compared
+column_statistics.py                    mean, spread and range of each column, in one pass
 """
 
 from fastae.data.open import open_rows
-from fastae.data.row_source import Rows
+from fastae.data.row_source import Rows, RowSource
 
-__all__ = ["Rows", "open_rows"]
+__all__ = ["RowSource", "Rows", "open_rows"]

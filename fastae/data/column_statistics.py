@@ -1,4 +1,4 @@
-"""Count, mean, spread and range of each column, over blocks of rows, each read once."""
+"""Count, mean, spread and range of each column, in one pass over the rows."""
 
 from typing import Self
 
@@ -6,17 +6,17 @@ import numpy as np
 
 
 class ColumnStatistics:
-    """What is known of n columns after some blocks of rows; NaN cells do not count.
+    """Statistics of n columns over the rows added so far; NaN cells do not count.
 
-    Blocks are merged as by Chan, Golub and LeVeque (The American Statistician 37, 1983): in float64, as exact as two
-    passes.
+    Partial results are merged as by Chan, Golub and LeVeque (The American Statistician 37, 1983), in float64, as
+    exactly as in two passes.
 
     Attributes
     ----------
     count : ndarray of shape (n,)
         Cells that are not NaN.
     mean, square : ndarray of shape (n,), float64
-        Their mean, and the sum of their squared distances from it.
+        The mean of these cells, and the sum of their squared distances from it.
     least, most : ndarray of shape (n,), float64
         NaN for a column without cells.
     """
@@ -27,23 +27,23 @@ class ColumnStatistics:
         self.least, self.most = np.full(columns, np.nan), np.full(columns, np.nan)
 
     @classmethod
-    def of(cls, block: np.ndarray) -> Self:
-        """Those of one array of shape (rows, n)."""
-        block = np.asarray(block, np.float64, order="C")  # the same bits in any order
-        made = cls(block.shape[1])
-        made.count = (~np.isnan(block)).sum(axis=0)
-        made.mean = np.nansum(block, axis=0) / np.maximum(made.count, 1)
-        made.square = np.nansum(np.square(block - made.mean), axis=0)
-        if len(block):
-            made.least, made.most = np.fmin.reduce(block), np.fmax.reduce(block)
-        return made
+    def of(cls, rows: np.ndarray) -> Self:
+        """Statistics of one array of shape (rows, n)."""
+        rows = np.asarray(rows, np.float64, order="C")  # the same bits for any memory order
+        statistics = cls(rows.shape[1])
+        statistics.count = (~np.isnan(rows)).sum(axis=0)
+        statistics.mean = np.nansum(rows, axis=0) / np.maximum(statistics.count, 1)
+        statistics.square = np.nansum(np.square(rows - statistics.mean), axis=0)
+        if len(rows):
+            statistics.least, statistics.most = np.fmin.reduce(rows), np.fmax.reduce(rows)
+        return statistics
 
-    def add(self, block: np.ndarray) -> None:
-        """Take in an array of shape (rows, n)."""
-        self.merge(self.of(block))
+    def add(self, rows: np.ndarray) -> None:
+        """Include an array of shape (rows, n)."""
+        self.merge(self.of(rows))
 
     def merge(self, other: "ColumnStatistics") -> None:
-        """Take in what is known of other rows."""
+        """Include the statistics of other rows."""
         total = np.maximum(self.count + other.count, 1)
         apart = other.mean - self.mean
         self.square += other.square + np.square(apart) * (self.count * (other.count / total))

@@ -1,4 +1,4 @@
-"""Columns by name: which are kept, which are not numeric, and how two lists of names differ, in words."""
+"""Columns: which are kept, which are not numeric, how two lists of names differ, and what makes a matrix."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ import numpy as np
 
 
 def kept_columns(columns: Sequence[str], drop: Sequence[str], name: str) -> list[str]:
-    """The columns but those to drop; an error: one to drop is not there, or one kept has no name or is there twice."""
+    """The columns without those in `drop`; a ValueError if one is missing, or a kept one has no unique name."""
     missing = [column for column in drop if column not in columns]
     if missing:
         raise ValueError(f"{name} has no column {missing[0]!r} to drop")
     kept = [column for column in columns if column not in drop]
     if "" in kept:
         raise ValueError(
-            f"{name}: column {columns.index('') + 1} has no name, like an index: leave it out by drop ''"
+            f"{name}: column {columns.index('') + 1} has no name, like an index: drop '' to leave it out"
         )
     twice = [column for column, count in Counter(kept).items() if count > 1]
     if twice:
@@ -24,43 +24,41 @@ def kept_columns(columns: Sequence[str], drop: Sequence[str], name: str) -> list
 
 
 def index_columns(schema: Any) -> list[str]:
-    """The columns of a pyarrow schema that are the index of the pandas frame it was made from."""
-    made_by_pandas = getattr(schema, "pandas_metadata", None) or {}
-    return [column for column in made_by_pandas.get("index_columns", ()) if isinstance(column, str)]
+    """The columns of a pyarrow schema that hold the index of the pandas frame it was made from."""
+    pandas_metadata = getattr(schema, "pandas_metadata", None) or {}
+    return [column for column in pandas_metadata.get("index_columns", ()) if isinstance(column, str)]
 
 
 def refuse(columns: dict[str, str], name: str) -> None:
-    """Raise a TypeError for columns that are not numeric; each is given with what it is instead."""
+    """Raise a TypeError if there are columns that are not numeric; `columns` maps them to the type they have."""
     if columns:
         listed = ", ".join(f"{column!r} ({kind})" for column, kind in columns.items())
         raise TypeError(f"{name}: not numeric: column{'s' * (len(columns) > 1)} {listed}")
 
 
 def check_same_columns(columns: Sequence[str], wanted: Sequence[str], name: str, where: str) -> None:
-    """Raise a ValueError unless both have the same columns, in whatever order."""
+    """Raise a ValueError unless both have the same columns, in any order."""
     difference = difference_of_names(columns, wanted)
     if difference and sorted(columns) != sorted(wanted):
         raise ValueError(f"{name} has other columns than {where}: {difference}")
 
 
 def difference_of_names(names: Sequence[str], wanted: Sequence[str]) -> str:
-    """In words, what `names` lack, have besides or have in another order than `wanted`; empty where they are equal."""
+    """How `names` differ from `wanted`, in words: missing, unexpected or in another order; empty if they are equal."""
     if list(names) == list(wanted):
         return ""
     has, needs = set(names), set(wanted)
-    lacking, besides = (
-        [name for name in wanted if name not in has],
-        [name for name in names if name not in needs],
-    )
-    said = [
-        f"{what} {', '.join(map(repr, listed[:5]))}{', ...' if len(listed) > 5 else ''}"
-        for what, listed in (("it lacks", lacking), ("it has besides", besides))
+    missing = [name for name in wanted if name not in has]
+    unexpected = [name for name in names if name not in needs]
+    differences = [
+        f"{what} column{'s' * (len(listed) > 1)} {', '.join(map(repr, listed[:5]))}{', ...' * (len(listed) > 5)}"
+        for what, listed in (("missing", missing), ("unexpected", unexpected))
         if listed
     ]
-    if not said:
+    if not differences:
         first = next(i for i, name in enumerate(names) if name != wanted[i])
-        said = [f"column {first + 1} is {names[first]!r}, not {wanted[first]!r}"]
-    return "; ".join(said)
+        differences = [f"column {first + 1} is {names[first]!r}, not {wanted[first]!r}"]
+    return "; ".join(differences)
 
 
 def refuse_columns(frame: Any, name: str = "X") -> None:
@@ -75,7 +73,7 @@ def refuse_columns(frame: Any, name: str = "X") -> None:
 
 
 def is_frame(source: Any) -> bool:
-    """Whether it has named columns, as pandas, polars and pyarrow tables do."""
+    """Whether `source` has columns, as pandas, polars and pyarrow tables do."""
     return hasattr(source, "columns") or hasattr(source, "column_names")
 
 
@@ -85,3 +83,19 @@ def refuse_types(table: Any, name: str) -> None:
 
     types = table.schema.items()
     refuse({name: str(kind) for name, kind in types if not (kind.is_numeric() or kind == nw.Boolean)}, name)
+
+
+def matrix_shape(shape: tuple[int, ...], name: str) -> tuple[int, int]:
+    """`shape`, if it is that of a matrix with columns; else a ValueError."""
+    if len(shape) != 2:
+        raise ValueError(f"{name} must be two-dimensional (rows, features), got shape {shape}")
+    if shape[1] == 0:
+        raise ValueError(f"{name} has no columns")
+    return shape[0], shape[1]
+
+
+def numeric(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
+    """The dtype in native byte order, if the engine can read such numbers; else a TypeError."""
+    if dtype.kind not in "fiub" or dtype.itemsize > 8:
+        raise TypeError(f"{name} has dtype {dtype}, but floats, integers or bools are needed")
+    return dtype.newbyteorder("=")

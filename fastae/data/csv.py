@@ -1,4 +1,4 @@
-"""CSV files: all of one in float64, with the names in its first line."""
+"""CSV files, read whole, in float64."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ def _cell(text: str) -> float:
 
 
 def _is_header(cells: list[str]) -> bool:
-    """Whether they are names: some not numeric, or the numbers 0, 1, 2, ... that pandas gives columns without names."""
+    """Whether the cells are names: one is not a number, or they are pandas' default names 0, 1, 2, ..."""
     named = cells[1:] if cells[:1] == [""] else cells
     if len(named) > 2 and named == [str(number) for number in range(len(named))]:
         return True
@@ -31,7 +31,7 @@ def _is_header(cells: list[str]) -> bool:
 
 
 def csv_rows(path: str, names: tuple[str, ...] | None, drop: tuple[str, ...]) -> Rows:
-    """All of a CSV file, in float64; its first line is the header unless it holds values alone: see ``_is_header``."""
+    """All rows of a CSV file; its first line is a header unless it holds only values (``_is_header``)."""
     name = "standard input" if path == "-" else path
     if path == "-" and sys.stdin is None:
         raise ValueError("standard input is closed")
@@ -56,10 +56,10 @@ def csv_rows(path: str, names: tuple[str, ...] | None, drop: tuple[str, ...]) ->
     header = _is_header(first)
     if header:
         if names is not None:
-            raise ValueError(f"{name} has names for its columns: feature_names cannot be given")
+            raise ValueError(f"{name} has column names of its own: feature_names cannot be given")
         names = tuple(kept_columns(first, drop, name))
         places = [first.index(column) for column in names]
-    try:  # numbers alone: NumPy's reader, in C
+    try:  # only numbers: NumPy's reader, in C
         array = np.empty((0, len(first)))
         if rest := lines[start + header :]:
             array = np.loadtxt(rest, delimiter=delimiter, ndmin=2, comments=None)
@@ -74,7 +74,7 @@ def csv_rows(path: str, names: tuple[str, ...] | None, drop: tuple[str, ...]) ->
 def _csv_cells(
     lines: list[str], delimiter: str, header: bool, first: list[str], places: list[int], name: str
 ) -> np.ndarray:
-    """Cell by cell: for missing ones, true and false, quotes, and to say which column is not numeric."""
+    """Parse cell by cell: missing cells, true and false, quotes; a TypeError names the columns that are not numeric."""
     reader = csv.reader(lines, delimiter=delimiter)
     cells: list[list[str]] = []
     try:

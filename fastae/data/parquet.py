@@ -1,4 +1,4 @@
-"""Parquet files (the ``parquet`` extra): a row group is read at a time."""
+"""Parquet files (extra ``parquet``), read one row group at a time."""
 
 import os
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from fastae.data.row_source import Rows
 
 
 class ParquetRows(Rows):
-    """A Parquet file; a piece is a row group. The index of a pandas frame is no column, as it is none in the frame."""
+    """A Parquet file; a piece is a row group. The index of a pandas frame is left out: it is not one of its columns."""
 
-    def __init__(self, path: str, drop: Sequence[str], block_bytes: int) -> None:
+    def __init__(self, path: str, drop: Sequence[str], chunk_bytes: int) -> None:
         if not os.path.exists(path):
             raise FileNotFoundError(f"no such file: {path}")
-        self.name, self.block_bytes = path, block_bytes
+        self.name, self.chunk_bytes = path, chunk_bytes
         with self._open() as file:
             schema, metadata = file.schema_arrow, file.metadata
         index = index_columns(schema)
@@ -35,8 +35,8 @@ class ParquetRows(Rows):
         with self._open() as file:
             for batch in file.iter_batches(row_groups=[piece], columns=columns):
                 for j, column in enumerate(columns):
-                    values = batch.column(column).cast(kind, safe=False)  # large integers are rounded
-                    out[at : at + len(batch), j] = values.to_numpy(zero_copy_only=False)  # null: NaN
+                    values = batch.column(column).cast(kind, safe=False)  # rounds large integers
+                    out[at : at + len(batch), j] = values.to_numpy(zero_copy_only=False)  # null becomes NaN
                 at += len(batch)
 
     def _open(self) -> Any:
@@ -46,7 +46,7 @@ class ParquetRows(Rows):
         try:
             return parquet.ParquetFile(self.name)
         except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{self.name} is not a Parquet file that can be read: {error}") from None
+            raise ValueError(f"{self.name} is not a readable Parquet file: {error}") from None
 
 
 def parquet_module() -> Any:

@@ -1,30 +1,111 @@
-"""Rows: matrices that are read a block of rows at a time, and need not fit in memory.
+"""RowSource: what training and models ask of rows, wherever they are. Rows: those that this process can read.
 
-A block is read into a buffer that is used again for the next one. What kinds there are is known to ``data.py``.
+``Rows`` are read a chunk at a time and need not fit in memory; an array is ``ArrayRows``, one chunk. How gradient steps
+are taken on a source is known to ``fastae.training`` and, for rows on several machines, to ``fastae.distributed``.
 """
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from fastae.data.columns import check_same_columns
+from fastae.data.column_statistics import ColumnStatistics
+from fastae.data.columns import matrix_shape, numeric
+
+SLICE_ROWS = 4096  # rows that statistics are computed from at a time
+
+
+class RowSource(ABC):
+    """A matrix of m rows and n features, wherever its rows are.
+
+    Attributes
+    ----------
+    name : str
+        The file, or "X", for messages.
+    shape : (m, n)
+    dtype : dtype
+        A float, integer or bool type of native byte order.
+    feature_names : sequence of str, or None
+    is_local : bool
+        Whether this process can read the rows.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    feature_names: Sequence[str] | None
+    is_local: bool
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    @abstractmethod
+    def in_memory(self) -> bool:
+        """Whether all rows are, or fit, in one array of this process."""
+
+    @property
+    @abstractmethod
+    def default_batch_size(self) -> int:
+        """Rows per step where the user gives no number."""
+
+    def resident(self) -> "np.ndarray | RowSource":
+        """The whole matrix as an array where it is in memory, else these rows."""
+        return self
+
+    def called(self, argument: str) -> str:
+        """The name to use in messages about the rows, passed as `argument`."""
+        return argument if self.name == "X" else self.name
+
+    @abstractmethod
+    def check_not_empty(self, argument: str = "X") -> None:
+        """Raise a ValueError if there are no rows."""
+
+    @abstractmethod
+    def checked(self, *, allow_nan: bool) -> Self:
+        """The same rows, checked for infinity and, unless allowed, NaN: now, or whenever they are read for a model.
+
+        Raises
+        ------
+        ValueError
+            A row holds such a value.
+        """
+
+    @abstractmethod
+    def column_statistics(self) -> ColumnStatistics:
+        """Count, mean, spread and range of each column."""
+
+    @abstractmethod
+    def split(self, fraction: float, seed: int) -> "tuple[RowSource, RowSource]":
+        """Training rows and validation rows: about `fraction` of the rows, drawn at random, are the latter."""
+
+    @abstractmethod
+    def map_rows(self, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """function(X), with one output row per row; `function` is called with arrays of consecutive rows."""
+
+    @abstractmethod
+    def mean_over_rows(self, function: Callable[[np.ndarray, np.ndarray | None], np.ndarray]) -> float:
+        """Mean over all rows of function(rows, index), an array with one number per row.
+
+        `rows` is an array, and `index` numbers the rows of it to use; None: all.
+        """
 
 
 @dataclass(frozen=True)
-class Block:
-    """Rows read together.
+class Chunk:
+    """Rows that are in memory together.
 
     Attributes
     ----------
     rows : ndarray of shape (held, n)
-        Valid until the next block is asked for.
+        Valid until the next chunk is asked for.
     order : ndarray of int64, or None
-        Which of `rows` belong to this block, and in which order; None: all, as they are.
+        The numbers, within `rows`, of the rows that belong to this chunk, in order; None: all of them.
     first : int
-        The number of `rows`' first row, in the file or, where rows are shuffled, in this going through it.
+        The number of `rows`' first row, in the file or, where rows are shuffled, in this pass over it.
     """
 
     rows: np.ndarray
@@ -32,7 +113,7 @@ class Block:
     first: int
 
 
-class Rows(ABC):
+class Rows(RowSource):
     """A matrix of m rows and n features that is read chunk by chunk and need not fit in memory.
 
     ``fastae.open_rows`` makes one. Iterating yields the chunks in order, as arrays of shape (rows, n); each is valid
@@ -48,60 +129,78 @@ class Rows(ABC):
         Type of the elements: float, integer or bool, in native byte order.
     feature_names : tuple of str, or None
         Names of the columns, if they have any.
-    block_bytes : int
+    chunk_bytes : int
         Maximum size of a chunk in bytes; the largest row group of a Parquet file, if that is larger.
     """
 
-    name: str
-    shape: tuple[int, int]
-    dtype: np.dtype[Any]
     feature_names: tuple[str, ...] | None
-    block_bytes: int
-    bounds: np.ndarray  # first row of each piece, the least that is read at a time, and m
+    chunk_bytes: int
+    bounds: np.ndarray  # first row of each piece, the least that is read at once, and m
+    is_local = True
+    _allow_nan: bool | None = None  # what iterating checks the rows for; None: nothing
 
     @abstractmethod
     def read(self, piece: int, out: np.ndarray) -> None:
-        """The rows of one piece into `out`."""
-
-    def __len__(self) -> int:
-        return self.shape[0]
+        """Read the rows of one piece into `out`."""
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return (block.rows for block in self.blocks())
+        for chunk in self.chunks():
+            rows = chunk.rows if chunk.order is None else chunk.rows[chunk.order]
+            if self._allow_nan is not None:
+                self.check_finite(rows, allow_nan=self._allow_nan)
+            yield rows
 
     def __repr__(self) -> str:
         return f"<Rows of {self.name}: {self.shape[0]} x {self.shape[1]} {self.dtype}>"
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        array = self.resident()
-        if isinstance(array, Rows):
-            array = np.concatenate([block.copy() for block in self])
-        return np.array(array, dtype, copy=copy)
+        if self.in_memory:
+            return np.array(self.resident(), dtype, copy=copy)
+        return np.array(np.concatenate([rows.copy() for rows in self]), dtype, copy=copy)
 
     @property
-    def block_rows(self) -> int:
-        """Rows that fit in a block."""
-        return max(1, self.block_bytes // (self.shape[1] * self.dtype.itemsize))
+    def chunk_rows(self) -> int:
+        """Rows that fit in a chunk."""
+        return max(1, self.chunk_bytes // (self.shape[1] * self.dtype.itemsize))
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all rows fit in one chunk."""
+        return len(self) <= self.chunk_rows
+
+    @property
+    def default_batch_size(self) -> int:
+        """200, as scikit-learn's MLPRegressor, or all rows."""
+        return min(200, len(self))
 
     def resident(self) -> "np.ndarray | Rows":
-        """The whole matrix as an array where it fits in a block, else itself."""
-        if len(self) > self.block_rows:
+        """The whole matrix as an array where it fits in a chunk, else these rows."""
+        if not self.in_memory:
             return self
         return next(iter(self), np.empty(self.shape, self.dtype))
 
-    def blocks(self, generator: np.random.Generator | None = None, multiple: int = 1) -> Iterator[Block]:
-        """All rows, once each, in blocks.
+    def loaded(self) -> "Rows":
+        """These rows, loaded into an array where they fit in a chunk."""
+        array = self.resident()
+        return self if isinstance(array, Rows) else ArrayRows(array, self.name, self.feature_names)
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint records, so that a run is resumed only on such rows; the names are those of its file."""
+        return {"X.shape": self.shape, "index": None, "X.block_bytes": self.chunk_bytes}
+
+    def chunks(self, generator: np.random.Generator | None = None, multiple: int = 1) -> Iterator[Chunk]:
+        """All rows, once each, in chunks.
 
         Parameters
         ----------
         generator : numpy.random.Generator, optional
-            Shuffles the pieces of the file, then the rows of each block of pieces; without one, all is in order.
+            Shuffles the pieces of the file, then the rows of each chunk of pieces; without one, all is in order.
         multiple : int, default 1
-            Each block but the last holds a multiple of this many rows, at most `block_rows`.
+            Each chunk but the last holds a multiple of this many rows, at most `chunk_rows`.
         """
         sizes = np.diff(self.bounds)
         pieces = np.arange(sizes.size) if generator is None else generator.permutation(sizes.size)
-        capacity = max(self.block_rows, int(sizes.max(initial=0)) + multiple - 1)
+        capacity = max(self.chunk_rows, int(sizes.max(initial=0)) + multiple - 1)
         buffer = np.empty((min(capacity, len(self)), self.shape[1]), self.dtype)
         held = first = 0
         for piece in pieces:
@@ -109,127 +208,186 @@ class Rows(ABC):
                 use = held - held % multiple
                 rest: slice | np.ndarray
                 if generator is None:
-                    yield Block(buffer[:use], None, first)
+                    yield Chunk(buffer[:use], None, first)
                     rest, first = slice(use, held), first + use
                 else:
                     order = generator.permutation(held)
-                    yield Block(buffer[:held], order[:use], first)
+                    yield Chunk(buffer[:held], order[:use], first)
                     rest, first = order[use:], first + held
                 buffer[: held - use] = buffer[rest]
                 held -= use
             self.read(int(piece), buffer[held : held + sizes[piece]])
             held += int(sizes[piece])
         if held:
-            yield Block(buffer[:held], None if generator is None else generator.permutation(held), first)
+            yield Chunk(buffer[:held], None if generator is None else generator.permutation(held), first)
+
+    def slices(self) -> Iterator[np.ndarray]:
+        """All rows in order, as arrays of a few thousand rows."""
+        for rows in self:
+            for first in range(0, len(rows), SLICE_ROWS):
+                yield rows[first : first + SLICE_ROWS]
+
+    def read_pieces(self, first: int, last: int) -> np.ndarray:
+        """Pieces `first` .. `last` - 1, as one array."""
+        start = int(self.bounds[first])
+        out = np.empty((int(self.bounds[last]) - start, self.shape[1]), self.dtype)
+        for piece in range(first, last):
+            self.read(piece, out[self.bounds[piece] - start : self.bounds[piece + 1] - start])
+        return out
 
     def take(self, numbers: np.ndarray) -> "Rows":
-        """The rows of these numbers, in their order, in memory: all else is read once, and forgotten."""
-        made, first = np.empty((len(numbers), self.shape[1]), self.dtype), 0
-        for block in self:
-            here = (numbers >= first) & (numbers < first + len(block))
-            made[here] = block[numbers[here] - first]
-            first += len(block)
+        """The rows with these numbers, in that order, in memory; each chunk is read once."""
+        taken, first = np.empty((len(numbers), self.shape[1]), self.dtype), 0
+        for rows in self:
+            here = (numbers >= first) & (numbers < first + len(rows))
+            taken[here] = rows[numbers[here] - first]
+            first += len(rows)
             if first > max(numbers, default=0):
                 break
-        return ArrayRows(made, self.name, self.feature_names)
+        return ArrayRows(taken, self.name, self.feature_names)
 
     def parts(self) -> "Iterator[Rows]":
-        """The blocks in order, each as Rows with the same names: valid until the next; an error where there is none."""
+        """The chunks in order, as Rows with the same names, each valid until the next; a ValueError if no rows."""
         self.check_not_empty()
-        for block in self.blocks():
-            yield ArrayRows(block.rows, self.name, self.feature_names)
+        for rows in self:
+            yield ArrayRows(rows, self.name, self.feature_names)
 
-    def check_not_empty(self) -> None:
+    def check_not_empty(self, argument: str = "X") -> None:
         """Raise a ValueError if there are no rows."""
         if not len(self):
-            raise ValueError(f"{self.name} has no rows")
+            raise ValueError(f"{self.called(argument)} has no rows")
 
-    def check_finite(self, block: np.ndarray, *, allow_nan: bool) -> None:
-        """Raise a ValueError for infinity or, unless allowed, NaN in some rows of these: it names the first column."""
+    def check_finite(self, rows: np.ndarray, *, allow_nan: bool) -> None:
+        """Raise a ValueError that names the first column of `rows` with infinity or, unless allowed, NaN."""
         with np.errstate(over="ignore", invalid="ignore"):
-            if np.isfinite(block.sum()):
+            if np.isfinite(rows.sum()):
                 return
-        bad = np.isinf(block) if allow_nan else ~np.isfinite(block)
+        bad = np.isinf(rows) if allow_nan else ~np.isfinite(rows)
         if not bad.any():
             return
         column = int(bad.any(axis=0).argmax())
-        what = "NaN" if np.isnan(block[bad[:, column], column]).any() else "infinity"
-        called = column + 1 if self.feature_names is None else repr(self.feature_names[column])
-        raise ValueError(f"{self.name} contains {what} in column {called}")
+        value = "NaN" if np.isnan(rows[bad[:, column], column]).any() else "infinity"
+        column_name = column + 1 if self.feature_names is None else repr(self.feature_names[column])
+        raise ValueError(f"{self.name} contains {value} in column {column_name}")
 
-    def split(self, fraction: float, seed: int) -> tuple["Rows", "Rows"]:
-        """Two parts: about 1 - `fraction` of the rows, drawn at random from each piece of the file, and the others."""
+    def checked(self, *, allow_nan: bool) -> Self:
+        """The same rows; iterating over them raises a ValueError for infinity or, unless allowed, NaN."""
+        rows = copy.copy(self)
+        rows._allow_nan = allow_nan
+        return rows
+
+    def column_statistics(self) -> ColumnStatistics:
+        """Count, mean, spread and range of each column, in one pass."""
+        statistics = ColumnStatistics(self.shape[1])
+        for rows in self.slices():
+            statistics.add(rows)
+        return statistics
+
+    def split(self, fraction: float, seed: int) -> "tuple[Rows, Rows]":
+        """Training rows and validation rows: about `fraction` of each piece of the file, drawn at random."""
         parts = _Part(self, fraction, seed, True), _Part(self, fraction, seed, False)
         if not all(map(len, parts)):
-            raise ValueError(f"{self.name} is in too few pieces to set {fraction} of its rows aside")
+            raise ValueError(f"{self.name} has too few pieces to set {fraction} of its rows aside")
         return parts
+
+    def map_rows(self, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """function(X), chunk by chunk."""
+        results, first = np.empty(0), 0
+        for rows in self:
+            result = function(rows)
+            if not first:
+                results = np.empty((len(self), *result.shape[1:]), result.dtype)
+            results[first : first + len(result)] = result
+            first += len(result)
+        return results
+
+    def mean_over_rows(self, function: Callable[[np.ndarray, np.ndarray | None], np.ndarray]) -> float:
+        """Mean over all rows of function(rows, None), chunk by chunk."""
+        return float(self.map_rows(lambda rows: function(rows, None)).mean())
 
 
 class ArrayRows(Rows):
-    """An array, as one block."""
+    """The rows of an array, or some of them, as one chunk. The array is not copied.
 
-    def __init__(self, array: np.ndarray, name: str, feature_names: tuple[str, ...] | None) -> None:
-        self.array, self.name, self.feature_names = array, name, feature_names
+    Parameters
+    ----------
+    array : ndarray of shape (m, n)
+    name : str
+    feature_names : tuple of str, optional
+    index : ndarray of int64, optional
+        The numbers of the rows to use, in order; all by default.
+    """
+
+    in_memory = True
+
+    def __init__(
+        self,
+        array: np.ndarray,
+        name: str = "X",
+        feature_names: tuple[str, ...] | None = None,
+        index: np.ndarray | None = None,
+    ) -> None:
+        self.name, self.feature_names, self.index = name, feature_names, index
         self.shape, self.dtype = matrix_shape(array.shape, name), numeric(array.dtype, name)
         self.array = array.astype(self.dtype, copy=False)  # where bytes were swapped
-        self.bounds = np.array([0, len(array)])
-        self.block_bytes = max(array.nbytes, 1)
+        if index is not None:
+            self.shape = len(index), self.shape[1]
+        self.bounds = np.array([0, len(self)])
+        self.chunk_bytes = max(len(self) * self.shape[1] * self.dtype.itemsize, 1)
 
     def read(self, piece: int, out: np.ndarray) -> None:  # noqa: D102
-        out[:] = self.array
+        out[:] = self.resident()
 
     def resident(self) -> np.ndarray:  # noqa: D102
-        return self.array
+        return self.array if self.index is None else self.array[self.index]
 
-    def blocks(self, generator: np.random.Generator | None = None, multiple: int = 1) -> Iterator[Block]:  # noqa: D102
+    def loaded(self) -> "Rows":  # noqa: D102
+        return self
+
+    def settings(self) -> dict[str, Any]:  # noqa: D102
+        return {"X.shape": self.array.shape, "index": self.index, "X.block_bytes": None}
+
+    def chunks(self, generator: np.random.Generator | None = None, multiple: int = 1) -> Iterator[Chunk]:  # noqa: D102
         if len(self):
-            yield Block(self.array, None if generator is None else generator.permutation(len(self)), 0)
+            order = self.index
+            if generator is not None:
+                drawn = generator.permutation(len(self))
+                order = drawn if order is None else order[drawn]
+            yield Chunk(self.array, order, 0)
 
+    def slices(self) -> Iterator[np.ndarray]:  # noqa: D102
+        for first in range(0, len(self), SLICE_ROWS):
+            part = slice(first, first + SLICE_ROWS)
+            yield self.array[part if self.index is None else self.index[part]]
 
-class JoinedRows(Rows):
-    """Several files, one after another: of the same columns, by name in any order or, without names, by number."""
+    def checked(self, *, allow_nan: bool) -> Self:
+        """These rows, checked now."""
+        self.check_finite(self.resident(), allow_nan=allow_nan)
+        return self
 
-    def __init__(self, files: Sequence[Rows]) -> None:
-        first = files[0]
-        self.name, self.feature_names = f"{first.name} and {len(files) - 1} more", first.feature_names
-        self.shape = (sum(map(len, files)), first.shape[1])
-        self.dtype = np.result_type(*(rows.dtype for rows in files))
-        in_memory = sum(len(rows) for rows in files if isinstance(rows, ArrayRows))
-        self.block_bytes = max(
-            in_memory * self.shape[1] * self.dtype.itemsize,
-            *(rows.block_bytes for rows in files),
-        )
-        self.pieces = [
-            (rows, piece, order)
-            for rows, order in [(rows, _order_of_columns(rows, first)) for rows in files]
-            for piece in range(len(rows.bounds) - 1)
-        ]
-        self.bounds = np.cumsum([0, *(size for rows in files for size in np.diff(rows.bounds))])
-
-    def read(self, piece: int, out: np.ndarray) -> None:  # noqa: D102
-        rows, within, order = self.pieces[piece]
-        if order is None and rows.dtype == self.dtype:
-            rows.read(within, out)
-            return
-        some = np.empty(out.shape, rows.dtype)
-        rows.read(within, some)
-        out[:] = some if order is None else some[:, order]
-
-
-def _order_of_columns(rows: Rows, first: Rows) -> list[int] | None:
-    """Where the columns of `first` are in `rows`; None: in the same places."""
-    names, wanted = rows.feature_names, first.feature_names
-    if names is None or wanted is None:
-        if names is not wanted:
-            has, lacks = (rows, first) if wanted is None else (first, rows)
-            raise ValueError(f"{has.name} has names for its columns, but {lacks.name} has none")
-        if rows.shape[1] != first.shape[1]:
+    def split(self, fraction: float, seed: int) -> "tuple[Rows, Rows]":
+        """Training rows and validation rows of the same array: ceil(fraction m) of them, at random, are the latter."""
+        held_out = int(np.ceil(fraction * len(self)))
+        if held_out >= len(self):
             raise ValueError(
-                f"{rows.name} has {rows.shape[1]} columns, but {first.name} has {first.shape[1]}"
+                f"{self.name} has too few rows to set {fraction} of them aside: n_samples = {len(self)}"
             )
-        return None
-    check_same_columns(names, wanted, rows.name, first.name)
-    return None if names == wanted else [names.index(name) for name in wanted]
+        order = np.random.default_rng(seed).permutation(len(self))
+        numbers = np.sort(order[held_out:]), np.sort(order[:held_out])
+        if self.index is not None:
+            numbers = self.index[numbers[0]], self.index[numbers[1]]
+        training, validation = (
+            ArrayRows(self.array, self.name, self.feature_names, index) for index in numbers
+        )
+        return training, validation
+
+    def map_rows(self, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """function(X), in one call."""
+        return function(self.resident())
+
+    def mean_over_rows(self, function: Callable[[np.ndarray, np.ndarray | None], np.ndarray]) -> float:
+        """Mean over all rows of function(array, index), in one call."""
+        return float(function(self.array, self.index).mean())
 
 
 class _Part(Rows):
@@ -238,13 +396,13 @@ class _Part(Rows):
     def __init__(self, whole: Rows, fraction: float, seed: int, most: bool) -> None:
         self.whole, self.fraction, self.seed, self.most = whole, fraction, seed, most
         self.name, self.dtype, self.feature_names = whole.name, whole.dtype, whole.feature_names
-        self.block_bytes = whole.block_bytes
+        self.chunk_bytes, self._allow_nan = whole.chunk_bytes, whole._allow_nan
         sizes = [len(self._drawn(piece, int(size))) for piece, size in enumerate(np.diff(whole.bounds))]
         self.bounds = np.cumsum([0, *sizes])
         self.shape = (int(self.bounds[-1]), whole.shape[1])
 
     def _drawn(self, piece: int, size: int) -> np.ndarray:
-        """The part's rows of a piece of `size`; the number of the others is rounded up or down by chance."""
+        """The part's rows of a piece of `size` rows; the size of the smaller part is rounded up or down by chance."""
         generator = np.random.default_rng([self.seed, piece])
         less = int(self.fraction * size + generator.random())
         order = generator.permutation(size)
@@ -255,19 +413,3 @@ class _Part(Rows):
         rows = np.empty((size, self.shape[1]), self.dtype)
         self.whole.read(piece, rows)
         np.take(rows, self._drawn(piece, size), axis=0, out=out)
-
-
-def matrix_shape(shape: tuple[int, ...], name: str) -> tuple[int, int]:
-    """`shape`, if it is a matrix's with columns; else a ValueError."""
-    if len(shape) != 2:
-        raise ValueError(f"{name} must be two-dimensional (rows, features), got shape {shape}")
-    if shape[1] == 0:
-        raise ValueError(f"{name} has no columns")
-    return shape[0], shape[1]
-
-
-def numeric(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
-    """The dtype in native byte order, if the engine reads such numbers; else a TypeError."""
-    if dtype.kind not in "fiub" or dtype.itemsize > 8:
-        raise TypeError(f"{name} has dtype {dtype}, but floats, integers or bools are needed")
-    return dtype.newbyteorder("=")

@@ -1,8 +1,8 @@
-"""Training on rows that lie on several machines, with the same bits however they are spread.
+"""Training on rows that lie on several machines, with the same bits however they are distributed.
 
-    partitions.py      Partitions of the rows, an engine over them, and LocalEngine, which needs one machine only
+    partitions.py      Partitions of rows, an engine over them, and LocalEngine, for partitions on one machine
     worker_part.py     the partitions that one worker holds, and their part of a step
-    reduction_tree.py  the fixed tree along which the parts' sums are added
+    reduction_tree.py  the fixed tree along which sums are added
     dask/              over the workers of a Dask cluster (extra ``dask``)
     mpi.py             over the ranks of an MPI job (extra ``mpi``)
 
@@ -13,32 +13,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers see; at run time __getattr__ loads each name when it is first used
-    from fastae.distributed.dask import DaskBlocks as DaskBlocks
+    from fastae.distributed.dask import DaskPartitions as DaskPartitions
     from fastae.distributed.dask import DistributedEngine as DistributedEngine
-    from fastae.distributed.dask import LostBlockError as LostBlockError
+    from fastae.distributed.dask import LostPartitionError as LostPartitionError
     from fastae.distributed.dask import connect as connect
     from fastae.distributed.dask import find_client as find_client
-    from fastae.distributed.dask import open_blocks as open_blocks
+    from fastae.distributed.dask import open_partitions as open_partitions
     from fastae.distributed.dask import place as place
     from fastae.distributed.partitions import LocalEngine as LocalEngine
 
+_DASK = (
+    "DaskPartitions",
+    "DistributedEngine",
+    "LostPartitionError",
+    "connect",
+    "find_client",
+    "open_partitions",
+    "place",
+)
+_FORMER = "DaskBlocks", "LostBlockError", "open_blocks"  # names that the first, third and sixth of these had
 _HOME = {
     "LocalEngine": "fastae.distributed.partitions",
-    **dict.fromkeys(
-        (
-            "DaskBlocks",
-            "DistributedEngine",
-            "LostBlockError",
-            "connect",
-            "find_client",
-            "open_blocks",
-            "place",
-        ),
-        "fastae.distributed.dask",
-    ),
+    **dict.fromkeys((*_DASK, *_FORMER), "fastae.distributed.dask"),
 }
 
-__all__ = sorted(_HOME)
+__all__ = sorted(set(_HOME) - set(_FORMER))
 
 
 if not TYPE_CHECKING:  # which would take it to have every name

@@ -1,31 +1,34 @@
-"""The same training over the ranks of an MPI job, each with its own blocks of rows.
+"""The same training over the ranks of an MPI job, each with its own partitions of the rows.
 
-All ranks run the same program. A step's sums go up the tree of ``tree.py``, each from the rank that made it to the
-one that adds it; the root's goes to all ranks, and each takes the same step. (``Allreduce`` may add in an order that
-depends on how many ranks there are.)
+All ranks run the same program. The sums of a step go up the tree of ``reduction_tree.py``, each sent by the rank that
+computed it to the rank that adds it. The root's sum is sent to all ranks, and each of them takes the same step.
+(``Allreduce`` may add in an order that depends on the number of ranks.)
 
-Needs the extra ``mpi``, and is run by ``mpirun``.
+Needs the extra ``mpi``. Start programs with ``mpirun``.
 """
 
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastae.data.row_source import Rows, matrix_shape
-from fastae.distributed.partitions import BlockEngine, Blocks, cut_rows, read_pieces
+from fastae.data.columns import matrix_shape
+from fastae.data.row_source import Rows
+from fastae.distributed.partitions import PartitionedEngine, Partitions, cut_rows, make_engine
 from fastae.distributed.reduction_tree import Node, Sum, add, halves
-from fastae.distributed.worker_part import Shard, Step, make_setup, rows_of_step, without_penalty
+from fastae.distributed.worker_part import Step, WorkerPart, make_setup, rows_of_step, without_penalty
 from fastae.engine.thread_pool import available_cpus
 from fastae.network import DType, Network, Parameters
 from fastae.objective import PLAIN, Objective
-from fastae.training.checkpoint import Checkpoint
+from fastae.optimizers import Optimizer, State
 from fastae.training.history import History
 from fastae.training.loop import check_start
+from fastae.training.options import TrainingOptions
 
 try:
     from mpi4py import MPI
@@ -35,12 +38,12 @@ except (ImportError, RuntimeError) as error:  # the latter: mpi4py finds no MPI 
     ) from error
 
 
-class MPIBlocks(Blocks):
+class MPIPartitions(Partitions):
     """Partitions of rows over the ranks of an MPI job: the first ones on the first rank, and so on.
 
     Parameters
     ----------
-    blocks : Rows, or sequence of ndarrays of shape (rows, n)
+    source : Rows, or sequence of ndarrays of shape (rows, n)
         The partitions; the same argument on all ranks. Each rank reads only its own: of Rows, its part of the file,
         and of a sequence, its elements, which may be computed when they are requested.
     comm : mpi4py.MPI.Comm, optional
@@ -54,56 +57,62 @@ class MPIBlocks(Blocks):
         The rank that holds each partition.
     """
 
-    def __init__(self, blocks: Rows | Sequence[np.ndarray], comm: Any = None) -> None:
+    def __init__(self, source: Rows | Sequence[np.ndarray], comm: Any = None) -> None:
         self.comm = MPI.COMM_WORLD if comm is None else comm
-        cuts = cut_rows(blocks) if isinstance(blocks, Rows) else []
-        count = len(cuts) if isinstance(blocks, Rows) else len(blocks)
+        if isinstance(source, Rows):
+            names, cuts = source.feature_names, cut_rows(source)
+            self.name, self.feature_names = source.name, None if names is None else list(names)
+            count = len(cuts)
+        else:
+            count = len(source)
         if count == 0:
             raise ValueError("X has no rows")
         self.owners = [number * self.comm.size // count for number in range(count)]
         own = [number for number, owner in enumerate(self.owners) if owner == self.comm.rank]
-        if isinstance(blocks, Rows):
-            self.name, names = blocks.name, blocks.feature_names
-            self.feature_names = None if names is None else list(names)
-            self.mine = {number: read_pieces(blocks, *cuts[number]) for number in own}
+        if isinstance(source, Rows):
+            self.mine = {number: source.read_pieces(*cuts[number]) for number in own}
         else:
-            self.mine = {number: np.asarray(blocks[number]) for number in own}
-        known = self.each(lambda block: (*matrix_shape(block.shape, "a block of X"), block.dtype))
-        self.rows = [rows for rows, _, _ in known]
-        columns = sorted({columns for _, columns, _ in known})
+            self.mine = {number: np.asarray(source[number]) for number in own}
+        described = self.each(
+            lambda partition: (*matrix_shape(partition.shape, "a partition of X"), partition.dtype)
+        )
+        self.rows = [rows for rows, _, _ in described]
+        columns = sorted({columns for _, columns, _ in described})
         if len(columns) > 1:
-            raise ValueError(f"blocks of X have different numbers of columns: {', '.join(map(str, columns))}")
-        self.shape, self.dtype = (sum(self.rows), columns[0]), known[0][2]
+            raise ValueError(
+                f"partitions of X have different numbers of columns: {', '.join(map(str, columns))}"
+            )
+        self.shape, self.dtype = (sum(self.rows), columns[0]), described[0][2]
 
     def each(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """function(block, *args) of every block, in order; an error on one rank is one on all."""
-        found: dict[int, Any] = {}
+        """function(partition, *args) of every partition, in order; an error on one rank is raised on all."""
+        own: dict[int, Any] = {}
         error: Exception | None = None
         try:
-            found = {number: function(block, *args) for number, block in self.mine.items()}
+            own = {number: function(partition, *args) for number, partition in self.mine.items()}
         except Exception as raised:
             error = raised
         results: dict[int, Any] = {}
-        for theirs, failed in self.comm.allgather((found, error)):
+        for theirs, failed in self.comm.allgather((own, error)):
             if failed is not None:
                 raise failed
             results |= theirs
         return [results[number] for number in range(len(self.owners))]
 
-    def engine(self, network: Network, **options: Any) -> "MPIEngine":
-        """An engine for these blocks."""
-        return MPIEngine(network, self, **options)
 
+class MPIEngine(PartitionedEngine):
+    """Trains on partitions over the ranks of an MPI job, with the same bits for any number of ranks.
 
-class MPIEngine(BlockEngine):
-    """Trains on blocks over the ranks of an MPI job, with the same bits for any number of ranks.
+    ``train`` is called on all ranks at once, and each takes the same steps. Parameters, state, seed, validation losses
+    and the decision of `callback` to stop are those of the first rank, which also shows progress and writes the
+    checkpoint.
 
     Parameters
     ----------
     network : Network
-    blocks : MPIBlocks, or what it takes
+    partitions : MPIPartitions, or its argument `source`
     n_threads : int, optional
-        Of each rank; by default its share of its machine's CPUs.
+        Threads of each rank; by default its share of its machine's CPUs.
     dtype, shift, scale, objective : optional
         As for ``fastae.Engine`` and ``fastae.train``.
     """
@@ -111,7 +120,7 @@ class MPIEngine(BlockEngine):
     def __init__(
         self,
         network: Network,
-        blocks: MPIBlocks | Rows | Sequence[np.ndarray],
+        partitions: MPIPartitions | Rows | Sequence[np.ndarray],
         *,
         n_threads: int | None = None,
         dtype: DType = "float32",
@@ -119,51 +128,61 @@ class MPIEngine(BlockEngine):
         scale: npt.ArrayLike | None = None,
         objective: Objective = PLAIN,
     ) -> None:
-        blocks = blocks if isinstance(blocks, MPIBlocks) else MPIBlocks(blocks)
-        super().__init__(make_setup(network, dtype, shift, scale, objective), blocks.rows)
-        self.comm, self.owners = blocks.comm, blocks.owners
-        first_rows = {number: self.first_rows[number] for number in blocks.mine}
+        partitions = partitions if isinstance(partitions, MPIPartitions) else MPIPartitions(partitions)
+        super().__init__(make_setup(network, dtype, shift, scale, objective), partitions.rows)
+        self.comm, self.owners = partitions.comm, partitions.owners
+        first_rows = {number: self.first_rows[number] for number in partitions.mine}
         threads = _share_of_cpus(self.comm) if n_threads is None else n_threads
-        self._shard = Shard(without_penalty(self.setup), blocks.mine, first_rows, len(self.rows), threads)
-        self._root_sum = Sum(np.empty_like(self._shard.params.flat), np.empty(2))
+        self._part = WorkerPart(
+            without_penalty(self.setup), partitions.mine, first_rows, len(self.rows), threads
+        )
+        self._root_sum = Sum(np.empty_like(self._part.params.flat), np.empty(2))
 
-    def train(self, params: Parameters, **options: Any) -> History:
-        """As ``BlockEngine.train``, on all ranks at once, each taking the same steps.
-
-        Parameters, state, seed, validation losses and whether `callback` stops are the first rank's on all; it shows
-        progress and writes the checkpoint.
-        """
-        _, state = check_start(params, None, options.pop("state", None))
+    def train_with(
+        self,
+        params: Parameters,
+        optimizer: Optimizer | None,
+        state: State | None,
+        options: TrainingOptions,
+    ) -> History:
+        """As ``train``, with its options as one object."""
+        optimizer, state = check_start(params, optimizer, state)
         for array in (params.flat, state.moments):
             self.comm.Bcast(array)
         state.steps, state.epochs = self.comm.bcast((state.steps, state.epochs))
-        options["seed"] = self.comm.bcast(options.get("seed", 0))
-        for name in ("validate", "callback"):
-            if options.get(name) is not None:
-                options[name] = self._as_the_first(options[name])
-        checkpoint = Checkpoint.at(options.pop("checkpoint", None), options.pop("resume", False))
+        checkpoint = options.open_checkpoint()
         if checkpoint is not None:
             checkpoint.read_only = self.comm.rank > 0
-        options["progress"] = options.get("progress", False) and self.comm.rank == 0
-        return super().train(params, state=state, checkpoint=checkpoint, **options)
+        options = replace(
+            options,
+            seed=self.comm.bcast(options.seed),
+            validate=self._as_the_first(options.validate),
+            callback=self._as_the_first(options.callback),
+            progress=options.progress and self.comm.rank == 0,
+            checkpoint=checkpoint,
+            resume=False,
+        )
+        return super().train_with(params, optimizer, state, options)
 
-    def _as_the_first(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, called on all ranks; what it gives on the first one is what they all get."""
+    def _as_the_first(self, function: Callable[..., Any] | None) -> Callable[..., Any] | None:
+        """`function`, called on all ranks; all get the first rank's result."""
+        if function is None:
+            return None
         return lambda argument: self.comm.bcast(function(argument))
 
     def sums(self, flat: np.ndarray, step: Step) -> Sum | None:
         """The root's sum, on every rank."""
         if self._is_empty(self.root, step):
             return None
-        found = self._gather(self._shard.sums(flat, step), self.root, step)
-        for mine, everyones in zip(found or (), self._root_sum, strict=False):
+        root_sum = self._gather(self._part.sums(flat, step), self.root, step)
+        for mine, everyones in zip(root_sum or (), self._root_sum, strict=False):
             everyones[:] = mine
         for part in self._root_sum:
             self.comm.Bcast(part, self.owners[0])
         return self._root_sum
 
     def _gather(self, held: Mapping[Node, Sum | None], node: Node, step: Step) -> Sum | None:
-        """A node's sum, on the rank of its first block; None elsewhere."""
+        """The sum of a node, on the rank of its first partition; None elsewhere."""
         if node in held or self.owners[node[0]] == self.owners[node[1] - 1]:
             return held.get(node)
         halved = halves(node)
@@ -186,7 +205,7 @@ class MPIEngine(BlockEngine):
 
 @contextmanager
 def abort_on_error() -> Iterator[int]:
-    """Gives this process's rank; ends all ranks where an error leaves one, as the others would wait for it forever."""
+    """Yields this process's rank. An error ends all ranks, as the others would wait for this one forever."""
     try:
         yield MPI.COMM_WORLD.rank
     except Exception as error:
@@ -197,9 +216,20 @@ def abort_on_error() -> Iterator[int]:
 
 
 def _share_of_cpus(comm: Any) -> int:
-    """A rank's part of its machine's CPUs, whether or not ranks are bound to some."""
+    """A rank's share of its machine's CPUs, whether or not ranks are bound to CPUs."""
     neighbours = comm.Split_type(MPI.COMM_TYPE_SHARED)
     if not hasattr(os, "sched_getaffinity"):
         return max(1, available_cpus() // int(neighbours.size))
     cpus = set().union(*neighbours.allgather(os.sched_getaffinity(0)))
     return max(1, min(available_cpus(), len(cpus) // int(neighbours.size)))
+
+
+@make_engine.register
+def _make_mpi_engine(partitions: MPIPartitions, network: Network, **options: Any) -> MPIEngine:
+    return MPIEngine(network, partitions, **options)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "MPIBlocks":  # its former name
+        return MPIPartitions
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

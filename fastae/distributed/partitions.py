@@ -1,8 +1,8 @@
-"""Training on blocks of rows that lie on several machines, with the same bits however they lie.
+"""Rows in partitions on several machines, and training over them: the same bits wherever the partitions are.
 
-A step's gradient is the sum of all blocks', added along the tree of ``tree.py`` from what each machine's shard
-(``shard.py``) holds. How sums travel is a subclass's ``BlockEngine.sums``: ``LocalEngine`` here, Dask in
-``distributed/``, MPI in ``mpi.py``.
+The gradient of a step is the sum of the gradients of all partitions, added along the tree of ``reduction_tree.py`` from
+the sums of each worker's part (``worker_part.py``). How sums travel is decided by a subclass, in
+``PartitionedEngine.sums``: ``LocalEngine`` here, Dask in ``dask/``, MPI in ``mpi.py``.
 """
 
 import itertools
@@ -10,79 +10,126 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import singledispatch
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from fastae.checks import check_count
-from fastae.data.row_source import Rows
+from fastae.data.column_statistics import ColumnStatistics
+from fastae.data.row_source import Rows, RowSource
 from fastae.distributed.reduction_tree import Node, Sum
-from fastae.distributed.worker_part import Setup, Shard, Step, make_setup, without_penalty
+from fastae.distributed.worker_part import Setup, Step, WorkerPart, make_setup, without_penalty
 from fastae.engine.engine import Engine
 from fastae.network import DType, Network, Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Optimizer, State
 from fastae.training.checkpoint import Checkpoint
+from fastae.training.gradient_descent import train_on
 from fastae.training.history import Epoch, History
 from fastae.training.loop import check_start, descend, draw_noise_seed
+from fastae.training.options import TrainingOptions
 
-__all__ = ["BlockEngine", "Blocks", "LocalEngine", "Step", "cut_rows", "is_dask", "read_pieces"]
+__all__ = ["LocalEngine", "PartitionedEngine", "Partitions", "Step", "cut_rows", "is_dask", "make_engine"]
 
-ROWS_A_STEP = 512  # of each block, where nobody says
-BLOCKS_MOST = 32  # that files are cut into
+ROWS_PER_STEP = 512  # of each partition, where the user gives no batch size
+PARTITIONS_MOST = 32  # that files are cut into
+_FORMER = {"Blocks": "Partitions", "BlockEngine": "PartitionedEngine"}
 
 
-class Blocks(ABC):
-    """A matrix in blocks of rows, wherever they are: what ``fastae.Autoencoder`` is fitted on.
+class Partitions(RowSource):
+    """A matrix in partitions of rows, wherever they are: what ``fastae.Autoencoder`` is fitted on.
 
     Attributes
     ----------
     shape : tuple of int
     dtype : numpy.dtype
     rows : list of int
-        Of each block, in order.
+        The number of rows of each partition, in order.
     feature_names : list of str or None
-        The columns' names, where they have some.
+        The columns' names, where they have names.
     """
 
-    name = "X"  # in messages
-    shape: tuple[int, int]
-    dtype: np.dtype[Any]
+    name = "X"
     rows: list[int]
     feature_names: list[str] | None = None
-
-    def __len__(self) -> int:
-        return self.shape[0]
+    is_local = False
+    in_memory = False
 
     @property
-    def rows_a_step(self) -> int:
-        """Where nobody says: few round trips, and work enough for all of a machine's threads in each."""
-        return min(ROWS_A_STEP * len(self.rows), len(self))
+    def rows_per_step(self) -> int:
+        """Default batch size: few round trips per epoch, and enough work for all threads of a machine in each."""
+        return min(ROWS_PER_STEP * len(self.rows), len(self))
+
+    @property
+    def default_batch_size(self) -> int:
+        """`rows_per_step`."""
+        return self.rows_per_step
 
     @abstractmethod
     def each(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """function(block, *args) of every block, in order, computed where it is; for small results."""
+        """function(partition, *args) of every partition, in order, computed where it is; for small results."""
 
-    @abstractmethod
-    def engine(self, network: Network, **options: Any) -> "BlockEngine":
-        """An engine for these blocks; options are `n_threads`, `dtype`, `shift`, `scale`, `objective`."""
+    def check_not_empty(self, argument: str = "X") -> None:
+        """Raise a ValueError if there are no rows or no columns."""
+        if 0 in self.shape:
+            raise ValueError(f"{self.called(argument)} has shape {self.shape}: rows and columns are needed")
+
+    def checked(self, *, allow_nan: bool) -> Self:
+        """These partitions, checked now, by their workers."""
+        self.each(_check_finite, allow_nan)
+        return self
+
+    def column_statistics(self) -> ColumnStatistics:
+        """Count, mean, spread and range of each column, from the statistics of each partition."""
+        statistics = ColumnStatistics(self.shape[1])
+        for part in self.each(ColumnStatistics.of):
+            statistics.merge(part)
+        return statistics
+
+    def split(self, fraction: float, seed: int) -> "tuple[RowSource, RowSource]":
+        """Not possible: a ValueError."""
+        raise ValueError("early_stopping needs X_val where X is on several machines")
+
+    def map_rows(self, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """function(partition) of every partition that has rows, computed by its worker and concatenated here."""
+        results = [result for result in self.each(_apply, function) if result is not None]
+        return np.concatenate(results)
+
+    def mean_over_rows(self, function: Callable[[np.ndarray, np.ndarray | None], np.ndarray]) -> float:
+        """Mean over all rows of function(partition, None); only each partition's sum travels."""
+        return float(sum(self.each(_sum, function)) / len(self))
 
 
-class BlockEngine(ABC):
-    """Trains on blocks of rows, wherever they are. A subclass says how their sums come together.
+def _check_finite(partition: np.ndarray, allow_nan: bool) -> None:
+    from sklearn.utils import assert_all_finite
+
+    assert_all_finite(partition, allow_nan=allow_nan, input_name="X")
+
+
+def _apply(partition: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
+    return function(partition) if len(partition) else None
+
+
+def _sum(partition: np.ndarray, function: Callable[[np.ndarray, np.ndarray | None], np.ndarray]) -> float:
+    return float(function(partition, None).sum()) if len(partition) else 0.0
+
+
+class PartitionedEngine(ABC):
+    """Trains on partitions of rows, wherever they are. A subclass decides how their sums travel.
 
     Attributes
     ----------
     setup : Setup
     rows : list of int
-        Of each block, in order.
+        The number of rows of each partition, in order.
     """
 
     def __init__(self, setup: Setup, rows: Sequence[int]) -> None:
         if setup.objective.sparsity_weight:
             raise ValueError(
-                "sparsity_weight needs the mean code of all rows, which blocks of rows do not have"
+                "sparsity_weight needs the mean code of all rows, which is not known where rows are in partitions"
             )
         if not sum(rows):
             raise ValueError("X has no rows")
@@ -95,12 +142,12 @@ class BlockEngine(ABC):
 
     @property
     def root(self) -> Node:
-        """All blocks."""
+        """All partitions."""
         return 0, len(self.rows)
 
     @property
     def first_rows(self) -> list[int]:
-        """The number of each block's first row."""
+        """The number of each partition's first row."""
         return [0, *np.cumsum(self.rows[:-1]).tolist()]
 
     def loss_and_gradient(self, params: Parameters) -> tuple[float, Parameters]:
@@ -198,23 +245,45 @@ class BlockEngine(ABC):
             As ``fastae.train``. After any error, `params` and `state` are those of the last complete epoch: they can
             be saved, and training can continue from them.
         """
+        options = TrainingOptions(
+            epochs=epochs,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            validate=validate,
+            patience=patience,
+            tol=tol,
+            adaptive=adaptive,
+            callback=callback,
+            progress=progress,
+            checkpoint=checkpoint,
+            resume=resume,
+        )
+        return self.train_with(params, optimizer, state, options)
+
+    def train_with(
+        self,
+        params: Parameters,
+        optimizer: Optimizer | None,
+        state: State | None,
+        options: TrainingOptions,
+    ) -> History:
+        """As ``train``, with its options as one object."""
         optimizer, state = check_start(params, optimizer, state)
         rows = sum(self.rows)
-        if batch_size is not None:
-            check_count("batch_size", batch_size)
-        steps_per_epoch = -(-rows // min(batch_size or rows, rows))
-        generator = np.random.default_rng(seed)
+        if options.batch_size is not None:
+            check_count("batch_size", options.batch_size)
+        steps_per_epoch = -(-rows // min(options.batch_size or rows, rows))
+        generator = np.random.default_rng(options.seed)
         noise_seed = draw_noise_seed(generator, self.setup.objective)
-        order_seed = int(generator.integers(1 << 63)) if shuffle and steps_per_epoch > 1 else None
-        checkpoint = Checkpoint.at(checkpoint, resume)
+        shuffled = options.shuffle and steps_per_epoch > 1
+        order_seed = int(generator.integers(1 << 63)) if shuffled else None
+        checkpoint = options.open_checkpoint()
         if checkpoint is not None:
-            settings = {
-                "rows": self.rows, "shift": self.setup.shift, "scale": self.setup.scale,
-                "network": params.network, "dtype": params.dtype, "objective": self.setup.objective,
-                "optimizer": optimizer, "batch_size": batch_size, "shuffle": shuffle, "seed": seed,
-                "validate": validate is not None, "patience": patience, "tol": tol, "adaptive": adaptive,
-            }  # fmt: skip
-            checkpoint.agree("training", settings)
+            settings = {"rows": self.rows, "shift": self.setup.shift, "scale": self.setup.scale}
+            checkpoint.agree(
+                "training", {**settings, **options.settings(params, optimizer, self.setup.objective)}
+            )
             noise_seed = checkpoint.keep("noise_seed", noise_seed)
             order_seed = checkpoint.keep("order_seed", order_seed)
         gradient = Parameters(params.network, params.dtype)
@@ -233,13 +302,7 @@ class BlockEngine(ABC):
             steps_per_epoch=steps_per_epoch,
             optimizer=optimizer,
             state=state,
-            epochs=epochs,
-            validate=validate,
-            patience=patience,
-            tol=tol,
-            adaptive=adaptive,
-            callback=callback,
-            progress=progress,
+            options=options,
             checkpoint=checkpoint,
             generator=generator,
         )
@@ -252,19 +315,19 @@ class BlockEngine(ABC):
         optimizer: Optimizer | None = None,
         state: State | None = None,
     ) -> np.ndarray:
-        """(steps, 2): the loss of each step, before it, and its rows; no further than one that is not finite."""
+        """(steps, 2): the loss before each step, and its number of rows; ends at the first loss that is not finite."""
         losses = np.zeros((len(steps), 2))
         for i, (step, rate) in enumerate(steps):
-            found = self.sums(params.flat, step)
-            if found is None:
+            root_sum = self.sums(params.flat, step)
+            if root_sum is None:
                 continue
-            loss, weight = found.totals
+            loss, weight = root_sum.totals
             losses[i] = loss / weight, weight
             if not np.isfinite(loss):
                 return losses[: i + 1]
             losses[i, 0] += self.engine.combine_sums(
                 params,
-                found.gradient[np.newaxis],
+                root_sum.gradient[np.newaxis],
                 weight,
                 gradient=gradient,
                 optimizer=optimizer,
@@ -275,14 +338,14 @@ class BlockEngine(ABC):
         return losses
 
 
-class LocalEngine(BlockEngine):
+class LocalEngine(PartitionedEngine):
     """Trains on partitions that all lie on this machine, with the same bits as on several.
 
     Parameters
     ----------
     network : Network
         The network to train.
-    blocks : sequence of ndarrays of shape (rows, n)
+    partitions : sequence of ndarrays of shape (rows, n)
         The partitions.
     n_threads : int, optional
         Number of threads. Default: all CPUs that this process may use.
@@ -299,7 +362,7 @@ class LocalEngine(BlockEngine):
     def __init__(
         self,
         network: Network,
-        blocks: Sequence[np.ndarray],
+        partitions: Sequence[np.ndarray],
         *,
         n_threads: int | None = None,
         dtype: DType = "float32",
@@ -307,38 +370,55 @@ class LocalEngine(BlockEngine):
         scale: npt.ArrayLike | None = None,
         objective: Objective = PLAIN,
     ) -> None:
-        super().__init__(
-            make_setup(network, dtype, shift, scale, objective), [len(block) for block in blocks]
-        )
+        rows = [len(partition) for partition in partitions]
+        super().__init__(make_setup(network, dtype, shift, scale, objective), rows)
         first_rows = dict(enumerate(self.first_rows))
-        self._shard = Shard(
-            without_penalty(self.setup), dict(enumerate(blocks)), first_rows, len(blocks), n_threads
+        self._part = WorkerPart(
+            without_penalty(self.setup), dict(enumerate(partitions)), first_rows, len(rows), n_threads
         )
 
     def sums(self, flat: np.ndarray, step: Step) -> Sum | None:
         """The root's sum."""
-        return self._shard.sums(flat, step)[self.root]
+        return self._part.sums(flat, step)[self.root]
+
+
+@singledispatch
+def make_engine(partitions: Partitions, network: Network, **options: Any) -> PartitionedEngine:
+    """An engine for partitions of this kind; options are `n_threads`, `dtype`, `shift`, `scale` and `objective`."""
+    raise TypeError(f"no engine trains on {type(partitions).__name__}")
+
+
+@train_on.register
+def _train_on_partitions(
+    source: Partitions,
+    params: Parameters,
+    optimizer: Optimizer,
+    state: State,
+    options: TrainingOptions,
+    *,
+    engine: Callable[[], Engine],
+    n_threads: int | None,
+    **data: Any,
+) -> History:
+    trainer = make_engine(source, params.network, n_threads=n_threads, dtype=params.dtype, **data)
+    return trainer.train_with(params, optimizer, state, options)
 
 
 def cut_rows(rows: Rows) -> list[tuple[int, int]]:
-    """Blocks of about the same number of rows, each whole pieces of a file, first .. last - 1: by the file alone."""
-    if not len(rows):
-        raise ValueError(f"{rows.name} has no rows")
-    wanted = np.linspace(0, len(rows), min(BLOCKS_MOST, len(rows.bounds) - 1) + 1)
+    """Ranges first .. last - 1 of a file's pieces, of about the same number of rows; they depend on the file alone."""
+    rows.check_not_empty()
+    wanted = np.linspace(0, len(rows), min(PARTITIONS_MOST, len(rows.bounds) - 1) + 1)
     cuts = np.unique(np.searchsorted(rows.bounds, wanted)).tolist()
     return list(itertools.pairwise(cuts))
 
 
-def read_pieces(rows: Rows, first: int, last: int) -> np.ndarray:
-    """Pieces `first` .. `last` - 1 of a file, as one array."""
-    start = int(rows.bounds[first])
-    out = np.empty((int(rows.bounds[last]) - start, rows.shape[1]), rows.dtype)
-    for piece in range(first, last):
-        rows.read(piece, out[rows.bounds[piece] - start : rows.bounds[piece + 1] - start])
-    return out
-
-
 def is_dask(X: Any) -> bool:
-    """Whether `X` is a Dask array or DataFrame; Dask is not imported to say so."""
+    """Whether `X` is a Dask array or DataFrame; does not import Dask."""
     dask = any(kind.__module__.partition(".")[0] in ("dask", "dask_expr") for kind in type(X).__mro__)
     return dask and getattr(X, "ndim", 0) == 2
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FORMER:
+        return globals()[_FORMER[name]]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""The binary tree along which sums of blocks of rows are added: the same additions wherever the blocks are.
+"""The binary tree along which the sums of partitions are added: the same additions wherever the partitions are.
 
-Its leaves are the blocks of a matrix, and each node halves the blocks below it. A node's sum is the sum of its two
-children's; so a machine adds up the nodes that it holds whole, and a few sums travel.
+Its leaves are the partitions of a matrix; the children of a node are the two halves of its partitions. The sum of a
+node is the sum of its children, so a worker adds up the nodes that it holds completely, and few sums travel.
 """
 
 from collections.abc import Container, Iterator, Mapping
@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-Node = tuple[int, int]  # blocks first .. last - 1, a node of the tree
+Node = tuple[int, int]  # partitions first .. last - 1
 
 
 class Sum(NamedTuple):
-    """What a node of the tree holds: sums over the rows of its blocks.
+    """Sums over the rows of the partitions of a node.
 
     gradient : ndarray of shape (size of the flat buffer,)
     totals : ndarray of shape (2,), float64
-        The loss, not yet divided by the rows, and the number of rows.
+        The loss, not yet divided by the number of rows, and the number of rows.
     """
 
     gradient: np.ndarray
@@ -32,8 +32,8 @@ def halves(node: Node) -> tuple[Node, Node]:
 
 
 def cover(held: Container[int], node: Node) -> Iterator[Node]:
-    """The largest nodes, from left to right, whose blocks are all in `held`."""
-    if all(block in held for block in range(*node)):
+    """The largest nodes, from left to right, whose partitions are all in `held`."""
+    if all(partition in held for partition in range(*node)):
         yield node
     elif node[1] - node[0] > 1:
         for half in halves(node):
@@ -41,7 +41,7 @@ def cover(held: Container[int], node: Node) -> Iterator[Node]:
 
 
 def assemble(sums: Mapping[Node, Sum | None], node: Node) -> Sum | None:
-    """The sum of a node from those below it; None, which stands for no rows, adds nothing."""
+    """The sum of a node, from the sums of nodes below it; None stands for no rows, and adds nothing."""
     if node in sums:
         return sums[node]
     left, right = (assemble(sums, half) for half in halves(node))
@@ -49,7 +49,7 @@ def assemble(sums: Mapping[Node, Sum | None], node: Node) -> Sum | None:
 
 
 def add(left: Sum | None, right: Sum | None) -> Sum | None:
-    """left + right, in left's memory where it may be written."""
+    """left + right, in the memory of `left` where it is writeable."""
     if left is None or right is None:
         return right if left is None else left
     out = left.gradient if left.gradient.flags.writeable else None

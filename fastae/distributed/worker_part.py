@@ -1,4 +1,4 @@
-"""Shard: the blocks of rows that one machine holds, and their part of a step."""
+"""WorkerPart: the partitions that one worker holds, and their part of a step."""
 
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -10,11 +10,11 @@ from fastae.engine.engine import Engine
 from fastae.network import DType, Network, Parameters
 from fastae.objective import PLAIN, Objective
 
-GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly however many there are
+GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly, however many there are
 
 
 class Step(NamedTuple):
-    """Which rows a step takes of each block, `number` of `of`, and in what order and noise.
+    """Step `number` of `of` in an epoch: which rows it takes of each partition, in what order, with what noise.
 
     Rows are in their own order where `order_seed` is None.
     """
@@ -28,7 +28,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Setup:
-    """What every machine is told once: the network, and what is done to the rows on their way in."""
+    """What every worker is told once: the network, and how rows are transformed before they enter it."""
 
     network: Network
     dtype: DType = "float32"
@@ -38,7 +38,7 @@ class Setup:
 
 
 def make_setup(network: Network, dtype: Any, shift: Any, scale: Any, objective: Objective) -> Setup:
-    """A Setup of what a caller passed."""
+    """A Setup from the arguments of an engine."""
     name: Any = np.dtype(dtype).name
     return Setup(
         network,
@@ -50,45 +50,45 @@ def make_setup(network: Network, dtype: Any, shift: Any, scale: Any, objective: 
 
 
 def without_penalty(setup: Setup) -> Setup:
-    """For the shards: the penalty is of the whole step, and added where it is taken."""
+    """The setup for workers: the penalty belongs to the whole step, and is added where the step is taken."""
     return replace(setup, objective=replace(setup.objective, alpha=0.0))
 
 
-class Shard:
-    """The blocks that one machine holds, and an engine for them.
+class WorkerPart:
+    """The partitions that one worker holds, and an engine for them.
 
     Parameters
     ----------
     setup : Setup
-    blocks : dict of arrays of shape (rows, n)
-        By the blocks' numbers. Never copied, never written.
+    partitions : dict of arrays of shape (rows, n)
+        By the partitions' numbers. Never copied, never written.
     first_rows : dict of int
-        The number, within the whole matrix, of each one's first row.
-    n_blocks : int
-        How many the whole matrix has.
+        The number, within the whole matrix, of each partition's first row.
+    n_partitions : int
+        The number of partitions of the whole matrix.
     n_threads : int, optional
-        All CPUs this process may use by default.
+        All CPUs that this process may use by default.
     """
 
     def __init__(
         self,
         setup: Setup,
-        blocks: dict[int, np.ndarray],
+        partitions: dict[int, np.ndarray],
         first_rows: dict[int, int],
-        n_blocks: int,
+        n_partitions: int,
         n_threads: int | None = None,
     ) -> None:
-        self.setup, self.blocks, self.first_rows = setup, blocks, first_rows
+        self.setup, self.partitions, self.first_rows = setup, partitions, first_rows
         self.engine = Engine(setup.network, n_threads, setup.dtype)
         self.params = Parameters(setup.network, setup.dtype)
         self._free: list[Parameters] = []
         self._used: list[Parameters] = []
         self._orders: dict[int, np.ndarray] = {}
         self._orders_of: tuple[int | None, int] = (None, 0)
-        self._nodes = list(cover(blocks, (0, n_blocks)))
+        self._nodes = list(cover(partitions, (0, n_partitions)))
 
     def sums(self, flat: np.ndarray, step: Step) -> dict[Node, Sum | None]:
-        """The sums of the largest nodes held, at the parameters `flat`; good until the next call."""
+        """The sums of the largest nodes held, at the parameters `flat`; valid until the next call."""
         self.params.flat[:] = flat
         self._free += self._used
         self._used = []
@@ -98,31 +98,31 @@ class Shard:
 
     def _sum(self, node: Node, step: Step) -> Sum | None:
         if node[1] - node[0] == 1:
-            return self._block_sum(node[0], step)
+            return self._partition_sum(node[0], step)
         left, right = (self._sum(half, step) for half in halves(node))
-        both = add(left, right)
-        if left is not None and right is not None:  # the right one's memory is the next block's
+        total = add(left, right)
+        if left is not None and right is not None:  # the next partition uses the memory of the right sum
             self._free.append(self._used.pop())
-        return both
+        return total
 
-    def _block_sum(self, number: int, step: Step) -> Sum | None:
-        block = self.blocks[number]
-        first, last = rows_of_step(number, len(block), step)
+    def _partition_sum(self, number: int, step: Step) -> Sum | None:
+        rows = self.partitions[number]
+        first, last = rows_of_step(number, len(rows), step)
         if first == last:
             return None
         first_row, index = self.first_rows[number], None
         if step.order_seed is None:
-            block, first_row = block[first:last], first_row + first
+            rows, first_row = rows[first:last], first_row + first
         else:
             if number not in self._orders:
                 generator = np.random.default_rng((step.order_seed, step.epoch, number))
-                self._orders[number] = generator.permutation(len(block))
+                self._orders[number] = generator.permutation(len(rows))
             index = self._orders[number][first:last]
         gradient = self._free.pop() if self._free else Parameters(self.setup.network, self.setup.dtype)
         self._used.append(gradient)
         totals = self.engine.run_steps(
             self.params,
-            block,
+            rows,
             gradient=gradient,
             index=index,
             shift=self.setup.shift,
@@ -137,11 +137,17 @@ class Shard:
 
 
 def rows_of_step(number: int, rows: int, step: Step) -> tuple[int, int]:
-    """First and last of the rows that a step takes of block `number`, which has `rows`.
+    """The rows first .. last - 1 that a step takes of partition `number`, which has `rows` rows.
 
-    A step takes its share of every block. Where that is no whole number it is rounded at another place in each block,
-    so that the steps are of about the same size.
+    A step takes its share of every partition. A share that is not a whole number is rounded at a different place in
+    each partition, so that all steps have about the same number of rows.
     """
     phase = number * GOLDEN % 1
     first, last = (int(rows * at / step.of + phase) for at in (step.number, step.number + 1))
     return first, min(last, rows)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Shard":  # its former name
+        return WorkerPart
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,38 +1,42 @@
 """Autoencoder: the estimator that is fitted by epochs of steps or by L-BFGS."""
 
 import os
-from typing import Any, Self
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Self, cast
 
 import numpy as np
 from sklearn.utils import check_random_state
 
 from fastae import optimizers
-from fastae.data.row_source import Rows
-from fastae.distributed.partitions import Blocks
+from fastae.data.row_source import Rows, RowSource
 from fastae.estimator.callbacks import callbacks
 from fastae.estimator.fitted import FittedModel
-from fastae.estimator.inputs import Data, Here, check
+from fastae.estimator.inputs import check
 from fastae.estimator.model_files import ModelFiles
 from fastae.estimator.scaling import shift_and_scale
 from fastae.estimator.sklearn_types import CallbackSupportMixin, available_if, fit_context, with_callbacks
 from fastae.network import Activation, Network, Parameters
 from fastae.training import lbfgs
 from fastae.training.checkpoint import Checkpoint
-from fastae.training.gradient_descent import train
+from fastae.training.gradient_descent import train_on
 from fastae.training.history import DivergenceError, History
+from fastae.training.options import TrainingOptions
 
-_MAY_DIFFER = {"max_iter", "n_threads", "warm_start", "callback", "verbose"}  # where a checkpoint is resumed
+_MAY_DIFFER = {
+    "max_iter",
+    "n_threads",
+    "warm_start",
+    "callback",
+    "verbose",
+}  # between a checkpoint and the fit that resumes it
 
 
 def goes_by_steps(model: "Autoencoder") -> bool:
-    """True, or an AttributeError that names the solver: what ``available_if`` takes."""
+    """True, or an AttributeError that names the solver, as ``available_if`` expects."""
     if model.solver == "lbfgs":
         raise AttributeError("partial_fit needs solver 'adam', 'adamw' or 'sgd', got 'lbfgs'")
     return True
-
-
-def _sum_of_errors(block: np.ndarray, model: "Autoencoder", params: Parameters) -> float:
-    return float(model._errors(block, None, params).sum()) if len(block) else 0.0
 
 
 class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
@@ -193,62 +197,38 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             The loss became infinite or NaN. The message says when, and what may help. The estimator keeps the
             parameters of the last finite loss.
         """
-        X = check(self, X, reset=True)
-        if X_val is not None:
-            X_val = check(self, X_val, name="X_val")
-        rows = len(X)
-        random = check_random_state(self.random_state)
-        seed = random.randint(np.iinfo(np.int32).max, size=3).tolist()
+        rows = check(self, X, reset=True)
+        validation = None if X_val is None else check(self, X_val, name="X_val")
+        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3).tolist()
         saved = Checkpoint.at(checkpoint, resume)
         if saved is not None:
             if self.solver == "lbfgs":
                 raise ValueError(
-                    "checkpoint needs solver 'adam', 'adamw' or 'sgd', got 'lbfgs', which has none"
+                    "checkpoint needs solver 'adam', 'adamw' or 'sgd', got 'lbfgs', which has no checkpoints"
                 )
             settings = {name: value for name, value in self._settings().items() if name not in _MAY_DIFFER}
-            saved.agree("estimator", {**settings, "X_val.shape": None if X_val is None else X_val.shape})
+            saved.agree(
+                "estimator", {**settings, "X_val.shape": None if validation is None else validation.shape}
+            )
             seed = saved.keep("seed", seed)  # random_state may be None
-        index = validation = None
-        if isinstance(X, Blocks) and self.early_stopping and X_val is None:
-            raise ValueError("early_stopping needs X_val where X is on several machines")
-        if self.early_stopping and X_val is None and isinstance(X, Rows):
-            X, X_val = X.split(self.validation_fraction, int(seed[2]))
-        elif self.early_stopping and X_val is None:
-            held_out = int(np.ceil(self.validation_fraction * rows))
-            if held_out >= rows:
-                raise ValueError(
-                    f"validation_fraction leaves no rows to train on: n_samples = {rows}, held out {held_out}"
-                )
-            order = np.random.default_rng(seed[2]).permutation(rows)
-            validation, index = np.sort(order[:held_out]), np.sort(order[held_out:])
-        self._start(X, index, seed[0])
-        validate = None
-        if X_val is not None or validation is not None:
-            data = X if X_val is None else X_val
-
-            def validate(params: Parameters) -> float:
-                if isinstance(data, Blocks):
-                    sums = data.each(_sum_of_errors, self.for_one_thread(), params)
-                    return float(sum(sums) / (2 * len(data)))
-                return float(self._errors(data, validation, params).mean() / 2)
-
+        if self.solver == "lbfgs" and not rows.is_local:
+            raise ValueError("solver 'lbfgs' needs X on one machine; 'adam', 'adamw' and 'sgd' do not")
+        if self.early_stopping and validation is None:
+            rows, validation = rows.split(self.validation_fraction, int(seed[2]))
+        self._start(rows, seed[0])
+        validate = None if validation is None else self._validation_loss(validation)
         stops_early = self.early_stopping or validate is None
         patience = int(self.n_iter_no_change) if stops_early and self.n_iter_no_change < np.inf else None
-        if self.solver == "lbfgs":
-            if isinstance(X, Blocks):
-                raise ValueError("solver 'lbfgs' needs X on one machine; 'adam', 'adamw' and 'sgd' do not")
-            history = self._minimize(X, index, int(seed[1]), validate, patience)
-        else:
-            history = self._descend(
-                X,
-                int(seed[1]),
+        self._finish(
+            self._train(
+                rows,
                 epochs=self.max_iter,
-                index=index,
+                seed=int(seed[1]),
                 validate=validate,
                 patience=patience,
                 checkpoint=saved,
             )
-        self._finish(history)
+        )
         return self
 
     @available_if(goes_by_steps)
@@ -281,23 +261,23 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             The loss became infinite or NaN.
         """
         if self.early_stopping:
-            raise ValueError("partial_fit does not go with early_stopping=True")
+            raise ValueError("partial_fit cannot be combined with early_stopping=True")
         first = not hasattr(self, "params_")
-        X = check(self, X, reset=first)
+        rows = check(self, X, reset=first)
         if first or not hasattr(self, "_seeds"):
             self._seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3)
         if first:
-            self._start(X, None, self._seeds[0])
+            self._start(rows, self._seeds[0])
         seed = int(self._seeds[1]) + self._state.epochs
         curve = [] if first else self.loss_curve_
-        history = self._descend(X, seed, epochs=1)
+        history = self._train(rows, epochs=1, seed=seed)
         history.loss = curve + history.loss
         self._finish(history)
         return self
 
-    def _start(self, X: Data, index: np.ndarray | None, seed: int) -> None:
-        """Network, scale, parameters and optimizer state to train from."""
-        self._objective()  # names an option out of its range while there is no model yet
+    def _start(self, X: RowSource, seed: int) -> None:
+        """Set network, scale, parameters and optimizer state to train from."""
+        self._objective()  # an option out of range is an error before there is a model
         n = X.shape[1]
         encoder = tuple(np.atleast_1d(self.hidden_layer_sizes).tolist())
         if not encoder or any(not isinstance(width, int) or width < 1 for width in encoder):
@@ -316,69 +296,52 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             and (self.params_.network, self.params_.dtype) == (network, dtype)
         )
         if not again:
-            self.shift_, self.scale_ = shift_and_scale(self, X, index)
+            self.shift_, self.scale_ = shift_and_scale(self, X)
             self.params_ = Parameters.random(network, int(seed), dtype)
         self._state = optimizers.State.zeros(self.params_)
         self.network_ = network
         self._n_features_out = encoder[-1]
 
-    def _dtype(self, X: Data) -> np.dtype[Any]:
+    def _dtype(self, X: RowSource) -> np.dtype[Any]:
         if self.dtype is not None:
             return np.dtype(self.dtype)
         return np.dtype(np.float32 if X.dtype == np.float32 else np.float64)
 
-    def _descend(self, X: Data, seed: int, *, epochs: int, index: Any = None, **options: Any) -> History:
-        rows = len(X) if index is None else len(index)
-        auto = X.rows_a_step if isinstance(X, Blocks) else min(200, rows)
-        batch = auto if self.batch_size == "auto" else int(self.batch_size)
-        steps = -(-rows // min(batch, rows))
-        data: dict[str, Any] = {"shift": self.shift_, "scale": self.scale_, "objective": self._objective()}
-        options |= {
-            "optimizer": self._optimizer(rows, steps),
-            "epochs": epochs,
-            "batch_size": batch,
-            "shuffle": self.shuffle,
-            "seed": seed,
-            "tol": self.tol * X.shape[1],
-            "adaptive": self.learning_rate == "adaptive",
-            "state": self._state,
-            "progress": self.verbose > 0,
-        }
-        try:
-            with callbacks(self, X, epochs) as callback:
-                options["callback"] = callback
-                if isinstance(X, Blocks):
-                    kinds = {"n_threads": self.n_threads, "dtype": self.params_.dtype}
-                    engine = X.engine(self.network_, **kinds, **data)
-                    return engine.train(self.params_, **options)
-                return train(self.params_, X, engine=self._engine(), index=index, **data, **options)
-        except DivergenceError as error:
-            raise DivergenceError(
-                str(error).replace("lower the learning rate", "lower learning_rate_init")
-            ) from None
+    def _validation_loss(self, rows: RowSource) -> Callable[[Parameters], float]:
+        """A function that gives the loss of these rows at given parameters."""
 
-    def _minimize(
-        self, X: Here, index: np.ndarray | None, seed: int, validate: Any, patience: int | None
-    ) -> History:
-        with callbacks(self, X, self.max_iter) as callback:
-            return lbfgs.minimize(
-                self.params_,
-                X,
-                engine=self._engine(),
-                max_iter=self.max_iter,
-                index=index,
-                seed=seed,
-                shift=self.shift_,
-                scale=self.scale_,
-                objective=self._objective(),
-                max_slope=self.tol,
-                validate=validate,
-                patience=patience,
-                tol=self.tol * X.shape[1],
-                state=self._state,
+        def validate(params: Parameters) -> float:
+            return rows.mean_over_rows(partial(self._model_for(rows)._errors, params=params)) / 2
+
+        return validate
+
+    def _train(self, rows: RowSource, **options: Any) -> History:
+        """By epochs or by L-BFGS; options are those of ``TrainingOptions`` that are not settings."""
+        batch_size = rows.default_batch_size if self.batch_size == "auto" else int(self.batch_size)
+        data: dict[str, Any] = {"shift": self.shift_, "scale": self.scale_, "objective": self._objective()}
+        with callbacks(self, rows, options["epochs"]) as callback:
+            asked = TrainingOptions(
+                **options,
+                batch_size=batch_size,
+                shuffle=self.shuffle,
+                tol=self.tol * rows.shape[1],
+                adaptive=self.learning_rate == "adaptive" and self.solver != "lbfgs",
                 callback=callback,
                 progress=self.verbose > 0,
             )
+            if self.solver == "lbfgs":
+                local = cast(Rows, rows)
+                return lbfgs.minimize(
+                    self.params_, local, self._state, asked, engine=self._engine(), max_slope=self.tol, **data
+                )
+            optimizer = self._optimizer(len(rows), -(-len(rows) // min(batch_size, len(rows))))
+            data |= {"engine": self._engine, "n_threads": self.n_threads}
+            try:
+                return train_on(rows, self.params_, optimizer, self._state, asked, **data)
+            except DivergenceError as error:
+                raise DivergenceError(
+                    str(error).replace("lower the learning rate", "lower learning_rate_init")
+                ) from None
 
     def _finish(self, history: History) -> None:
         self.loss_curve_, self.validation_loss_curve_ = history.loss, history.validation_loss

@@ -1,17 +1,17 @@
-"""Callbacks: the user's own, and scikit-learn's from version 1.9 on."""
+"""Callbacks: the user's, and from version 1.9 on scikit-learn's."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fastae.estimator.inputs import Data
+from fastae.data.row_source import RowSource
 from fastae.training.history import Epoch
 
 
 @contextmanager
-def callbacks(model: Any, X: Data, epochs: int) -> Iterator[Callable[[Epoch], bool] | None]:
-    """The user's callback and scikit-learn's, as one; None where there is neither."""
-    context = None
+def callbacks(model: Any, rows: RowSource, epochs: int) -> Iterator[Callable[[Epoch], bool] | None]:
+    """The user's callback and scikit-learn's, as one; None if there are none."""
+    context, X = None, getattr(rows, "array", rows)
     if getattr(model, "_skl_callbacks", None):
         context = model._init_callback_context(max_subtasks=epochs)
         context.call_on_fit_task_begin(estimator=model, X=X)

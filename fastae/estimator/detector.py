@@ -9,15 +9,10 @@ import numpy as np
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
-from fastae.distributed.partitions import Blocks
 from fastae.estimator.autoencoder import Autoencoder, goes_by_steps
-from fastae.estimator.inputs import check_here, in_blocks, parts
+from fastae.estimator.inputs import check, check_here, in_partitions
 from fastae.estimator.lazily import also_lazily
 from fastae.estimator.sklearn_types import OutlierMixin, available_if
-
-
-def _scores(block: np.ndarray, model: "AutoencoderDetector") -> np.ndarray:
-    return model.score_samples(block) if len(block) else np.empty(0)
 
 
 @dataclass(eq=False, repr=False)
@@ -79,7 +74,7 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         ValueError, OSError, DivergenceError
             As ``Autoencoder.fit``.
         """
-        X = in_blocks(X)  # here, so that it is loaded once
+        X = in_partitions(X)  # here, so that a Dask collection is computed once
         super().fit(X, y, X_val=X_val, checkpoint=checkpoint, resume=resume)
         return self.set_threshold(contamination=self.contamination, X=X)
 
@@ -104,7 +99,7 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         AttributeError, ValueError, DivergenceError
             As ``Autoencoder.partial_fit``.
         """
-        X = in_blocks(X)
+        X = in_partitions(X)
         super().partial_fit(X, y)
         return self.set_threshold(contamination=self.contamination, X=X)
 
@@ -141,20 +136,17 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         """
         check_is_fitted(self)
         if (error is None) == (contamination is None):
-            raise ValueError("set_threshold takes either error, or contamination with X")
+            raise ValueError("set_threshold needs either error, or contamination with X")
         if error is not None:
             if not error >= 0 or X is not None:
-                raise ValueError(f"error must not be negative, and comes without X, got {error!r}")
+                raise ValueError(f"error must not be negative, and cannot be combined with X, got {error!r}")
             self.offset_ = -float(error)
             return self
         if X is None or not 0 < float(contamination or 0) <= 0.5:
-            raise ValueError(f"contamination must be in (0, 0.5] and come with X, got {contamination!r}")
-        X = in_blocks(X)
-        if isinstance(X, Blocks):
-            scores = np.concatenate(X.each(_scores, self.for_one_thread()))
-        else:
-            scores = self.score_samples(X)
-        self.offset_ = float(np.percentile(scores, 100.0 * float(contamination or 0)))
+            raise ValueError(f"contamination must be in (0, 0.5], and needs X, got {contamination!r}")
+        rows = check(self, X)
+        errors = rows.map_rows(self._model_for(rows)._mean_errors_of)
+        self.offset_ = float(np.percentile(-errors, 100.0 * float(contamination or 0)))
         return self
 
     @also_lazily
@@ -226,18 +218,18 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         ValueError
             `top` is not an integer of at least 1.
         """
-        X = check_here(self, X)
+        rows = check_here(self, X)
         if top < 1 or top % 1:
             raise ValueError(f"top must be an integer of at least 1, got {top!r}")
-        shape = (len(X), min(int(top), X.shape[1]))
+        shape = (len(rows), min(int(top), rows.shape[1]))
         features, shares, first = np.empty(shape, np.intp), np.empty(shape), 0
-        for block in parts(self, X):
-            error = self._cell_errors(block)
+        for part in rows.slices():
+            error = self._cell_errors(part)
             worst = np.argsort(-error, axis=1, kind="stable")[:, : int(top)]
             total = error.sum(axis=1, keepdims=True)
-            part = slice(first, first + len(block))
-            features[part] = worst
-            shares[part] = np.take_along_axis(error, worst, axis=1) / np.where(total > 0, total, 1)
-            first += len(block)
+            here = slice(first, first + len(part))
+            features[here] = worst
+            shares[here] = np.take_along_axis(error, worst, axis=1) / np.where(total > 0, total, 1)
+            first += len(part)
         names = getattr(self, "feature_names_in_", None)
         return (features if names is None else np.asarray(names, object)[features]), shares

@@ -7,8 +7,9 @@ import numpy as np
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from fastae.data.column_statistics import ColumnStatistics
+from fastae.data.row_source import Rows, RowSource
 from fastae.engine.engine import Engine
-from fastae.estimator.inputs import Here, check_here, over, parts
+from fastae.estimator.inputs import check_here
 from fastae.estimator.lazily import also_lazily
 from fastae.estimator.settings import Settings
 from fastae.estimator.sklearn_types import ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -40,8 +41,9 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
             Codes in the model's dtype; k is the last of `hidden_layer_sizes`. For a Dask collection, a lazy Dask
             array.
         """
-        X = check_here(self, X)
-        return over(self, X, lambda block: self._engine().encode(self.params_, block, **self._in()))
+        return check_here(self, X).map_rows(
+            lambda rows: self._engine().encode(self.params_, rows, **self._in())
+        )
 
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Reconstruct rows from their codes.
@@ -82,7 +84,7 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
             Reconstructions in the scale of the data and the model's dtype. Missing cells are filled in. For a Dask
             collection, a lazy Dask array.
         """
-        return over(self, check_here(self, X), self._reconstruct)
+        return check_here(self, X).map_rows(self._reconstruct)
 
     @also_lazily
     def reconstruction_error(self, X: Any, *, per_feature: bool = False) -> np.ndarray:
@@ -101,12 +103,12 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
             Errors. Missing cells have an error of 0 and do not count in the mean. For a Dask collection, a lazy Dask
             array.
         """
-        X = check_here(self, X)
+        rows = check_here(self, X)
         weight = None if self.scale_ is None else 1 / np.square(self.scale_)
         if per_feature:
             cell = 1 if weight is None else weight
-            return over(self, X, lambda block: self._cell_errors(block) * cell)
-        return self._mean_errors(X, weight)
+            return rows.map_rows(lambda part: self._cell_errors(part) * cell)
+        return self._mean_errors(rows, weight)
 
     def score(self, X: Any, y: Any = None) -> float:
         """Compute R^2 of the reconstruction, averaged over features.
@@ -123,27 +125,31 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         float
             1 for a perfect reconstruction; 0 for one no better than each feature's mean.
         """
-        X = check_here(self, X)
-        seen, left = ColumnStatistics(X.shape[1]), np.zeros(X.shape[1])
-        for block in parts(self, X):
-            seen.add(block)
-            left += self._cell_errors(block).sum(axis=0)
-        spread = seen.square if self.scale_ is None else seen.square * np.square(self.scale_)
-        varies = seen.most > seen.least
-        return float(np.mean(np.where(varies, 1 - left / np.where(varies, spread, 1), left == 0)))
+        rows = check_here(self, X)
+        statistics, error = ColumnStatistics(rows.shape[1]), np.zeros(rows.shape[1])
+        for part in rows.slices():
+            statistics.add(part)
+            error += self._cell_errors(part).sum(axis=0)
+        spread = statistics.square * (1 if self.scale_ is None else np.square(self.scale_))
+        varies = statistics.most > statistics.least
+        return float(np.mean(np.where(varies, 1 - error / np.where(varies, spread, 1), error == 0)))
 
     # -- within -----------------------------------------------------------------------------------------------
 
     def for_one_thread(self) -> Self:
-        """A copy to be run on blocks, arrays without names, one by each of many threads."""
-        made: Self = copy.copy(self)
-        made.n_threads, made.callback = 1, None
+        """A copy that uses one thread, to apply to partitions, arrays without names, by many threads at once."""
+        model: Self = copy.copy(self)
+        model.n_threads, model.callback = 1, None
         for name in ("_kept_engine", "_engine_key", "feature_names_in_"):
-            made.__dict__.pop(name, None)
-        return made
+            model.__dict__.pop(name, None)
+        return model
+
+    def _model_for(self, rows: RowSource) -> Self:
+        """The model to apply to these rows: to rows elsewhere, partition by partition, the one for one thread."""
+        return self if rows.is_local else self.for_one_thread()
 
     def _engine(self) -> Engine:
-        """The engine of these parameters; made when first used, and not part of the model."""
+        """The engine for these parameters; created when first used, and not saved with the model."""
         key = (self.params_.network, self.n_threads, self.params_.dtype)
         if getattr(self, "_engine_key", None) != key:
             self._kept_engine, self._engine_key = Engine(*key), key
@@ -170,27 +176,24 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
     def _cell_errors(self, X: np.ndarray) -> np.ndarray:
         """Squared error of each cell in float64, in the scale the network sees; 0 for missing ones."""
         xhat = self._engine().reconstruct(self.params_, X, **self._in())
-        seen = X.astype(np.float64) if self.scale_ is None else (X - self.shift_) * self.scale_
-        error: np.ndarray = np.square(xhat - seen)
+        x = X.astype(np.float64) if self.scale_ is None else (X - self.shift_) * self.scale_
+        error: np.ndarray = np.square(xhat - x)
         return np.where(np.isnan(X), 0.0, error) if self.missing else error
 
-    def _errors(
-        self, X: Here, index: Any, params: Parameters, column_weight: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Sum of squared errors by row, in the scale the network sees, or in that which `column_weight` makes."""
-        options = {"index": index, "column_weight": column_weight, **self._in()}
-        return over(self, X, lambda block: self._engine().errors(params, block, **options))
+    def _errors(self, X: np.ndarray, index: np.ndarray | None, params: Parameters) -> np.ndarray:
+        """Sum of squared errors of each row, or each in `index`, in the scale the network sees."""
+        return self._engine().errors(params, X, index=index, **self._in())
 
-    def _mean_errors(self, X: Here, column_weight: np.ndarray | None = None) -> np.ndarray:
-        """Mean over the cells that are not missing of each row's squared error."""
+    def _mean_errors(self, rows: Rows, column_weight: np.ndarray | None = None) -> np.ndarray:
+        """Mean over the cells that are not missing of each row's squared error, times `column_weight`."""
+        return rows.map_rows(lambda part: self._mean_errors_of(part, column_weight))
 
-        def mean(block: np.ndarray) -> np.ndarray:
-            cells: Any = block.shape[1]
-            if self.missing:
-                cells = np.maximum((~np.isnan(block)).sum(axis=1), 1)
-            return np.asarray(self._errors(block, None, self.params_, column_weight) / cells)
-
-        return over(self, X, mean)
+    def _mean_errors_of(self, X: np.ndarray, column_weight: np.ndarray | None = None) -> np.ndarray:
+        cells: Any = X.shape[1]
+        if self.missing:
+            cells = np.maximum((~np.isnan(X)).sum(axis=1), 1)
+        errors = self._engine().errors(self.params_, X, column_weight=column_weight, **self._in())
+        return np.asarray(errors / cells)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -1,4 +1,4 @@
-"""What a fitted model does with a Dask collection: a lazy Dask array, made on the workers block by block."""
+"""Methods of a fitted model on Dask collections: lazy Dask arrays, computed on the workers partition by partition."""
 
 from collections.abc import Callable
 from functools import partial, wraps
@@ -14,7 +14,7 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def also_lazily(method: _Method) -> _Method:
-    """For a Dask array or DataFrame, a lazy Dask array of the results of its blocks."""
+    """For a Dask array or DataFrame, return a lazy Dask array of the method's results."""
 
     @wraps(method)
     def call(self: Any, X: Any, **options: Any) -> Any:
@@ -27,7 +27,7 @@ def also_lazily(method: _Method) -> _Method:
 
 
 def _map_rows(model: Any, method: str, X: Any, **options: Any) -> Any:
-    """A lazy Dask array of what a fitted model's method makes of each block of a Dask array or DataFrame."""
+    """A lazy Dask array of the results of a fitted model's method, partition by partition."""
     from fastae.distributed.dask.partitions import in_rows, names_of
 
     check_columns(model, X.shape[1], names_of(X))
@@ -41,7 +41,7 @@ def _map_rows(model: Any, method: str, X: Any, **options: Any) -> Any:
     )
 
 
-def _apply(model: Any, method: str, block: np.ndarray, options: dict[str, Any]) -> Any:
-    if not len(block):
-        return _apply(model, method, np.zeros((1, block.shape[1]), block.dtype), options)[:0]
-    return getattr(model.for_one_thread(), method)(block, **options)
+def _apply(model: Any, method: str, rows: np.ndarray, options: dict[str, Any]) -> Any:
+    if not len(rows):
+        return _apply(model, method, np.zeros((1, rows.shape[1]), rows.dtype), options)[:0]
+    return getattr(model.for_one_thread(), method)(rows, **options)

@@ -12,7 +12,7 @@ from fastae.estimator import onnx_export
 from fastae.network import Parameters
 from fastae.optimizers import State
 
-_TENSORS = ("params_", "network_", "shift_", "scale_")  # fitted attributes that are not for JSON
+_TENSORS = ("params_", "network_", "shift_", "scale_")  # fitted attributes that are not stored as JSON
 
 
 class ModelFiles:
@@ -119,12 +119,12 @@ class ModelFiles:
             The file cannot be written; an existing file stays as it was.
         """
         check_is_fitted(self)
-        made = onnx_export.build(self).SerializeToString()
+        graph = onnx_export.build(self).SerializeToString()
         with storage.written_whole(path) as file:
-            file.write_bytes(made)
+            file.write_bytes(graph)
 
     def _settings(self: Any) -> dict[str, Any]:
-        """The constructor's arguments, as far as a file can hold them."""
+        """The constructor's arguments; those that a file cannot hold are None."""
         return {
             name: None if name == "callback" or isinstance(value, np.random.RandomState) else value
             for name, value in self.get_params(deep=False).items()
@@ -132,5 +132,5 @@ class ModelFiles:
 
 
 def _family(kind: type[Any]) -> list[type[Any]]:
-    """A class and all that derive from it."""
+    """A class and all classes derived from it."""
     return [kind, *(member for derived in kind.__subclasses__() for member in _family(derived))]

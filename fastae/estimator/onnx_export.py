@@ -1,19 +1,19 @@
-"""An estimator as an ONNX graph (the ``onnx`` extra, which is imported when one is made)."""
+"""A fitted estimator as an ONNX graph (extra ``onnx``, imported only when a graph is built)."""
 
 import itertools
 from typing import Any
 
 import numpy as np
 
-OPSET, IR = 17, 8  # of 2022: what runtimes in use can read
+OPSET, IR = 17, 8  # of 2022, so that older runtimes can read the graph
 _OPERATORS = {"sigmoid": "Sigmoid", "tanh": "Tanh", "relu": "Relu"}
 
 
 def build(model: Any) -> Any:
-    """The ``onnx.ModelProto`` of a fitted estimator: what it does with rows `X`, from the data's scale and back to it.
+    """The ``onnx.ModelProto`` of a fitted estimator.
 
-    Input is `X` of shape (rows, n) and the model's dtype; outputs are `code` (rows, k) and `reconstruction` (rows, n),
-    of a detector `score` and `decision` (rows,) too.
+    The input is `X` of shape (rows, n), in the model's dtype and the scale of the data. The outputs are `code` of shape
+    (rows, k) and `reconstruction` of shape (rows, n); for a detector also `score` and `decision`, of shape (rows,).
     """
     try:
         import onnx
@@ -34,7 +34,7 @@ def build(model: Any) -> Any:
         return output
 
     x, scaled = "X", model.scale_ is not None
-    if scaled:  # in float64 and rounded once, as the engine does
+    if scaled:  # in float64, rounded once, as in the engine
         shift, scale = constant(model.shift_, np.float64), constant(model.scale_, np.float64)
         x = node("Cast", x, to=onnx.TensorProto.DOUBLE)
         x = node("Cast", node("Mul", node("Sub", x, shift), scale), to=kind)
@@ -50,10 +50,10 @@ def build(model: Any) -> Any:
             h = node(_OPERATORS[activation], h)
         if layer == network.code_layer:
             node("Identity", h, output="code")
-    back = h
+    reconstruction = h
     if scaled:
-        back = node("Add", node("Div", h, constant(model.scale_)), constant(model.shift_))
-    node("Identity", back, output="reconstruction")
+        reconstruction = node("Add", node("Div", h, constant(model.scale_)), constant(model.shift_))
+    node("Identity", reconstruction, output="reconstruction")
     shapes = {
         "code": ["rows", network.widths[network.code_layer]],
         "reconstruction": ["rows", network.widths[-1]],
@@ -77,8 +77,8 @@ def build(model: Any) -> Any:
         [helper.make_tensor_value_info(name, kind, shape) for name, shape in shapes.items()],
         constants,
     )
-    made = helper.make_model(
+    model_proto = helper.make_model(
         graph, producer_name="fastae", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR
     )
-    onnx.checker.check_model(made)
-    return made
+    onnx.checker.check_model(model_proto)
+    return model_proto

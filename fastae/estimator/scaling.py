@@ -1,31 +1,22 @@
-"""The scale that the network sees columns in."""
+"""The scale in which the network sees the columns."""
 
 from typing import Any
 
 import numpy as np
 
-from fastae.data.column_statistics import ColumnStatistics
-from fastae.distributed.partitions import Blocks
-from fastae.estimator.inputs import Data, parts
+from fastae.data.row_source import RowSource
 
 
-def shift_and_scale(model: Any, X: Data, index: np.ndarray | None) -> tuple[Any, Any]:
-    """By the model's `scale`, of each column over the rows in `index`: the network sees (X - shift) * scale."""
+def shift_and_scale(model: Any, X: RowSource) -> tuple[Any, Any]:
+    """Shift and scale of each column, by the model's `scale`: the network sees (X - shift) * scale."""
     if model.scale is None:
         return None, None
-    seen = ColumnStatistics(X.shape[1])
-    if isinstance(X, Blocks):
-        for some in X.each(ColumnStatistics.of):
-            seen.merge(some)
-    else:
-        for block in parts(model, X, index):
-            seen.add(block)
+    statistics = X.column_statistics()
     if model.scale == "minmax":
-        shift, spread = seen.least, seen.most - seen.least
+        shift, spread = statistics.least, statistics.most - statistics.least
     else:
-        shift, spread = seen.mean, np.sqrt(seen.square / np.maximum(seen.count, 1))
-        # A column of one value has a spread of nothing but rounding; the bound is scikit-learn's.
-        rows = len(X) if index is None else len(index)
-        spread[spread <= rows * np.finfo(np.float64).eps * np.abs(shift)] = 0
+        shift, spread = statistics.mean, np.sqrt(statistics.square / np.maximum(statistics.count, 1))
+        # The spread of a constant column is only rounding; the bound is scikit-learn's.
+        spread[spread <= len(X) * np.finfo(np.float64).eps * np.abs(shift)] = 0
     shift = np.nan_to_num(shift)
     return shift, 1 / np.where(np.nan_to_num(spread) > 0, np.nan_to_num(spread), 1)

@@ -1,6 +1,6 @@
-"""Checkpoint: the file from which an interrupted training run goes on, to the same bits as if nothing had happened.
+"""Checkpoint: the file from which an interrupted training run resumes, with the same bits as an uninterrupted run.
 
-It holds what the training loop holds between two epochs, and what the run was, so that another one is refused.
+It holds the state of the training loop between two epochs, and the settings of the run, so that another run is refused.
 """
 
 import hashlib
@@ -18,24 +18,24 @@ from fastae.optimizers import State
 
 
 class Checkpoint:
-    """A checkpoint file and, where a run is resumed, what it held.
+    """A checkpoint file and, where a run is resumed, its content.
 
     Parameters
     ----------
     path : path
     resume : bool, default False
-        Go on from the file; where there is none, begin a run that writes it.
+        Resume from the file; if there is no such file, start a run that writes it.
 
     Raises
     ------
     OSError
-        No file can be made there.
+        A file cannot be written there.
     ValueError
-        The file to go on from is damaged, or no checkpoint.
+        The file to resume from is damaged, or is not a checkpoint.
     """
 
-    SECONDS = 5.0  # between two writes, at least: a kill takes back no more than that and an epoch
-    SHARE = 20  # times what the last write took, at least, between two writes
+    SECONDS = 5.0  # at least, between two writes: a kill loses no more than these and one epoch
+    SHARE = 20  # at least this many times the duration of the last write, between two writes
 
     def __init__(self, path: str | os.PathLike[str], resume: bool = False) -> None:
         self.path = os.fspath(path)
@@ -43,7 +43,7 @@ class Checkpoint:
         self._stored = storage.read(path) if resume and os.path.exists(path) else None
         if self._stored is not None and self._stored.kind != "Checkpoint":
             raise ValueError(f"{self.path} is a file of {self._stored.kind}, not of Checkpoint")
-        self.read_only = False  # of a process that takes part in a run that another one writes of
+        self.read_only = False  # for a process whose run is written by another process
         self._run: dict[str, Any] = {}
         self._due = time.perf_counter() + self.SECONDS
 
@@ -51,39 +51,39 @@ class Checkpoint:
     def at(
         cls, checkpoint: "str | os.PathLike[str] | Checkpoint | None", resume: bool
     ) -> "Checkpoint | None":
-        """The checkpoint that the arguments `checkpoint` and `resume` of a training function ask for."""
+        """The checkpoint for the arguments `checkpoint` and `resume` of a training function."""
         if checkpoint is None and resume:
-            raise ValueError("resume=True needs checkpoint, the file to go on from")
+            raise ValueError("resume=True needs checkpoint, the file to resume from")
         if checkpoint is None or isinstance(checkpoint, Checkpoint):
             return checkpoint
         return cls(checkpoint, resume)
 
-    # -- what the run is ------------------------------------------------------------------------------------------
+    # -- settings of the run --------------------------------------------------------------------------------------
 
     def keep(self, name: str, value: Any) -> Any:
-        """`value`, kept in the file; where a run is resumed, the one that was kept there."""
+        """Store `value` in the file and return it; where a run is resumed, return the value stored before."""
         if self._stored is not None:
             value = self._stored.about["run"].get(name)
         self._run[name] = value
         return value
 
     def agree(self, name: str, settings: dict[str, Any]) -> None:
-        """Keep `settings`; where a run is resumed, a difference is an error that says what was and what is."""
+        """Store `settings`; where a run is resumed, raise a ValueError that names the first one that differs."""
         now = json.loads(json.dumps(settings, default=_named))
         was = self.keep(name, now)
         if was is None:
-            raise ValueError(f"{self.path} is of another run: it has no settings of the {name}")
+            raise ValueError(f"{self.path} belongs to another run: it has no settings of the {name}")
         for setting, value in now.items():
             if was.get(setting) != value:
                 raise ValueError(
-                    f"{self.path} is of another run: {setting} was {was.get(setting)!r}, and is {value!r} now"
+                    f"{self.path} belongs to another run: {setting} was {was.get(setting)!r}, and is {value!r} now"
                 )
 
-    # -- where the run is -----------------------------------------------------------------------------------------
+    # -- state of the run -----------------------------------------------------------------------------------------
 
     @property
     def loop(self) -> dict[str, Any] | None:
-        """What the training loop gave to ``write``; None where no run is resumed."""
+        """The `loop` that was passed to ``write``; None where no run is resumed."""
         return None if self._stored is None else self._stored.about["loop"]
 
     @property
@@ -99,7 +99,7 @@ class Checkpoint:
         best: np.ndarray | None,
         loop: dict[str, Any],
     ) -> None:
-        """Write the file: `best` are the best parameters so far, as ``Parameters.flat``, `loop` is for JSON."""
+        """Write the file; `best` are the best parameters, as ``Parameters.flat``, and `loop` is stored as JSON."""
         if self.read_only:
             return
         began = time.perf_counter()
@@ -118,7 +118,7 @@ class Checkpoint:
         self._due = ended + max(self.SECONDS, self.SHARE * (ended - began))
 
     def restore(self, params: Parameters, state: State, generator: np.random.Generator) -> np.ndarray | None:
-        """Put parameters, state and generator back to where the run was; gives the `best` of then."""
+        """Restore parameters, state and generator from the file; returns `best`."""
         stored = self._stored
         assert stored is not None
         flat, moments = (
@@ -135,7 +135,7 @@ class Checkpoint:
 
 
 def _named(value: Any) -> Any:
-    """What settings are compared by: arrays by their digest, schedules and generators not at all."""
+    """The value by which a setting is compared: a digest for arrays, None for schedules and generators."""
     if isinstance(value, np.ndarray):
         digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]
         return f"{value.dtype} {value.shape} {digest}"

@@ -1,18 +1,19 @@
-"""Training on rows of this machine: epochs of mini-batch or full-batch gradient descent over an engine.
+"""Gradient descent on rows of this machine: arrays, and files that are read chunk by chunk.
 
-An epoch is one call of ``Engine.run_steps``, so that many small steps cost one jitted call; where rows keep their
-order and nobody watches, a call takes many epochs. ``epochs.py`` holds the loop.
+An epoch over an array is one call of ``Engine.run_steps``, so that many small steps cost one jitted call. Where rows
+keep their order and nothing happens between epochs, one call takes many epochs. The loop over epochs is in ``loop.py``.
 """
 
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import partial, singledispatch
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastae.checks import check_count, check_index
-from fastae.data.row_source import Rows
+from fastae.checks import check_count, check_index, check_matrix
+from fastae.data.row_source import ArrayRows, Rows
 from fastae.engine.engine import Engine
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
@@ -20,9 +21,10 @@ from fastae.optimizers import Optimizer, State
 from fastae.training.checkpoint import Checkpoint
 from fastae.training.history import DivergenceError, Epoch, History
 from fastae.training.loop import check_start, descend, draw_noise_seed
+from fastae.training.options import TrainingOptions
 from fastae.training.streaming import run_epoch
 
-__all__ = ["DivergenceError", "Epoch", "History", "train"]
+__all__ = ["DivergenceError", "Epoch", "History", "train", "train_on"]
 
 
 def train(
@@ -128,73 +130,11 @@ def train(
     optimizer, state = check_start(params, optimizer, state)
     if not isinstance(objective, Objective):
         raise TypeError(f"objective must be an Objective, got {objective!r}")
-    X = X.resident() if isinstance(X, Rows) else np.asarray(X)
-    streamed = isinstance(X, Rows)
-    if streamed and (index is not None or sample_weight is not None):
-        raise ValueError("index and sample_weight need X in memory, but X is Rows of many blocks")
-    rows = X.shape[0] if len(X.shape) else 0
-    if index is not None:
-        index = check_index(index, rows)
-        rows = index.size
-    if batch_size is not None:
-        check_count("batch_size", batch_size)
-    batch = min(batch_size or rows, rows)
-    engine = Engine(params.network, dtype=params.dtype) if engine is None else engine
-    generator = np.random.default_rng(seed)
-    noise_seed = draw_noise_seed(generator, objective)
-    shuffle = shuffle and batch < rows
-    checkpoint = Checkpoint.at(checkpoint, resume)
-    if checkpoint is not None:
-        settings = {
-            "X.shape": X.shape, "network": params.network, "dtype": params.dtype, "objective": objective,
-            "optimizer": optimizer, "batch_size": batch, "shuffle": shuffle, "seed": seed, "patience": patience,
-            "tol": tol, "adaptive": adaptive, "validate": validate is not None, "index": index, "shift": shift,
-            "scale": scale, "sample_weight": sample_weight,
-            "X.block_bytes": getattr(X, "block_bytes", None),
-        }  # fmt: skip
-        checkpoint.agree("training", settings)
-        noise_seed = checkpoint.keep("noise_seed", noise_seed)
-    gradient = Parameters(params.network, params.dtype)
-
-    def run(rates: np.ndarray) -> np.ndarray:
-        run_steps: Callable[..., np.ndarray]
-        if streamed:
-            run_steps = partial(run_epoch, engine, generator=generator if shuffle else None)
-        else:
-            order = index
-            if shuffle:
-                drawn = generator.permutation(rows)
-                order = drawn if index is None else index[drawn]
-            run_steps = partial(engine.run_steps, index=order, sample_weight=sample_weight)
-        return run_steps(
-            params,
-            X,
-            gradient=gradient,
-            shift=shift,
-            scale=scale,
-            batch_size=batch,
-            optimizer=optimizer,
-            state=state,
-            rates=rates,
-            objective=objective,
-            seed=noise_seed,
-            epoch=state.epochs,
-        )
-
-    def is_finite() -> bool:
-        blocks = X if isinstance(X, Rows) else [X]
-        least, most = (np.fmin, np.fmax) if objective.missing else (np.minimum, np.maximum)  # NaN or not
-        return all(np.isfinite([f.reduce(block, axis=None) for f in (least, most)]).all() for block in blocks)
-
-    return descend(
-        params,
-        run,
-        rows=rows,
-        steps_per_epoch=-(-rows // max(batch, 1)),
-        optimizer=optimizer,
-        state=state,
+    options = TrainingOptions(
         epochs=epochs,
-        many_epochs_a_run=not shuffle and not streamed,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
         validate=validate,
         patience=patience,
         tol=tol,
@@ -202,6 +142,112 @@ def train(
         callback=callback,
         progress=progress,
         checkpoint=checkpoint,
+        resume=resume,
+    )
+    return train_on(
+        _rows(X, params.network.widths[0], index, sample_weight),
+        params,
+        optimizer,
+        state,
+        options,
+        engine=lambda: Engine(params.network, dtype=params.dtype) if engine is None else engine,
+        n_threads=None,
+        shift=shift,
+        scale=scale,
+        objective=objective,
+        sample_weight=sample_weight,
+    )
+
+
+def _rows(X: "npt.ArrayLike | Rows", columns: int, index: Any, sample_weight: Any) -> Rows:
+    """The rows of `X`, or those in `index`; an array is not copied."""
+    if isinstance(X, Rows):
+        if X.in_memory:
+            X = X.resident()
+        elif index is not None or sample_weight is not None:
+            raise ValueError("index and sample_weight need X in memory, but X is Rows of many chunks")
+        else:
+            return X
+    array = check_matrix(X, columns, "X")
+    return ArrayRows(array, index=None if index is None else check_index(index, len(array)))
+
+
+@singledispatch
+def train_on(
+    source: Any,
+    params: Parameters,
+    optimizer: Optimizer,
+    state: State,
+    options: TrainingOptions,
+    *,
+    engine: Callable[[], Engine],
+    n_threads: int | None,
+    shift: npt.ArrayLike | None,
+    scale: npt.ArrayLike | None,
+    objective: Objective,
+    sample_weight: npt.ArrayLike | None = None,
+) -> History:
+    """As ``train``, for any kind of ``RowSource``; implementations for rows elsewhere are registered beside them.
+
+    Parameters
+    ----------
+    source : RowSource
+    engine : callable
+        Returns the engine to use where rows are on this machine.
+    n_threads : int or None
+        Threads of each machine, where rows are on several.
+    """
+    rows: Rows = source.loaded()
+    batch = options.batch_size
+    if batch is not None:
+        check_count("batch_size", batch)
+    batch = min(batch or len(rows), len(rows))
+    shuffle = options.shuffle and batch < len(rows)
+    local_engine = engine()
+    generator = np.random.default_rng(options.seed)
+    noise_seed = draw_noise_seed(generator, objective)
+    checkpoint = options.open_checkpoint()
+    if checkpoint is not None:
+        data = {"shift": shift, "scale": scale, "sample_weight": sample_weight}
+        used = {"batch_size": batch, "shuffle": shuffle}
+        settings = rows.settings() | options.settings(params, optimizer, objective) | used | data
+        checkpoint.agree("training", settings)
+        noise_seed = checkpoint.keep("noise_seed", noise_seed)
+    weights: dict[str, Any] = {} if sample_weight is None else {"sample_weight": sample_weight}
+    run_rows = partial(
+        run_epoch,
+        local_engine,
+        params,
+        rows,
+        gradient=Parameters(params.network, params.dtype),
+        batch_size=batch,
+        optimizer=optimizer,
+        state=state,
+        generator=generator if shuffle else None,
+        objective=objective,
+        shift=shift,
+        scale=scale,
+        seed=noise_seed,
+        **weights,
+    )
+
+    def is_finite() -> bool:
+        least, most = (np.fmin, np.fmax) if objective.missing else (np.minimum, np.maximum)  # of NaN, or not
+        return all(
+            np.isfinite([extreme.reduce(chunk.rows, axis=None) for extreme in (least, most)]).all()
+            for chunk in rows.chunks()
+        )
+
+    return descend(
+        params,
+        lambda rates: run_rows(rates=rates, epoch=state.epochs),
+        rows=len(rows),
+        steps_per_epoch=-(-len(rows) // max(batch, 1)),
+        optimizer=optimizer,
+        state=state,
+        options=options,
+        checkpoint=checkpoint,
         generator=generator,
+        many_epochs_per_run=rows.in_memory and not shuffle,
         is_finite=is_finite,
     )

@@ -1,4 +1,4 @@
-"""What training tells: each epoch, the whole run, and that it diverged."""
+"""What training reports: each epoch, the whole run, and a divergence."""
 
 from dataclasses import dataclass, field
 

@@ -1,6 +1,7 @@
-"""The loop over epochs, without the data: learning rates, stopping, validation, checkpoints, and what diverged.
+"""The loop over epochs, without the data: learning rates, checkpoints, and what to do after a divergence.
 
-Rows of an array, of a file and of other machines are all trained on by this one loop: its callers take the steps.
+This one loop serves rows of arrays, of files and on other machines: its callers take the steps. What happens between
+two epochs is in ``watch.py``.
 """
 
 import time
@@ -13,17 +14,19 @@ from fastae.network import Parameters
 from fastae.objective import Objective
 from fastae.optimizers import Adam, Optimizer, State
 from fastae.training.checkpoint import Checkpoint
-from fastae.training.history import DivergenceError, Epoch, History
+from fastae.training.history import DivergenceError, History
+from fastae.training.options import TrainingOptions
 from fastae.training.progress import progress_bar
+from fastae.training.watch import Watch
 
-# Unshuffled and unwatched: what a divergence, or Ctrl-C, takes back at most
-EPOCHS_A_CALL, STEPS_A_CALL = 64, 1000
+# At most as many in one run, without shuffling and watching: a divergence, or Ctrl-C, takes back the whole run
+EPOCHS_PER_RUN, STEPS_PER_RUN = 64, 1000
 
 
 def check_start(
     params: Parameters, optimizer: Optimizer | None, state: State | None
 ) -> tuple[Optimizer, State]:
-    """The optimizer and the state to begin with, checked against `params`; Adam and a new state where they are None."""
+    """The optimizer and the state to begin with, checked against `params`; Adam and a new state by default."""
     if not isinstance(params, Parameters):
         raise TypeError(f"params must be Parameters, got {type(params).__name__}")
     optimizer = Adam() if optimizer is None else optimizer
@@ -37,7 +40,7 @@ def check_start(
 
 
 def draw_noise_seed(generator: np.random.Generator, objective: Objective) -> int:
-    """What the noise is drawn by; the generator's own numbers stay as they are."""
+    """A seed for the noise; the generator's own stream of numbers is not advanced."""
     return int(generator.spawn(1)[0].integers(1 << 63)) if objective.noise else 0
 
 
@@ -49,76 +52,84 @@ def descend(
     steps_per_epoch: int,
     optimizer: Optimizer,
     state: State,
-    epochs: int,
-    many_epochs_a_run: bool = False,
-    validate: Callable[[Parameters], float] | None = None,
-    patience: int | None = None,
-    tol: float = 0.0,
-    adaptive: bool = False,
-    callback: Callable[[Epoch], bool | None] | None = None,
-    progress: bool = False,
-    checkpoint: Checkpoint | None = None,
+    options: TrainingOptions,
+    checkpoint: Checkpoint | None,
     generator: np.random.Generator,
+    many_epochs_per_run: bool = False,
     is_finite: Callable[[], bool] = lambda: True,
 ) -> History:
-    """The epochs of ``train``, wherever the rows are: `run` takes the steps, this keeps the books.
+    """The epochs of ``train``, wherever the rows are: `run` takes the steps, and this function does the rest.
 
-    `run` is given the learning rates of the steps of one whole epoch, or with `many_epochs_a_run` of several. It takes
-    these steps, changing `params` and ``state.moments`` in place, and returns (steps, 2): each step's loss before it
-    and the sum of its rows' weights, no further than the first loss that is not finite. `is_finite` says whether the
-    data are; a checkpoint keeps the state of `generator`. The other options, and what is returned and raised, are
-    ``train``'s.
+    Parameters
+    ----------
+    run : callable
+        Given the learning rates of all steps of one epoch, takes these steps: changes `params` and ``state.moments`` in
+        place. Returns an array of shape (steps, 2): the loss before each step, and the sum of its rows' weights; it
+        ends at the first loss that is not finite.
+    rows, steps_per_epoch : int
+        Of one epoch.
+    generator : numpy.random.Generator
+        What `run` draws from; its state is part of the checkpoint.
+    many_epochs_per_run : bool, default False
+        `run` may be given the learning rates of several epochs.
+    is_finite : callable, optional
+        Whether the data are finite, asked after a divergence.
+    params, optimizer, state, options, checkpoint
+        As for ``train``, which also says what is returned and raised.
     """
+    epochs = options.epochs
     check_count("epochs", epochs)
-    if patience is not None:
-        check_count("patience", patience)
-    watched = callback is not None or progress or validate is not None or patience is not None
-    epochs_a_run = 1
-    if many_epochs_a_run and not watched:
-        epochs_a_run = max(1, min(EPOCHS_A_CALL, STEPS_A_CALL // max(steps_per_epoch, 1)))
+    if options.patience is not None:
+        check_count("patience", options.patience)
+    epochs_per_run = 1
+    if many_epochs_per_run and not options.watched:
+        epochs_per_run = max(1, min(EPOCHS_PER_RUN, STEPS_PER_RUN // max(steps_per_epoch, 1)))
 
-    history = History(state)
-    best, best_flat, best_epoch, stale, factor = np.inf, None, 0, 0, 1.0
+    history, best_flat = History(state), None
+    resumed = checkpoint is not None and checkpoint.loop is not None
     if checkpoint is not None and checkpoint.loop is not None:
+        stored_watch = checkpoint.loop["watch"]
         history = _resumed(checkpoint, state, optimizer, epochs)
-        best, best_epoch, stale, factor = checkpoint.loop["watch"]
         best_flat = checkpoint.restore(params, state, generator)
-    kept = _Kept(params, state)
+    rollback = _Rollback(params, state)
     began = time.perf_counter() - history.seconds
 
     def write_checkpoint(checkpoint: Checkpoint) -> None:
         loop = {
-            "watch": (best, best_epoch, stale, factor),
+            "watch": watch.stored,
             "history": {name: value for name, value in vars(history).items() if name != "state"},
             "rate": (state.steps - 1, optimizer.rates(state.steps - 1, 1)[0]),
         }
-        checkpoint.write(params, state, generator, best_flat, loop)
+        checkpoint.write(params, state, generator, watch.best_flat, loop)
 
-    with progress_bar(progress, epochs, rows) as show:
+    with progress_bar(options.progress, epochs, rows) as show:
+        watch = Watch(options, params, history, show)
+        if resumed:
+            watch.stored, watch.best_flat = stored_watch, best_flat
         while len(history.loss) < epochs and history.stop_reason != "tol":
             if checkpoint is not None and history.loss and checkpoint.due:
                 write_checkpoint(checkpoint)
-            count = min(epochs_a_run, epochs - len(history.loss))
-            if checkpoint is not None:  # a call should not outlast the time between two writes
+            count = min(epochs_per_run, epochs - len(history.loss))
+            if checkpoint is not None:  # a run should not outlast the time between two writes
                 in_time = len(history.loss) * checkpoint.SECONDS / max(history.seconds, 1e-9)
                 count = max(1, min(count, int(in_time)))
-            rates = factor * optimizer.rates(state.steps, count * steps_per_epoch)
-            kept.before()
+            rates = watch.factor * optimizer.rates(state.steps, count * steps_per_epoch)
+            rollback.save()
             drawn_from = generator.bit_generator.state
             try:
                 losses = run(rates)
-            except BaseException:  # Ctrl-C too: whole epochs only, and a state that belongs to the parameters
-                kept.restore(first_step=False)
+            except BaseException:  # Ctrl-C too: keep whole epochs only, and a state that fits the parameters
+                rollback.restore(first_step=False)
                 if checkpoint is not None and history.loss:
                     generator.bit_generator.state = drawn_from
                     write_checkpoint(checkpoint)
                 raise
             bad = np.flatnonzero(~np.isfinite(losses[:, 0]))
             if bad.size:
-                kept.restore(first_step=bad[0] == 0)
+                rollback.restore(first_step=bad[0] == 0)
                 epoch = len(history.loss) + 1 + int(bad[0]) // steps_per_epoch
                 raise DivergenceError(
-                    _what_helps(epoch, float(rates[bad[0]]), bool(bad[0] == 0), kept, is_finite)
+                    _advice(epoch, float(rates[bad[0]]), bool(bad[0] == 0), params, is_finite)
                 )
             state.steps += rates.size
             state.epochs += count
@@ -128,89 +139,63 @@ def descend(
             history.rows += count * rows
             history.seconds = time.perf_counter() - began
             history.best_epoch = len(history.loss)
-            if not watched:
-                continue
-            watched_loss = history.loss[-1]
-            if validate is not None:
-                watched_loss = float(validate(params))
-                history.validation_loss.append(watched_loss)
-            stale = 0 if watched_loss <= best - tol else stale + 1
-            if watched_loss < best:
-                best = watched_loss
-                if validate is not None:
-                    best_flat, best_epoch = params.flat.copy(), len(history.loss)
-            done = Epoch(
-                len(history.loss),
-                epochs,
-                history.loss[-1],
-                history.learning_rate[-1],
-                history.seconds,
-                params,
-                history.validation_loss[-1] if validate is not None else None,
-            )
-            show(done)
-            if callback is not None and callback(done):
-                history.stop_reason = "callback"
+            if options.watched and watch.stops_after_epoch():
                 break
-            if patience is not None and stale > patience:
-                factor, stale = factor / 5, 0
-                if not adaptive or history.learning_rate[-1] <= 1e-6:
-                    history.stop_reason = "tol"
-                    break
     if checkpoint is not None:
         write_checkpoint(checkpoint)
-    if best_flat is not None:
-        params.flat[:], history.best_epoch = best_flat, best_epoch
+    watch.keep_best()
     return history
 
 
-class _Kept:
-    """Parameters and optimizer state to fall back on: those before this call of the engine, and before the last."""
+class _Rollback:
+    """Parameters and optimizer state to return to: those before this run of steps, and before the previous one."""
 
     def __init__(self, params: Parameters, state: State) -> None:
         self.params, self.state = params, state
-        self.calls = 0
+        self.runs = 0
         self._saved = [(params.flat.copy(), state.moments.copy(), state.steps) for _ in range(2)]
 
-    def before(self) -> None:
-        flat, moments, _ = self._saved[self.calls % 2]
+    def save(self) -> None:
+        """Called before each run."""
+        flat, moments, _ = self._saved[self.runs % 2]
         flat[:], moments[:] = self.params.flat, self.state.moments
-        self._saved[self.calls % 2] = flat, moments, self.state.steps
-        self.calls += 1
+        self._saved[self.runs % 2] = flat, moments, self.state.steps
+        self.runs += 1
 
     def restore(self, first_step: bool) -> None:
-        """To before this call or, where that already gave no finite loss, to before the one before."""
-        flat, moments, steps = self._saved[(self.calls - 1 - (first_step and self.calls > 1)) % 2]
+        """Return to before this run or, if its first loss was not finite, to before the previous run."""
+        flat, moments, steps = self._saved[(self.runs - 1 - (first_step and self.runs > 1)) % 2]
         self.params.flat[:], self.state.moments[:], self.state.steps = flat, moments, steps
 
 
 def _resumed(checkpoint: Checkpoint, state: State, optimizer: Optimizer, epochs: int) -> History:
-    """The history up to the checkpoint, if `epochs` and the learning rate's schedule let it go on."""
+    """The history up to the checkpoint; a ValueError if `epochs` or the learning rate schedule do not fit."""
     loop = checkpoint.loop or {}
     history = History(state, **loop["history"])
     if len(history.loss) > epochs:
-        raise ValueError(
-            f"{checkpoint.path} is of {len(history.loss)} epochs already, but {epochs} are asked for"
-        )
+        raise ValueError(f"{checkpoint.path} has {len(history.loss)} epochs already, but epochs is {epochs}")
     step, was = loop["rate"]
     if (rate := optimizer.rates(step, 1)[0]) != was:
         raise ValueError(
-            f"{checkpoint.path} is of another run: learning_rate was {was!r} in step {step}, "
+            f"{checkpoint.path} belongs to another run: learning_rate was {was!r} in step {step}, "
             f"and is {float(rate)!r} now"
         )
-    if history.stop_reason == "callback":  # what a callback stopped may go on
+    if history.stop_reason == "callback":  # a run that a callback stopped can be resumed
         history.stop_reason = "epochs"
     return history
 
 
-def _what_helps(epoch: int, rate: float, first_step: bool, kept: _Kept, is_finite: Callable[[], bool]) -> str:
-    said = f"the loss was not finite in epoch {epoch}, at learning rate {rate:.3g}"
+def _advice(
+    epoch: int, rate: float, first_step: bool, params: Parameters, is_finite: Callable[[], bool]
+) -> str:
+    """The message of a DivergenceError: when the loss was not finite, and what helps."""
+    when = f"the loss was not finite in epoch {epoch}, at learning rate {rate:.3g}"
     if epoch == 1 and first_step:
-        if not np.isfinite(kept.params.flat).all():
-            return f"{said}: params hold NaN or infinity; start from finite ones"
-        return f"{said}, before any step: X holds NaN or infinity, or values too large; clean or scale it"
+        if not np.isfinite(params.flat).all():
+            return f"{when}: params hold NaN or infinity; start from finite ones"
+        return f"{when}, before any step: X holds NaN or infinity, or values too large; clean or scale it"
     if not is_finite():
-        return f"{said}: X holds NaN or infinity; clean it. The parameters are back at the last finite loss"
+        return f"{when}: X holds NaN or infinity; clean it. The parameters are back at the last finite loss"
     return (
-        f"{said}: lower the learning rate, or scale the data. The parameters are back at the last finite loss"
+        f"{when}: lower the learning rate, or scale the data. The parameters are back at the last finite loss"
     )

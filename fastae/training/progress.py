@@ -1,4 +1,4 @@
-"""A progress bar for the terminal (rich, imported when one is shown)."""
+"""A progress bar for the terminal, drawn by rich, which is imported only if a bar is shown."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from fastae.training.history import Epoch
 
 @contextmanager
 def progress_bar(wanted: bool, epochs: int, rows: int) -> Iterator[Callable[[Epoch], None]]:
-    """A bar on stderr, moved by the function it gives; where it is not `wanted` that function does nothing."""
+    """Show a bar on stderr and yield the function that moves it; if not `wanted`, that function does nothing."""
     if not wanted:
         yield lambda epoch: None
         return
@@ -19,11 +19,11 @@ def progress_bar(wanted: bool, epochs: int, rows: int) -> Iterator[Callable[[Epo
         TextColumn("training"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[text]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=epochs, said="")
+        task = bar.add_task("training", total=epochs, text="")
         shown = 0.0
 
         def show(epoch: Epoch) -> None:
@@ -31,10 +31,10 @@ def progress_bar(wanted: bool, epochs: int, rows: int) -> Iterator[Callable[[Epo
             # an update costs as much as a small epoch
             if epoch.seconds - shown > 0.05 or epoch.number == epochs:
                 shown = epoch.seconds
-                said = f"loss {epoch.loss:.6g}"
+                text = f"loss {epoch.loss:.6g}"
                 if epoch.validation_loss is not None:
-                    said += f", validation {epoch.validation_loss:.6g}"
-                said += f", {epoch.number * rows / epoch.seconds:,.0f} rows/s"
-                bar.update(task, completed=epoch.number, said=said)
+                    text += f", validation {epoch.validation_loss:.6g}"
+                text += f", {epoch.number * rows / epoch.seconds:,.0f} rows/s"
+                bar.update(task, completed=epoch.number, text=text)
 
         yield show

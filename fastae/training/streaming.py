@@ -1,7 +1,8 @@
-"""An epoch over rows that are read block by block: ``Engine.run_steps`` for ``fastae.Rows``.
+"""The steps of an epoch over any ``Rows``: ``Engine.run_steps`` for arrays and for files that are read chunk by chunk.
 
-A batch that fits in a block is a step like any other. A larger one, such as all rows, is a step from the sums of its
-blocks' gradients: the same step, up to rounding.
+A batch that fits in a chunk is a step like any other; an array is one chunk, and all its steps are one call. A batch
+larger than a chunk, such as all rows of a file, is a step from the sums of its chunks' gradients: the same step, up to
+rounding.
 """
 
 from collections.abc import Iterator
@@ -34,18 +35,33 @@ def run_epoch(
 
     Parameters
     ----------
+    rates : ndarray of shape (steps,), float64
+        The learning rate of each of the epoch's steps; for rows in memory that are not shuffled, of several epochs'.
     generator : numpy.random.Generator, optional
-        Shuffles the pieces of the file and the rows of each block; without one, all is in order.
-    others
-        As for ``Engine.run_steps``. `rates` holds one for each of the epoch's steps.
+        Shuffles the pieces of the file and the rows of each chunk; without one, all is in order.
+    engine, params, gradient, batch_size, state, objective, options
+        As for ``Engine.run_steps``. `sample_weight` is for rows in memory only.
 
     Returns
     -------
     losses : ndarray of shape (steps, 2)
         As from ``Engine.run_steps``.
     """
-    if batch_size <= rows.block_rows:
-        steps = _steps_within_blocks(
+    if rows.in_memory:
+        (chunk,) = rows.chunks(generator)
+        return engine.run_steps(
+            params,
+            chunk.rows,
+            index=chunk.order,
+            gradient=gradient,
+            batch_size=batch_size,
+            rates=rates,
+            state=state,
+            objective=objective,
+            **options,
+        )
+    if batch_size <= rows.chunk_rows:
+        steps = _steps_within_chunks(
             engine,
             params,
             rows,
@@ -59,17 +75,17 @@ def run_epoch(
         )
     elif objective.sparsity_weight:
         raise ValueError(
-            f"sparsity_weight goes by the mean code of a batch, which must fit in a block of {rows.block_rows} "
-            f"rows, but batch_size is {batch_size}"
+            "sparsity_weight needs the mean code of a batch, which must fit in a chunk of "
+            f"{rows.chunk_rows} rows, but batch_size is {batch_size}"
         )
     else:
-        steps = _steps_across_blocks(
+        steps = _steps_across_chunks(
             engine, params, rows, generator, batch_size, rates, state, gradient, objective, **options
         )
     losses = []
-    for some in steps:
-        losses.append(some)
-        if not np.isfinite(some[-1, 0]):
+    for chunk_losses in steps:
+        losses.append(chunk_losses)
+        if not np.isfinite(chunk_losses[-1, 0]):
             break
     return np.concatenate(losses)
 
@@ -77,7 +93,7 @@ def run_epoch(
 def loss_and_gradient(
     engine: Engine, params: Parameters, rows: Rows, **options: Any
 ) -> tuple[float, Parameters]:
-    """``Engine.loss_and_gradient`` of all rows, from the sums of blocks."""
+    """``Engine.loss_and_gradient`` of all rows, from the sums of chunks where they are not in memory."""
     gradient = Parameters(params.network, params.dtype)
     losses = run_epoch(
         engine, params, rows, gradient=gradient, batch_size=len(rows), rates=np.zeros(1), **options
@@ -85,7 +101,7 @@ def loss_and_gradient(
     return float(losses[0, 0]), gradient
 
 
-def _steps_within_blocks(
+def _steps_within_chunks(
     engine: Engine,
     params: Parameters,
     rows: Rows,
@@ -95,16 +111,16 @@ def _steps_within_blocks(
     state: State | None,
     **options: Any,
 ) -> Iterator[np.ndarray]:
-    """The steps of one block after those of another; each block holds whole batches."""
+    """The steps of one chunk after those of another; each chunk but the last holds whole batches."""
     done = 0
-    for block in rows.blocks(generator, batch):
-        size = len(block.rows) if block.order is None else len(block.order)
+    for chunk in rows.chunks(generator, batch):
+        size = len(chunk.rows) if chunk.order is None else len(chunk.order)
         steps = -(-size // batch)
         yield engine.run_steps(
             params,
-            block.rows,
-            index=block.order,
-            first_row=block.first,
+            chunk.rows,
+            index=chunk.order,
+            first_row=chunk.first,
             batch_size=batch,
             rates=rates[done : done + steps],
             state=_after(state, done),
@@ -113,7 +129,7 @@ def _steps_within_blocks(
         done += steps
 
 
-def _steps_across_blocks(
+def _steps_across_chunks(
     engine: Engine,
     params: Parameters,
     rows: Rows,
@@ -126,19 +142,19 @@ def _steps_across_blocks(
     optimizer: Optimizer | None = None,
     **options: Any,
 ) -> Iterator[np.ndarray]:
-    """One step from as many blocks, or parts of them, as make up a batch."""
+    """One step from as many chunks, or parts of them, as make up a batch."""
     sums, totals, wanted = np.zeros_like(gradient.flat), np.zeros(2), batch
     done = seen = 0
-    for block in rows.blocks(generator):
-        at, size = 0, len(block.rows)
+    for chunk in rows.chunks(generator):
+        at, size = 0, len(chunk.rows)
         while at < size:
             count = min(wanted, size - at)
             part = slice(at, at + count)
             totals += engine.run_steps(
                 params,
-                block.rows[part] if block.order is None else block.rows,
-                index=None if block.order is None else block.order[part],
-                first_row=block.first + (at if block.order is None else 0),
+                chunk.rows[part] if chunk.order is None else chunk.rows,
+                index=None if chunk.order is None else chunk.order[part],
+                first_row=chunk.first + (at if chunk.order is None else 0),
                 gradient=gradient,
                 objective=replace(objective, alpha=0.0),
                 sums=True,
@@ -165,5 +181,5 @@ def _steps_across_blocks(
 
 
 def _after(state: State | None, steps: int) -> State | None:
-    """The state so many steps on: the same moments."""
+    """The state so many steps later, with the same moments."""
     return None if state is None else replace(state, steps=state.steps + steps)

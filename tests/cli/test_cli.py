@@ -359,8 +359,8 @@ def test_errors_are_one_line_that_names_the_problem(place, tmp_path):
             ("score", model, swapped),
             f"{swapped} has other columns than the model was fitted with: column 1 is 'worst",
         ),
-        (("encode", model, lacking, "--out", tmp_path / "z.npy"), "it lacks 'mean radius'"),
-        (("score", model, text, "--drop", "mean radius", "--drop", "name"), "it lacks 'mean radius'"),
+        (("encode", model, lacking, "--out", tmp_path / "z.npy"), "missing column 'mean radius'"),
+        (("score", model, text, "--drop", "mean radius", "--drop", "name"), "missing column 'mean radius'"),
         (("score", model, narrow), f"{narrow} has 3 features, but the model was fitted with 30"),
         (("score", plain, data), "has no threshold: train the model without --no-detector"),
         (

@@ -1,4 +1,4 @@
-"""Rows: every kind of file and frame gives the same numbers; larger than a block, the same training."""
+"""Rows: every kind of file and frame gives the same numbers; files larger than a chunk, the same training."""
 
 import io
 import os
@@ -20,11 +20,11 @@ NAMES = tuple(DATA.feature_names[:6])
 X = DATA.data[:, :6]
 FRAME = pd.DataFrame(X, columns=NAMES)
 BIG = np.random.default_rng(0).normal(size=(5000, 12)).cumsum(axis=0).astype("f4") / 10
-BLOCK = 12 * 4 * 700  # bytes: seven blocks and more
+CHUNK = 12 * 4 * 700  # bytes: more than seven chunks
 
 
 def whole(rows):
-    return np.concatenate([block.copy() for block in rows]) if len(rows) else np.empty(rows.shape)
+    return np.concatenate([part.copy() for part in rows]) if len(rows) else np.empty(rows.shape)
 
 
 def saved(tmp_path, array, name="x.npy"):
@@ -77,11 +77,11 @@ def test_every_source_gives_the_same_rows_and_its_names(kind, tmp_path):
 @pytest.mark.parametrize("dtype", ["f2", "f4", ">f4", "f8", "u1", ">i2", "i8", "?"])
 def test_an_npy_file_in_any_order_and_dtype_is_read_in_pieces(order, dtype, tmp_path):
     array = np.asarray(np.random.default_rng(0).integers(0, 2, (999, 7)).astype(dtype), order=order)
-    rows = open_rows(saved(tmp_path, array), block_bytes=2000)
+    rows = open_rows(saved(tmp_path, array), chunk_bytes=2000)
     assert len(list(rows)) > 3
     assert rows.dtype == np.dtype(dtype).newbyteorder("=")
     np.testing.assert_array_equal(whole(rows), array)
-    assert all(block.rows.nbytes <= 2000 for block in rows.blocks())
+    assert all(chunk.rows.nbytes <= 2000 for chunk in rows.chunks())
 
 
 def test_cells_that_are_missing_true_or_false_become_numbers(tmp_path):
@@ -137,7 +137,7 @@ def test_an_index_without_a_name_is_refused_until_it_is_dropped(names, tmp_path)
     path = tmp_path / "x.csv"
     FRAME.set_axis(list(names), axis=1).to_csv(path)
     with pytest.raises(
-        ValueError, match=r"x\.csv: column 1 has no name, like an index: leave it out by drop ''"
+        ValueError, match=r"x\.csv: column 1 has no name, like an index: drop '' to leave it out"
     ):
         open_rows(path)
     rows = open_rows(path, drop=[""])
@@ -159,7 +159,7 @@ def test_csv_on_standard_input(monkeypatch):
 def test_parquet_files_one_after_another(tmp_path):
     parquet(tmp_path / "part-1.parquet", FRAME[:200], row_group_size=60)
     parquet(tmp_path / "part-2.parquet", FRAME[200:][list(reversed(NAMES))])
-    rows = open_rows(tmp_path / "part-*.parquet", block_bytes=100 * 48)
+    rows = open_rows(tmp_path / "part-*.parquet", chunk_bytes=100 * 48)
     assert rows.feature_names == NAMES
     np.testing.assert_array_equal(whole(rows), X)
     narrow = open_rows(parquet(tmp_path / "narrow.parquet", FRAME.astype("f4")))
@@ -171,14 +171,14 @@ def test_files_of_any_kind_one_after_another(tmp_path):
     FRAME[:100].to_csv(tmp_path / "a.csv", index=False)
     FRAME[100:200][list(reversed(NAMES))].to_csv(tmp_path / "b.csv", index=False)
     parquet(tmp_path / "c.parquet", FRAME[200:].astype("f4"), row_group_size=60)
-    rows = open_rows([tmp_path / "[ab].csv", str(tmp_path / "c.parquet")], block_bytes=48)
+    rows = open_rows([tmp_path / "[ab].csv", str(tmp_path / "c.parquet")], chunk_bytes=48)
     assert (rows.shape, rows.dtype, rows.feature_names) == (X.shape, np.float64, NAMES)
     assert rows.name == f"{tmp_path / 'a.csv'} and 2 more"
     np.testing.assert_array_equal(whole(rows), np.vstack((X[:200], X[200:].astype("f4"))))
     counts = np.round(X).astype("i2")
     saved(tmp_path, counts[:100], "a.npy")
     saved(tmp_path, np.asfortranarray(X[100:]), "b.npy")
-    rows = open_rows(tmp_path / "*.npy", feature_names=NAMES, block_bytes=3000)
+    rows = open_rows(tmp_path / "*.npy", feature_names=NAMES, chunk_bytes=3000)
     assert rows.feature_names == NAMES
     np.testing.assert_array_equal(whole(rows), np.vstack((counts[:100], X[100:])))
 
@@ -189,7 +189,7 @@ def test_files_that_do_not_go_together_are_named(tmp_path):
     saved(tmp_path, X[:, :3], "c.npy")
     a, b, c = (tmp_path / name for name in ("a.csv", "b.npy", "c.npy"))
     for files in ([a, b], [b, a]):
-        with pytest.raises(ValueError, match=r"a\.csv has names for its columns, but .*b\.npy has none"):
+        with pytest.raises(ValueError, match=r"a\.csv has column names, but .*b\.npy has none"):
             open_rows(files)
     with pytest.raises(ValueError, match=r"c\.npy has 3 columns, but .*b\.npy has 6"):
         open_rows([b, c])
@@ -258,7 +258,7 @@ def test_columns_can_be_left_out(tmp_path):
         np.testing.assert_array_equal(rows.resident(), np.delete(X, 2, axis=1))
         with pytest.raises(ValueError, match="has no column 'nowhere' to drop"):
             open_rows(source, drop=["nowhere"])
-    with pytest.raises(ValueError, match="has no names of columns to drop 'a' by"):
+    with pytest.raises(ValueError, match="has no column names: 'a' cannot be dropped"):
         open_rows(X, drop=["a"])
 
 
@@ -290,9 +290,9 @@ def test_errors_name_the_file_and_what_is_wrong(tmp_path):
         (tmp_path / "no-*.parquet", FileNotFoundError, r"no such file: .*no-\*.parquet"),
         (tmp_path / "x.txt", ValueError, "the suffix must be .npy, .npz, .csv, .tsv or .parquet, got '.txt'"),
         (broken("cut.npy", good[:-1]), ValueError, "cut.npy ends early"),
-        (broken("bad.npy", b"abc"), ValueError, "bad.npy is not an .npy file"),
-        (broken("bad.npz", b"abc"), ValueError, "bad.npz is not an .npz file"),
-        (broken("bad.parquet", b"abc"), ValueError, "bad.parquet is not a Parquet file"),
+        (broken("bad.npy", b"abc"), ValueError, "bad.npy is not a readable .npy file"),
+        (broken("bad.npz", b"abc"), ValueError, "bad.npz is not a readable .npz file"),
+        (broken("bad.parquet", b"abc"), ValueError, "bad.parquet is not a readable Parquet file"),
         (broken("empty.csv", b"\n"), ValueError, "empty.csv is empty"),
         (broken("utf.csv", b"a,\xff\n1,2\n"), ValueError, "utf.csv is not a CSV file in UTF-8"),
         (broken("ragged.csv", b"a,b\n1,2\n1,2,3\n"), ValueError, "line 3 has 3 cells, the first line 2"),
@@ -311,22 +311,29 @@ def test_errors_name_the_file_and_what_is_wrong(tmp_path):
         with pytest.raises(error, match=message):
             open_rows(path)
     np.savez(tmp_path / "two.npz", a=X, b=X)
-    with pytest.raises(ValueError, match="holds a, b: one array, or one named X, is wanted"):
+    with pytest.raises(ValueError, match="must hold a single array, or one named X, but it holds a, b"):
         open_rows(tmp_path / "two.npz")
     with pytest.raises(ValueError, match="feature_names has 2 names, but X has 6 columns"):
         open_rows(X, feature_names=["a", "b"])
     with pytest.raises(ValueError, match="feature_names cannot be given"):
         open_rows(FRAME, feature_names=NAMES)
-    with pytest.raises(ValueError, match="block_bytes must be at least 1, got 0"):
-        open_rows(X, block_bytes=0)
+    with pytest.raises(ValueError, match="chunk_bytes must be at least 1, got 0"):
+        open_rows(X, chunk_bytes=0)
     parquet(tmp_path / "part-1.parquet", FRAME)
     parquet(tmp_path / "part-2.parquet", FRAME.rename(columns={NAMES[0]: "other"}))
-    with pytest.raises(ValueError, match=rf"part-2.* it lacks '{NAMES[0]}'; it has besides 'other'"):
+    with pytest.raises(ValueError, match=rf"part-2.* missing column '{NAMES[0]}'; unexpected column 'other'"):
         open_rows(tmp_path / "part-*.parquet")
-    rows = open_rows(good_path := saved(tmp_path, BIG), block_bytes=BLOCK)
+    rows = open_rows(good_path := saved(tmp_path, BIG), chunk_bytes=CHUNK)
     os.truncate(good_path, 1000)
     with pytest.raises(ValueError, match="ends early: it was changed"):
         list(rows)
+
+
+def test_the_former_name_of_chunk_bytes_still_works(tmp_path):
+    path = saved(tmp_path, BIG)
+    with pytest.warns(DeprecationWarning, match="block_bytes is now called chunk_bytes"):
+        rows = open_rows(path, block_bytes=CHUNK)
+    assert rows.chunk_bytes == CHUNK
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
@@ -337,34 +344,34 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
         open_rows(path)
 
 
-# -- blocks -----------------------------------------------------------------------------------------------------------
+# -- chunks ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("multiple", [1, 64, 700])
-def test_shuffled_blocks_hold_each_row_once_in_whole_batches(multiple, tmp_path):
+def test_shuffled_chunks_hold_each_row_once_in_whole_batches(multiple, tmp_path):
     numbered = np.arange(5000.0).repeat(4).reshape(5000, 4)
-    rows = open_rows(saved(tmp_path, numbered), block_bytes=32 * 700)
+    rows = open_rows(saved(tmp_path, numbered), chunk_bytes=32 * 700)
 
     def drawn(seed):
-        blocks = [block.rows[block.order, 0] for block in rows.blocks(np.random.default_rng(seed), multiple)]
-        assert all(len(block) % multiple == 0 for block in blocks[:-1])
-        return blocks
+        chunks = [chunk.rows[chunk.order, 0] for chunk in rows.chunks(np.random.default_rng(seed), multiple)]
+        assert all(len(chunk) % multiple == 0 for chunk in chunks[:-1])
+        return chunks
 
-    blocks = drawn(0)
-    assert len(blocks) > 5
-    assert np.array_equal(np.sort(np.concatenate(blocks)), np.arange(5000))
-    assert np.ptp(blocks[0]) > 3500  # a block holds rows from all over the file
-    assert np.abs(np.diff(blocks[0])).min() >= 1
-    assert np.mean(np.diff(blocks[0]) == 1) < 0.05
-    assert np.array_equal(np.concatenate(blocks), np.concatenate(drawn(0)))
-    assert not np.array_equal(np.concatenate(blocks), np.concatenate(drawn(1)))
-    in_order = list(np.concatenate([block.rows[:, 0].copy() for block in rows.blocks(None, multiple)]))
+    chunks = drawn(0)
+    assert len(chunks) > 5
+    assert np.array_equal(np.sort(np.concatenate(chunks)), np.arange(5000))
+    assert np.ptp(chunks[0]) > 3500  # a chunk holds rows from all over the file
+    assert np.abs(np.diff(chunks[0])).min() >= 1
+    assert np.mean(np.diff(chunks[0]) == 1) < 0.05
+    assert np.array_equal(np.concatenate(chunks), np.concatenate(drawn(0)))
+    assert not np.array_equal(np.concatenate(chunks), np.concatenate(drawn(1)))
+    in_order = list(np.concatenate([chunk.rows[:, 0].copy() for chunk in rows.chunks(None, multiple)]))
     assert in_order == list(range(5000))
 
 
-def test_parts_are_the_blocks_with_their_names(tmp_path):
+def test_parts_are_the_chunks_with_their_names(tmp_path):
     frame = pd.DataFrame(BIG, columns=list("abcdefghijkl"))
-    rows = open_rows(parquet(tmp_path / "x.parquet", frame, row_group_size=300), block_bytes=BLOCK)
+    rows = open_rows(parquet(tmp_path / "x.parquet", frame, row_group_size=300), chunk_bytes=CHUNK)
     parts = [(part.name, part.feature_names, part.resident().copy()) for part in rows.parts()]
     assert len(parts) > 5
     assert {part[:2] for part in parts} == {(str(tmp_path / "x.parquet"), tuple("abcdefghijkl"))}
@@ -372,7 +379,7 @@ def test_parts_are_the_blocks_with_their_names(tmp_path):
 
 
 def test_rows_are_taken_by_number_and_made_an_array(tmp_path):
-    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    rows = open_rows(saved(tmp_path, BIG), chunk_bytes=CHUNK)
     numbers = np.array([4999, 3, 3, 2500])
     np.testing.assert_array_equal(rows.take(numbers).resident(), BIG[numbers])
     np.testing.assert_array_equal(np.asarray(rows), BIG)
@@ -382,7 +389,7 @@ def test_rows_are_taken_by_number_and_made_an_array(tmp_path):
 
 def test_pictures_of_a_stream_are_those_of_the_array(tmp_path):
     plots = pytest.importorskip("fastae.plots")
-    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    rows = open_rows(saved(tmp_path, BIG), chunk_bytes=CHUNK)
     model = AutoencoderDetector(**QUICK).fit(BIG)
     axes = pytest.importorskip("matplotlib.figure").Figure().subplots(2)
     for kind, names in (
@@ -398,14 +405,14 @@ def test_pictures_of_a_stream_are_those_of_the_array(tmp_path):
 
 def test_a_split_is_of_all_rows_at_random(tmp_path):
     numbered = np.arange(5000.0).repeat(4).reshape(5000, 4)
-    rows = open_rows(saved(tmp_path, numbered), block_bytes=32 * 700)
+    rows = open_rows(saved(tmp_path, numbered), chunk_bytes=32 * 700)
     most, less = rows.split(0.1, seed=3)
     assert most.shape == (5000 - len(less), 4)
     assert 400 < len(less) < 600
     assert np.array_equal(np.sort(np.concatenate([whole(most)[:, 0], whole(less)[:, 0]])), np.arange(5000))
     assert np.array_equal(whole(less), whole(rows.split(0.1, seed=3)[1]))
     assert not np.array_equal(whole(less)[:100], whole(rows.split(0.1, seed=4)[1])[:100])
-    with pytest.raises(ValueError, match="too few pieces"):
+    with pytest.raises(ValueError, match="too few rows"):
         open_rows(numbered[:1]).split(0.1, seed=0)
 
 
@@ -443,7 +450,7 @@ def trained(source, dtype="float64", **options):
     ],
 )
 def test_in_order_the_stream_takes_the_steps_of_the_array(options, order, tmp_path):
-    rows = open_rows(saved(tmp_path, np.asarray(BIG, order=order)), block_bytes=BLOCK)
+    rows = open_rows(saved(tmp_path, np.asarray(BIG, order=order)), chunk_bytes=CHUNK)
     ours, history = trained(rows, **options)
     theirs, expected = trained(BIG, **options)
     np.testing.assert_allclose(history.loss, expected.loss, rtol=1e-11)
@@ -455,7 +462,7 @@ def test_in_order_the_stream_takes_the_steps_of_the_array(options, order, tmp_pa
 
 @pytest.mark.parametrize("batch_size", [64, 1500])
 def test_shuffled_mini_batches_are_seeded_and_train_as_well_as_the_array(batch_size, tmp_path):
-    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    rows = open_rows(saved(tmp_path, BIG), chunk_bytes=CHUNK)
     options = {"batch_size": batch_size, "epochs": 12, "dtype": "float32"}
     first, history = trained(rows, **options)
     again, _ = trained(rows, **options)
@@ -469,7 +476,7 @@ def test_shuffled_mini_batches_are_seeded_and_train_as_well_as_the_array(batch_s
 
 
 def test_same_bits_for_any_thread_count(tmp_path):
-    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK * 4)
+    rows = open_rows(saved(tmp_path, BIG), chunk_bytes=CHUNK * 4)
     flats = [
         trained(rows, engine=fastae.Engine(NETWORK, threads, "float64"), batch_size=batch)[0].flat
         for batch in (None, 2000)
@@ -481,14 +488,14 @@ def test_same_bits_for_any_thread_count(tmp_path):
 
 def test_parquet_trains_as_the_array_does(tmp_path):
     frame = pd.DataFrame(BIG, columns=[f"f{i}" for i in range(12)])
-    rows = open_rows(parquet(tmp_path / "x.parquet", frame, row_group_size=300), block_bytes=BLOCK)
+    rows = open_rows(parquet(tmp_path / "x.parquet", frame, row_group_size=300), chunk_bytes=CHUNK)
     _, history = trained(rows)
     _, expected = trained(BIG)
     np.testing.assert_allclose(history.loss, expected.loss, rtol=1e-11)
 
 
 def test_a_stream_goes_on_from_a_state_and_stops_where_told(tmp_path):
-    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    rows = open_rows(saved(tmp_path, BIG), chunk_bytes=CHUNK)
     params = fastae.Parameters.random(NETWORK, 1)
     state = State.zeros(params)
     for epochs in (2, 3):
@@ -501,18 +508,18 @@ def test_a_stream_goes_on_from_a_state_and_stops_where_told(tmp_path):
 
 
 def test_what_a_stream_cannot_do_is_said(tmp_path):
-    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    rows = open_rows(saved(tmp_path, BIG), chunk_bytes=CHUNK)
     for options in ({"index": [0]}, {"sample_weight": np.ones(5000)}):
         with pytest.raises(ValueError, match="index and sample_weight need X in memory"):
             trained(rows, **options)
-    with pytest.raises(ValueError, match="sparsity_weight goes by the mean code of a batch, which must fit"):
+    with pytest.raises(ValueError, match="sparsity_weight needs the mean code of a batch, which must fit"):
         trained(rows, objective=fastae.Objective(sparsity_weight=1.0))
     with pytest.raises(ValueError, match="X has 12 features, but the network takes 3"):
         fastae.train(fastae.Parameters.random(fastae.Network.autoencoder(3, 2)), rows)
 
 
 def test_a_stream_resumed_from_a_checkpoint_has_the_same_bits(tmp_path):
-    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    rows = open_rows(saved(tmp_path, BIG), chunk_bytes=CHUNK)
     options = {"batch_size": 128, "checkpoint": tmp_path / "c"}
     straight, _ = trained(rows, epochs=6, batch_size=128)
     trained(rows, epochs=2, **options)
@@ -520,14 +527,14 @@ def test_a_stream_resumed_from_a_checkpoint_has_the_same_bits(tmp_path):
     assert len(history.loss) == 6
     assert np.array_equal(params.flat, straight.flat)
     with pytest.raises(ValueError, match=r"X.block_bytes was"):
-        trained(open_rows(tmp_path / "x.npy", block_bytes=2 * BLOCK), resume=True, **options)
+        trained(open_rows(tmp_path / "x.npy", chunk_bytes=2 * CHUNK), resume=True, **options)
 
 
 @pytest.mark.parametrize("batch_size", [None, 64])
 def test_a_stream_with_nan_is_an_error_and_leaves_the_parameters(batch_size, tmp_path):
     holed = BIG.copy()
     holed[4900, 3] = np.nan
-    rows = open_rows(saved(tmp_path, holed), block_bytes=BLOCK)
+    rows = open_rows(saved(tmp_path, holed), chunk_bytes=CHUNK)
     params = fastae.Parameters.random(NETWORK, 1)
     before = params.flat.copy()
     with pytest.raises(fastae.DivergenceError, match="X holds NaN or infinity"):
@@ -553,7 +560,7 @@ def test_a_small_file_is_an_array_to_an_estimator(tmp_path):
 
 @pytest.mark.parametrize("scale", ["standard", "minmax", None])
 def test_an_estimator_fits_a_stream_as_it_fits_the_array(scale, tmp_path):
-    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    rows = open_rows(saved(tmp_path, BIG), chunk_bytes=CHUNK)
     options = {**QUICK, "batch_size": 5000, "scale": scale, "dtype": "float64"}
     ours, theirs = Autoencoder(**options).fit(rows), Autoencoder(**options).fit(BIG)
     if scale:
@@ -569,7 +576,7 @@ def test_an_estimator_fits_a_stream_as_it_fits_the_array(scale, tmp_path):
 
 def test_a_stream_of_holes_is_scaled_and_scored_as_the_array(tmp_path):
     holed = np.where(np.random.default_rng(2).random(BIG.shape) < 0.1, np.nan, BIG)
-    rows = open_rows(saved(tmp_path, holed), block_bytes=2 * BLOCK)
+    rows = open_rows(saved(tmp_path, holed), chunk_bytes=2 * CHUNK)
     options = {**QUICK, "batch_size": 5000, "missing": "mask", "dtype": "float64"}
     ours, theirs = Autoencoder(**options).fit(rows), Autoencoder(**options).fit(holed)
     np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-10)
@@ -579,10 +586,10 @@ def test_a_stream_of_holes_is_scaled_and_scored_as_the_array(tmp_path):
         Autoencoder(**QUICK).fit(rows)
 
 
-@pytest.mark.parametrize("block_bytes", [1 << 26, BLOCK], ids=["array", "stream"])
-def test_no_rows_and_what_is_not_finite_are_named_with_the_file(block_bytes, tmp_path):
+@pytest.mark.parametrize("chunk_bytes", [1 << 26, CHUNK], ids=["array", "stream"])
+def test_no_rows_and_what_is_not_finite_are_named_with_the_file(chunk_bytes, tmp_path):
     path, frame = tmp_path / "x.parquet", pd.DataFrame(BIG[:, :6], columns=NAMES)
-    model, asked = Autoencoder((2,), max_iter=1, batch_size=500), {"block_bytes": block_bytes}
+    model, asked = Autoencoder((2,), max_iter=1, batch_size=500), {"chunk_bytes": chunk_bytes}
     for value, missing, said in (
         (np.nan, None, r"contains NaN in column"),
         (-np.inf, None, "contains infinity in column"),
@@ -597,7 +604,7 @@ def test_no_rows_and_what_is_not_finite_are_named_with_the_file(block_bytes, tmp
 
 
 def test_a_detector_on_a_stream_with_rows_set_aside(tmp_path):
-    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    rows = open_rows(saved(tmp_path, BIG), chunk_bytes=CHUNK)
     detector = AutoencoderDetector(**QUICK, early_stopping=True, contamination=0.05).fit(rows)
     assert len(detector.validation_loss_curve_) == detector.n_iter_
     assert detector.validation_loss_curve_[-1] < detector.validation_loss_curve_[0]
@@ -608,7 +615,7 @@ def test_a_detector_on_a_stream_with_rows_set_aside(tmp_path):
 
 
 def test_lbfgs_and_partial_fit_take_streams(tmp_path):
-    rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK)
+    rows = open_rows(saved(tmp_path, BIG), chunk_bytes=CHUNK)
     options = {**QUICK, "solver": "lbfgs", "dtype": "float64"}
     ours, theirs = Autoencoder(**options).fit(rows), Autoencoder(**options).fit(BIG)
     np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-6)
@@ -621,7 +628,7 @@ def test_other_columns_than_the_models_are_refused_by_name(tmp_path):
     swapped = FRAME[[NAMES[1], NAMES[0], *NAMES[2:]]]
     with pytest.raises(ValueError, match=f"column 1 is '{NAMES[1]}', not '{NAMES[0]}'"):
         model.transform(open_rows(swapped))
-    with pytest.raises(ValueError, match=f"it lacks '{NAMES[0]}'; it has besides 'other'"):
+    with pytest.raises(ValueError, match=f"missing column '{NAMES[0]}'; unexpected column 'other'"):
         model.transform(open_rows(FRAME.rename(columns={NAMES[0]: "other"})))
     with pytest.raises(ValueError, match="X has 5 features, but the model was fitted with 6"):
         model.transform(open_rows(X[:, :5]))
@@ -646,7 +653,7 @@ TRAIN_AND_MEASURE = """
     params = fastae.Parameters.random(network)
     engine = fastae.Engine(network, 2)
     fastae.train(params, np.zeros((4096, 1024), "f4"), engine=engine, epochs=1, batch_size=1024)
-    rows = fastae.open_rows(sys.argv[1], block_bytes=1 << 24)
+    rows = fastae.open_rows(sys.argv[1], chunk_bytes=1 << 24)
     used = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1]) << 10
     resource.setrlimit(resource.RLIMIT_DATA, (used + (1 << 27), used + (1 << 27)))
     before = peak()
@@ -658,7 +665,7 @@ TRAIN_AND_MEASURE = """
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
 @pytest.mark.parametrize(("batch_size", "rows"), [(1000, 1 << 20), (None, 1 << 18)])
-def test_four_gigabytes_train_in_the_memory_of_a_block(batch_size, rows, tmp_path):
+def test_four_gigabytes_train_in_the_memory_of_a_chunk(batch_size, rows, tmp_path):
     path = tmp_path / "sparse.npy"
     np.lib.format.open_memmap(path, "w+", np.float32, (rows, 1024))[-1] = 1  # a hole but for its last row
     assert path.stat().st_size > rows << 12
@@ -667,5 +674,5 @@ def test_four_gigabytes_train_in_the_memory_of_a_block(batch_size, rows, tmp_pat
     path.unlink()
     assert ran.returncode == 0, ran.stderr
     grown, loss = ran.stdout.split()
-    assert int(grown) < (1 << 24) + (1 << 23)  # a block of 16 MB, and half as much for all else
+    assert int(grown) < (1 << 24) + (1 << 23)  # a chunk of 16 MB, and half as much for all else
     assert float(loss) > 0

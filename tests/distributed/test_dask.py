@@ -18,17 +18,17 @@ dd = pytest.importorskip("dask.dataframe")
 distributed = pytest.importorskip("dask.distributed")
 
 from fastae.distributed import (  # noqa: E402
-    DaskBlocks,
+    DaskPartitions,
     DistributedEngine,
-    LostBlockError,
+    LostPartitionError,
     find_client,
-    open_blocks,
+    open_partitions,
     place,
 )
 
 NETWORK = fastae.Network.autoencoder(9, 4)
 X = np.random.default_rng(0).normal(size=(4000, 9)) @ np.random.default_rng(1).normal(size=(9, 9))
-BLOCKS = [X[first : first + 450] for first in range(0, 4000, 450)]
+PARTITIONS = [X[first : first + 450] for first in range(0, 4000, 450)]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:distributed", "ignore::DeprecationWarning")
 
 
@@ -78,7 +78,7 @@ DATA = {"objective": fastae.Objective(alpha=0.1, noise="swap"), "scale": np.full
 
 def alone(**options):
     params = start()
-    history = LocalEngine(NETWORK, BLOCKS, **DATA).train(params, **{**OPTIONS, **options})
+    history = LocalEngine(NETWORK, PARTITIONS, **DATA).train(params, **{**OPTIONS, **options})
     return params.flat.tobytes(), history
 
 
@@ -86,9 +86,9 @@ def test_same_bits_as_one_machine_for_any_number_of_workers(cluster, client):
     wanted, expected = alone()
     for workers in (1, 2, 3):
         some = list(client.nthreads())[:workers]
-        blocks = client.persist(array().rechunk({1: -1}), workers=some, allow_other_workers=False)
-        distributed.wait(blocks)
-        engine = DistributedEngine(client, NETWORK, blocks, **DATA)
+        partitions = client.persist(array().rechunk({1: -1}), workers=some, allow_other_workers=False)
+        distributed.wait(partitions)
+        engine = DistributedEngine(client, NETWORK, partitions, **DATA)
         engine._held = engine._build(
             place(engine.rows, {i: set(some) for i in range(9)}, dict.fromkeys(some, 1))
         )
@@ -98,16 +98,16 @@ def test_same_bits_as_one_machine_for_any_number_of_workers(cluster, client):
         assert params.flat.tobytes() == wanted
         assert history.loss == expected.loss
         assert seen == [1, 2, 3, 4, 5, 6]
-        del engine, blocks
+        del engine, partitions
 
 
-def test_blocks_stay_where_they_are_and_nothing_comes_here(client):
-    blocks = client.persist(array().rechunk({1: -1}))
-    distributed.wait(blocks)
-    before = client.who_has(blocks)
-    engine = DistributedEngine(client, NETWORK, blocks)
+def test_partitions_stay_where_they_are_and_nothing_comes_here(client):
+    partitions = client.persist(array().rechunk({1: -1}))
+    distributed.wait(partitions)
+    before = client.who_has(partitions)
+    engine = DistributedEngine(client, NETWORK, partitions)
     where = {number: held.address for held in engine._held for number in held.numbers}
-    moved = [i for i, future in enumerate(engine.blocks.futures) if where[i] not in before[future.key]]
+    moved = [i for i, future in enumerate(engine.partitions.futures) if where[i] not in before[future.key]]
     assert len(moved) <= 2  # only what an uneven placement needs
 
     def graphs(dask_scheduler):
@@ -160,7 +160,7 @@ def test_all_workers_killed_at_once_change_no_bit(mortals):
     assert params.flat.tobytes() == wanted
 
 
-def test_a_block_lost_three_times_on_end_is_an_error_that_leaves_a_usable_state(client, tmp_path):
+def test_a_partition_lost_three_times_in_a_row_is_an_error_that_leaves_a_usable_state(client, tmp_path):
     engine = DistributedEngine(client, NETWORK, array(), **DATA)
     params, state = start(), None
     state = fastae.optimizers.State.zeros(params)
@@ -175,7 +175,9 @@ def test_a_block_lost_three_times_on_end_is_an_error_that_leaves_a_usable_state(
 
     engine._ask = lose
     file = tmp_path / "run.checkpoint"
-    with pytest.raises(LostBlockError, match=r"block \d of X \(rows \d+ to \d+\) was lost 3 times on end"):
+    with pytest.raises(
+        LostPartitionError, match=r"partition \d of X \(rows \d+ to \d+\) was lost 3 times in a row"
+    ):
         engine.train(params, state=state, checkpoint=file, **OPTIONS)
     assert len(broken) == 3
     assert (state.epochs, state.steps) == (2, 10)
@@ -189,12 +191,14 @@ def test_a_block_lost_three_times_on_end_is_an_error_that_leaves_a_usable_state(
     assert resumed.flat.tobytes() == params.flat.tobytes()
 
 
-def test_scattered_blocks_that_are_lost_are_named(mortals):
-    parts = mortals.scatter(BLOCKS)
-    lone = da.concatenate([da.from_delayed(p, b.shape, b.dtype) for p, b in zip(parts, BLOCKS, strict=True)])
+def test_scattered_partitions_that_are_lost_are_named(mortals):
+    parts = mortals.scatter(PARTITIONS)
+    lone = da.concatenate(
+        [da.from_delayed(p, b.shape, b.dtype) for p, b in zip(parts, PARTITIONS, strict=True)]
+    )
     engine = DistributedEngine(mortals, NETWORK, lone)
     params = start()
-    with pytest.raises(LostBlockError, match="scattered data are not rebuilt"):
+    with pytest.raises(LostPartitionError, match="scattered data are not rebuilt"):
         engine.train(params, epochs=9, callback=lambda epoch: kill(mortals) if epoch.number == 2 else None)
     assert (params.flat != start().flat).any()
 
@@ -218,7 +222,7 @@ def test_a_worker_that_joins_is_used_from_the_next_epoch(cluster, client):
         time.sleep(0.05)
 
 
-def test_place_leaves_blocks_where_they_are_and_feeds_the_idle():
+def test_place_leaves_partitions_where_they_are_and_feeds_the_idle():
     here = {0: {"a"}, 1: {"a"}, 2: {"b"}, 3: {"b"}}
     assert place([10] * 4, here, {"a": 1, "b": 1}) == {"a": [0, 1], "b": [2, 3]}
     found = place([10] * 4, here, {"a": 1, "b": 1, "c": 1})
@@ -264,7 +268,7 @@ def test_wrong_arguments_are_named(client):
     with pytest.raises(ValueError, match="solver 'lbfgs' needs X on one machine"):
         fastae.Autoencoder((2,), solver="lbfgs").fit(array())
     with pytest.raises(ZeroDivisionError):
-        DaskBlocks(client, array().map_blocks(lambda block: 1 / 0, dtype=float, meta=np.empty((0, 0))))
+        DaskPartitions(client, array().map_blocks(lambda rows: 1 / 0, dtype=float, meta=np.empty((0, 0))))
 
 
 def test_files_are_read_by_the_workers(client, tmp_path):
@@ -274,10 +278,18 @@ def test_files_are_read_by_the_workers(client, tmp_path):
         rows = pd.DataFrame(X[2000 * i : 2000 * (i + 1)], columns=list("abcdefghi"))
         rows.to_parquet(tmp_path / f"part-{i}.parquet", row_group_size=300)
     for source in (tmp_path / "part-*.parquet", [tmp_path / f"part-{i}.parquet" for i in range(2)]):
-        blocks = open_blocks(client, source, drop=["b"])
-        assert (blocks.shape, blocks.feature_names) == ((4000, 8), list("acdefghi"))
-        assert len(blocks.rows) > 4
-        np.testing.assert_array_equal(np.concatenate(blocks.each(np.asarray)), np.delete(X, 1, axis=1))
+        partitions = open_partitions(client, source, drop=["b"])
+        assert (partitions.shape, partitions.feature_names) == ((4000, 8), list("acdefghi"))
+        assert len(partitions.rows) > 4
+        np.testing.assert_array_equal(np.concatenate(partitions.each(np.asarray)), np.delete(X, 1, axis=1))
+
+
+def test_former_names_still_work():
+    import fastae.distributed as package
+    from fastae.distributed.blocks import DaskBlocks
+
+    assert DaskBlocks is package.DaskBlocks is DaskPartitions
+    assert (package.LostBlockError, package.open_blocks) == (LostPartitionError, open_partitions)
 
 
 def test_without_a_cluster_the_error_says_what_to_make():
@@ -343,18 +355,20 @@ def test_no_rows_or_columns_are_an_error_of_the_argument(client):
         fastae.Autoencoder((2,)).fit(rows[:, :0])
 
 
-def test_a_block_that_kills_its_workers_is_named(client):
+def test_a_partition_that_kills_its_workers_is_named(client):
     first = X[0, 0]
 
-    def given_up(block):
+    def given_up(rows):
         """As Dask says of a task after which one worker after the other was gone."""
-        if block[0, 0] == first:
-            raise distributed.KilledWorker("block", SimpleNamespace(address="tcp://gone:1"), 3)
-        return block
+        if rows[0, 0] == first:
+            raise distributed.KilledWorker("task", SimpleNamespace(address="tcp://gone:1"), 3)
+        return rows
 
-    blocks = array().rechunk({1: -1}).map_blocks(given_up, dtype=X.dtype, meta=X[:0])
-    with pytest.raises(LostBlockError, match="block 0 of X was lost with each worker that computed it"):
-        DaskBlocks(client, blocks)
+    partitions = array().rechunk({1: -1}).map_blocks(given_up, dtype=X.dtype, meta=X[:0])
+    with pytest.raises(
+        LostPartitionError, match="partition 0 of X was lost with every worker that computed it"
+    ):
+        DaskPartitions(client, partitions)
 
 
 def test_workers_use_their_own_threads_or_as_many_as_are_asked_for():

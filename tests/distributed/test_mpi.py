@@ -22,7 +22,7 @@ import hashlib, sys
 import numpy as np
 import fastae
 from mpi4py import MPI
-from fastae.distributed.mpi import MPIBlocks, MPIEngine
+from fastae.distributed.mpi import MPIPartitions, MPIEngine
 
 X = np.random.default_rng(0).normal(size=(2500, 9))
 cuts = [0, 700, 701, 1500, 1500, 2200, 2500]
@@ -32,15 +32,15 @@ rank = MPI.COMM_WORLD.rank  # parameters and seed are to be the first rank's
 params = fastae.Parameters.random(network, 3 + rank)
 engine = MPIEngine(network, blocks, objective=fastae.Objective(alpha=0.1, noise="gaussian"))
 history = engine.train(params, epochs=4, batch_size=300, seed=5 + rank, checkpoint=sys.argv[1])
-model = fastae.Autoencoder((3,), max_iter=3, random_state=0).fit(MPIBlocks(blocks))
+model = fastae.Autoencoder((3,), max_iter=3, random_state=0).fit(MPIPartitions(blocks))
 bits = [params.flat.tobytes(), model.params_.flat.tobytes(), np.array(history.loss).tobytes()]
 drawn = fastae.Autoencoder((3,), batch_size=300, callback=lambda epoch: rank == 0 and epoch.number == 3)
-drawn.fit(MPIBlocks(blocks), X_val=X[: 5 + rank])
+drawn.fit(MPIPartitions(blocks), X_val=X[: 5 + rank])
 known = [drawn.params_.flat.tobytes(), np.array(drawn.validation_loss_curve_).tobytes()]
 same = set(MPI.COMM_WORLD.allgather(hashlib.sha256(b"".join(known)).hexdigest()))
 assert len(same) == 1 and drawn.n_iter_ == 3, (same, drawn.n_iter_)
 try:
-    MPIBlocks([X[:9], X[:9, :4]])
+    MPIPartitions([X[:9], X[:9, :4]])
 except ValueError as error:  # on all ranks, whoever has which part
     refused = str(error)
 else:

@@ -1,4 +1,4 @@
-"""Blocks of rows: the same bits however they are spread, and the steps of training on all rows."""
+"""Partitions: the same bits however they are distributed, and the steps of training on all rows."""
 
 import itertools
 
@@ -9,45 +9,45 @@ import fastae
 from fastae.data.column_statistics import ColumnStatistics
 from fastae.distributed.partitions import LocalEngine
 from fastae.distributed.reduction_tree import assemble, cover
-from fastae.distributed.worker_part import Shard, Step, rows_of_step
+from fastae.distributed.worker_part import Step, WorkerPart, rows_of_step
 from fastae.optimizers import State
 
 NETWORK = fastae.Network.autoencoder(9, 4)
 X = np.random.default_rng(0).normal(size=(2500, 9))
-CUTS = [0, 700, 701, 1500, 1500, 2200, 2500]  # one row, and none, in a block
-BLOCKS = [X[first:last] for first, last in itertools.pairwise(CUTS)]
+CUTS = [0, 700, 701, 1500, 1500, 2200, 2500]  # one row, and none, in a partition
+PARTITIONS = [X[first:last] for first, last in itertools.pairwise(CUTS)]
 
 
 def start(dtype="float64"):
     return fastae.Parameters.random(NETWORK, 3, dtype)
 
 
-def test_every_way_to_spread_blocks_gives_the_same_bits():
+def test_every_way_to_distribute_partitions_gives_the_same_bits():
     generator = np.random.default_rng(1)
-    engine = LocalEngine(NETWORK, BLOCKS, dtype="float32")
-    flat, root = start("float32").flat, (0, len(BLOCKS))
+    engine = LocalEngine(NETWORK, PARTITIONS, dtype="float32")
+    flat, root = start("float32").flat, (0, len(PARTITIONS))
     for step in (Step(), Step(2, 9, 4, order_seed=5)):
         gradient, totals = (part.copy() for part in engine.sums(flat, step))
         for machines in (1, 2, 3, 4, 6):
-            owners = generator.integers(machines, size=len(BLOCKS))
+            owners = generator.integers(machines, size=len(PARTITIONS))
             sums = {}
             for machine in range(machines):
-                held = {i: BLOCKS[i] for i in range(len(BLOCKS)) if owners[i] == machine}
+                held = {i: PARTITIONS[i] for i in range(len(PARTITIONS)) if owners[i] == machine}
                 first_rows = {i: engine.first_rows[i] for i in held}
-                sums |= Shard(engine.setup, held, first_rows, len(BLOCKS), 1).sums(flat, step)
+                sums |= WorkerPart(engine.setup, held, first_rows, len(PARTITIONS), 1).sums(flat, step)
             found = assemble(sums, root)
             assert found.gradient.tobytes() == gradient.tobytes()
             assert found.totals.tobytes() == totals.tobytes()
 
 
 def test_another_order_of_adding_would_be_seen():
-    engine = LocalEngine(NETWORK, BLOCKS, dtype="float32")
-    turned = LocalEngine(NETWORK, BLOCKS[::-1], dtype="float32")
+    engine = LocalEngine(NETWORK, PARTITIONS, dtype="float32")
+    turned = LocalEngine(NETWORK, PARTITIONS[::-1], dtype="float32")
     flat = start("float32").flat
     assert engine.sums(flat, Step()).gradient.tobytes() != turned.sums(flat, Step()).gradient.tobytes()
 
 
-def test_neighbours_on_a_machine_send_one_sum():
+def test_neighbours_on_a_worker_send_one_sum():
     assert list(cover(range(8), (0, 8))) == [(0, 8)]
     assert list(cover(range(4, 8), (0, 8))) == [(4, 8)]
     assert list(cover({0, 2, 3, 6}, (0, 8))) == [(0, 1), (2, 4), (6, 7)]
@@ -58,7 +58,7 @@ def test_neighbours_on_a_machine_send_one_sum():
 def test_full_batches_take_the_steps_of_train(dtype):
     objective = fastae.Objective(alpha=0.1, noise="gaussian", noise_level=0.3)
     data = {"shift": np.full(9, 0.1), "scale": np.full(9, 0.7), "objective": objective}
-    engine = LocalEngine(NETWORK, BLOCKS, dtype=dtype, **data)
+    engine = LocalEngine(NETWORK, PARTITIONS, dtype=dtype, **data)
     ours, theirs = start(dtype), start(dtype)
     options = {"optimizer": fastae.Adam(learning_rate=0.01), "epochs": 8}
     history = engine.train(ours, **options)
@@ -67,7 +67,7 @@ def test_full_batches_take_the_steps_of_train(dtype):
     np.testing.assert_allclose(history.loss, expected.loss, rtol=tolerance)
     np.testing.assert_allclose(ours.flat, theirs.flat, rtol=0, atol=10 * tolerance)
     assert (history.state.steps, history.state.epochs, history.rows) == (8, 8, 8 * 2500)
-    loss, gradient = LocalEngine(NETWORK, BLOCKS, dtype=dtype).loss_and_gradient(start(dtype))
+    loss, gradient = LocalEngine(NETWORK, PARTITIONS, dtype=dtype).loss_and_gradient(start(dtype))
     wanted, expected = fastae.Engine(NETWORK, 1, dtype).loss_and_gradient(start(dtype), X)
     assert loss == pytest.approx(wanted, rel=tolerance)
     np.testing.assert_allclose(gradient.flat, expected.flat, rtol=0, atol=10 * tolerance)
@@ -89,7 +89,7 @@ def test_steps_are_of_about_the_batch_size():
 
 
 def test_mini_batches_learn_and_are_drawn_anew_in_each_epoch():
-    engine, params = LocalEngine(NETWORK, BLOCKS), start("float32")
+    engine, params = LocalEngine(NETWORK, PARTITIONS), start("float32")
     options = {"optimizer": fastae.Adam(learning_rate=0.01), "batch_size": 100}
     history = engine.train(params, epochs=10, **options)
     assert history.state.steps == 250
@@ -103,7 +103,7 @@ def test_mini_batches_learn_and_are_drawn_anew_in_each_epoch():
 
 
 def test_a_run_in_two_goes_ends_in_the_same_bits(tmp_path):
-    engine = LocalEngine(NETWORK, BLOCKS)
+    engine = LocalEngine(NETWORK, PARTITIONS)
     options = {"batch_size": 300, "seed": 4}
     whole, halved, resumed = start("float32"), start("float32"), start("float32")
     engine.train(whole, epochs=6, **options)
@@ -119,24 +119,32 @@ def test_a_run_in_two_goes_ends_in_the_same_bits(tmp_path):
 
 
 def test_divergence_and_errors_leave_the_last_epoch():
-    engine, params = LocalEngine(NETWORK, BLOCKS, dtype="float64"), start()
+    engine, params = LocalEngine(NETWORK, PARTITIONS, dtype="float64"), start()
     with pytest.raises(fastae.DivergenceError, match="lower the learning rate"):
         engine.train(params, optimizer=fastae.SGD(learning_rate=1e200), epochs=9)
     assert np.isfinite(params.flat).all()
 
 
+def test_former_names_still_work():
+    from fastae.blocks import BlockEngine, Blocks
+    from fastae.distributed.partitions import PartitionedEngine, Partitions
+    from fastae.shard import Shard
+
+    assert (BlockEngine, Blocks, Shard) == (PartitionedEngine, Partitions, WorkerPart)
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="sparsity_weight needs the mean code of all rows"):
-        LocalEngine(NETWORK, BLOCKS, objective=fastae.Objective(sparsity_weight=1.0))
+        LocalEngine(NETWORK, PARTITIONS, objective=fastae.Objective(sparsity_weight=1.0))
     with pytest.raises(ValueError, match="X has no rows"):
         LocalEngine(NETWORK, [X[:0]])
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        LocalEngine(NETWORK, BLOCKS).train(start("float32"), batch_size=0)
+        LocalEngine(NETWORK, PARTITIONS).train(start("float32"), batch_size=0)
     with pytest.raises(TypeError, match="params must be Parameters"):
-        LocalEngine(NETWORK, BLOCKS).train({})
+        LocalEngine(NETWORK, PARTITIONS).train({})
 
 
-def test_statistics_of_blocks_are_those_of_all_rows():
+def test_statistics_of_partitions_are_those_of_all_rows():
     data = X + 100
     data[::7, 2] = np.nan
     merged, whole = ColumnStatistics(9), ColumnStatistics.of(data)

@@ -295,7 +295,7 @@ MOMENTS = (2, start().flat.size)
         ({"X": X.astype(str)}, TypeError, "X has dtype"),
         ({"params": {}}, TypeError, "params must be Parameters"),
         ({"engine": fastae.Engine(NETWORK)}, ValueError, "params are float64"),
-        ({"state": State(0, np.zeros((2, 3)))}, ValueError, "state is of"),
+        ({"state": State(0, np.zeros((2, 3)))}, ValueError, "state holds moments of shape"),
         ({"state": "adam"}, TypeError, "state must be a State"),
         ({"state": State(0, np.zeros(MOMENTS, order="F"))}, ValueError, "state holds moments that are"),
         ({"state": State(0, np.broadcast_to(0.0, MOMENTS))}, ValueError, "state holds moments that are"),

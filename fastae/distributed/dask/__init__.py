@@ -1,16 +1,18 @@
-"""Training over the workers of a Dask cluster, on blocks of rows that stay where Dask put them.
+"""Training over the workers of a Dask cluster, on partitions of rows that stay on the workers where Dask put them.
 
-Each worker holds its blocks and an engine as an actor. A step is one round trip: parameters out, sums of gradients
-back, added up along the tree of ``tree.py``, the optimizer here. No task graph is made for a step, and no rows come
-here. Work of a lost worker is done again by the others, with the same bits.
+Each worker holds its partitions and an engine as an actor. A step is one round trip: parameters go out, sums of
+gradients come back and are added along the tree of ``reduction_tree.py``, and the optimizer runs here. A step builds no
+task graph, and rows never come to this process. When a worker is lost, others repeat its work, with the same bits.
 
-    cluster.py    a client of the cluster
-    blocks.py     the blocks of a Dask array or DataFrame, or of files
-    placement.py  which worker is to hold which
+    cluster.py     the client of a cluster
+    partitions.py  the partitions of a Dask array or DataFrame, or of files
+    placement.py   which worker holds which partitions
     engine.py      the steps
 
 Needs the extra ``dask``.
 """
+
+from typing import Any
 
 try:
     import dask.array
@@ -18,17 +20,22 @@ try:
 except ImportError as error:
     raise ImportError(f'fastae.distributed needs Dask: pip install "fastae[dask]" ({error})') from error
 
+from fastae.distributed.dask import partitions
 from fastae.distributed.dask.cluster import connect, find_client
 from fastae.distributed.dask.engine import DistributedEngine
-from fastae.distributed.dask.partitions import DaskBlocks, LostBlockError, open_blocks
+from fastae.distributed.dask.partitions import DaskPartitions, LostPartitionError, open_partitions
 from fastae.distributed.dask.placement import place
 
 __all__ = [
-    "DaskBlocks",
+    "DaskPartitions",
     "DistributedEngine",
-    "LostBlockError",
+    "LostPartitionError",
     "connect",
     "find_client",
-    "open_blocks",
+    "open_partitions",
     "place",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(partitions, name)  # former names, such as DaskBlocks

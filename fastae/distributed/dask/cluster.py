@@ -1,4 +1,4 @@
-"""The cluster: a client of it, found or made."""
+"""The client of a cluster: the current one, or a new one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +10,12 @@ from fastae.engine.thread_pool import available_cpus
 
 
 def find_client() -> Client:
-    """The client in use.
+    """The current Dask client.
 
     Raises
     ------
     ValueError
-        There is none.
+        There is no client.
     """
     try:
         return default_client()
@@ -27,7 +27,7 @@ def find_client() -> Client:
 
 @contextmanager
 def connect(where: str) -> Iterator[Client]:
-    """A client of the scheduler at an address such as tcp://host:8786, or of a cluster here for "local"."""
+    """A client of the scheduler at an address such as tcp://host:8786; "local" starts a cluster on this machine."""
     if where != "local":
         with Client(where, direct_to_workers=True) as client:
             yield client
@@ -39,7 +39,7 @@ def connect(where: str) -> Iterator[Client]:
 
 
 def check_client(client: Any) -> Client:
-    """`client`, or an error that names it."""
+    """`client`; TypeError or ValueError if it is not a synchronous Dask client."""
     if not isinstance(client, Client):
         raise TypeError(f"client must be a dask.distributed.Client, got {type(client).__name__}")
     if client.asynchronous:

@@ -1,4 +1,4 @@
-"""DistributedEngine: the steps of training, taken by actors on the workers and added up here."""
+"""DistributedEngine: actors on the workers compute each step's sums of gradients, and they are added up here."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -11,49 +11,49 @@ import numpy.typing as npt
 from dask.distributed import Client, Future, KilledWorker, get_worker
 
 from fastae.distributed.dask.cluster import check_client
-from fastae.distributed.dask.partitions import DaskBlocks, LostBlockError
+from fastae.distributed.dask.partitions import DaskPartitions, LostPartitionError
 from fastae.distributed.dask.placement import place
-from fastae.distributed.partitions import BlockEngine
+from fastae.distributed.partitions import PartitionedEngine, make_engine
 from fastae.distributed.reduction_tree import Node, Sum, assemble
-from fastae.distributed.worker_part import Setup, Shard, Step, make_setup, without_penalty
+from fastae.distributed.worker_part import Setup, Step, WorkerPart, make_setup, without_penalty
 from fastae.network import DType, Network
 from fastae.objective import PLAIN, Objective
 
-LOSSES_MOST = 3  # of a block, on end, before it is taken to be what kills its workers
-POLL = 1.0  # seconds of silence after which the scheduler is asked who is still there
+LOSSES_MOST = 3  # of a partition, in a row, before it is assumed to be what kills its workers
+POLL = 1.0  # seconds without an answer after which the scheduler is asked which workers are alive
 
 
-class _Actor(Shard):
-    """A shard that uses the threads of the Dask worker it is on, unless it is told how many."""
+class _Actor(WorkerPart):
+    """A WorkerPart that uses the threads that Dask gives its worker, unless `n_threads` is given."""
 
     def __init__(
         self,
         setup: Setup,
         numbers: list[int],
         first_rows: list[int],
-        n_blocks: int,
+        n_partitions: int,
         n_threads: int | None,
-        blocks: list[np.ndarray],
+        partitions: list[np.ndarray],
     ) -> None:
         super().__init__(
             setup,
-            dict(zip(numbers, blocks, strict=True)),
+            dict(zip(numbers, partitions, strict=True)),
             dict(zip(numbers, first_rows, strict=True)),
-            n_blocks,
+            n_partitions,
             n_threads or get_worker().state.nthreads,
         )
 
 
 @dataclass(eq=False)
 class _Held:
-    """An actor, and what it holds."""
+    """An actor, its worker, and the numbers of the partitions it holds."""
 
     address: str
     numbers: list[int]
     actor: Any
 
 
-class DistributedEngine(BlockEngine):
+class DistributedEngine(PartitionedEngine):
     """Trains on a Dask array or DataFrame: synchronous, data-parallel, with the same bits for any number of workers.
 
     Parameters
@@ -94,12 +94,12 @@ class DistributedEngine(BlockEngine):
         objective: Objective = PLAIN,
     ) -> None:
         self.client = check_client(client)
-        self.blocks = X if isinstance(X, DaskBlocks) else DaskBlocks(client, X)
-        if self.blocks.shape[1] != network.widths[0]:
+        self.partitions = X if isinstance(X, DaskPartitions) else DaskPartitions(client, X)
+        if self.partitions.shape[1] != network.widths[0]:
             raise ValueError(
-                f"X has {self.blocks.shape[1]} features, but the network takes {network.widths[0]}"
+                f"X has {self.partitions.shape[1]} features, but the network takes {network.widths[0]}"
             )
-        super().__init__(make_setup(network, dtype, shift, scale, objective), self.blocks.rows)
+        super().__init__(make_setup(network, dtype, shift, scale, objective), self.partitions.rows)
         self.n_threads = n_threads
         self._losses = [0] * len(self.rows)
         self._held: list[_Held] = []
@@ -107,7 +107,7 @@ class DistributedEngine(BlockEngine):
         self._spread()
 
     def sums(self, flat: np.ndarray, step: Step) -> Sum | None:
-        """The root's sum, from all workers, and from others where some are lost."""
+        """The root's sum, from all workers; where a worker is lost, others compute its part."""
         if step.number == 0:
             self._spread()
         sums: dict[Node, Sum | None] = {}
@@ -124,21 +124,21 @@ class DistributedEngine(BlockEngine):
     # -- within -------------------------------------------------------------------------------------------------
 
     def _spread(self) -> None:
-        """Place the blocks anew where workers have joined or left, or an error has left some without a place."""
+        """Place the partitions again if workers joined or left, or an error left partitions without a worker."""
         workers = set(self.client.nthreads())
         if self._held and workers == self._workers:
             return
         self._losses = [0] * len(self.rows)
         placed = self._place(range(len(self.rows)))
-        kept = [held for held in self._held if placed.get(held.address) == held.numbers]
+        unchanged = [held for held in self._held if placed.get(held.address) == held.numbers]
         self._held = []
-        for held in kept:
+        for held in unchanged:
             del placed[held.address]
-        self._held = kept + self._build(placed)
+        self._held = unchanged + self._build(placed)
         self._workers = workers
 
     def _ask(self, asked: list[_Held], flat: np.ndarray, step: Step) -> list[dict[Node, Sum | None] | None]:
-        """What each actor answers; None where its worker is lost."""
+        """The answer of each actor; None where its worker is lost."""
 
         async def answer(held: _Held) -> dict[Node, Sum | None] | None:
             try:
@@ -146,10 +146,10 @@ class DistributedEngine(BlockEngine):
             except RuntimeError:  # Dask knows already that the actor is gone
                 return None
             try:
-                found: dict[Node, Sum | None] = await call
+                sums: dict[Node, Sum | None] = await call
             except OSError:
                 return None
-            return found
+            return sums
 
         async def answers() -> list[dict[Node, Sum | None] | None]:
             tasks = [asyncio.create_task(answer(held)) for held in asked]
@@ -164,41 +164,41 @@ class DistributedEngine(BlockEngine):
                 for task in tasks:
                     task.cancel()
 
-        found: list[dict[Node, Sum | None] | None] = self.client.sync(answers)
-        return found
+        collected: list[dict[Node, Sum | None] | None] = self.client.sync(answers)
+        return collected
 
     def _replace(self, lost: list[_Held]) -> list[_Held]:
-        """Actors for the blocks of lost ones."""
-        kept = [held for held in self._held if held not in lost]
+        """New actors for the partitions of lost ones."""
+        alive = [held for held in self._held if held not in lost]
         self._held = []
         numbers = sorted(number for held in lost for number in held.numbers)
         self._count_loss(numbers)
         built = self._build(self._place(numbers))
-        self._held = kept + built
+        self._held = alive + built
         return built
 
     def _count_loss(self, numbers: Iterable[int]) -> None:
         for number in numbers:
             self._losses[number] += 1
             if self._losses[number] >= LOSSES_MOST:
-                raise LostBlockError(
-                    f"the worker that held block {number} of X (rows {self.first_rows[number]} to "
-                    f"{self.first_rows[number] + self.rows[number] - 1}) was lost {LOSSES_MOST} times on end: too "
+                raise LostPartitionError(
+                    f"the worker that held partition {number} of X (rows {self.first_rows[number]} to "
+                    f"{self.first_rows[number] + self.rows[number] - 1}) was lost {LOSSES_MOST} times in a row: too "
                     "little memory? The parameters are those of the last whole epoch"
                 )
 
     def _place(self, numbers: Sequence[int]) -> dict[str, list[int]]:
-        """Which worker is to hold which of the blocks `numbers`, once all of them are somewhere."""
-        self.blocks.settle(numbers)
-        blocks = self.blocks.futures
-        found = self.client.who_has([blocks[number] for number in numbers])
-        holders = {number: set(found.get(blocks[number].key, ())) for number in numbers}
+        """Decide which worker holds which of the partitions `numbers`, once all of them are on workers."""
+        self.partitions.settle(numbers)
+        futures = self.partitions.futures
+        located = self.client.who_has([futures[number] for number in numbers])
+        holders = {number: set(located.get(futures[number].key, ())) for number in numbers}
         while not (threads := self.client.nthreads()):
             self.client.wait_for_workers(1)
         return place(self.rows, holders, threads)
 
     def _build(self, placed: dict[str, list[int]]) -> list[_Held]:
-        """Make the actors, and others where a worker is lost meanwhile."""
+        """Start the actors, and others where a worker is lost meanwhile."""
         built = []
         while placed:
             futures = {address: self._submit(address, numbers) for address, numbers in placed.items()}
@@ -221,7 +221,7 @@ class DistributedEngine(BlockEngine):
             [self.first_rows[number] for number in numbers],
             len(self.rows),
             self.n_threads,
-            [self.blocks.futures[number] for number in numbers],
+            [self.partitions.futures[number] for number in numbers],
             actor=True,
             workers=[address],
             allow_other_workers=False,
@@ -237,9 +237,14 @@ class DistributedEngine(BlockEngine):
                     if address not in self.client.nthreads():
                         future.cancel()
                         return None
-                except (KilledWorker, CancelledError):  # the latter: a block went with its worker
+                except (KilledWorker, CancelledError):  # the latter: a partition was lost with its worker
                     return None
                 except RuntimeError:
                     if address in self.client.nthreads():
                         raise
                     return None
+
+
+@make_engine.register
+def _make_dask_engine(partitions: DaskPartitions, network: Network, **options: Any) -> DistributedEngine:
+    return DistributedEngine(partitions.client, network, partitions, **options)

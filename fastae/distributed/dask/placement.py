@@ -1,27 +1,27 @@
-"""Which worker is to hold which blocks."""
+"""Which worker holds which partitions."""
 
 import itertools
 from collections.abc import Iterator, Sequence
 
 from fastae.distributed.reduction_tree import Node, halves
 
-# Blocks below one node of this depth of the tree lie together: no step brings back more than 64 sums
+# Partitions below one node at this depth of the tree stay together, so no step brings back more than 64 sums.
 UNIT_DEPTH = 6
 
 
 def place(rows: Sequence[int], holders: dict[int, set[str]], threads: dict[str, int]) -> dict[str, list[int]]:
-    """Which worker is to hold which blocks: those that have them, unless one is left with much more than another.
+    """Decide which worker holds which partitions: they stay where they are, unless that loads the workers unevenly.
 
     Parameters
     ----------
     rows : sequence of int
-        Of all blocks.
+        The number of rows of each partition.
     holders : dict of sets
-        The workers where each block lies now, of the blocks to be placed.
+        The workers that have a copy of each partition, by the numbers of the partitions to place.
     threads : dict
-        Of each worker.
+        The number of threads of each worker.
     """
-    load = dict.fromkeys(threads, 0.0)  # rows a thread
+    load = dict.fromkeys(threads, 0.0)  # rows per thread
     given: dict[str, list[list[int]]] = {address: [] for address in threads}
 
     def take(address: str, unit: list[int], sign: int = 1) -> float:

@@ -1,0 +1,83 @@
+"""NumPy's files: .npy, read a chunk at a time, and .npz, read whole.
+
+Files are read, not memory-mapped, so that no more than a chunk is ever resident.
+"""
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from fastae.data.columns import matrix_shape, numeric
+from fastae.data.row_source import ArrayRows, Rows
+
+PIECE_BYTES = (
+    1 << 20
+)  # large enough for a disk to read fast, small enough that a chunk mixes rows from all over the file
+
+
+class NpyRows(Rows):
+    """An .npy file, stored by rows or (Fortran order) by columns; a piece is up to 1 MiB of rows."""
+
+    def __init__(self, path: Path, feature_names: tuple[str, ...] | None, chunk_bytes: int) -> None:
+        self.path, self.name = path, str(path)
+        self.feature_names, self.chunk_bytes = feature_names, chunk_bytes
+        headers = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        with open(path, "rb") as file:
+            try:
+                shape, self.by_columns, self.stored = headers[np.lib.format.read_magic(file)](file)
+            except (ValueError, KeyError) as error:
+                raise ValueError(f"{path} is not a readable .npy file: {error}") from None
+            self.offset = file.tell()
+            size = file.seek(0, os.SEEK_END)
+        self.shape, self.dtype = matrix_shape(shape, self.name), numeric(self.stored, self.name)
+        row_bytes = self.shape[1] * self.dtype.itemsize
+        if size < self.offset + self.shape[0] * row_bytes:
+            raise ValueError(f"{path} ends early: it has {size} bytes, but {shape} {self.dtype} needs more")
+        rows = max(1, min(PIECE_BYTES, chunk_bytes // 64) // row_bytes)
+        self.bounds = np.append(np.arange(0, self.shape[0], rows), self.shape[0])
+
+    def read(self, piece: int, out: np.ndarray) -> None:  # noqa: D102
+        first, item = int(self.bounds[piece]), self.dtype.itemsize
+        with open(self.path, "rb") as file:
+            if not self.by_columns:
+                self._read(file, first * self.shape[1] * item, out)
+                return
+            column = np.empty(len(out), self.dtype)
+            for j in range(self.shape[1]):
+                self._read(file, (j * self.shape[0] + first) * item, column)
+                out[:, j] = column
+
+    def _read(self, file: BinaryIO, place: int, out: np.ndarray) -> None:
+        file.seek(self.offset + place)
+        if file.readinto(out.data.cast("B")) < out.nbytes:  # type: ignore[attr-defined]
+            raise ValueError(f"{self.path} ends early: it was changed while being read")
+        if not self.stored.isnative:
+            out.byteswap(inplace=True)
+
+
+def npz_rows(path: str, feature_names: tuple[str, ...] | None) -> Rows:
+    """The only array of an .npz file, or the one named X."""
+    return ArrayRows(_npz_array(path), path, feature_names)
+
+
+def _npz_array(path: str) -> np.ndarray:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = arrays.files
+            name = names[0] if len(names) == 1 else "X"
+            if name not in names:
+                raise ValueError(
+                    f"it must hold a single array, or one named X, but it holds {', '.join(names) or 'nothing'}"
+                )
+            return np.asarray(arrays[name])
+    except (ValueError, EOFError, AttributeError) as error:
+        raise ValueError(f"{path} is not a readable .npz file: {error}") from None
+    except OSError:
+        raise
+    except Exception as error:  # zipfile.BadZipFile, and whatever a damaged member raises
+        raise ValueError(f"{path} is not a readable .npz file: {error}") from None

@@ -1,0 +1,62 @@
+"""TrainingOptions: how long to train, in what batches, when to stop, and whom to tell."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastae.network import Parameters
+from fastae.objective import Objective
+from fastae.optimizers import Optimizer
+from fastae.training.checkpoint import Checkpoint
+from fastae.training.history import Epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """The options that every kind of training has; each is described in ``fastae.train``."""
+
+    epochs: int = 100
+    batch_size: int | None = None
+    shuffle: bool = True
+    seed: int | np.random.Generator = 0
+    validate: Callable[[Parameters], float] | None = None
+    patience: int | None = None
+    tol: float = 0.0
+    adaptive: bool = False
+    callback: Callable[[Epoch], bool | None] | None = None
+    progress: bool = False
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None
+    resume: bool = False
+
+    @property
+    def watched(self) -> bool:
+        """Whether anything happens between two epochs."""
+        return bool(
+            self.progress
+            or self.callback is not None
+            or self.validate is not None
+            or self.patience is not None
+        )
+
+    def open_checkpoint(self) -> Checkpoint | None:
+        """The checkpoint to write, holding the run to resume if `resume` is set."""
+        return Checkpoint.at(self.checkpoint, self.resume)
+
+    def settings(self, params: Parameters, optimizer: Optimizer, objective: Objective) -> dict[str, Any]:
+        """What a checkpoint records of a run, so that it is resumed only with the same options."""
+        return {
+            "network": params.network,
+            "dtype": params.dtype,
+            "objective": objective,
+            "optimizer": optimizer,
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "patience": self.patience,
+            "tol": self.tol,
+            "adaptive": self.adaptive,
+            "validate": self.validate is not None,
+        }

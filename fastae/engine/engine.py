@@ -324,7 +324,7 @@ class Engine:
         batch = rows if batch_size is None else min(int(batch_size), rows)
         job = self._new_job(self._form_for(batch, objective))
         chosen, alive = jobs.set_matrix(job, X, self.dtype, index=index, shift=shift, scale=scale)
-        unit = 1.0  # in which job.sample_weight is measured
+        unit = 1.0  # of the weights
         if sample_weight is not None:
             weights, unit = jobs.sample_weights(sample_weight, X.shape[0], chosen)
             alive.append(weights)

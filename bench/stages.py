@@ -26,7 +26,7 @@ from fastae.kernels.simd import call_at, flush_subnormals, restore_float_state
 
 
 @kernel
-def call_times(times, at, arguments):
+def layer_times(times, at, arguments):
     """Call the function at address `at`, with subnormals flushed to zero as in a step."""
     state = flush_subnormals()
     for _ in range(times):
@@ -104,9 +104,9 @@ class Tile:
                 layout.pack(case.parameters[f"W{i + 1}"].T, target.reshape(-1, fan_out, len(self.like)))
 
     def stages(self) -> list[Stage]:
-        """The stages in order: load, to columns, forward 1 .. L - 1, residual L, then gradient and backward from L down.
+        """The stages in order: load, forward 1 .. L - 1, residual L, then gradient and backward from L down.
 
-        "to columns" is only part of a step with rows in lanes.
+        With rows in lanes, "to columns" follows "load".
         """
         last = len(self.plan) - 1
         stages = [self.load()] + [self.to_columns()] * self.row_lanes
@@ -209,7 +209,7 @@ class Tile:
 def _repeat(kernel: ByAddress, case: Case, arguments: tuple[int, ...]) -> Callable[[int], None]:
     """A function run(times) that calls `kernel` with these arguments `times` times."""
     at = kernel.address(case.dtype)
-    return lambda times: call_times(times, at, arguments)
+    return lambda times: layer_times(times, at, arguments)
 
 
 def repeats(run: Callable[[int], object], seconds: float = 1e-3) -> int:

@@ -75,7 +75,7 @@ class Optimizer:
         rates = np.array(self.learning_rate(np.arange(first, first + count)), np.float64)
         if rates.shape != (count,):
             raise ValueError(
-                f"learning_rate must return {count} rates for {count} steps, got shape {rates.shape}"
+                f"learning_rate gave rates of shape {rates.shape}, but {count} steps need ({count},)"
             )
         if not (np.isfinite(rates) & (rates >= 0)).all():
             raise ValueError(f"learning_rate gave a negative or non-finite rate: {rates.min()}")

@@ -1,7 +1,7 @@
-"""Where a step's time goes: every stage of one tile timed by itself on one thread, beside the FMA peak.
+"""Where the time of a step goes: every stage of a tile, timed by itself on one thread, beside the FMA peak.
 
 ``python -m fastae.bench.stages`` prints a table for each of the nine sizes (``cases.py``). A stage is one call of a
-layer kernel on a tile that lies in L2, as in a step; loading walks through fresh rows of X, as in a step.
+kernel on a tile (products.py) that stays in L2, as in a step. Loading reads new rows of X in each call, as in a step.
 """
 
 import statistics
@@ -22,12 +22,12 @@ from fastae.kernels.compiler import ByAddress, kernel
 from fastae.kernels.partition import shards_of
 from fastae.kernels.simd import call_at, flush_subnormals, restore_float_state
 
-# Each runs its kernel `times` times over; layers with subnormals flushed, as in a step.
+# Each of these calls its kernel `times` times.
 
 
 @kernel
 def layer_times(times, at, arguments):
-    """A layer kernel, by its address."""
+    """Call the function at address `at`, with subnormals flushed to zero as in a step."""
     state = flush_subnormals()
     for _ in range(times):
         call_at(at, arguments)
@@ -36,7 +36,7 @@ def layer_times(times, at, arguments):
 
 @kernel
 def load_times(times, like, tile, height, x, row_stride, column_stride, kind, columns, first, last, m, spare):
-    """Loads of m rows each, from row `first` on up to `last` and over again."""
+    """Load m rows at a time of rows first .. last - 1 of x (last, columns) into a tile (blocks, height, lanes)."""
     row = first
     for _ in range(times):
         rows.load_rows(
@@ -49,12 +49,14 @@ def load_times(times, like, tile, height, x, row_stride, column_stride, kind, co
 
 @kernel
 def add_up_times(times, total, parts, count):
+    """Add up gradients: total (size,) from parts (count, size)."""
     for _ in range(times):
         optimizer.add_up(total, parts, count, 0, 0.5)
 
 
 @kernel
 def transpose_times(times, source, target, fan_in, fan_out, lanes):
+    """Transpose W (fan_in, fan_out) in the blocked layout."""
     for _ in range(times):
         squares = source.size // (lanes * lanes)
         places = target.ctypes.data, source.ctypes.data
@@ -62,7 +64,7 @@ def transpose_times(times, source, target, fan_in, fan_out, lanes):
 
 
 class Stage(NamedTuple):
-    """A kernel on one tile: its name, its useful FLOPs (0: none to speak of), and run(times)."""
+    """A kernel on one tile: its name, its useful FLOPs (0 if it does no products), and run(times), which repeats it."""
 
     name: str
     flops: float
@@ -70,7 +72,7 @@ class Stage(NamedTuple):
 
 
 class Tile:
-    """One tile of a case, in the form that steps on it take, and the stages on it, in the order of a step."""
+    """One tile of a case, in the form of products that its steps use, and the stages of a step on that tile."""
 
     def __init__(self, case: Case, height: int | None = None) -> None:
         self.case, self.network = case, case.network
@@ -79,15 +81,15 @@ class Tile:
             self.network.widths, self.network.activations, case.dtype
         )
         widths = self.network.widths
-        self.turned = rowlanes.pays(widths, case.m, self.size, np.dtype(case.dtype))
-        self.form = rowlanes.ROW_LANES if self.turned else gemm.COLUMN_BLOCKS
+        self.row_lanes = rowlanes.pays(widths, case.m, self.size, np.dtype(case.dtype))
+        self.form = rowlanes.ROW_LANES if self.row_lanes else gemm.COLUMN_BLOCKS
         self.multiple = self.form.row_multiple(widths, case.dtype)
         self.height = height or self.form.height(widths, case.dtype)
         self.rows = min(case.m // self.multiple * self.multiple, self.height)
         last = self.plan[-1]
         outputs = self._padded(last.fan_out)
         self.tiles = self._zeros((int(last.output) + outputs) * self.height)
-        self.loaded = self._zeros(int(self.plan[0].output) * self.height) if self.turned else self.tiles
+        self.loaded = self._zeros(int(self.plan[0].output) * self.height) if self.row_lanes else self.tiles
         self.sums, self.ones = (self._zeros(int(last.column_sums) + outputs) for _ in range(2))
         self.loss, self.spare = self._zeros(len(self.like)), layout.aligned_zeros(16, np.float64)
         self.weight = self._zeros(self.height)
@@ -102,16 +104,19 @@ class Tile:
                 layout.pack(case.parameters[f"W{i + 1}"].T, target.reshape(-1, fan_out, len(self.like)))
 
     def stages(self) -> list[Stage]:
-        """load (and turn), forward 1 .. L - 1, residual, then gradient and backward from L down."""
+        """The stages in order: load, forward 1 .. L - 1, residual L, then gradient and backward from L down.
+
+        With rows in lanes, "to columns" follows "load".
+        """
         last = len(self.plan) - 1
-        made = [self.load()] + [self.turn()] * self.turned
-        made += [self.forward(i) for i in range(last)]
-        made.append(self.residual())
+        stages = [self.load()] + [self.to_columns()] * self.row_lanes
+        stages += [self.forward(i) for i in range(last)]
+        stages.append(self.residual())
         for i in range(last, -1, -1):
-            made.append(self.weight_gradient(i))
+            stages.append(self.weight_gradient(i))
             if i:
-                made.append(self.backward(i))
-        return made
+                stages.append(self.backward(i))
+        return stages
 
     def load(self) -> Stage:
         X = self.case.X
@@ -122,10 +127,10 @@ class Tile:
         )
         return Stage("load", 0, lambda times: load_times(times, *arguments))
 
-    def turn(self) -> Stage:
+    def to_columns(self) -> Stage:
         blocks = int(layout.blocks(self.network.widths[0], self.case.dtype))
         arguments = self._output(-1), self._at(self.loaded), self.rows, self.height, blocks
-        return Stage("turn", 0, _repeat(rowlanes.turn, self.case, arguments))
+        return Stage("to columns", 0, _repeat(rowlanes.to_columns, self.case, arguments))
 
     def forward(self, i: int) -> Stage:
         row = self.plan[i]
@@ -153,7 +158,7 @@ class Tile:
         return Stage(f"gradient {i + 1}", self._flops(i), _repeat(self.form.gradient, self.case, arguments))
 
     def backward(self, i: int) -> Stage:
-        """The delta of layer i (from 0) to that of the layer below it, over h."""
+        """From the delta of layer i, counted from 0, to the delta of the layer below, which overwrites its output."""
         row, below = self.plan[i], self.plan[i - 1]
         arguments = (
             *(self._output(i - 1), self._output(i), self._at(self.transposed, row.transposed)),
@@ -163,20 +168,20 @@ class Tile:
         return Stage(f"backward {i + 1}", self._flops(i), _repeat(self.form.backward, self.case, arguments))
 
     def check(self) -> None:
-        """All stages once, in order: every weight gradient against the reference's."""
+        """Run all stages once, in order, and compare every gradient with the reference's."""
         for array in (self.sums, self.loss, self.gradient):
             array[:] = 0
         for stage in self.stages():
             stage.run(1)
-        made = fastae.Parameters(self.network, self.case.dtype)
-        made.flat[:] = self.gradient / self.rows
+        gradient = fastae.Parameters(self.network, self.case.dtype)
+        gradient.flat[:] = self.gradient / self.rows
         for row in self.plan:
             count = self._padded(row.fan_out)
-            made.flat[row.bias :][:count] = self.sums[row.column_sums :][:count] / self.rows
-        wanted = reference.backward(self.case.X[: self.rows], self.case.dense, self.network.activations)
-        for name in made:
-            error = np.abs(made[name] - wanted[f"d{name}"]).max()
-            assert error <= 2e-5 * np.abs(wanted[f"d{name}"]).max(), name
+            gradient.flat[row.bias :][:count] = self.sums[row.column_sums :][:count] / self.rows
+        expected = reference.backward(self.case.X[: self.rows], self.case.dense, self.network.activations)
+        for name in gradient:
+            error = np.abs(gradient[name] - expected[f"d{name}"]).max()
+            assert error <= 2e-5 * np.abs(expected[f"d{name}"]).max(), name
 
     def _zeros(self, count: int) -> np.ndarray:
         return layout.aligned_zeros(int(count), self.case.dtype)
@@ -188,7 +193,7 @@ class Tile:
         return int(array.ctypes.data + place * array.itemsize)
 
     def _output(self, i: int) -> int:
-        """Where layer i's output lies; layer -1 is the input."""
+        """The address of layer i's output; layer -1 is the input."""
         return self._at(self.tiles, self.plan[i].output * self.height if i >= 0 else 0)
 
     def _weights(self, i: int) -> tuple[int, int]:
@@ -202,12 +207,13 @@ class Tile:
 
 
 def _repeat(kernel: ByAddress, case: Case, arguments: tuple[int, ...]) -> Callable[[int], None]:
+    """A function run(times) that calls `kernel` with these arguments `times` times."""
     at = kernel.address(case.dtype)
     return lambda times: layer_times(times, at, arguments)
 
 
 def repeats(run: Callable[[int], object], seconds: float = 1e-3) -> int:
-    """How many times over `run` takes about `seconds`."""
+    """The `times` for which run(times) takes about `seconds`."""
     run(1)
     start = time.perf_counter()
     run(3)
@@ -215,19 +221,19 @@ def repeats(run: Callable[[int], object], seconds: float = 1e-3) -> int:
 
 
 def _time(run: Callable[[int], object], probe: Probe | None = None, readings: int = 11) -> float:
-    """Median seconds of one time, a reading of the peak before each reading."""
-    times, spent = repeats(run), []
+    """Median seconds of one repetition; a probe reads the FMA peak before each reading."""
+    times, seconds = repeats(run), []
     for _ in range(readings):
         if probe is not None:
             probe()
         start = time.perf_counter()
         run(times)
-        spent.append((time.perf_counter() - start) / times)
-    return statistics.median(spent)
+        seconds.append((time.perf_counter() - start) / times)
+    return statistics.median(seconds)
 
 
 def report(case: Case) -> None:
-    """Print the table of one case."""
+    """Print the table of one case: milliseconds of a whole step, stage by stage."""
     tile, probe, threads = Tile(case), Probe(1, case.dtype), thread_pool.available_cpus()
     tile.check()
     engine = fastae.Engine(case.network, threads, case.dtype)
@@ -239,18 +245,18 @@ def report(case: Case) -> None:
     lines.append(
         (f"add up {shards} shards", 0, _time(lambda n: add_up_times(n, tile.gradient, parts, shards)))
     )
-    spent, lanes = 0.0, len(tile.like)
+    transpose_seconds, lanes = 0.0, len(tile.like)
     for row in tile.plan[1:]:
         fan_in, fan_out = tile._padded(row.fan_in), tile._padded(row.fan_out)
         source = tile.parameters[row.weight : row.bias]
         target = tile.transposed[row.transposed :][: source.size]
         run = lambda n, a=source, b=target, i=fan_in, o=fan_out: transpose_times(n, a, b, i, o, lanes)  # noqa: E731
-        spent += _time(run)
-    lines.append(("transpose", 0, spent))
+        transpose_seconds += _time(run)
+    lines.append(("transpose", 0, transpose_seconds))
     total = sum(seconds for *_, seconds in lines)
     whole = _time(lambda n: [engine.loss_and_gradient(case.parameters, case.X) for _ in range(n)])
 
-    height = f"{tile.rows} rows{', turned' * tile.turned}"
+    height = f"{tile.rows} rows{', rows in lanes' * tile.row_lanes}"
     print(f"\n{case.id}: tiles of {height}, one thread's FMA peak {probe.median:.0f} GF/s")
     print(f"  {'stage':<18}{'ms':>9}{'of all':>9}{'GF/s':>9}{'of peak':>9}")
     for name, flops, seconds in lines:
@@ -260,7 +266,7 @@ def report(case: Case) -> None:
     rate = case.flops / total / 1e9
     print(f"  {'sum, one thread':<18}{total * 1e3:9.3f}{1:9.0%}{rate:9.1f}{rate / probe.median:9.0%}")
     print(
-        f"  a step on {threads} threads: {whole * 1e3:.3f} ms; {total / threads * 1e3:.3f} ms if shared out evenly"
+        f"  a step on {threads} threads: {whole * 1e3:.3f} ms; {total / threads * 1e3:.3f} ms if shared evenly"
     )
 
 

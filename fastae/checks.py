@@ -1,4 +1,4 @@
-"""Checks of what callers pass: the array that the kernels take, or an error that names the argument."""
+"""Checks of arguments: each returns an array that the kernels can read, or raises an error that names the argument."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,7 +7,7 @@ from fastae.kernels.job import KINDS
 
 
 def check_count(name: str, value: int) -> None:
-    """An error that names `value` unless it is an integer of at least 1."""
+    """Raise a TypeError or ValueError unless `value` is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < 1:
@@ -15,9 +15,9 @@ def check_count(name: str, value: int) -> None:
 
 
 def check_matrix(X: npt.ArrayLike, columns: int, name: str) -> np.ndarray:
-    """Rows of so many columns, of a dtype that the kernels read, where they lie."""
+    """`X` as an array (rows, columns) of a dtype that the kernels read; not copied if it is an array."""
     if np.ma.isMaskedArray(X):
-        raise TypeError(f"{name} is a masked array, but its mask would not be seen: fill it with NaN")
+        raise TypeError(f"{name} is a masked array, but its mask would be ignored: fill it with NaN")
     array = np.asarray(X)
     if array.ndim != 2:
         raise ValueError(f"{name} must be two-dimensional (rows, features), got {array.ndim} dimensions")
@@ -28,13 +28,13 @@ def check_matrix(X: npt.ArrayLike, columns: int, name: str) -> np.ndarray:
     if array.shape[0] == 0:
         raise ValueError(f"{name} has no rows")
     if array.shape[1] != columns:
-        what = "the network" if name == "X" else "the decoder"
-        raise ValueError(f"{name} has {array.shape[1]} features, but {what} takes {columns}")
+        taker = "the network" if name == "X" else "the decoder"
+        raise ValueError(f"{name} has {array.shape[1]} features, but {taker} takes {columns}")
     return array
 
 
 def check_vector(value: npt.ArrayLike, size: int, name: str) -> np.ndarray:
-    """So many real numbers, contiguous, in float64."""
+    """`value` as a contiguous float64 array (size,)."""
     array = np.asarray(value)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} has dtype {array.dtype}, but real numbers are needed")
@@ -44,7 +44,7 @@ def check_vector(value: npt.ArrayLike, size: int, name: str) -> np.ndarray:
 
 
 def check_index(index: npt.ArrayLike, rows: int) -> npt.NDArray[np.int64]:
-    """Row numbers of a matrix of `rows` rows, contiguous; TypeError or ValueError where they are not."""
+    """`index` as a contiguous int64 array: numbers of rows of a matrix that has `rows` rows."""
     array = np.asarray(index)
     if array.size == 0:
         raise ValueError("index is empty")

@@ -1,4 +1,4 @@
-"""Objective: what is minimised besides the squared error, and what is done to the input on its way in."""
+"""Objective: the cost that training minimises, and what is done to its input: noise, missing cells. No arithmetic."""
 
 import math
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Optimizers: what a training run asks for, and the state it carries. Their arithmetic is in kernels/optimizer.py.
+"""Optimizers: their settings, and the state that they keep between steps. The arithmetic is in kernels/optimizer.py.
 
-A learning rate is a number, or a schedule: a function from an int64 array of step numbers, counted from 0, to the rates
-of those steps. ``cosine`` and ``inverse_scaling`` make two.
+A learning rate is a number or a schedule: a function that takes an int64 array of step numbers, counted from 0, and
+returns the rate of each step. ``cosine`` and ``inverse_scaling`` make schedules.
 """
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ class State:
                 f"need {(2, params.flat.size)} and {params.dtype}"
             )
         if not (self.moments.flags.c_contiguous and self.moments.flags.writeable):
-            raise ValueError("state holds moments that are read-only or not C-contiguous")
+            raise ValueError("the moments of state must be C-contiguous and writeable")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,9 @@ class Optimizer:
             return np.full(count, float(self.learning_rate))
         rates = np.array(self.learning_rate(np.arange(first, first + count)), np.float64)
         if rates.shape != (count,):
-            raise ValueError(f"learning_rate gave {rates.shape} rates for {count} steps")
+            raise ValueError(
+                f"learning_rate gave rates of shape {rates.shape}, but {count} steps need ({count},)"
+            )
         if not (np.isfinite(rates) & (rates >= 0)).all():
             raise ValueError(f"learning_rate gave a negative or non-finite rate: {rates.min()}")
         return rates
@@ -226,5 +228,6 @@ def inverse_scaling(rate: float, power: float = 0.5) -> Schedule:
 
 
 def _check(name: str, value: float, good: bool, wanted: str) -> None:
+    """Raise a ValueError that names `name` unless the value is `good` and finite."""
     if not good or not np.isfinite(value):
         raise ValueError(f"{name} must be {wanted} and finite, got {value!r}")

@@ -1,8 +1,8 @@
-"""Files: written whole or not at all, in safetensors, with JSON beside the tensors. Nothing here is pickled.
+"""Files in safetensors format, written completely or not at all. Nothing is pickled: reading a file runs no code of it.
 
-A file holds dense row-major tensors and, under the metadata key "fastae", a JSON object with the format's version, the
-kind of thing it is and what that kind needs. What a kind means is known by whoever writes it: ``Parameters``, the
-estimators and ``Checkpoint``. Reading one runs no code of its own.
+A file holds dense row-major tensors and, under the metadata key "fastae", a JSON object: the version of the format, the
+kind of object that is stored, and what else that kind needs. This module does not interpret kinds; their writers do:
+``Parameters``, the estimators and ``Checkpoint``.
 """
 
 import errno
@@ -18,63 +18,66 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 1  # raised where an older fastae would misread a file, or the layout that checkpoints keep changes
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write raises, without a name
+FORMAT = (
+    1  # increase it if an older fastae would misread files, or if the layout of checkpoints' buffers changes
+)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which name no file
 
 
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a path to write a file to, which becomes `path` once the block has ended without an error.
+    """A context that yields a path to write a file to, and renames that file to `path` if no error occurs.
 
-    The file is made beside `path`, under a hidden name of the same suffix, brought to the disk and renamed, so that
-    `path` is always the old file or the new one, whole. After an error what was written is removed. A link is followed;
-    a device or a pipe is written as it is.
+    The file lies beside `path` under a hidden name with the same suffix. It is flushed to the disk before the rename,
+    so that `path` is at all times either the old file or the complete new one. After an error the file is removed. A
+    link is followed; a device or a pipe is written directly.
 
     Raises
     ------
     OSError
-        The directory does not exist or may not be written to, or the disk is full: it names `path`, which is as it was.
+        The directory does not exist or is not writable, or the disk is full. The error names `path`, whose file is
+        unchanged.
     """
     check_place(path)
     final = Path(os.path.realpath(path))
     if _is_device(final):
         yield final
         return
-    made = final.with_name(f".fastae-{secrets.token_hex(6)}{final.suffix}")
+    temporary = final.with_name(f".fastae-{secrets.token_hex(6)}{final.suffix}")
     try:
-        yield made
+        yield temporary
         if final.exists():
-            shutil.copymode(final, made)
-        with open(made, "rb+") as file:
+            shutil.copymode(final, temporary)
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(made, final)
+        os.replace(temporary, final)
     except OSError as error:
-        if error.filename == os.fspath(made) or (error.filename is None and error.errno in _NO_ROOM):
+        if error.filename == os.fspath(temporary) or (error.filename is None and error.errno in _NO_ROOM):
             error.filename = os.fspath(path)
         raise
     finally:
-        made.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     _flush_directory(final.parent)
 
 
 def check_place(path: str | os.PathLike[str]) -> None:
-    """That a file can be made at `path`: raises the OSError which trying would, naming the path."""
+    """Raise the OSError that creating a file at `path` would raise; it names the path."""
     final = Path(os.path.realpath(path))
     if final.is_dir():
         raise IsADirectoryError(f"{os.fspath(path)} is a directory")
     if not final.parent.is_dir():
-        raise FileNotFoundError(f"{os.fspath(path)}: {final.parent} is no directory")
+        raise FileNotFoundError(f"{os.fspath(path)}: {final.parent} is not a directory")
     if not _is_device(final) and not os.access(final.parent, os.W_OK):
-        raise PermissionError(f"{os.fspath(path)}: {final.parent} may not be written to")
+        raise PermissionError(f"{os.fspath(path)}: {final.parent} is not writable")
 
 
 def _is_device(path: Path) -> bool:
-    """A device or a pipe: it is there, and no file."""
+    """Whether `path` exists but is not a file: a device or a pipe."""
     return path.exists() and not path.is_file()
 
 
 def _flush_directory(directory: Path) -> None:
-    """Bring a rename to the disk, where directories can be flushed (not on Windows)."""
+    """Flush a rename to the disk, on systems that can flush directories (not Windows)."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -86,32 +89,31 @@ def _flush_directory(directory: Path) -> None:
 def write(
     path: str | os.PathLike[str], kind: str, about: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
 ) -> None:
-    """Write a file of `tensors` and `about`, which JSON must be able to hold, as ``written_whole`` does."""
+    """Write a file of `tensors` and of the metadata `about`, which must be JSON; completely or not at all."""
     from safetensors.numpy import save
 
     from fastae import __version__
 
     text = json.dumps({"format": FORMAT, "kind": kind, "fastae": __version__, **about}, default=plain)
     dense = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    data = save(
-        dense, metadata={"fastae": text}
-    )  # not save_file, which renames over a device, with a mode of its own
-    with written_whole(path) as made:
-        made.write_bytes(data)
+    # not save_file, which would replace a device by a file, and does not keep a file's mode
+    data = save(dense, metadata={"fastae": text})
+    with written_whole(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold of NumPy's numbers, arrays and dtypes."""
+    """Convert NumPy's numbers, arrays and dtypes to what JSON can hold."""
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     if isinstance(value, (np.dtype, type)):
         return np.dtype(value).name
-    raise TypeError(f"a file cannot hold {value!r}: only numbers, texts, lists and dicts of them")
+    raise TypeError(f"a file cannot hold {value!r}: only numbers, strings, lists and dicts of these")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file holds."""
+    """The content of a file."""
 
     path: str
     kind: str
@@ -119,7 +121,7 @@ class Stored:
     tensors: dict[str, np.ndarray]
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The tensor of that name and shape."""
+        """The tensor of that name; raises a ValueError if it is missing or its shape is not `shape`."""
         with self.blamed():
             tensor = self.tensors[name]
             if tensor.shape != shape:
@@ -128,7 +130,7 @@ class Stored:
 
     @contextmanager
     def blamed(self) -> Iterator[None]:
-        """Where something needed is missing from the file, or has the wrong shape, say which file that is."""
+        """A context that turns errors about missing or wrong content into a ValueError that names the file."""
         try:
             yield
         except KeyError as error:
@@ -138,40 +140,42 @@ class Stored:
 
 
 def read(path: str | os.PathLike[str]) -> Stored:
-    """All that a file written by ``write`` holds.
+    """Read a file that ``write`` has written.
 
     Raises
     ------
     OSError
-        There is no such file, or it may not be read.
+        The file does not exist or is not readable.
     ValueError
-        The file is cut off, no safetensors file, not one of fastae's, or of a format that this version does not know.
+        The file is truncated, is not a safetensors file, was not written by fastae, or has a format that this version
+        does not know.
     """
     from safetensors import SafetensorError, safe_open
 
     name = os.fspath(path)
-    with open(path, "rb"):  # for Python's own errors, which name the file
+    with open(path, "rb"):  # raises Python's own errors, which name the file
         pass
     try:
         with safe_open(path, framework="np") as file:
             about = _about(name, (file.metadata() or {}).get("fastae"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
-        raise ValueError(f"{name} is no whole safetensors file: {error}") from None
+        raise ValueError(f"{name} is not a complete safetensors file: {error}") from None
     return Stored(name, about["kind"], about, tensors)
 
 
 def _about(name: str, text: str | None) -> dict[str, Any]:
+    """The metadata of a file, from its JSON; raises a ValueError that names the file."""
     if text is None:
         raise ValueError(f"{name} is a safetensors file, but not one of fastae's")
     try:
         about = dict(json.loads(text))
         version = about["format"]
         if version == FORMAT and not isinstance(about["kind"], str):
-            raise TypeError("kind is no text")
+            raise TypeError("kind is not a string")
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{name} is damaged: its metadata is no such JSON as fastae writes ({error})"
+            f"{name} is damaged: its metadata is not the JSON that fastae writes ({error})"
         ) from None
     if version != FORMAT:
         from fastae import __version__

@@ -1,14 +1,15 @@
-"""Products of bfloat16 pairs, added up in float32 (AVX512_BF16). A form of products; compiled only where asked for.
+"""Products in bfloat16, a form of products: pairs of bfloat16 are multiplied, and added up in float32 (AVX512_BF16).
 
-Parameters, gradients, the loss and all arithmetic outside the products stay float32. A matrix in bfloat16 begins where
-the float32 of layout.py would, and takes no more room:
+Not a dtype: parameters, gradients, the loss and all arithmetic outside the products stay float32. The loops and the
+register tiles are those of gemm.py. A matrix in bfloat16 begins where the same matrix in float32 would (layout.py), and
+takes the same room or less:
 
-    tile      a block of 16 columns twice: first its rows as they are, (height, 16), where two columns of a row are
-              side by side; then pairs of rows, (height / 2, 16, 2)
-    weights   pairs of rows, (fan_out / 16, fan_in / 2, 16, 2), and W' likewise in its own place
+    tile      (blocks, 2 halves, height / 2 lines). Each block is stored twice: first row by row, (height, 16), where
+              two columns of a row are side by side; then in pairs of rows, (height / 2, 16, 2)
+    weights   pairs of rows, (fan_out / 16, fan_in / 2, 16, 2), and W' likewise, fan_in and fan_out padded
 
-So a product over columns (forward, backward) takes a tile's rows and pairs of weights; one over rows (gradient) takes
-two tiles' pairs. The loops and the register tiles are gemm.py's.
+A product over columns (forward, backward) multiplies the rows of a tile with pairs of rows of the weights. A product
+over rows (gradient) multiplies pairs of rows of two tiles.
 """
 
 from numba import carray
@@ -21,11 +22,11 @@ from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import LINE
 
 LANES = 16
-ROW = LINE // 2  # bytes of a row of a block
+ROW = LINE // 2  # bytes of one row of a block
 
 
 class Pairs(gemm.Storage):
-    """A block of a tile in bfloat16, in both forms: the second begins `half` behind the first."""
+    """A block of a tile in bfloat16: the rows, and `half` bytes behind them the pairs of rows."""
 
     together = 2
 
@@ -37,19 +38,19 @@ class Pairs(gemm.Storage):
         self.rows_at = self.half = words.times(height, ROW)
 
     def depth(self, count: Value) -> Value:
-        """Pairs of columns, or of rows: one more where their number is odd, which is zero in one of the operands."""
+        """The number of pairs of columns, or of rows. If `count` is odd, the last one is zero in one operand."""
         return self.words.quotient(count, 2)
 
     def load(self, place: Value) -> list[Value]:
-        """Two rows, from the second form."""
+        """Load two rows, from their pairs."""
         return list(self.words.unpaired(self.words.load(self.words.offset(place, self.half))))
 
     def store(self, values: list[Value], place: Value) -> None:
-        """Two rows, in both forms."""
+        """Store two rows, as rows and as pairs."""
         store_rows(self.words, values[0], values[1], place, self.half)
 
     def store_result(self, values: list[Value], block: Value, row: int, leaves: Value) -> None:
-        """Two rows of a result; in float32 where it leaves the network."""
+        """Store two rows of a result; as lines of float32 if it leaves the network."""
         words = self.words
         with words.when(leaves, "==", 1):
             for r, value in enumerate(values):
@@ -57,8 +58,8 @@ class Pairs(gemm.Storage):
         with words.when(leaves, "==", 0):
             self.store(values, words.offset(block, row * ROW))
 
-    def result_step(self, rows: int, leaves: Value) -> Value:
-        """Bytes that so many rows of a result take in a block."""
+    def result_stride(self, rows: int, leaves: Value) -> Value:
+        """Bytes of so many rows of a result in a block."""
         words = self.words
         return words.builder.select(
             words.builder.icmp_signed("==", leaves, words.count(1)),
@@ -68,8 +69,8 @@ class Pairs(gemm.Storage):
 
 
 def store_rows(words: Words, first: Value, second: Value, place: Value, half: Value) -> None:
-    """Two rows of a block, in both forms."""
-    line = words.narrow(first, second)
+    """Store two float32 lines as two rows of a block, and as their pairs."""
+    line = words.to_bfloat16(first, second)
     words.store(line, place)
     words.store(words.paired(line), words.offset(place, half))
 
@@ -83,7 +84,10 @@ _forward, _residual, _backward, _gradient = (
 
 
 def _write_to_bfloat16(words: Words, target, source, half, pairs):  # type: ignore[no-untyped-def]
-    """Pairs of rows of one float32 block into a block of both forms."""
+    """``to_bfloat16`` on one block.
+
+    target  a block of a tile, `half` bytes twice     source  float32 lines (2 x pairs, 16)
+    """
 
     def pair(target, source):  # type: ignore[no-untyped-def]
         store_rows(words, words.load(source), words.load(words.offset(source, LINE)), target, half)
@@ -93,7 +97,10 @@ def _write_to_bfloat16(words: Words, target, source, half, pairs):  # type: igno
 
 
 def _write_to_float32(words: Words, target, source, pairs):  # type: ignore[no-untyped-def]
-    """Pairs of rows of one block into a float32 block."""
+    """Convert the pairs of rows of one block to float32.
+
+    target  float32 lines (2 x pairs, 16)     source  (pairs, 16, 2)
+    """
 
     def pair(target, source):  # type: ignore[no-untyped-def]
         for r, line in enumerate(words.unpaired(words.load(source))):
@@ -104,7 +111,10 @@ def _write_to_float32(words: Words, target, source, pairs):  # type: ignore[no-u
 
 
 def _write_add_delta(words: Words, delta, added, sums, half, pairs):  # type: ignore[no-untyped-def]
-    """delta += added, float32, on one block; its column sums are added up."""
+    """``add_delta`` on one block.
+
+    delta  a block of a tile, `half` bytes twice     added  float32 lines (2 x pairs, 16)     sums  float32 (16,)
+    """
 
     def pair(delta, added, column_sum):  # type: ignore[no-untyped-def]
         lines = [words.load(words.offset(added, r * LINE)) for r in (0, 1)]
@@ -117,13 +127,17 @@ def _write_add_delta(words: Words, delta, added, sums, half, pairs):  # type: ig
     words.store(column_sum, sums)
 
 
-def _write_weights(words: Words, w, wt, wt_step, source, squares):  # type: ignore[no-untyped-def]
-    """`squares` squares of 16 x 16 weights, one below the other in `source`, as pairs of rows; so is W', if wanted."""
+def _write_weights(words: Words, w, wt, wt_stride, source, squares):  # type: ignore[no-untyped-def]
+    """Write squares of 16 x 16 weights, which lie one below the other, to W and, unless `wt` is 0, to W'.
+
+    w   (squares, 8, 16, 2)     wt   (squares, 8, 16, 2), `wt_stride` bytes from square to square
+    source   float32 lines (squares x 16, 16)
+    """
     size = LANES * ROW
 
     def pairs(lines: list[Value], place: Value) -> None:
         for i in range(0, LANES, 2):
-            words.store(words.paired(words.narrow(lines[i], lines[i + 1])), words.offset(place, i * ROW))
+            words.store(words.paired(words.to_bfloat16(lines[i], lines[i + 1])), words.offset(place, i * ROW))
 
     def square(w, wt, source):  # type: ignore[no-untyped-def]
         lines = [words.load(words.offset(source, i * LINE)) for i in range(LANES)]
@@ -131,7 +145,7 @@ def _write_weights(words: Words, w, wt, wt_step, source, squares):  # type: igno
         with words.when(wt, "!=", 0):
             pairs(words.transposed(lines), wt)
         none = words.builder.icmp_signed("==", wt, words.count(0))
-        wt = words.builder.select(none, wt, words.offset(wt, wt_step))
+        wt = words.builder.select(none, wt, words.offset(wt, wt_stride))
         return [words.offset(w, size), wt, words.offset(source, 2 * size)]
 
     words.loop(squares, [w, wt, source], square)
@@ -148,14 +162,14 @@ _weights = vector_kernel(_write_weights)
 
 @ByAddress
 def forward(out, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """h = g(a w + bias); where `leaves` is 1, as float32."""
+    """h = g(a w + bias); if `leaves` is 1, in float32."""
     h = carray(out, (1,))
     _forward(h, (h.ctypes.data, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_out))
 
 
 @ByAddress
 def residual(out, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """delta = weight (a w + bias - x), x float32."""
+    """delta = weight (a w + bias - x); x is float32."""
     delta = carray(out, (1,))
     _residual(delta, (delta.ctypes.data, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_out))
 
@@ -169,14 +183,14 @@ def backward(out, delta, wt, sums, activation, rows, height, fan_in, fan_out):  
 
 @ByAddress
 def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """dw (+)= a' delta over `rows` rows, and one more where they are odd: its delta is zero."""
+    """dw (+)= a' delta over `rows` rows, rounded up to pairs: the delta of a last single row's partner is zero."""
     dw = carray(out, (1,))
     _gradient(dw, (dw.ctypes.data, a, delta, accumulate, rows, height, fan_in, fan_out))
 
 
 @ByAddress
 def to_bfloat16(out, source, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """Lines of float32 as a tile, in both forms; `rows` is even."""
+    """Convert float32 lines to a tile, ``from_lines`` of the contract; `rows` is even."""
     target = carray(out, (1,))
     for j in range(blocks):
         k = j * height * LINE
@@ -185,7 +199,7 @@ def to_bfloat16(out, source, rows, height, blocks):  # type: ignore[no-untyped-d
 
 @ByAddress
 def prepare_weights(out, wt, source, fan_in, fan_out, first, last):  # type: ignore[no-untyped-def]
-    """Squares first .. last - 1 of a layer's weights at `source`, as W and, unless `wt` is 0, as W'."""
+    """Convert squares first .. last - 1 of a layer's weights to pairs of bfloat16: W and, unless `wt` is 0, W'."""
     w, size = carray(out, (1,)), LANES * ROW
     down, across = in_blocks(fan_in, LANES), in_blocks(fan_out, LANES)  # squares
     square = first
@@ -199,7 +213,7 @@ def prepare_weights(out, wt, source, fan_in, fan_out, first, last):  # type: ign
 
 @ByAddress
 def sparsity_delta(out, h, weight, slope, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """out = weight slope h (1 - h), as float32."""
+    """out = weight slope h (1 - h), in float32."""
     delta = carray(out, (1,))
     for j in range(blocks):
         k = j * height * LINE

@@ -1,15 +1,16 @@
-"""Products on column blocks: the register tile, and the loops around it. The form of products of most networks.
+"""Products on column blocks, the form of products of most networks: the register tile, and the loops around it.
 
-Not a general GEMM: no packing, no transposes, no alpha and beta. All operands lie in the blocked layout (layout.py).
-The rest of the layer, its *epilogue*, is applied to a register tile before the tile is stored. The loops of a step
-(step.py numbers them from 1) continue here, each with the slice that it selects:
+Not a general GEMM: no packing, no transposes, no alpha and beta. C = A B, where A (rows, depth), B (depth, columns) and
+C (rows, columns) have the blocked layout (layout.py); the gradient is C = A' B. The *epilogue*, which is all that a
+layer computes besides the product, is applied to a register tile before it is stored. The loops of a step (step.py
+numbers them from 1) continue here:
 
-    loop 5    blocks of columns of C, 3, 2 or 1 at a time         C[:, j : j + n]          panels
-    loop 6    rows of C, a register tile at a time                C[i : i + r, j : j + n]  register_tiles
-    loop 7    the columns of A, or its rows for a gradient        C += A[:, p] B[p, :]     _product, gradient_of
+    loop 5    panels of C: 3, 2 or 1 blocks of columns            C[:, j : j + n]          panels
+    loop 6    register tiles of a panel: rows of C                C[i : i + r, j : j + n]  register_tiles
+    loop 7    columns of A; for a gradient, rows of A             C += A[:, p] B[p, :]     _product, gradient_writer
 
-A ``Storage`` says how the rows of a tile lie within a block and how they are multiplied: as float32 or float64 lines
-here, as pairs of bfloat16 in bfloat16.py. Everything else is the same for both.
+A ``Storage`` describes how the rows of a tile lie within a block, and how they are multiplied: as float32 or float64
+lines here, as pairs of bfloat16 in bfloat16.py. Everything else is the same for both.
 """
 
 from collections.abc import Callable
@@ -29,61 +30,58 @@ from fastae.kernels.products import Form, Widths
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import LINE, TARGET
 
-Tile = list[list[Value]]  # a register tile: [row][block]
-UNROLL = 8  # columns of A at a time; measured: 4 is up to 10% slower at n = 784, 16 a little everywhere
-ROWS, ROWS_WIDE, WORKSPACE = (
-    192,
-    144,
-    1 << 20,
-)  # rows of a tile, and bytes that it should fit in: less than L2
+RegisterTile = list[list[Value]]  # a register tile: [row][block], each a line
+UNROLL = 8  # columns of A per iteration of loop 7; measured: 4 is up to 10% slower at n = 784, 16 a little everywhere
+WORKSPACE = 1 << 20  # bytes that a tile should fit in: less than L2
+ROWS, ROWS_WIDE = 192, 144  # rows of a tile that fits, and of one that does not
 
 
 class Storage:
-    """How a tile's matrix lies within a block, as words: rows of lines of the dtype."""
+    """Emits the loads, stores and multiply-adds of a tile whose rows, within a block, are lines of the dtype."""
 
-    together = 1  # rows that are stored at a time
+    together = 1  # rows that are loaded or stored at a time
 
     def __init__(self, words: Words, height: Value) -> None:
         self.words = words
         self.row = LINE  # bytes from one row to the next
-        self.depth_per_block = words.lanes  # multiply-adds that a block of A's columns takes
+        self.depth_per_block = words.lanes  # multiply-adds over the columns of one block of A
         self.multiply = words.fma  # (x, y, z): z + x y
-        self.rows_at: Value | int = 0  # bytes from a block to where `gradient` reads its rows
+        self.rows_at: Value | int = 0  # bytes from the start of a block to the rows that `gradient` reads
 
     def depth(self, count: Value) -> Value:
-        """Multiply-adds that a product over `count` columns, or rows, takes."""
+        """The number of multiply-adds over `count` columns, or rows."""
         return count
 
     def load(self, place: Value) -> list[Value]:
-        """The `together` rows at `place`."""
+        """Load `together` rows at `place`."""
         return [self.words.load(place)]
 
     def store(self, values: list[Value], place: Value) -> None:
-        """`together` rows to `place`."""
+        """Store `together` rows at `place`."""
         self.words.store(values[0], place)
 
     def store_result(self, values: list[Value], block: Value, row: int, leaves: Value) -> None:
-        """`together` rows of a result from row `row` of a block; as lines where `leaves` is 1."""
+        """Store `together` rows of a result, from row `row` of a block on; as lines if `leaves` is 1."""
         self.store(values, self.words.offset(block, row * self.row))
 
-    def result_step(self, rows: int, leaves: Value) -> Value:
-        """Bytes that so many rows of a result take in a block."""
+    def result_stride(self, rows: int, leaves: Value) -> Value:
+        """Bytes of so many rows of a result in a block."""
         return self.words.count(rows * self.row)
 
 
-# -- loops 7, 6 and 5 -------------------------------------------------------------------------------------------------
+# -- loops 5, 6 and 7, the innermost first ----------------------------------------------------------------------------
 
 
 def outer_product(
     words: Words,
-    tile: Tile,
+    tile: RegisterTile,
     x: Value,
     x_between: int,
     y: Value,
     y_between: Value | int,
     multiply: Callable[[Value, Value, Value], Value],
-) -> Tile:
-    """tile + x y': elements of x, `x_between` bytes apart, times lines of y, `y_between` bytes apart."""
+) -> RegisterTile:
+    """A register tile plus x y': elements of x, `x_between` bytes apart, times lines of y, `y_between` bytes apart."""
     lines = [words.load(words.offset(y, (y_between, j))) for j in range(len(tile[0]))]
     result = []
     for i, row in enumerate(tile):
@@ -92,33 +90,38 @@ def outer_product(
     return result
 
 
-def flatten(tile: Tile) -> list[Value]:
+def flatten(tile: RegisterTile) -> list[Value]:
     """The lines of a register tile, row by row."""
     return [value for row in tile for value in row]
 
 
-def unflatten(flat: list[Value] | tuple[Value, ...], width: int) -> Tile:
-    """A register tile of rows of `width` lines."""
+def unflatten(flat: list[Value] | tuple[Value, ...], width: int) -> RegisterTile:
+    """The register tile of these lines: rows of `width` lines."""
     return [list(flat[i : i + width]) for i in range(0, len(flat), width)]
 
 
 def _product(
-    storage: Storage, start: Tile, a: Value, a_block: Value, b: Value, b_block: Value, depth: Value
-) -> Tile:
-    """start + A B over `depth` multiply-adds: UNROLL at a time, then those that are left."""
+    storage: Storage, start: RegisterTile, a: Value, a_block: Value, b: Value, b_block: Value, depth: Value
+) -> RegisterTile:
+    """start + A B, one register tile, over `depth` multiply-adds: UNROLL at a time, then the rest.
+
+    `a` is the address of its first row of A, `b` of its first block of B. `a_block` and `b_block` are the bytes of a
+    block.
+    """
     words, width = storage.words, len(start[0])
 
-    def add(tile: Tile, a: Value, b: Value, p: int) -> Tile:
+    def add(tile: RegisterTile, a: Value, b: Value, p: int) -> RegisterTile:
         x, y = words.offset(a, p * words.itemsize), words.offset(b, p * LINE)
         return outer_product(words, tile, x, storage.row, y, b_block, storage.multiply)
 
-    # From one part of a block to the next, then to the next block: the moves take turns.
-    turns, size = storage.depth_per_block // UNROLL, words.itemsize
-    moves = [words.count(UNROLL * size)] * (turns - 1)
+    # How far `a` moves after UNROLL columns: within a block so many times, then to the next block. The loop carries
+    # these moves, and rotates them.
+    count, size = storage.depth_per_block // UNROLL, words.itemsize
+    moves = [words.count(UNROLL * size)] * (count - 1)
     moves.append(words.offset(a_block, (UNROLL - storage.depth_per_block) * size))
 
     def unrolled(a: Value, b: Value, *rest: Value) -> list[Value]:
-        (move, *later), tile = rest[:turns], unflatten(rest[turns:], width)
+        (move, *later), tile = rest[:count], unflatten(rest[count:], width)
         for p in range(UNROLL):
             tile = add(tile, a, b, p)
         return [words.offset(a, move), words.offset(b, UNROLL * LINE), *later, move, *flatten(tile)]
@@ -129,30 +132,31 @@ def _product(
 
     unroll = words.count(UNROLL)
     whole, left = words.builder.sdiv(depth, unroll), words.builder.srem(depth, unroll)
+    # loop 7: C += A[:, p] B[p, :]
     a, b, *rest = words.loop(whole, [a, b, *moves, *flatten(start)], unrolled)
-    _, _, *flat = words.loop(left, [a, b, *rest[turns:]], single)
+    _, _, *flat = words.loop(left, [a, b, *rest[count:]], single)
     return unflatten(flat, width)
 
 
 def register_tiles(
     words: Words,
     rows: Value,
-    each: int,
+    tile_rows: int,
     places: list[Value],
-    steps: list[Value | int],
+    strides: list[Value | int],
     write: Callable[..., None],
 ) -> None:
-    """Loop 6: write(*places) for every register tile of `each` rows; `steps` are bytes from one to the next."""
+    """write(*places) for each register tile of `tile_rows` rows; `strides` are bytes from one to the next."""
 
-    def tile(*places: Value) -> list[Value]:
+    def register_tile(*places: Value) -> list[Value]:
         write(*places)
-        return [words.offset(place, step) for place, step in zip(places, steps, strict=True)]
+        return [words.offset(place, stride) for place, stride in zip(places, strides, strict=True)]
 
-    words.loop(words.quotient(rows, each), places, tile)
+    words.loop(words.quotient(rows, tile_rows), places, register_tile)  # loop 6: C[i : i + r, j : j + n]
 
 
 def panels(words: Words, blocks: Value, write: Callable[[int, Value], None]) -> None:
-    """Loop 5: write(n, j) for blocks j .. j + n - 1: 3 at a time, but 2 and 2 for the last 4, then 2 or 1."""
+    """write(n, j) for each panel, blocks j .. j + n - 1: of 3 blocks, then up to two of 2; of 1 for 1 block only."""
     b, count = words.builder, words.count
 
     def several(n: int, times: Value, j: Value) -> Value:
@@ -160,7 +164,7 @@ def panels(words: Words, blocks: Value, write: Callable[[int, Value], None]) -> 
             write(n, j)
             return [words.offset(j, n)]
 
-        (j,) = words.loop(times, [j], panel)
+        (j,) = words.loop(times, [j], panel)  # loop 5: C[:, j : j + n]
         return j
 
     if TARGET.widest == 1:
@@ -179,44 +183,46 @@ def rows_of(blocks: int) -> int:
 
 
 def gradient_columns(blocks: int, lanes: int) -> int:
-    """Columns of A in the gradient's register tile: they must divide a block."""
+    """Columns of A in the gradient's register tile; a divisor of the columns of a block."""
     return min(rows_of(blocks), lanes) if TARGET.widest > 1 else min(4, rows_of(blocks))
 
 
-# -- the four products ------------------------------------------------------------------------------------------------
+# -- the four products: arguments as in products.py -------------------------------------------------------------------
 
 
 def forward_writer(storage_of: type[Storage]) -> Any:
-    """h = g(a w + bias); see ``products.py``."""
+    """The kernel of h = g(a w + bias)."""
 
     def write(words, h, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
         storage = storage_of(words, height)
-        block, column = words.times(height, LINE), _column(words, fan_in, storage.row)
+        block, w_block = words.times(height, LINE), _weight_block(words, fan_in, storage.row)
         depth = storage.depth(fan_in)
 
         def panel(n: int, j: Value) -> None:
-            e, o, b = (
+            bias_j, one_j, b = (
                 words.offset(bias, (j, LINE)),
                 words.offset(one, (j, LINE)),
-                words.offset(w, words.times(j, column)),
+                words.offset(w, words.times(j, w_block)),
             )
 
-            def tile(c: Value, a: Value) -> None:
-                start = [words.load(words.offset(e, i * LINE)) for i in range(n)]
-                z = _product(storage, [start] * rows_of(n), a, block, b, column, depth)
+            def register_tile(c: Value, a: Value) -> None:
+                start = [words.load(words.offset(bias_j, i * LINE)) for i in range(n)]
+                z = _product(storage, [start] * rows_of(n), a, block, b, w_block, depth)
 
-                def finish(activation: int) -> None:
+                def epilogue(activation: int) -> None:
                     for k in range(n):
-                        mask, place = words.load(words.offset(o, k * LINE)), words.offset(c, (block, k))
+                        mask, place = words.load(words.offset(one_j, k * LINE)), words.offset(c, (block, k))
                         for i in range(0, rows_of(n), storage.together):
                             values = [z[i + r][k] for r in range(storage.together)]
                             values = [activate(words, activation, value, mask) for value in values]
                             storage.store_result(values, place, i, leaves)
 
-                words.cases(activation, [partial(finish, id_) for id_ in range(len(ACTIVATIONS))])
+                words.cases(activation, [partial(epilogue, id_) for id_ in range(len(ACTIVATIONS))])
 
-            steps = [storage.result_step(rows_of(n), leaves), rows_of(n) * storage.row]
-            register_tiles(words, rows, rows_of(n), [words.offset(h, words.times(j, block)), a], steps, tile)
+            strides = [storage.result_stride(rows_of(n), leaves), rows_of(n) * storage.row]
+            register_tiles(
+                words, rows, rows_of(n), [words.offset(h, words.times(j, block)), a], strides, register_tile
+            )
 
         panels(words, words.quotient(fan_out, words.lanes), panel)
 
@@ -224,25 +230,25 @@ def forward_writer(storage_of: type[Storage]) -> Any:
 
 
 def residual_writer(storage_of: type[Storage]) -> Any:
-    """delta = weight (a w + bias - x), 0 where x is NaN; column sums and the loss's lanes are added up."""
+    """The kernel of delta = weight (a w + bias - x), 0 where x is NaN. It adds to `sums` and `loss`."""
 
     def write(words, delta, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
         storage = storage_of(words, height)
-        block, column = words.times(height, LINE), _column(words, fan_in, storage.row)
+        block, w_block = words.times(height, LINE), _weight_block(words, fan_in, storage.row)
         depth = storage.depth(fan_in)
 
         def panel(n: int, j: Value) -> None:
-            e, s, b = (
+            bias_j, sums_j, b = (
                 words.offset(bias, (j, LINE)),
                 words.offset(sums, (j, LINE)),
-                words.offset(w, words.times(j, column)),
+                words.offset(w, words.times(j, w_block)),
             )
 
-            def tile(c: Value, a: Value, x: Value, weight: Value) -> None:
-                start = [words.load(words.offset(e, k * LINE)) for k in range(n)]
-                xhat = _product(storage, [start] * rows_of(n), a, block, b, column, depth)
+            def register_tile(c: Value, a: Value, x: Value, weight: Value) -> None:
+                start = [words.load(words.offset(bias_j, k * LINE)) for k in range(n)]
+                xhat = _product(storage, [start] * rows_of(n), a, block, b, w_block, depth)
                 total = words.load(loss)
-                column_sums = [words.load(words.offset(s, k * LINE)) for k in range(n)]
+                column_sums = [words.load(words.offset(sums_j, k * LINE)) for k in range(n)]
                 for i in range(0, rows_of(n), storage.together):
                     weights = [
                         words.broadcast(words.offset(weight, (i + r) * words.itemsize))
@@ -260,7 +266,7 @@ def residual_writer(storage_of: type[Storage]) -> Any:
                         storage.store(deltas, words.offset(c, (block, k), i * storage.row))
                 words.store(total, loss)
                 for k in range(n):
-                    words.store(column_sums[k], words.offset(s, k * LINE))
+                    words.store(column_sums[k], words.offset(sums_j, k * LINE))
 
             places = [
                 words.offset(delta, words.times(j, block)),
@@ -268,8 +274,8 @@ def residual_writer(storage_of: type[Storage]) -> Any:
                 words.offset(x, words.times(j, block)),
                 weight,
             ]
-            steps = [size * rows_of(n) for size in (storage.row, storage.row, LINE, words.itemsize)]
-            register_tiles(words, rows, rows_of(n), places, steps, tile)
+            strides = [size * rows_of(n) for size in (storage.row, storage.row, LINE, words.itemsize)]
+            register_tiles(words, rows, rows_of(n), places, strides, register_tile)
 
         panels(words, words.quotient(fan_out, words.lanes), panel)
 
@@ -277,23 +283,23 @@ def residual_writer(storage_of: type[Storage]) -> Any:
 
 
 def backward_writer(storage_of: type[Storage]) -> Any:
-    """h becomes (delta wt) * g'(h), the delta of the layer below; its column sums, the bias gradient, are added up."""
+    """The kernel of h = (delta wt) * g'(h), the delta of the layer below. It adds to `sums`, the bias gradient."""
 
     def write(words, h, delta, wt, sums, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
         storage = storage_of(words, height)
-        block, column = words.times(height, LINE), _column(words, fan_out, storage.row)
+        block, w_block = words.times(height, LINE), _weight_block(words, fan_out, storage.row)
         depth = storage.depth(fan_out)
 
         def panel(n: int, j: Value) -> None:
-            s, b = words.offset(sums, (j, LINE)), words.offset(wt, words.times(j, column))
+            sums_j, b = words.offset(sums, (j, LINE)), words.offset(wt, words.times(j, w_block))
 
-            def tile(c: Value, a: Value) -> None:
+            def register_tile(c: Value, a: Value) -> None:
                 zero = words.constant(0.0)
-                slope = _product(storage, [[zero] * n] * rows_of(n), a, block, b, column, depth)
+                slope = _product(storage, [[zero] * n] * rows_of(n), a, block, b, w_block, depth)
 
-                def finish(activation: int) -> None:
+                def epilogue(activation: int) -> None:
                     for k in range(n):
-                        column_sum = words.load(words.offset(s, k * LINE))
+                        column_sum = words.load(words.offset(sums_j, k * LINE))
                         for i in range(0, rows_of(n), storage.together):
                             place = words.offset(c, (block, k), i * storage.row)
                             deltas = [
@@ -303,13 +309,18 @@ def backward_writer(storage_of: type[Storage]) -> Any:
                             for value in deltas:
                                 column_sum = words.add(column_sum, value)
                             storage.store(deltas, place)
-                        words.store(column_sum, words.offset(s, k * LINE))
+                        words.store(column_sum, words.offset(sums_j, k * LINE))
 
-                words.cases(activation, [partial(finish, id_) for id_ in range(len(ACTIVATIONS))])
+                words.cases(activation, [partial(epilogue, id_) for id_ in range(len(ACTIVATIONS))])
 
-            steps: list[Value | int] = [rows_of(n) * storage.row] * 2
+            strides: list[Value | int] = [rows_of(n) * storage.row] * 2
             register_tiles(
-                words, rows, rows_of(n), [words.offset(h, words.times(j, block)), delta], steps, tile
+                words,
+                rows,
+                rows_of(n),
+                [words.offset(h, words.times(j, block)), delta],
+                strides,
+                register_tile,
             )
 
         panels(words, words.quotient(fan_in, words.lanes), panel)
@@ -318,22 +329,23 @@ def backward_writer(storage_of: type[Storage]) -> Any:
 
 
 def gradient_writer(storage_of: type[Storage]) -> Any:
-    """dw (+)= a' delta over `rows` rows, a register tile of A's columns at a time.
+    """The kernel of dw (+)= a' delta over `rows` rows.
 
-    A tile's sum is taken by itself, and then added: the rounding error stays that of a tile and of a sum of tiles.
+    Here loop 6 is over columns of a, which are rows of dw. The products of a tile are added up first, and their sum is
+    then added to dw: the rounding error is that of a sum over a tile, and that of a sum of tiles.
     """
 
     def write(words, dw, a, delta, accumulate, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
         storage = storage_of(words, height)
         b, lanes, size = words.builder, words.count(words.lanes), words.itemsize
-        block, column = words.times(height, LINE), _column(words, fan_in, LINE)
+        block, w_block = words.times(height, LINE), _weight_block(words, fan_in, LINE)
         depth = storage.depth(rows)
         a, delta = words.offset(a, storage.rows_at), words.offset(delta, storage.rows_at)
 
         def panel(n: int, j: Value) -> None:
             columns, d = gradient_columns(n, words.lanes), words.offset(delta, words.times(j, block))
 
-            def tile(c: Value, feature: Value) -> None:
+            def register_tile(c: Value, feature: Value) -> None:
                 within = words.times(b.srem(feature, lanes), size)
                 part = words.offset(a, words.times(b.sdiv(feature, lanes), block), within)
 
@@ -342,25 +354,25 @@ def gradient_writer(storage_of: type[Storage]) -> Any:
                     return [words.offset(a, LINE), words.offset(d, LINE), *flatten(tile)]
 
                 zeros = [words.constant(0.0)] * (columns * n)
-                _, _, *flat = words.loop(depth, [part, d, *zeros], add)
+                _, _, *flat = words.loop(depth, [part, d, *zeros], add)  # loop 7: C += A[p, :]' B[p, :]
                 for onto in (0, 1):
                     with words.when(accumulate, "==", onto):
                         for i, row in enumerate(unflatten(flat, n)):
                             for k, value in enumerate(row):
-                                place = words.offset(c, (column, k), i * LINE)
+                                place = words.offset(c, (w_block, k), i * LINE)
                                 words.store(words.add(words.load(place), value) if onto else value, place)
 
-            steps: list[Value | int] = [columns * LINE, columns]
-            places = [words.offset(dw, words.times(j, column)), words.count(0)]
-            register_tiles(words, fan_in, columns, places, steps, tile)
+            strides: list[Value | int] = [columns * LINE, columns]
+            places = [words.offset(dw, words.times(j, w_block)), words.count(0)]
+            register_tiles(words, fan_in, columns, places, strides, register_tile)
 
         panels(words, words.quotient(fan_out, words.lanes), panel)
 
     return vector_kernel(write)
 
 
-def _column(words: Words, rows: Value, size: int) -> Value:
-    """Bytes of a weight matrix's block of columns, whose rows of `size` bytes are padded to whole blocks."""
+def _weight_block(words: Words, rows: Value, size: int) -> Value:
+    """Bytes of one block of a weight matrix of so many rows, of `size` bytes each, padded to whole blocks."""
     return words.times(words.round_up(rows, words.lanes), size)
 
 
@@ -401,7 +413,7 @@ def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type:
 
 @ByAddress
 def prepare_weights(out, wt, source, fan_in, fan_out, first, last):  # type: ignore[no-untyped-def]
-    """W' alone: products read W as it is."""
+    """Prepare W' only, because products read the weights themselves as W."""
     w = carray(out, (1,))
     if wt != 0:
         transpose_squares(w, wt, source, fan_in, fan_out, first, last)
@@ -409,25 +421,25 @@ def prepare_weights(out, wt, source, fan_in, fan_out, first, last):  # type: ign
 
 @ByAddress
 def sparsity_delta(out, h, weight, slope, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """out = weight slope h (1 - h)."""
+    """out = weight slope h (1 - h); all are lines."""
     cost.sparsity_delta(carray(out, (1,)), h, weight, slope, rows, height, blocks)
 
 
 @ByAddress
 def add_delta(out, added, sums, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """delta += added."""
+    """delta += added; both are lines."""
     cost.add_delta(carray(out, (1,)), added, sums, rows, height, blocks)
 
 
 def row_multiple(widths: Widths, dtype: npt.DTypeLike) -> int:
-    """Rows of whole register tiles, of all that are used; it divides ROW_MULTIPLE."""
-    # Register tiles are 1 block wide only where a layer is.
-    narrow = any(blocks(columns, dtype) == 1 for columns in widths[1:])
-    return int(np.lcm.reduce([rows_of(n) for n in ((1, 2, 3) if narrow else (2, 3))]))
+    """Rows of whole register tiles, for each of the register tiles that this network uses; it divides ROW_MULTIPLE."""
+    # Register tiles of one block are used only for layers of one block.
+    one_block = any(blocks(columns, dtype) == 1 for columns in widths[1:])
+    return int(np.lcm.reduce([rows_of(n) for n in ((1, 2, 3) if one_block else (2, 3))]))
 
 
 def tile_height(widths: Widths, dtype: npt.DTypeLike) -> int:
-    """Measured: flat from 144 to 256 rows at every width; less for a very wide network, to stay within L2."""
+    """Rows of a tile. Measured: equally fast from 144 to 256 at every width; fewer for wide networks, to stay in L2."""
     elements = sum(blocks(columns, dtype) * lanes(dtype) for columns in widths)
     return ROWS if elements * np.dtype(dtype).itemsize * ROWS <= WORKSPACE else ROWS_WIDE
 

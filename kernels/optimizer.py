@@ -1,9 +1,11 @@
-"""The optimizers, and what else is done to one stretch of the flat buffers: adding up shards, the penalty, W'.
+"""SGD and Adam on one stretch of the flat buffers; and what goes with it: adding shards, the penalty, W'.
+
+No learning rates or state are kept here: the job has them. Arrays are parts of flat buffers, (elements,).
 
     sgd      v = momentum v - rate g                 p += v     (Nesterov: p += momentum v - rate g)
     adam     u = b1 u + (1 - b1) g    s = b2 s + (1 - b2) g^2
              p -= rate sqrt(1 - b2^t) / (1 - b1^t) u / (sqrt(s) + epsilon)
-    adamw    p -= rate decay p first  (decoupled: Loshchilov and Hutter, 2019)
+    decay    before each: p -= rate decay p          (decoupled: Loshchilov and Hutter, 2019)
 
 Padding stays zero: its gradient is zero, and every update of zero by zero is zero.
 """
@@ -18,11 +20,14 @@ from fastae.kernels.target import LINE
 
 
 def _write_add_up(words, total, parts, stride, others, lines, factor):  # type: ignore[no-untyped-def]
-    """total = factor * (part + the `others` after it, `stride` bytes apart), in that order, on `lines` lines."""
+    """total = factor * (part + the `others` after it, in this order), on `lines` lines.
+
+    total  (lines, lanes)     parts  (1 + others, lines, lanes), `stride` bytes from part to part
+    """
     builder, together, scale = words.builder, 4, words.splat(factor)
 
-    def sums(count: int):  # type: ignore[no-untyped-def]
-        def one(total, parts):  # type: ignore[no-untyped-def]
+    def add_lines(count: int):  # type: ignore[no-untyped-def]
+        def some_lines(total, parts):  # type: ignore[no-untyped-def]
             def lines_of(part):  # type: ignore[no-untyped-def]
                 return [words.load(words.offset(part, i * LINE), aligned=False) for i in range(count)]
 
@@ -34,10 +39,10 @@ def _write_add_up(words, total, parts, stride, others, lines, factor):  # type: 
                 words.store(words.mul(line, scale), words.offset(total, i * LINE), aligned=False)
             return [words.offset(place, count * LINE) for place in (total, parts)]
 
-        return one
+        return some_lines
 
-    places = words.loop(builder.sdiv(lines, words.count(together)), [total, parts], sums(together))
-    words.loop(builder.srem(lines, words.count(together)), places, sums(1))
+    places = words.loop(builder.sdiv(lines, words.count(together)), [total, parts], add_lines(together))
+    words.loop(builder.srem(lines, words.count(together)), places, add_lines(1))
 
 
 _add_up = vector_kernel(_write_add_up)
@@ -45,15 +50,17 @@ _add_up = vector_kernel(_write_add_up)
 
 @callee
 def add_up(total, parts, count, first, factor):  # type: ignore[no-untyped-def]
-    """total = factor * (parts[0] + ... + parts[count - 1]), in that order, on their elements from `first`.
+    """total = factor * (parts[0] + ... + parts[count - 1]), in this order, on the elements of `parts` from `first` on.
 
-    total   (elements,): written        parts   (at least count, size)
+    total   (elements,)        parts   (at least count, size)
     """
     size, scale = total.itemsize, total.dtype.type(factor)
     lines, stride = total.size * size // LINE, parts.shape[1] * size
     places = total.ctypes.data, parts.ctypes.data + first * size
     _add_up(total, (*places, stride, count - 1, lines, scale))
-    for i in range(lines * LINE // size, total.size):  # a flat buffer is whole lines; a caller's may not be
+    for i in range(
+        lines * LINE // size, total.size
+    ):  # a flat buffer has whole lines only, other arrays may not
         total[i] = parts[0, first + i]
         for shard in range(1, count):
             total[i] += parts[shard, first + i]
@@ -62,9 +69,9 @@ def add_up(total, parts, count, first, factor):  # type: ignore[no-untyped-def]
 
 @callee
 def add_penalty(gradient, parameters, plan, first, factor):  # type: ignore[no-untyped-def]
-    """gradient += factor W on the weights, not the biases; returns the sum of their squares.
+    """gradient += factor W for the weights, not the biases; return the sum of the squares of these weights.
 
-    gradient     (elements,): elements first .. of the flat buffer; written
+    gradient     (elements,): those of the flat buffer from `first` on
     parameters   (size,)      plan  LAYER (layers,)
     """
     total, last = 0.0, first + gradient.size
@@ -81,7 +88,10 @@ def add_penalty(gradient, parameters, plan, first, factor):  # type: ignore[no-u
 
 
 def _write_adam(words, p, g, u, s, lines, *constants):  # type: ignore[no-untyped-def]
-    """Adam on `lines` lines; constants: beta_1, 1 - beta_1, beta_2, 1 - beta_2, epsilon, the rate, 1 - decay."""
+    """Adam on whole lines. `constants`: beta_1, 1 - beta_1, beta_2, 1 - beta_2, epsilon, the rate, 1 - decay.
+
+    p, g, u, s   (lines, lanes): parameters, gradient, first and second moment
+    """
     beta_1, rest_1, beta_2, rest_2, epsilon, rate, keep = map(words.splat, constants)
 
     def line(p, g, u, s):  # type: ignore[no-untyped-def]
@@ -102,7 +112,7 @@ _adam = vector_kernel(_write_adam)
 
 @callee
 def update(job, p, g, u, s, rate, step):  # type: ignore[no-untyped-def]
-    """One step of ``job.optimizer`` on a stretch of parameters, in place; `step` counts from 0 within the job.
+    """Update a stretch of parameters by ``job.optimizer``, in place; `step` counts from 0 within the job.
 
     p, u, s   (elements,): parameters, first and second moment (SGD: u is the momentum); written
     g         (elements,): the gradient
@@ -129,21 +139,25 @@ def update(job, p, g, u, s, rate, step):  # type: ignore[no-untyped-def]
         arrays = p.ctypes.data, g.ctypes.data, u.ctypes.data, s.ctypes.data
         constants = beta_1, one - beta_1, beta_2, one - beta_2, epsilon, learning, keep
         _adam(p, (*arrays, lines, *constants))
-        # a flat buffer is whole lines; a caller's may not be
+        # a flat buffer has whole lines only, other arrays may not
         for i in range(lines * LINE // p.itemsize, p.size):
             u[i] = beta_1 * u[i] + (one - beta_1) * g[i]
             s[i] = beta_2 * s[i] + (one - beta_2) * (g[i] * g[i])
             p[i] = keep * p[i] - learning * u[i] / (np.sqrt(s[i]) + epsilon)
 
 
-def _write_transpose(words, target, line_step, square_step, source, squares):  # type: ignore[no-untyped-def]
-    """`squares` squares of lanes x lanes, one below the other in `source`, transposed; the steps are in `target`."""
+def _write_transpose(words, target, line_stride, square_stride, source, squares):  # type: ignore[no-untyped-def]
+    """Transpose squares of lanes x lanes that lie one below the other in `source`.
+
+    target   (squares, lanes, lanes), `square_stride` bytes from square to square, `line_stride` from line to line
+    source   (squares x lanes, lanes)
+    """
 
     def square(target, source):  # type: ignore[no-untyped-def]
         lines = words.transposed([words.load(words.offset(source, i * LINE)) for i in range(words.lanes)])
         for i, line in enumerate(lines):
-            words.store(line, words.offset(target, (line_step, i)))
-        return [words.offset(target, square_step), words.offset(source, words.lanes * LINE)]
+            words.store(line, words.offset(target, (line_stride, i)))
+        return [words.offset(target, square_stride), words.offset(source, words.lanes * LINE)]
 
     words.loop(squares, [target, source], square)
 
@@ -153,9 +167,9 @@ transpose = vector_kernel(_write_transpose)
 
 @callee
 def transpose_squares(like, target, source, fan_in, fan_out, first, last):  # type: ignore[no-untyped-def]
-    """Squares first .. last - 1 of W, lanes x lanes each and counted as they lie, into W'.
+    """Write squares first .. last - 1 of W to W': lanes x lanes each, counted in the order of memory.
 
-    target   W', lines (fan_out, fan_in)      source   W, lines (fan_in, fan_out); `like` has their dtype
+    target   W', lines (fan_out, fan_in)      source   W, lines (fan_in, fan_out); `like` is an array of their dtype
     """
     lanes = LINE // like.itemsize
     down, across = in_blocks(fan_in, lanes), in_blocks(fan_out, lanes)  # squares of W

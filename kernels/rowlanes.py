@@ -1,11 +1,17 @@
-"""Layers of few columns: the lanes of a line hold 16 rows (float64: 8) of one column, so none of them is padding.
+"""Products with rows in lanes, the form for narrow networks: a line holds 16 rows (float64: 8) of one column.
 
-The form of products for networks so narrow that a good part of the lanes would be padding in gemm.py. A tile's matrix
-lies column by column here, each `height` rows high; weights and gradients lie as they do everywhere.
+Not for wide networks: it exists because gemm.py would fill many lanes of few columns with padding. A tile's matrix is
+(columns, height) here, column by column; weights and their gradients keep the blocked layout (layout.py).
 
-    forward    C = g(A B + bias)        A and C by columns: a line of A times one weight of B, in every lane
-    backward   C = (A B) * g'(C)        the same, B being W'
-    gradient   C (+)= A' B              products of lines, whose lanes are added up when a tile is through
+    forward    C = g(A B + bias)        a line of A times one weight of B, in every lane
+    backward   C = (A B) * g'(C)        the same; B is W'
+    gradient   C (+)= A' B              lines of A times lines of B; lanes are added up after the last row of the tile
+
+In the names below, B is the second operand: W, W' or delta. The loops of a step (step.py) continue here:
+
+    loop 6    register tiles of rows: LINES lines                 C[i : i + r, :]          the four products
+    loop 5    COLUMNS columns of C                                C[i : i + r, j : j + n]  the four products
+    loop 7    columns of A; for a gradient, rows of A             C += A[:, p] B[p, :]     _product, _write_gradient
 """
 
 from functools import lru_cache, partial
@@ -18,7 +24,7 @@ from numba import carray
 from fastae.kernels import gemm
 from fastae.kernels.activations import activate, times_derivative
 from fastae.kernels.compiler import ByAddress, callee
-from fastae.kernels.gemm import Tile, flatten, outer_product, prepare_weights, unflatten
+from fastae.kernels.gemm import RegisterTile, flatten, outer_product, prepare_weights, unflatten
 from fastae.kernels.layout import ACTIVATIONS
 from fastae.kernels.optimizer import transpose
 from fastae.kernels.partition import in_blocks, round_up, shard_rows
@@ -26,141 +32,173 @@ from fastae.kernels.products import Form, Widths
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import LINE, TARGET
 
-# Register tiles, in lines: columns x lines of rows; a gradient's, columns of A x columns of B
+# Register tiles: COLUMNS columns of LINES lines of rows; for a gradient, A_COLUMNS x B_COLUMNS lines, one per element
 COLUMNS = 2
 LINES = gemm.rows_of(1) // COLUMNS
-FROM = 4 if TARGET.widest > 1 else 1
-TO = min(4, gemm.rows_of(1))
+A_COLUMNS = 4 if TARGET.widest > 1 else 1
+B_COLUMNS = min(4, gemm.rows_of(1))
 
-# Measured, on AVX-512 and on AVX2: where padding costs less than this, or there are more columns, gemm.py is faster.
+# Measured on AVX-512 and AVX2: gemm.py is faster if padding slows it down by less than GAIN, or above WIDEST columns.
 GAIN, WIDEST = 1.12, 80
-MANY = 16  # shards that threads share well enough, whatever their number
-TWICE = 90 << 10  # bytes of a tile up to which two register tiles of rows at a time are a little better
+MANY_SHARDS = 16  # any number of threads shares so many shards well
+SMALL_TILE = 90 << 10  # bytes of a tile up to which two register tiles of rows are a little faster than one
 
 
 def height(widths: Widths, dtype: npt.DTypeLike) -> int:
-    """Rows of a tile."""
+    """Rows of a tile: one register tile, or two if they are small."""
     rows = row_multiple(widths, dtype)
-    return 2 * rows if 2 * rows * np.dtype(dtype).itemsize * sum(widths) <= TWICE else rows
+    return 2 * rows if 2 * rows * np.dtype(dtype).itemsize * sum(widths) <= SMALL_TILE else rows
 
 
 def row_multiple(widths: Widths, dtype: npt.DTypeLike) -> int:
-    """Rows that are computed at a time, whatever the widths."""
+    """Rows of a register tile, whatever the widths."""
     return LINES * LINE // np.dtype(dtype).itemsize
 
 
 @lru_cache(64)
 def pays(widths: tuple[int, ...], batch: int, size: int, dtype: npt.DTypeLike) -> bool:
-    """Whether steps on `batch` rows are faster here than in gemm.py; `size` is that of the flat buffers.
+    """Whether steps on `batch` rows are faster in this form than in gemm.py; `size` is that of the flat buffers.
 
-    Padding of columns is weighed against that of rows, which must make as many shards as in gemm.py, or many. What
-    there are no kernels for here is not asked: a last layer that is not linear, and a cost of the mean code.
+    They are if padding the columns there adds more work than padding the rows here, by a factor of GAIN, and if the
+    batch has as many shards here as there, or MANY_SHARDS. The caller checks that this form supports the job: it has no
+    functions for a nonlinear last layer and for sparsity.
     """
     if max(widths) > WIDEST:
         return False
     lanes = LINE // np.dtype(dtype).itemsize
     useful = sum(a * b for a, b in pairwise(widths))
     padded = sum(a * -(-b // lanes) * lanes for a, b in pairwise(widths))
-    each, usual = (
+    rows, gemm_rows = (
         int(shard_rows(batch, size, multiple))
         for multiple in (row_multiple(widths, dtype), gemm.row_multiple(widths, dtype))
     )
-    shards = -(-batch // each)
-    shared = shards == -(-batch // usual) or shards >= MANY
-    return shared and useful * GAIN * shards * each <= padded * batch
+    shards = -(-batch // rows)
+    shared = shards == -(-batch // gemm_rows) or shards >= MANY_SHARDS
+    return shared and useful * GAIN * shards * rows <= padded * batch
 
 
-def _product(words: Words, start: list[Value], a: Value, column: Value, b: Value, depth: Value) -> Tile:
-    """[column][line of rows]: start + A B over `depth` columns of A; `column` bytes lie between two."""
+def _product(
+    words: Words, start: list[Value], a: Value, stride: Value, b: Value, depth: Value
+) -> RegisterTile:
+    """start + A B over `depth` columns of A, as a register tile [column][line of rows].
+
+    start  COLUMNS lines     a  (depth, LINES x lanes), `stride` bytes from column to column     b  (depth, COLUMNS)
+    """
 
     def add(a: Value, b: Value, *flat: Value) -> list[Value]:
         tile = outer_product(words, unflatten(flat, LINES), b, words.itemsize, a, LINE, words.fma)
-        return [words.offset(a, column), words.offset(b, LINE), *flatten(tile)]
+        return [words.offset(a, stride), words.offset(b, LINE), *flatten(tile)]
 
+    # loop 7: C += A[:, p] B[p, :]
     _, _, *flat = words.loop(depth, [a, b, *flatten([[value] * LINES for value in start])], add)
     return unflatten(flat, LINES)
 
 
 def _broadcasts(words: Words, address: Value) -> list[Value]:
-    """An element for each column of a register tile."""
+    """COLUMNS elements from `address` on, each in every lane of a line."""
     return [words.broadcast(words.offset(address, j * words.itemsize)) for j in range(COLUMNS)]
 
 
-def _write_forward(words, c, a, column, b, depth, bias, activation, one):  # type: ignore[no-untyped-def]
-    tile = _product(words, _broadcasts(words, bias), a, column, b, depth)
+def _write_forward(words, c, a, stride, b, depth, bias, activation, one):  # type: ignore[no-untyped-def]
+    """A register tile of ``forward``.
 
-    def finish(activation: int) -> None:
+    c  (COLUMNS, LINES x lanes)     a, b  see _product     bias  (COLUMNS,)     one  (COLUMNS,)
+    """
+    tile = _product(words, _broadcasts(words, bias), a, stride, b, depth)
+
+    def epilogue(activation: int) -> None:
         for j, mask in enumerate(_broadcasts(words, one)):
             for s in range(LINES):
                 words.store(
-                    activate(words, activation, tile[j][s], mask), words.offset(c, (column, j), s * LINE)
+                    activate(words, activation, tile[j][s], mask), words.offset(c, (stride, j), s * LINE)
                 )
 
-    words.cases(activation, [partial(finish, id_) for id_ in range(len(ACTIVATIONS))])
+    words.cases(activation, [partial(epilogue, id_) for id_ in range(len(ACTIVATIONS))])
 
 
-def _write_residual(words, c, a, column, b, depth, bias, x, weight, loss):  # type: ignore[no-untyped-def]
-    tile = _product(words, _broadcasts(words, bias), a, column, b, depth)
+def _write_residual(words, c, a, stride, b, depth, bias, x, weight, loss):  # type: ignore[no-untyped-def]
+    """A register tile of ``residual``.
+
+    c  (COLUMNS, LINES x lanes)     x  as c     a, b  see _product     bias  (COLUMNS,)     weight  (LINES x lanes,)
+    loss  (lanes,)
+    """
+    tile = _product(words, _broadcasts(words, bias), a, stride, b, depth)
     total = words.load(loss)
     for s in range(LINES):
         w = words.load(words.offset(weight, s * LINE))
         for j in range(COLUMNS):
-            target = words.load(words.offset(x, (column, j), s * LINE))
+            target = words.load(words.offset(x, (stride, j), s * LINE))
             residual = words.missing_as_zero(words.sub(tile[j][s], target), target)
             delta = words.mul(w, residual)
             total = words.fma(delta, residual, total)
-            words.store(delta, words.offset(c, (column, j), s * LINE))
+            words.store(delta, words.offset(c, (stride, j), s * LINE))
     words.store(total, loss)
 
 
-def _write_backward(words, c, a, column, b, depth, activation):  # type: ignore[no-untyped-def]
-    tile = _product(words, [words.constant(0.0)] * COLUMNS, a, column, b, depth)
+def _write_backward(words, c, a, stride, b, depth, activation):  # type: ignore[no-untyped-def]
+    """A register tile of ``backward``.
 
-    def finish(activation: int) -> None:
+    c  (COLUMNS, LINES x lanes): h, which becomes the delta     a, b  see _product
+    """
+    tile = _product(words, [words.constant(0.0)] * COLUMNS, a, stride, b, depth)
+
+    def epilogue(activation: int) -> None:
         for j in range(COLUMNS):
             for s in range(LINES):
-                place = words.offset(c, (column, j), s * LINE)
+                place = words.offset(c, (stride, j), s * LINE)
                 words.store(times_derivative(words, activation, tile[j][s], words.load(place)), place)
 
-    words.cases(activation, [partial(finish, id_) for id_ in range(len(ACTIVATIONS))])
+    words.cases(activation, [partial(epilogue, id_) for id_ in range(len(ACTIVATIONS))])
 
 
-def _write_gradient(words, c, a, b, column, lines, accumulate, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """FROM x TO elements of C, of which fan_in x fan_out are there: the columns beyond may hold anything."""
+def _write_gradient(words, c, a, b, stride, lines, accumulate, a_left, b_left):  # type: ignore[no-untyped-def]
+    """A register tile of ``gradient``: A_COLUMNS x B_COLUMNS elements of C, or a_left x b_left if fewer are left.
+
+    c  (A_COLUMNS, B_COLUMNS), LINE bytes from row to row     a  (A_COLUMNS, lines)     b  (B_COLUMNS, lines)
+
+    Columns of a and b that are not left may hold anything.
+    """
 
     def add(a: Value, b: Value, *flat: Value) -> list[Value]:
-        tile = unflatten(flat, TO)
-        deltas = [words.load(words.offset(b, (column, j))) for j in range(TO)]
-        for i in range(FROM):
-            line = words.load(words.offset(a, (column, i)))
-            tile[i] = [words.fma(line, deltas[j], tile[i][j]) for j in range(TO)]
+        tile = unflatten(flat, B_COLUMNS)
+        deltas = [words.load(words.offset(b, (stride, j))) for j in range(B_COLUMNS)]
+        for i in range(A_COLUMNS):
+            line = words.load(words.offset(a, (stride, i)))
+            tile[i] = [words.fma(line, deltas[j], tile[i][j]) for j in range(B_COLUMNS)]
         return [words.offset(a, LINE), words.offset(b, LINE), *flatten(tile)]
 
-    _, _, *flat = words.loop(lines, [a, b, *[words.constant(0.0)] * (FROM * TO)], add)
+    # loop 7: C += A[p, :]' B[p, :], a line of rows p at a time
+    _, _, *flat = words.loop(lines, [a, b, *[words.constant(0.0)] * (A_COLUMNS * B_COLUMNS)], add)
     sums = []
     for first in range(0, len(flat), words.lanes):
         total = words.lane_sums(flat[first : first + words.lanes])
-        sums += [words.shuffle(total, total, list(range(k, k + TO))) for k in range(0, total.type.count, TO)]
-    mask = words.first_lanes(fan_out, TO)
+        sums += [
+            words.shuffle(total, total, list(range(k, k + B_COLUMNS)))
+            for k in range(0, total.type.count, B_COLUMNS)
+        ]
+    mask = words.first_lanes(b_left, B_COLUMNS)
     for onto in (0, 1):
         with words.when(accumulate, "==", onto):
             for i, row in enumerate(sums):
-                with words.when(fan_in, ">", i):
+                with words.when(a_left, ">", i):
                     place = words.offset(c, i * LINE)
-                    value = words.add(words.load_short(place, TO), row) if onto else row
+                    value = words.add(words.load_short(place, B_COLUMNS), row) if onto else row
                     words.store_first(value, place, mask)
 
 
-def _write_column_sums(words, sums, a, column, lines, columns):  # type: ignore[no-untyped-def]
-    """sums += the sum over rows of TO columns of A, of which `columns` are there."""
+def _write_column_sums(words, sums, a, stride, lines, columns):  # type: ignore[no-untyped-def]
+    """sums += the sum over rows of B_COLUMNS columns of a, or of `columns` if fewer are left.
+
+    sums  (B_COLUMNS,)     a  (B_COLUMNS, lines), `stride` bytes from column to column
+    """
 
     def add(a: Value, *flat: Value) -> list[Value]:
-        added = [words.add(words.load(words.offset(a, (column, j))), flat[j]) for j in range(TO)]
+        added = [words.add(words.load(words.offset(a, (stride, j))), flat[j]) for j in range(B_COLUMNS)]
         return [words.offset(a, LINE), *added]
 
-    _, *flat = words.loop(lines, [a, *[words.constant(0.0)] * TO], add)
-    total = words.add(words.load_short(sums, TO), words.lane_sums(flat))
-    words.store_first(total, sums, words.first_lanes(columns, TO))
+    _, *flat = words.loop(lines, [a, *[words.constant(0.0)] * B_COLUMNS], add)
+    total = words.add(words.load_short(sums, B_COLUMNS), words.lane_sums(flat))
+    words.store_first(total, sums, words.first_lanes(columns, B_COLUMNS))
 
 
 _forward, _residual, _backward, _gradient, _column_sums = (
@@ -170,83 +208,86 @@ _forward, _residual, _backward, _gradient, _column_sums = (
 
 
 @callee
-def _add_column_sums(like, sums, a, column, rows, columns):  # type: ignore[no-untyped-def]
-    """The bias gradient: sums += the sum over rows of a."""
+def _add_column_sums(like, sums, a, stride, rows, columns):  # type: ignore[no-untyped-def]
+    """sums += the sums over rows of a, column by column: the bias gradient.
+
+    sums  (columns,)     a  (columns, rows), `stride` bytes from column to column; `like` is an array of its dtype
+    """
     size = like.itemsize
-    for j in range(0, columns, TO):
-        _column_sums(like, (sums + j * size, a + j * column, column, rows * size // LINE, columns - j))
+    for j in range(0, columns, B_COLUMNS):
+        _column_sums(like, (sums + j * size, a + j * stride, stride, rows * size // LINE, columns - j))
 
 
-# -- one layer on a tile of rows, the contract of products.py -----------------------------------------------------
+# -- the contract of products.py --------------------------------------------------------------------------------------
 
 
 @ByAddress
 def forward(out, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """h = g(a w + bias); `leaves` is 0: no network of this form has rows that leave it by forward."""
+    """h = g(a w + bias). `leaves` is ignored: this form takes no job in which a matrix leaves the network."""
     like = carray(out, (1,))
     h, size = np.int64(like.ctypes.data), like.itemsize
-    lanes, column = LINE // size, height * size
+    lanes, stride = LINE // size, height * size
     block = round_up(fan_in, lanes) * LINE
-    for i in range(0, rows, LINES * lanes):
-        for j in range(0, fan_out, COLUMNS):
-            c, e, o = h + j * column + i * size, bias + j * size, one + j * size
+    for i in range(0, rows, LINES * lanes):  # loop 6: C[i : i + r, :]
+        for j in range(0, fan_out, COLUMNS):  # loop 5: C[i : i + r, j : j + n]
+            c, e, o = h + j * stride + i * size, bias + j * size, one + j * size
             b = w + j // lanes * block + j % lanes * size
-            _forward(like, (c, a + i * size, column, b, fan_in, e, activation, o))
+            _forward(like, (c, a + i * size, stride, b, fan_in, e, activation, o))
 
 
 @ByAddress
 def residual(out, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """delta = weight (a w + bias - x), 0 where x is NaN; its column sums and the loss's lanes are added up."""
+    """delta = weight (a w + bias - x), 0 where x is NaN."""
     like = carray(out, (1,))
     delta, size = np.int64(like.ctypes.data), like.itemsize
-    lanes, column = LINE // size, height * size
+    lanes, stride = LINE // size, height * size
     block = round_up(fan_in, lanes) * LINE
-    for i in range(0, rows, LINES * lanes):
-        for j in range(0, fan_out, COLUMNS):
-            k = j * column + i * size
+    for i in range(0, rows, LINES * lanes):  # loop 6: C[i : i + r, :]
+        for j in range(0, fan_out, COLUMNS):  # loop 5: C[i : i + r, j : j + n]
+            k = j * stride + i * size
             b = w + j // lanes * block + j % lanes * size
             rest = bias + j * size, x + k, weight + i * size, loss
-            _residual(like, (delta + k, a + i * size, column, b, fan_in, *rest))
-    _add_column_sums(like, sums, delta, column, rows, fan_out)
+            _residual(like, (delta + k, a + i * size, stride, b, fan_in, *rest))
+    _add_column_sums(like, sums, delta, stride, rows, fan_out)
 
 
 @ByAddress
 def backward(out, delta, wt, sums, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """h becomes (delta wt) * g'(h); its column sums are added up."""
+    """h becomes (delta wt) * g'(h)."""
     like = carray(out, (1,))
     h, size = np.int64(like.ctypes.data), like.itemsize
-    lanes, column = LINE // size, height * size
+    lanes, stride = LINE // size, height * size
     block = round_up(fan_out, lanes) * LINE
-    for i in range(0, rows, LINES * lanes):
-        for j in range(0, fan_in, COLUMNS):
+    for i in range(0, rows, LINES * lanes):  # loop 6: C[i : i + r, :]
+        for j in range(0, fan_in, COLUMNS):  # loop 5: C[i : i + r, j : j + n]
             b = wt + j // lanes * block + j % lanes * size
-            _backward(like, (h + j * column + i * size, delta + i * size, column, b, fan_out, activation))
-    _add_column_sums(like, sums, h, column, rows, fan_in)
+            _backward(like, (h + j * stride + i * size, delta + i * size, stride, b, fan_out, activation))
+    _add_column_sums(like, sums, h, stride, rows, fan_in)
 
 
 @ByAddress
 def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """dw (+)= a' delta over `rows` rows, and those below them in a line: their delta is zero."""
+    """dw (+)= a' delta over `rows` rows, rounded up to whole lines: below them, delta is zero."""
     like = carray(out, (1,))
     dw, size = np.int64(like.ctypes.data), like.itemsize
-    lanes, column = LINE // size, height * size
+    lanes, stride = LINE // size, height * size
     block, lines = round_up(fan_in, lanes) * LINE, in_blocks(rows, lanes)
-    for j in range(0, fan_out, TO):
-        c, d = dw + j // lanes * block + j % lanes * size, delta + j * column
-        for i in range(0, fan_in, FROM):
+    for j in range(0, fan_out, B_COLUMNS):  # loop 5: C[:, j : j + n]
+        c, d = dw + j // lanes * block + j % lanes * size, delta + j * stride
+        for i in range(0, fan_in, A_COLUMNS):  # loop 6: C[i : i + r, j : j + n]
             left = fan_in - i, fan_out - j
-            _gradient(like, (c + i * LINE, a + i * column, d, column, lines, accumulate, *left))
+            _gradient(like, (c + i * LINE, a + i * stride, d, stride, lines, accumulate, *left))
 
 
 @ByAddress
-def turn(out, source, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """A tile of lines, as load_tile leaves it, to lie column by column: from_lines of the contract."""
+def to_columns(out, source, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """Convert lines to a tile of this form, (columns, height): ``from_lines`` of the contract."""
     like = carray(out, (1,))
     target, size = np.int64(like.ctypes.data), like.itemsize
     lanes = LINE // size
-    column = height * size
+    stride = height * size
     for j in range(blocks):
-        block = target + j * lanes * column, column, LINE, source + j * height * LINE
+        block = target + j * lanes * stride, stride, LINE, source + j * height * LINE
         transpose(like, (*block, rows // lanes))
 
 
@@ -255,7 +296,7 @@ ROW_LANES = Form(
     residual=residual,
     backward=backward,
     gradient=gradient,
-    from_lines=turn,
+    from_lines=to_columns,
     prepare_weights=prepare_weights,
     sparsity_delta=None,
     add_delta=None,

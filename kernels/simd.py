@@ -1,9 +1,10 @@
-"""The vector words: load, store, fma, broadcast, exp, ... The only file that writes LLVM IR.
+"""Vector operations: load, store, fma, broadcast, exp, ... The only file that writes LLVM IR. It knows no layers.
 
-A *word* is a method of ``Words``; it emits instructions on one **line** (a vector of one cache line: 16 float32 or 8
-float64 lanes). LLVM splits a line into 2 ymm or 4 xmm where the CPU has no zmm. ``@vector_kernel`` turns a function
-that speaks in words into something a jitted function can call as ``f(like, (numbers...))``: `like` is an array
-whose dtype picks the lanes, the numbers are addresses, sizes in bytes or elements, and scalars of that dtype.
+A *word* is a method of ``Words``. It emits the instructions of one operation on a **line**: a vector of one cache line,
+16 lanes of float32 or 8 of float64. LLVM splits a line into 2 ymm or 4 xmm registers if the CPU has no zmm.
+``vector_kernel`` turns a function written in words into one that jitted functions call as ``f(like, (numbers...))``:
+`like` is an array whose dtype determines the lanes; the numbers are addresses, sizes in bytes or elements, and scalars
+of that dtype.
 
 exp and sigmoid: exp(-z) = 2^n p(r), |r| <= ln2/2, by Cody and Waite's two-part ln2 (Software Manual for the Elementary
 Functions, 1980) and a Chebyshev polynomial, relative error 1.0e-8 (float32, degree 6) and 1.7e-17 (float64, degree 11).
@@ -58,7 +59,7 @@ _LOG = (
 
 
 class Words:
-    """The vector words of one dtype, each emitting at the builder's place."""
+    """The words of one dtype, each of which emits its instructions where the builder stands."""
 
     def __init__(self, builder: ir.IRBuilder, scalar: ir.Type):
         self.builder = builder
@@ -74,6 +75,7 @@ class Words:
     # -- integers and control ---------------------------------------------------------------------------------
 
     def count(self, value: int) -> Value:
+        """A constant int64."""
         return I64(value)
 
     def offset(self, address: Value, *terms: Value | tuple[Value, int]) -> Value:
@@ -88,7 +90,7 @@ class Words:
         return address
 
     def times(self, value: Value | int, factor: Value | int) -> Value | int:
-        """value factor, of integers; a constant where it can be."""
+        """The product of two integers; an int if it is known when compiling."""
         if isinstance(value, int) and isinstance(factor, int):
             return value * factor
         if isinstance(factor, int):
@@ -98,7 +100,7 @@ class Words:
         return self.builder.mul(value, factor)
 
     def round_up(self, count: Value, multiple: int) -> Value:
-        """The least multiple that is no less than `count`."""
+        """The least multiple that is not below `count`."""
         return self.times(self.quotient(count, multiple), multiple)
 
     def quotient(self, count: Value, divisor: int) -> Value:
@@ -106,7 +108,7 @@ class Words:
         return self.builder.sdiv(self.builder.add(count, I64(divisor - 1)), I64(divisor))
 
     def loop(self, count: Value, carried: list[Value], body: Callable[..., list[Value]]) -> list[Value]:
-        """`count` (>= 0) times body(*carried) -> the next carried; returns the last."""
+        """Loop `count` (>= 0) times: body(*carried) returns the next carried values. Returns the last ones."""
         b = self.builder
         before = b.block
         head, inside, after = (b.append_basic_block(f"loop.{part}") for part in ("head", "body", "after"))
@@ -129,7 +131,7 @@ class Words:
         return list(phis)
 
     def cases(self, value: Value, bodies: list[Callable[[], None]]) -> None:
-        """bodies[value](): the one case that the integer `value` names, 0, 1, ...; none where it names no body."""
+        """Switch on the integer `value`: emit bodies[0]() for 0, bodies[1]() for 1, ...; nothing for other values."""
         b = self.builder
         after = b.append_basic_block("cases.after")
         blocks = [b.append_basic_block(f"case.{i}") for i in range(len(bodies))]
@@ -143,7 +145,7 @@ class Words:
 
     @contextmanager
     def when(self, value: Value, comparison: str, constant: int) -> Iterator[None]:
-        """Emit what is inside for the case that the integer `value` compares so."""
+        """If the integer `value` compares so with `constant`: what is emitted in this context."""
         with self.builder.if_then(self.builder.icmp_signed(comparison, value, I64(constant))):
             yield
 
@@ -158,17 +160,17 @@ class Words:
         return value
 
     def load_doubles(self, address: Value) -> Value:
-        """A line from as many float64s, rounded to the dtype."""
+        """A line from (lanes,) float64, rounded to the dtype."""
         value = self.builder.load(self.pointer(address, ir.VectorType(F64, self.lanes)))
         value.align = 8
         return self.convert(value, True)
 
     def store(self, value: Value, address: Value, aligned: bool = True) -> None:
-        made = self.builder.store(value, self.pointer(address, self.line))
-        made.align = LINE if aligned else self.itemsize
+        instruction = self.builder.store(value, self.pointer(address, self.line))
+        instruction.align = LINE if aligned else self.itemsize
 
     def first_lanes(self, count: Value, lanes: int = 0) -> Value:
-        """The mask of the lanes below `count`, of a line or of a vector of `lanes`."""
+        """The mask of the first `count` lanes of a line, or of a vector of `lanes`."""
         b, lanes = self.builder, lanes or self.lanes
         ramp = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
         return b.icmp_signed("<", ramp, self.splat(b.trunc(count, I32), lanes))
@@ -180,7 +182,7 @@ class Words:
         return value
 
     def load_first(self, address: Value, mask: Value, element: ir.Type | None = None, size: int = 0) -> Value:
-        """Lanes of `mask` from memory, which alone is touched; zero in the others."""
+        """The lanes of `mask` from memory, zero in the others, whose memory is not read."""
         vector = ir.VectorType(element or self.scalar, self.lanes)
         zero = ir.Constant(vector, None)
         name = f"llvm.masked.load.v{self.lanes}{_suffix(vector.element)}.p0"
@@ -189,7 +191,7 @@ class Words:
         return self._call(name, vector, [pointer, I32(size or self.itemsize), mask, zero], kinds)
 
     def store_first(self, value: Value, address: Value, mask: Value) -> None:
-        """The lanes of `mask` to memory, of a line or of a shorter vector."""
+        """Store the lanes of `mask`, of a line or of a shorter vector."""
         name = f"llvm.masked.store.v{value.type.count}{_suffix(self.scalar)}.p0"
         pointer = self.pointer(address, value.type)
         kinds = [value.type, pointer.type, I32, mask.type]
@@ -207,7 +209,7 @@ class Words:
         return ir.Constant(self.line, [x] * self.lanes)
 
     def fma(self, x: Value, y: Value, z: Value) -> Value:
-        """x y + z, rounded once where the CPU can (a library call where it cannot would be ruinous)."""
+        """x y + z, rounded once if the CPU has an instruction for it; a library call would be far too slow."""
         if TARGET.fma:
             return self._same("fma", x, y, z)
         return self.builder.fadd(self.builder.fmul(x, y), z)
@@ -235,7 +237,7 @@ class Words:
         return self.builder.select(self.builder.fcmp_ordered("<", high, x), high, x)
 
     def reciprocal(self, x: Value) -> Value:
-        """1 / x for normal positive x, within 1 ulp: AVX-512's 14-bit estimate and Newton's step, else a division."""
+        """1 / x for normal positive x, within 1 ulp: AVX-512's 14-bit estimate and Newton's method, else a division."""
         if TARGET.isa != "avx512":
             return self.builder.fdiv(self.constant(1.0), x)
         name = f"llvm.x86.avx512.rcp14.{'pd' if self.double else 'ps'}.512"
@@ -252,20 +254,20 @@ class Words:
         return estimate
 
     def over_root(self, x: Value, y: Value, plus: Value) -> Value:
-        """x / (sqrt(y) + plus), y >= 0, within 3 ulp: in float32 by AVX-512's 14-bit estimates and Newton's steps."""
+        """x / (sqrt(y) + plus), y >= 0, within 3 ulp: in float32 by AVX-512's 14-bit estimates and Newton's method."""
         if TARGET.isa != "avx512" or self.double:
             return self.builder.fdiv(x, self.add(self.sqrt(y), plus))
         y = self.at_least(y, 2.0**-126)  # the estimate of 0 is infinite
         bits = ir.IntType(self.lanes)
         operands = [y, ir.Constant(self.line, None), bits(-1)]
         root = self._call("llvm.x86.avx512.rsqrt14.ps.512", self.line, operands, [self.line, self.line, bits])
-        # Newton's step for 1 / sqrt(y): r (3 - y r^2) / 2
+        # Newton's method for 1 / sqrt(y): r becomes r (3 - y r^2) / 2
         half = self.mul(self.mul(y, root), self.constant(-0.5))
         root = self.fma(root, self.fma(half, root, self.constant(0.5)), root)
         return self.mul(x, self.reciprocal(self.fma(y, root, plus)))
 
     def polynomial(self, x: Value, coefficients: tuple[float, ...]) -> Value:
-        """sum of coefficients[i] x^i, by Horner."""
+        """The sum of coefficients[i] x^i, by Horner's rule."""
         result = self.constant(coefficients[-1])
         for coefficient in reversed(coefficients[:-1]):
             result = self.fma(result, x, self.constant(coefficient))
@@ -293,19 +295,19 @@ class Words:
         return b.bitcast(b.add(exponent, self._int_line((self.bias + plus) << self.bits)), self.line)
 
     def exp(self, x: Value) -> Value:
-        """exp(x), within 1 ulp, subnormal results included; inf, 0 and NaN as they should be."""
+        """exp(x), within 1 ulp, subnormal results included; overflow gives inf, underflow 0, and NaN stays NaN."""
         low, high = (-746.0, 710.0) if self.double else (-104.0, 89.0)
         p, bits = self.exp_parts(self.at_most(self.at_least(x, low), high), 1)
         b = self.builder
-        # 2^n as two factors: neither over- nor underflows before the product does
+        # 2^n as two factors, neither of which overflows or underflows unless the product does
         signed = b.sub(bits, b.bitcast(self.constant(1.5 * 2.0**self.bits), self.int_line))
         first = b.ashr(signed, self._int_line(1))
         return self.mul(self.mul(p, self.power_of_two(first, 0)), self.power_of_two(b.sub(signed, first), 0))
 
     def sigmoid(self, z: Value, one: Value | None = None) -> Value:
-        """`one` / (1 + exp(-z)) with `one` 1, or 0 in padding lanes; subnormal results keep their relative accuracy.
+        """`one` / (1 + exp(-z)); `one` is 1, or 0 in padding lanes. Subnormal results keep their relative accuracy.
 
-        1 + exp(-z) is held as d = 2^-shift + 2^-shift exp(-z), so that exp(-z) never overflows; then 2^-shift / d.
+        1 + exp(-z) is computed as d = 2^-shift + 2^-shift exp(-z), so that exp(-z) never overflows; then 2^-shift / d.
         """
         shift = 512 if self.double else 64
         low, high = (-746.0, 40.0) if self.double else (-104.0, 40.0)
@@ -359,7 +361,7 @@ class Words:
         return self.builder.select(nan, self.constant(0.0), x)
 
     def transposed(self, lines: list[Value]) -> list[Value]:
-        """The columns of a square of lines: log2(lanes) rounds, each interleaving the first half with the second."""
+        """The transpose of a square of lines: log2(lanes) rounds, each of which interleaves its two halves."""
         halves = [
             [(i + first) // 2 + (i % 2) * self.lanes for i in range(self.lanes)] for first in (0, self.lanes)
         ]
@@ -369,14 +371,16 @@ class Words:
         return lines
 
     def lane_sums(self, lines: list[Value]) -> Value:
-        """The sum over the lanes of each of 1, 2, 4 ... lines, no more than a line has lanes, as one vector so short.
+        """The sums over the lanes of 1, 2, 4, ... lines, as one vector of so many lanes; at most a line's lanes.
 
-        Two lines become one: every other part of each, side by side, plus the parts between. Parts are quarters of
-        a line first, 128 bits, which one instruction moves; then lanes within quarters. A line left alone is its own
-        pair.
+        Each round turns two lines into one: the even parts of both, side by side, plus their odd parts. In the first
+        two rounds a part is a quarter of a line, 128 bits, which one instruction moves; later, lanes within quarters.
+        A single line is paired with itself.
         """
         count, quarter = len(lines), self.lanes // 4
-        of = [[i] * self.lanes for i in range(count)]  # of which line's sum each lane holds a part
+        of = [
+            [i] * self.lanes for i in range(count)
+        ]  # for each lane, the input line whose partial sum it holds
         rounds = [(self.lanes, quarter)] * 2 + [(quarter, 1)] * (quarter.bit_length() - 1)
         for span, part in rounds:
             first, second = (
@@ -397,28 +401,28 @@ class Words:
             ]
         return self.shuffle(lines[0], lines[0], [of[0].index(i) for i in range(count)])
 
-    # -- bfloat16, the upper half of a float32: a line of float32 may hold 32 of them, two in each lane -----------
+    # -- bfloat16, the upper half of a float32: 32 of them fit in a line of float32, two in each lane --------------
 
     def dot(self, x: Value, y: Value, z: Value) -> Value:
         """z + x0 y0 + x1 y1 in each lane, of the two bfloat16 in each of x and y (vdpbf16ps)."""
-        # pairs as integers: older LLVMs know no others, newer ones take that for an old spelling
+        # pairs are passed as integers: older versions of LLVM accept nothing else, newer ones convert them
         pairs = [self.builder.bitcast(value, self.int_line) for value in (x, y)]
         return self._call("llvm.x86.avx512bf16.dpbf16ps.512", self.line, [z, *pairs])
 
-    def narrow(self, first: Value, second: Value) -> Value:
-        """The lanes of `first`, then those of `second`, as bfloat16, rounded to nearest even (vcvtne2ps2bf16)."""
+    def to_bfloat16(self, first: Value, second: Value) -> Value:
+        """Two lines as one: `first`, then `second`, rounded to bfloat16, to nearest even (vcvtne2ps2bf16)."""
         halves = ir.VectorType(I16, 2 * self.lanes)
         line = self._call("llvm.x86.avx512bf16.cvtne2ps2bf16.512", halves, [second, first])
         return self.builder.bitcast(line, self.line)
 
     def paired(self, line: Value) -> Value:
-        """What ``narrow`` made, lane by lane: the first's beside the second's."""
+        """The result of ``to_bfloat16``, reordered: each lane of `first` beside the same lane of `second`."""
         halves = self.builder.bitcast(line, ir.VectorType(I16, 2 * self.lanes))
         order = [i // 2 + i % 2 * self.lanes for i in range(2 * self.lanes)]
         return self.builder.bitcast(self.shuffle(halves, halves, order), self.line)
 
     def unpaired(self, pairs: Value) -> tuple[Value, Value]:
-        """The two lines that ``narrow`` was given, of ``paired``, as they were rounded."""
+        """The two lines, `first` and `second`, of the result of ``paired``, as rounded."""
         b = self.builder
         bits = b.bitcast(pairs, self.int_line)
         first, second = b.shl(bits, self._int_line(16)), b.and_(bits, self._int_line(0xFFFF0000))
@@ -427,7 +431,7 @@ class Words:
     # -- conversion -------------------------------------------------------------------------------------------
 
     def convert(self, value: Value, signed: bool, to: ir.Type | None = None) -> Value:
-        """A vector of any element type as this dtype (or `to`), rounded once."""
+        """Convert a vector of any element type to this dtype (or `to`), rounding once."""
         b, to = self.builder, to or self.scalar
         source, vector = value.type.element, ir.VectorType(to, self.lanes)
         if isinstance(source, ir.IntType):
@@ -437,27 +441,27 @@ class Words:
         return (b.fptrunc if source == F64 else b.fpext)(value, vector)
 
     def half_to_single(self, bits: Value) -> Value:
-        """IEEE half in 16-bit integers as float32, by integer steps (neither CPU nor library need know halves)."""
+        """Convert IEEE half, as 16-bit integers, to float32 by integer arithmetic, which every CPU has."""
         b = self.builder
         ints, floats = ir.VectorType(I32, self.lanes), ir.VectorType(F32, self.lanes)
-        wide = b.zext(bits, ints)
+        extended = b.zext(bits, ints)
 
         def splat(x: int) -> Value:
             return ir.Constant(ints, [x] * self.lanes)
 
-        magnitude = b.shl(b.and_(wide, splat(0x7FFF)), splat(13))
+        magnitude = b.shl(b.and_(extended, splat(0x7FFF)), splat(13))
         normal = b.add(magnitude, splat(112 << 23))
-        # a subnormal half, as 2^-14 (1 + fraction) - 2^-14: no subnormal float is met, which a step would flush
+        # a subnormal half is 2^-14 (1 + fraction) - 2^-14: no subnormal float32 occurs, which kernels may flush to zero
         least = splat(113 << 23)
         raised = b.bitcast(b.add(magnitude, least), floats)
         small = b.bitcast(b.fsub(raised, b.bitcast(least, floats)), ints)
         special = b.or_(magnitude, splat(0x7F800000))
         result = b.select(b.icmp_unsigned("<", magnitude, splat(0x400 << 13)), small, normal)
         result = b.select(b.icmp_unsigned(">=", magnitude, splat(0x7C00 << 13)), special, result)
-        sign = b.shl(b.and_(wide, splat(0x8000)), splat(16))
+        sign = b.shl(b.and_(extended, splat(0x8000)), splat(16))
         return b.bitcast(b.or_(result, sign), floats)
 
-    # -- within -----------------------------------------------------------------------------------------------
+    # -- lanes and calls --------------------------------------------------------------------------------------
 
     def splat(self, value: Value, lanes: int = 0) -> Value:
         """A scalar in every lane of a line, or of a vector of `lanes`."""
@@ -466,7 +470,7 @@ class Words:
         return self.shuffle(self.builder.insert_element(undefined, value, I32(0)), undefined, [0] * lanes)
 
     def shuffle(self, x: Value, y: Value, order: list[int]) -> Value:
-        """The lanes of x and y, counted one behind the other, that `order` names."""
+        """The lanes with the numbers in `order`; those of y count on from those of x."""
         return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(order)), order))
 
     def _int_line(self, value: int) -> Value:
@@ -483,14 +487,14 @@ class Words:
 
 
 def _suffix(element: ir.Type) -> str:
-    """How an intrinsic's name says the element type."""
+    """The suffix for an element type in the name of an intrinsic."""
     if isinstance(element, ir.IntType):
         return f"i{element.width}"
     return "f64" if element == F64 else "f32"
 
 
 def vector_kernel(write: Callable[..., None]) -> Any:
-    """write(words, *numbers) as ``f(like, (numbers...))`` for jitted code; `like` is a float32 or float64 array."""
+    """Turn write(words, *numbers) into ``f(like, (numbers...))`` for jitted code; see the head of this file."""
 
     @intrinsic
     def call(typingctx, like, numbers):  # type: ignore[no-untyped-def]
@@ -507,7 +511,7 @@ def vector_kernel(write: Callable[..., None]) -> Any:
     return call
 
 
-# -- words on integers and on the processor's state: one instruction each, for jitted code ---------------------------
+# -- for jitted code: memory at an address, atomic operations, the state of the processor -----------------------------
 
 
 @intrinsic
@@ -532,7 +536,7 @@ def load_float64(typingctx, address):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def fetch_add(typingctx, address, value):  # type: ignore[no-untyped-def]
-    """Atomically add to the int64 at `address`; the value before (x86: lock xadd)."""
+    """Atomically add to the int64 at `address`; return its value before (x86: lock xadd)."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         pointer = builder.inttoptr(arguments[0], I64.as_pointer())
@@ -543,7 +547,7 @@ def fetch_add(typingctx, address, value):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def compare_and_swap(typingctx, address, expected, new):  # type: ignore[no-untyped-def]
-    """Atomically set the int64 at `address` to `new` if it is `expected`; whether it was (x86: lock cmpxchg)."""
+    """Atomically set the int64 at `address` to `new` if it is `expected`; return whether it was (x86: lock cmpxchg)."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         pointer = builder.inttoptr(arguments[0], I64.as_pointer())
@@ -555,7 +559,7 @@ def compare_and_swap(typingctx, address, expected, new):  # type: ignore[no-unty
 
 @intrinsic
 def load_acquire(typingctx, address):  # type: ignore[no-untyped-def]
-    """The int64 at `address`, with all that was written before it was stored."""
+    """Load the int64 at `address`; all that its writer wrote before it is visible afterwards."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return builder.load_atomic(builder.inttoptr(arguments[0], I64.as_pointer()), "acquire", 8)
@@ -565,7 +569,7 @@ def load_acquire(typingctx, address):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def store_release(typingctx, address, value):  # type: ignore[no-untyped-def]
-    """Store an int64, after all that was written before."""
+    """Store an int64; all that this thread wrote before it is visible to a thread that loads it by load_acquire."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         builder.store_atomic(arguments[1], builder.inttoptr(arguments[0], I64.as_pointer()), "release", 8)
@@ -576,7 +580,7 @@ def store_release(typingctx, address, value):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def exchange(typingctx, address, value):  # type: ignore[no-untyped-def]
-    """Store an int64 and wait until every thread can see it, before anything is loaded (x86: xchg)."""
+    """Store an int64; return its value before. Later loads wait until all threads can see the store (x86: xchg)."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         pointer = builder.inttoptr(arguments[0], I64.as_pointer())
@@ -587,25 +591,25 @@ def exchange(typingctx, address, value):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def array_at(typingctx, address, shape, dtype):  # type: ignore[no-untyped-def]
-    """The C-contiguous array of `shape`, a tuple, at `address`; ``numba.carray`` is compiled anew for each of them."""
+    """The C-contiguous array of `shape`, a tuple, at `address`; faster to compile than ``numba.carray``."""
     array = types.Array(dtype.dtype, len(shape), "C")
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        made = context.make_array(array)(context, builder)
+        struct = context.make_array(array)(context, builder)
         item = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(array.dtype)))
         sizes, strides = cgutils.unpack_tuple(builder, arguments[1]), [item]
         for size in sizes[:0:-1]:
             strides.insert(0, builder.mul(strides[0], size))
-        data = builder.inttoptr(arguments[0], made.data.type)
-        populate_array(made, data, sizes, strides, item, meminfo=None)
-        return made._getvalue()
+        data = builder.inttoptr(arguments[0], struct.data.type)
+        populate_array(struct, data, sizes, strides, item, meminfo=None)
+        return struct._getvalue()
 
     return array(types.int64, shape, dtype), generate
 
 
 @intrinsic
 def record_at(typingctx, address, dtype):  # type: ignore[no-untyped-def]
-    """The record of a structured `dtype` at `address`: its fields are read and written there."""
+    """The record of a structured `dtype` at `address`. Its fields are read and written in place."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
@@ -615,7 +619,7 @@ def record_at(typingctx, address, dtype):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def call_at(typingctx, address, integers):  # type: ignore[no-untyped-def]
-    """Call the ``compiler.ByAddress`` function at `address`; the first of `integers` is its pointer."""
+    """Call the ``compiler.ByAddress`` function at `address`; the first of `integers` becomes its pointer argument."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         values = cgutils.unpack_tuple(builder, arguments[1])
@@ -628,7 +632,7 @@ def call_at(typingctx, address, integers):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def pause(typingctx):  # type: ignore[no-untyped-def]
-    """Tell the core that this is a spin loop (x86: pause)."""
+    """Tell the core that this thread waits in a loop (x86: pause)."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         if TARGET.x86:
@@ -639,12 +643,14 @@ def pause(typingctx):  # type: ignore[no-untyped-def]
     return types.void(), generate
 
 
-_FLUSH = 0x8000  # MXCSR: results flush to zero; subnormal input is still read as it is
+_FLUSH = (
+    0x8000  # the bit of MXCSR that flushes subnormal results to zero; subnormal operands keep their value
+)
 
 
 @intrinsic
 def flush_subnormals(typingctx):  # type: ignore[no-untyped-def]
-    """Set flush-to-zero on this thread (x86: ldmxcsr); returns the state to hand to ``restore_float_state``."""
+    """Flush subnormal results to zero on this thread (x86: ldmxcsr); return the state for ``restore_float_state``."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         if not TARGET.x86:
@@ -661,7 +667,7 @@ def flush_subnormals(typingctx):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def restore_float_state(typingctx, state):  # type: ignore[no-untyped-def]
-    """Undo ``flush_subnormals``: the whole control and status word, as it was."""
+    """Undo ``flush_subnormals``: restore the whole control and status register."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         if TARGET.x86:
@@ -674,6 +680,7 @@ def restore_float_state(typingctx, state):  # type: ignore[no-untyped-def]
 
 
 def _mxcsr(builder: ir.IRBuilder, name: str, slot: Value) -> None:
+    """Store the control and status register in `slot` ("stmxcsr"), or load it from there ("ldmxcsr")."""
     pointer = builder.bitcast(slot, I8.as_pointer())
     kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer()])
     builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.sse.{name}"), [pointer])

@@ -51,16 +51,16 @@ def tile_map(plan, height, base, size):  # type: ignore[no-untyped-def]
     clean = loss + SCRATCH * LINE
     tile = inputs * height * size
     return TileMap(
-        base,
-        sums,
-        weight,
-        loss,
-        loss + LINE,
-        loss + 3 * LINE,
-        loss + 4 * LINE,
-        clean,
-        clean + tile,
-        clean + 2 * tile,
+        tiles=base,
+        sums=sums,
+        weight=weight,
+        loss=loss,
+        gathered=loss + LINE,
+        level=loss + 3 * LINE,
+        cell=loss + 4 * LINE,
+        clean=clean,
+        spare=clean + tile,
+        target=clean + 2 * tile,
     )
 
 

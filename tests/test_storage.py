@@ -211,7 +211,7 @@ def test_a_file_cut_off_anywhere_is_an_error_that_names_it(tmp_path):
     fastae.Parameters.load(path)
     for size in {*range(0, len(whole), 61), *range(12), len(whole) - 1}:
         path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=r"a\.safetensors is no whole safetensors file"):
+        with pytest.raises(ValueError, match=r"a\.safetensors is not a complete safetensors file"):
             fastae.Parameters.load(path)
 
 

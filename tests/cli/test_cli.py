@@ -348,12 +348,12 @@ def test_errors_are_one_line_that_names_the_problem(place, tmp_path):
         (("train", text, "--out", tmp_path / "m"), f"{text}: not numeric: column 'name' ('Ann')"),
         (
             ("train", data, "--out", tmp_path / "no" / "m"),
-            f"{tmp_path / 'no' / 'm'}: {tmp_path / 'no'} is no directory",
+            f"{tmp_path / 'no' / 'm'}: {tmp_path / 'no'} is not a directory",
         ),
         (("train", data, "--drop", "age", "--out", tmp_path / "m"), f"{data} has no column 'age' to drop"),
         (("train", data, "--resume", "--out", tmp_path / "m"), "resume=True needs checkpoint"),
-        (("inspect", data), f"{data} is no whole safetensors file"),
-        (("inspect", cut), f"{cut} is no whole safetensors file"),
+        (("inspect", data), f"{data} is not a complete safetensors file"),
+        (("inspect", cut), f"{cut} is not a complete safetensors file"),
         (("inspect", "no.safetensors"), "no.safetensors: No such file or directory"),
         (
             ("score", model, swapped),

@@ -135,7 +135,7 @@ def test_a_tile_is_turned(dtype, end):
         tile = np.zeros((layout.blocks(columns, dtype), height, lanes), dtype)
         layout.pack(x, tile)
         turned = guarded(np.full((len(tile) * lanes, height), np.nan, dtype), end)
-        call(rowlanes.turn, dtype, turned, guarded(tile, end), height, height, len(tile))
+        call(rowlanes.to_columns, dtype, turned, guarded(tile, end), height, height, len(tile))
         assert np.array_equal(turned[:columns], x.T)
         assert not turned[columns:].any()
 

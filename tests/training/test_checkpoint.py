@@ -307,7 +307,7 @@ def test_a_damaged_checkpoint_or_another_file_is_refused(tmp_path):
     whole = path.read_bytes()
     for size in (0, 7, 300, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=r"run\.checkpoint is no whole"):
+        with pytest.raises(ValueError, match=r"run\.checkpoint is not a complete"):
             model.fit(X, checkpoint=path, resume=True)
     model.save(path)
     with pytest.raises(

@@ -10,7 +10,7 @@ import typer
 
 from fastae.cli.shared import Activation, Json, command, print_facts
 
-BLOCK_BYTES = 1 << 24  # of rows that a model is run over
+CHUNK_BYTES = 1 << 24  # of rows that encode, reconstruct and score hold at a time
 
 Data = Annotated[
     list[Path],
@@ -32,7 +32,7 @@ def _open_model(path: Path) -> Any:
 def _open_data(paths: list[Path], drop: list[str] | None) -> Any:
     from fastae.data.open import open_rows
 
-    return open_rows(paths, drop=drop or (), chunk_bytes=BLOCK_BYTES)
+    return open_rows(paths, drop=drop or (), chunk_bytes=CHUNK_BYTES)
 
 
 @command

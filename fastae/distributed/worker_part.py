@@ -39,9 +39,10 @@ class Setup:
 
 def make_setup(network: Network, dtype: Any, shift: Any, scale: Any, objective: Objective) -> Setup:
     """A Setup from the arguments of an engine."""
+    name: Any = np.dtype(dtype).name
     return Setup(
         network,
-        np.dtype(dtype).name,
+        name,
         None if shift is None else np.asarray(shift, np.float64),
         None if scale is None else np.asarray(scale, np.float64),
         objective,
@@ -146,7 +147,4 @@ def rows_of_step(number: int, rows: int, step: Step) -> tuple[int, int]:
     return first, min(last, rows)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Shard":  # its former name
-        return WorkerPart
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+Shard = WorkerPart  # the former name

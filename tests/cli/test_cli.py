@@ -166,7 +166,7 @@ def test_scores_are_the_estimators(kind, place, tmp_path):
 
 @pytest.mark.parametrize(("command", "method"), [("encode", "transform"), ("reconstruct", "reconstruct")])
 def test_arrays_are_the_estimators_and_written_block_by_block(command, method, place, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastae.cli.models.BLOCK_BYTES", 50_000)
+    monkeypatch.setattr("fastae.cli.models.CHUNK_BYTES", 50_000)
     data, out = tmp_path / "x.npy", tmp_path / "made.npy"
     np.save(data, ALL.to_numpy())
     facts = json.loads(good(command, place / "model.safetensors", data, "--out", out, "--json"))

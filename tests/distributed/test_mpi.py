@@ -22,7 +22,7 @@ import hashlib, sys
 import numpy as np
 import fastae
 from mpi4py import MPI
-from fastae.distributed.mpi import MPIPartitions, MPIEngine
+from fastae.distributed.mpi import MPIBlocks, MPIEngine
 
 X = np.random.default_rng(0).normal(size=(2500, 9))
 cuts = [0, 700, 701, 1500, 1500, 2200, 2500]
@@ -31,16 +31,16 @@ network = fastae.Network.autoencoder(9, 4)
 params = fastae.Parameters.random(network, 3)
 engine = MPIEngine(network, blocks, objective=fastae.Objective(alpha=0.1, noise="gaussian"))
 history = engine.train(params, epochs=4, batch_size=300, checkpoint=sys.argv[1])
-model = fastae.Autoencoder((3,), max_iter=3, random_state=0).fit(MPIPartitions(blocks))
+model = fastae.Autoencoder((3,), max_iter=3, random_state=0).fit(MPIBlocks(blocks))
 bits = [params.flat.tobytes(), model.params_.flat.tobytes(), np.array(history.loss).tobytes()]
 first = MPI.COMM_WORLD.rank == 0  # the others draw other seeds, and would never stop
 drawn = fastae.Autoencoder((3,), batch_size=300, callback=lambda epoch: first and epoch.number == 3)
-drawn.fit(MPIPartitions(blocks), X_val=X[: 5 if first else 9])
+drawn.fit(MPIBlocks(blocks), X_val=X[: 5 if first else 9])
 known = [drawn.params_.flat.tobytes(), np.array(drawn.validation_loss_curve_).tobytes()]
 same = set(MPI.COMM_WORLD.allgather(hashlib.sha256(b"".join(known)).hexdigest()))
 assert len(same) == 1 and drawn.n_iter_ == 3, (same, drawn.n_iter_)
 try:
-    MPIPartitions([X[:9], X[:9, :4]])
+    MPIBlocks([X[:9], X[:9, :4]])
 except ValueError as error:  # on all ranks, whoever has which block
     assert "different numbers of columns: 4, 9" in str(error)
 found = MPI.COMM_WORLD.gather(hashlib.sha256(b"".join(bits)).hexdigest())

@@ -417,4 +417,6 @@ def is_dask(X: Any) -> bool:
     return dask and getattr(X, "ndim", 0) == 2
 
 
-Blocks, BlockEngine = Partitions, PartitionedEngine  # the former names
+# Former names.
+Blocks = Partitions
+BlockEngine = PartitionedEngine

@@ -129,8 +129,7 @@ def in_rows(X: Any) -> Any:
     return array if array.numblocks[1] == 1 else array.rechunk({1: -1})
 
 
-DaskBlocks, LostBlockError, open_blocks = (
-    DaskPartitions,
-    LostPartitionError,
-    open_partitions,
-)  # the former names
+# Former names.
+DaskBlocks = DaskPartitions
+LostBlockError = LostPartitionError
+open_blocks = open_partitions

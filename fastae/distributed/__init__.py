@@ -10,31 +10,42 @@ Neither Dask nor MPI is imported until one of its names is used.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_DASK = (
-    "DaskPartitions",
-    "DistributedEngine",
-    "LostPartitionError",
-    "connect",
-    "find_client",
-    "open_partitions",
-    "place",
-)
-_FORMER = (
-    "DaskBlocks",
-    "LostBlockError",
-    "open_blocks",
-)  # of DaskPartitions, LostPartitionError, open_partitions
+if TYPE_CHECKING:  # what type checkers see; at run time __getattr__ loads each name when it is first used
+    from fastae.distributed.dask import DaskPartitions as DaskPartitions
+    from fastae.distributed.dask import DistributedEngine as DistributedEngine
+    from fastae.distributed.dask import LostPartitionError as LostPartitionError
+    from fastae.distributed.dask import connect as connect
+    from fastae.distributed.dask import find_client as find_client
+    from fastae.distributed.dask import open_partitions as open_partitions
+    from fastae.distributed.dask import place as place
+    from fastae.distributed.partitions import LocalEngine as LocalEngine
+
+_FORMER = ("DaskBlocks", "LostBlockError", "open_blocks")  # names of before, which still work
 _HOME = {
     "LocalEngine": "fastae.distributed.partitions",
-    **dict.fromkeys((*_DASK, *_FORMER), "fastae.distributed.dask"),
+    **dict.fromkeys(
+        (
+            "DaskPartitions",
+            "DistributedEngine",
+            "LostPartitionError",
+            "connect",
+            "find_client",
+            "open_partitions",
+            "place",
+            *_FORMER,
+        ),
+        "fastae.distributed.dask",
+    ),
 }
 
 __all__ = sorted(set(_HOME) - set(_FORMER))
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'fastae.distributed' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+if not TYPE_CHECKING:  # to type checkers, a module with __getattr__ would have every name
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'fastae.distributed' has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOME[name]), name)

@@ -90,7 +90,6 @@ def train(
     widths = _widths(hidden)
     from fastae import storage
     from fastae.cli import figures
-    from fastae.distributed.partitions import Blocks
     from fastae.estimator import Autoencoder, AutoencoderDetector
     from fastae.training.history import Epoch
 
@@ -142,7 +141,7 @@ def train(
             "stopped_by": model.stop_reason_,
             "loss": model.loss_,
             "validation_loss": min(model.validation_loss_curve_, default=None),
-            "r2": None if isinstance(rows, Blocks) else model.score(rows),
+            "r2": model.score(rows) if rows.is_local else None,
             "threshold": -model.offset_ if detector else None,
             "seconds": last[0].seconds if last else None,
         }
@@ -174,12 +173,12 @@ def _training_rows(
         from fastae import distributed
 
         with distributed.connect(dask) as client:
-            yield distributed.open_blocks(client, paths, drop or ()), True
+            yield distributed.open_partitions(client, paths, drop or ()), True
     elif mpi:
-        from fastae.distributed.mpi import MPIBlocks, abort_on_error
+        from fastae.distributed.mpi import MPIPartitions, abort_on_error
 
         with abort_on_error() as rank:
-            yield MPIBlocks(open_rows(paths, drop=drop or ())), rank == 0
+            yield MPIPartitions(open_rows(paths, drop=drop or ())), rank == 0
     else:
         yield open_rows(paths, drop=drop or ()), True
 

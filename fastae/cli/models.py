@@ -105,7 +105,6 @@ def train(
     widths = _widths(hidden)
     from fastae import storage
     from fastae.cli import figures
-    from fastae.distributed.partitions import Blocks
     from fastae.estimator import Autoencoder, AutoencoderDetector
     from fastae.training.history import Epoch
 
@@ -159,7 +158,7 @@ def train(
             "stopped_by": model.stop_reason_,
             "loss": model.loss_,
             "validation_loss": min(model.validation_loss_curve_, default=None),
-            "r2": None if isinstance(rows, Blocks) else model.score(rows),
+            "r2": model.score(rows) if rows.is_local else None,
             "threshold": -model.offset_ if detector else None,
             "seconds": last[0].seconds if last else None,
         }

@@ -12,9 +12,8 @@ import numpy as np
 from fastae.data.columns import matrix_shape, numeric
 from fastae.data.row_source import ArrayRows, Rows
 
-PIECE_BYTES = (
-    1 << 20
-)  # large enough for a disk to read fast, small enough that a chunk mixes rows from all over the file
+# Large enough for a disk to read fast, small enough that a chunk mixes rows from all over the file
+PIECE_BYTES = 1 << 20
 
 
 class NpyRows(Rows):

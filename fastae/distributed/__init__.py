@@ -22,25 +22,28 @@ if TYPE_CHECKING:  # what type checkers see; at run time __getattr__ loads each 
     from fastae.distributed.dask import place as place
     from fastae.distributed.partitions import LocalEngine as LocalEngine
 
-_DASK = (
-    "DaskPartitions",
-    "DistributedEngine",
-    "LostPartitionError",
-    "connect",
-    "find_client",
-    "open_partitions",
-    "place",
-)
-_FORMER = "DaskBlocks", "LostBlockError", "open_blocks"  # names that the first, third and sixth of these had
+_FORMER = ("DaskBlocks", "LostBlockError", "open_blocks")  # names of before, which still work
 _HOME = {
     "LocalEngine": "fastae.distributed.partitions",
-    **dict.fromkeys((*_DASK, *_FORMER), "fastae.distributed.dask"),
+    **dict.fromkeys(
+        (
+            "DaskPartitions",
+            "DistributedEngine",
+            "LostPartitionError",
+            "connect",
+            "find_client",
+            "open_partitions",
+            "place",
+            *_FORMER,
+        ),
+        "fastae.distributed.dask",
+    ),
 }
 
 __all__ = sorted(set(_HOME) - set(_FORMER))
 
 
-if not TYPE_CHECKING:  # which would take it to have every name
+if not TYPE_CHECKING:  # to type checkers, a module with __getattr__ would have every name
 
     def __getattr__(name: str) -> Any:
         if name not in _HOME:

@@ -229,7 +229,4 @@ def _make_mpi_engine(partitions: MPIPartitions, network: Network, **options: Any
     return MPIEngine(network, partitions, **options)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "MPIBlocks":  # its former name
-        return MPIPartitions
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+MPIBlocks = MPIPartitions  # the former name

@@ -35,7 +35,6 @@ __all__ = ["LocalEngine", "PartitionedEngine", "Partitions", "Step", "cut_rows",
 
 ROWS_PER_STEP = 512  # of each partition, where the user gives no batch size
 PARTITIONS_MOST = 32  # that files are cut into
-_FORMER = {"Blocks": "Partitions", "BlockEngine": "PartitionedEngine"}
 
 
 class Partitions(RowSource):
@@ -418,7 +417,6 @@ def is_dask(X: Any) -> bool:
     return dask and getattr(X, "ndim", 0) == 2
 
 
-def __getattr__(name: str) -> Any:
-    if name in _FORMER:
-        return globals()[_FORMER[name]]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Former names.
+Blocks = Partitions
+BlockEngine = PartitionedEngine

@@ -147,7 +147,4 @@ def rows_of_step(number: int, rows: int, step: Step) -> tuple[int, int]:
     return first, min(last, rows)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Shard":  # its former name
-        return WorkerPart
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+Shard = WorkerPart  # the former name

@@ -23,13 +23,8 @@ from fastae.training.gradient_descent import train_on
 from fastae.training.history import DivergenceError, History
 from fastae.training.options import TrainingOptions
 
-_MAY_DIFFER = {
-    "max_iter",
-    "n_threads",
-    "warm_start",
-    "callback",
-    "verbose",
-}  # between a checkpoint and the fit that resumes it
+# Settings that may differ between a checkpoint and the fit that resumes it.
+_MAY_DIFFER = {"max_iter", "n_threads", "warm_start", "callback", "verbose"}
 
 
 def goes_by_steps(model: "Autoencoder") -> bool:

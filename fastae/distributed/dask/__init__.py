@@ -12,30 +12,33 @@ task graph, and rows never come to this process. When a worker is lost, others r
 Needs the extra ``dask``.
 """
 
-from typing import Any
-
 try:
     import dask.array
     import dask.distributed  # noqa: F401
 except ImportError as error:
     raise ImportError(f'fastae.distributed needs Dask: pip install "fastae[dask]" ({error})') from error
 
-from fastae.distributed.dask import partitions
 from fastae.distributed.dask.cluster import connect, find_client
 from fastae.distributed.dask.engine import DistributedEngine
-from fastae.distributed.dask.partitions import DaskPartitions, LostPartitionError, open_partitions
+from fastae.distributed.dask.partitions import (
+    DaskBlocks,
+    DaskPartitions,
+    LostBlockError,
+    LostPartitionError,
+    open_blocks,
+    open_partitions,
+)
 from fastae.distributed.dask.placement import place
 
 __all__ = [
+    "DaskBlocks",
     "DaskPartitions",
     "DistributedEngine",
+    "LostBlockError",
     "LostPartitionError",
     "connect",
     "find_client",
+    "open_blocks",
     "open_partitions",
     "place",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    return getattr(partitions, name)  # former names, such as DaskBlocks

@@ -16,12 +16,6 @@ from fastae.data.open import open_rows, paths_of
 from fastae.distributed.dask.cluster import check_client
 from fastae.distributed.partitions import Partitions, cut_rows, is_dask
 
-_FORMER = {
-    "DaskBlocks": "DaskPartitions",
-    "LostBlockError": "LostPartitionError",
-    "open_blocks": "open_partitions",
-}
-
 
 class LostPartitionError(RuntimeError):
     """A partition is lost for good. The parameters are those of the last complete epoch."""
@@ -135,7 +129,7 @@ def in_rows(X: Any) -> Any:
     return array if array.numblocks[1] == 1 else array.rechunk({1: -1})
 
 
-def __getattr__(name: str) -> Any:
-    if name in _FORMER:
-        return globals()[_FORMER[name]]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Former names.
+DaskBlocks = DaskPartitions
+LostBlockError = LostPartitionError
+open_blocks = open_partitions

@@ -219,6 +219,9 @@ def test_a_checkpoint_is_resumed(place, tmp_path):
     models = [fastae.Autoencoder.load(tmp_path / name) for name in ("straight", "rest")]
     assert np.array_equal(models[0].params_.flat, models[1].params_.flat)
     assert models[0].loss_curve_ == models[1].loss_curve_
+    ran = call("train", data, *QUICK, *kept, "--resume", "--seed", 5, "--out", tmp_path / "other")
+    assert ran.exit_code == 1, "the checkpoint is not read"
+    assert "random_state was 0, and is 5 now" in ran.stderr
 
 
 def test_pictures_are_drawn(place, tmp_path):

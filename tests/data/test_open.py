@@ -516,8 +516,12 @@ def test_a_stream_resumed_from_a_checkpoint_has_the_same_bits(tmp_path):
     options = {"batch_size": 128, "checkpoint": tmp_path / "c"}
     straight, _ = trained(rows, epochs=6, batch_size=128)
     trained(rows, epochs=2, **options)
-    params, history = trained(rows, epochs=6, resume=True, **options)
+    seen = []
+    params, history = trained(
+        rows, epochs=6, resume=True, callback=lambda epoch: seen.append(epoch.number), **options
+    )
     assert len(history.loss) == 6
+    assert seen == [3, 4, 5, 6]
     assert np.array_equal(params.flat, straight.flat)
     with pytest.raises(ValueError, match=r"X.block_bytes was"):
         trained(open_rows(tmp_path / "x.npy", block_bytes=2 * BLOCK), resume=True, **options)

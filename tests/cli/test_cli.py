@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from processes import process
 from sklearn.datasets import load_breast_cancer
 from typer.testing import CliRunner
 
@@ -286,10 +287,10 @@ def test_closed_streams_are_no_surprise(place):
 
 def test_a_pipe_closed_early_is_no_error(place):
     words = [*COMMAND, "score", str(place / "model.safetensors"), str(place / "all.csv")]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 141
+    with process(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        child.stdout.close()
+        assert child.stderr.read() == b""
+        assert child.wait(timeout=60) == 141
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no full device")
@@ -313,13 +314,13 @@ def test_interrupted_it_says_so_and_can_go_on(tmp_path):
     data, out, kept = (tmp_path / name for name in ("x.npy", "m", "checkpoint"))
     np.save(data, np.random.default_rng(0).normal(size=(4000, 50)))
     words = ["train", data, "--out", out, "--patience", 10**9, "--checkpoint", kept, "--epochs"]
-    process = subprocess.Popen([*COMMAND, *map(str, words), str(10**8)], stderr=subprocess.PIPE)
-    until = time.monotonic() + 60
-    while not kept.exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
+    with process([*COMMAND, *words, 10**8], stderr=subprocess.PIPE) as child:
+        until = time.monotonic() + 60
+        while not kept.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=30)
+        assert child.returncode == 130
     assert said.endswith(b"fastae: interrupted\n")
     assert not out.exists()
     done = len(fastae.storage.read(kept).about["loop"]["history"]["loss"])

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.datasets import load_breast_cancer
+from threads import pretend_cpus
 
 import fastae
 from fastae import Autoencoder, AutoencoderDetector, open_rows
@@ -468,7 +469,8 @@ def test_shuffled_mini_batches_are_seeded_and_train_as_well_as_the_array(batch_s
     assert history.loss[-1] < 0.5 * history.loss[0]
 
 
-def test_same_bits_for_any_thread_count(tmp_path):
+def test_same_bits_for_any_thread_count(tmp_path, monkeypatch):
+    pretend_cpus(monkeypatch, 2)
     rows = open_rows(saved(tmp_path, BIG), block_bytes=BLOCK * 4)
     flats = [
         trained(rows, engine=fastae.Engine(NETWORK, threads, "float64"), batch_size=batch)[0].flat

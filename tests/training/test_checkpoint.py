@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from disk import full_disk, names
+from processes import process
 
 import fastae
 from fastae import Autoencoder, AutoencoderDetector, storage
@@ -100,17 +101,14 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path, name):
         AutoencoderDetector((4,), random_state=0, callback=tell, **options).fit(X, checkpoint=path)
     """
     options = {**FITS[name], "max_iter": EPOCHS}
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script), path, json.dumps(options)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    with process:
-        for line in process.stdout:
+    command = [sys.executable, "-c", textwrap.dedent(script), path, json.dumps(options)]
+    with process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        for line in child.stdout:
             if int(line) == 5:  # somewhere in an epoch or in a write
-                process.kill()
+                child.kill()
                 break
-    assert process.returncode not in (0, 1)
+        child.wait(timeout=60)
+    assert child.returncode not in (0, 1)
     uninterrupted = detector(FITS[name]).fit(X)
     assert uninterrupted.n_iter_ > 5
     resumed, first = resumed_from(path, FITS[name])

@@ -303,14 +303,15 @@ def test_rounds_to_nearest_even_into_both_forms():
 
 @needs_bfloat16
 def test_weights_are_narrowed_as_w_and_as_its_transpose():
-    network = fastae.Network((40, 20, 40), ("sigmoid", "identity"))
-    params, X = problem(network, 3)
-    engine = fastae.Engine(network, 1, "bfloat16")
-    engine.loss_and_gradient(params, X)
-    first, second = params.plan
-    found = [engine._narrow[row[layout.WEIGHT] : row[layout.BIAS]] for row in (first, second)]
-    found.append(engine._transposed[second[layout.TRANSPOSED] :])
-    for buffer, dense in zip(found, (params["W1"], params["W2"], params["W2"].T), strict=True):
+    from fastae.kernels import bfloat16
+
+    by_address = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 7)(bfloat16.narrow_weights.address("float32"))
+    W = np.random.default_rng(0).normal(size=(40, 20)).astype("f4")
+    source, narrow, turned = (layout.aligned_zeros(48 * 32, "f4") for _ in range(3))
+    layout.pack(W, source.reshape(2, 48, 16))
+    for first, last in ((0, 2), (2, 5), (5, 6)):  # squares of 16 x 16 weights
+        by_address(narrow.ctypes.data, turned.ctypes.data, source.ctypes.data, *W.shape, first, last)
+    for buffer, dense in ((narrow, W), (turned, W.T)):
         columns = -(-dense.shape[1] // 16)
         pairs = buffer.view("u2")[: buffer.size].reshape(columns, -1, 16, 2)  # (blocks, rows / 2, 16, 2)
         made = (pairs.astype("u4") << 16).view("f4").transpose(1, 3, 0, 2).reshape(-1, columns * 16)

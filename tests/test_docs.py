@@ -30,8 +30,13 @@ def test_no_python_is_kept_from_running(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pictures_and_pages_linked_to_exist(page):
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+    for target in links(page):
         assert (page.parent / target).exists(), target
+
+
+def links(page):
+    """The files that a page links to or shows."""
+    return re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
 
 
 def test_a_page_that_says_something_else_fails(tmp_path):
@@ -65,8 +70,10 @@ def test_numbers_are_compared_to_the_last_digit():
     assert says("[-0.  1.5e-10]", "[0. 1.6e-10]")
 
 
-def test_there_are_code_blocks_and_both_commands():
+def test_there_are_code_blocks_links_and_both_commands():
     assert len(blocks(ROOT / "README.md")) >= 2
+    assert any(target.endswith(".md") for target in links(ROOT / "README.md"))
+    assert any(target.endswith(".png") for page in PAGES for target in links(page))
     assert "pip install . && fastae demo\n" in README
     assert 'pip install -e ".[test]" && pytest\n' in README
     assert 'pip install -e ".[test]" && pytest\n' in (ROOT / ".ci" / "run").read_text()

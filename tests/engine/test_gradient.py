@@ -1,5 +1,6 @@
 """The gradient is right at any size, depth and activation: against the reference and finite differences."""
 
+import numpy as np
 import pytest
 from engines import STACKS, assert_matches_reference, autoencoder, problem
 
@@ -57,6 +58,32 @@ def test_gradient_matches_finite_differences(widths, activations):
     errors = fastae.check_gradients(parameters, X, engine=engine, n_samples=20)
     assert set(errors) == set(network.shapes())
     assert max(errors.values()) < 1e-7, errors
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("damage", ["one weight", "one row", "one entry of the gradient"])
+def test_the_reference_catches_a_broken_kernel(damage, dtype):
+    """A weight off by a thousandth, the last row left out, an entry off by a thousandth of the largest."""
+    engine, parameters, X = autoencoder(31, 9, 513, dtype)
+
+    class Broken:
+        network, dtype = engine.network, engine.dtype
+
+        def loss_and_gradient(self, parameters, X, **options):
+            parameters = parameters.copy()
+            if damage == "one weight":
+                W2 = parameters["W2"]
+                W2[8, 30] *= 1.001
+                parameters["W2"] = W2
+            loss, gradient = engine.loss_and_gradient(parameters, X[: -1 if damage == "one row" else None])
+            gradient = dict(gradient)
+            if damage == "one entry of the gradient":
+                gradient["W3"][30, 30] += np.abs(gradient["W3"]).max() / 1000
+            return loss, gradient
+
+    assert_matches_reference(engine, parameters, X)
+    with pytest.raises(AssertionError):
+        assert_matches_reference(Broken(), parameters, X)
 
 
 def test_finite_differences_catch_a_wrong_gradient():

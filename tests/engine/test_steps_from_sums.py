@@ -9,43 +9,57 @@ from fastae.objective import Objective
 from fastae.optimizers import State
 
 
+def update(optimizer, state, steps=1):
+    """What tells run_steps to update the parameters."""
+    return {"optimizer": optimizer, "state": state, "rates": optimizer.rates(state.steps, steps)}
+
+
+def update_once(optimizer, state):
+    """What tells combine_sums to."""
+    options = update(optimizer, state)
+    (rate,) = options.pop("rates")
+    return options | {"rate": rate}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("optimizer", [fastae.SGD(momentum=0.9, learning_rate=0.01), fastae.Adam()])
-def test_a_step_from_sums_over_blocks_equals_the_step_on_all_rows(dtype, optimizer):
+def test_a_step_from_sums_over_partitions_equals_the_step_on_all_rows(dtype, optimizer):
     network = fastae.Network.autoencoder(9, 4)
+    engine = fastae.Engine(network, 2, dtype)
     X = np.random.default_rng(0).normal(size=(2500, 9))
     weight = np.random.default_rng(1).random(2500)
-    noisy = {"noise": "gaussian", "noise_level": 0.3}
-    engine = fastae.Engine(network, 2, dtype)
-    made = []
-    for blocks in ([0, 2500], [0, 700, 701, 2500]):
-        params = fastae.Parameters.random(network, 0, dtype)
-        state = State.zeros(params)
-        gradient = fastae.Parameters(network, dtype)
-        for rate in optimizer.rates(0, 3):
-            how = {"optimizer": optimizer, "state": state}
-            options = {"seed": 5, "epoch": state.steps}
-            if len(blocks) == 2:
-                objective = Objective(alpha=0.1, **noisy)
-                how |= {"rates": [rate]}
-                options |= how | {"objective": objective, "sample_weight": weight}
-                loss = engine.run_steps(params, X, gradient=gradient, **options)[0, 0]
-            else:
-                parts, totals = np.zeros((3, params.flat.size), dtype), np.zeros(2)
-                for part, first, last in zip(parts, blocks[:-1], blocks[1:], strict=True):
-                    options |= {"first_row": first, "objective": Objective(**noisy), "sums": True}
-                    options |= {"sample_weight": weight[first:last]}
-                    totals += engine.run_steps(params, X[first:last], gradient=gradient, **options)[0]
-                    part[:] = gradient.flat
-                how |= {"rate": rate, "alpha": 0.1}
-                penalty = engine.combine_sums(params, parts, totals[1], gradient=gradient, **how)
-                loss = totals[0] / totals[1] + penalty
+    noise = {"noise": "gaussian", "noise_level": 0.3}
+
+    def step_on_all_rows(params, gradient, state):
+        objective, options = Objective(alpha=0.1, **noise), update(optimizer, state)
+        options |= {"seed": 5, "epoch": state.steps, "sample_weight": weight, "objective": objective}
+        return engine.run_steps(params, X, gradient=gradient, **options)[0, 0]
+
+    def step_from_sums(params, gradient, state):
+        parts, totals = [], np.zeros(2)
+        for first, last in ((0, 700), (700, 701), (701, 2500)):
+            options = {"seed": 5, "epoch": state.steps, "objective": Objective(**noise), "sums": True}
+            options |= {"first_row": first, "sample_weight": weight[first:last]}
+            totals += engine.run_steps(params, X[first:last], gradient=gradient, **options)[0]
+            parts.append(gradient.flat.copy())
+        options = update_once(optimizer, state) | {"alpha": 0.1}
+        penalty = engine.combine_sums(params, np.array(parts), totals[1], gradient=gradient, **options)
+        return totals[0] / totals[1] + penalty
+
+    results = []
+    for step in (step_on_all_rows, step_from_sums):
+        params, gradient = fastae.Parameters.random(network, 0, dtype), fastae.Parameters(network, dtype)
+        state, losses = State.zeros(params), []
+        for _ in range(3):
+            losses.append(step(params, gradient, state))
             state.steps += 1
-        made.append((loss, params.flat, gradient.flat))
+        results.append((losses, params.flat, gradient.flat))
+    (losses, flat, gradient), (losses_2, flat_2, gradient_2) = results
     tolerance = 1e-5 if dtype == "float32" else 1e-13
-    assert made[1][0] == pytest.approx(made[0][0], rel=tolerance)
-    np.testing.assert_allclose(made[1][2], made[0][2], atol=tolerance * np.abs(made[0][2]).max(), rtol=0)
-    np.testing.assert_allclose(made[1][1], made[0][1], atol=20 * tolerance, rtol=0)
+    np.testing.assert_allclose(losses_2, losses, rtol=tolerance)
+    np.testing.assert_allclose(gradient_2, gradient, atol=tolerance * np.abs(gradient).max(), rtol=0)
+    np.testing.assert_allclose(flat_2, flat, atol=20 * tolerance, rtol=0)
+    assert np.abs(flat - fastae.Parameters.random(network, 0, dtype).flat).max() > 100 * tolerance
 
 
 def test_sums_have_no_cost_of_the_whole_batch():
@@ -62,18 +76,19 @@ def test_sums_are_in_the_unit_of_the_weights(unit):
     network = fastae.Network.autoencoder(5, 3)
     params, X = problem(network, 40)
     weight = np.random.default_rng(1).random(40)
-    made = []
+    results = []
     for factor in (1.0, unit):
         gradient = fastae.Parameters(network)
-        how = {"gradient": gradient, "sums": True, "sample_weight": weight * factor}
-        losses = fastae.Engine(network, 1).run_steps(params, X, **how)
-        made.append((losses / factor, gradient.flat / np.float32(factor)))
-    np.testing.assert_allclose(made[1][0], made[0][0], rtol=1e-5)
-    np.testing.assert_allclose(made[1][1], made[0][1], rtol=0, atol=1e-5 * np.abs(made[0][1]).max())
+        options = {"gradient": gradient, "sums": True, "sample_weight": weight * factor}
+        losses = fastae.Engine(network, 1).run_steps(params, X, **options)
+        results.append((losses / factor, gradient.flat / np.float32(factor)))
+    (losses, plain), (scaled_losses, scaled) = results
+    np.testing.assert_allclose(scaled_losses, losses, rtol=1e-5)
+    np.testing.assert_allclose(scaled, plain, rtol=0, atol=1e-5 * np.abs(plain).max())
 
 
 @pytest.mark.parametrize("wrong", ["params", "gradient"])
-def test_sums_and_steps_take_nothing_of_another_dtype(wrong):
+def test_sums_and_steps_refuse_another_dtype(wrong):
     engine, params, X = autoencoder(m=10)
     arguments = {"params": params, "gradient": fastae.Parameters(engine.network)}
     arguments[wrong] = fastae.Parameters(engine.network, "float64")
@@ -95,24 +110,20 @@ def test_sums_and_steps_take_nothing_of_another_dtype(wrong):
         ("batch_size", 0),
     ],
 )
-def test_steps_name_what_they_cannot_take(name, wrong):
+def test_errors_of_steps_name_the_argument(name, wrong):
     network = fastae.Network.autoencoder(5, 3)
     params, X = problem(network, 40)
-    before, adam = params.flat.copy(), fastae.Adam()
-    arguments = {
-        "gradient": params.copy(),
-        "optimizer": adam,
-        "state": State.zeros(params),
-        "rates": [0.1, 0.1],
-        "batch_size": 20,
-    }
+    before = params.flat.copy()
+    arguments = {"gradient": params.copy(), "batch_size": 20}
+    arguments |= update(fastae.Adam(), State.zeros(params), steps=2)
+    fastae.Engine(network, 2).run_steps(params.copy(), X, **arguments)  # which is all that is needed
     with pytest.raises(ValueError, match=name):
         fastae.Engine(network, 2).run_steps(params, X, **(arguments | {name: wrong}))
     assert np.array_equal(params.flat, before)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_sums_of_no_weight_are_no_step_and_parts_may_lie_anyhow(dtype):
+def test_parts_in_any_memory_order_add_up_and_no_weight_is_no_step(dtype):
     engine, params, _ = autoencoder(n=17, k=5, dtype=dtype)
     gradient, rng = fastae.Parameters(engine.network, dtype), np.random.default_rng(0)
     parts = np.zeros((3, params.flat.size), dtype)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from guard import guard_buffers, guarded
 from layers import TOLERANCE, blocked, close, draw, vector
+from threads import pretend_cpus
 
 import fastae
 from fastae import reference
 from fastae.bench.stages import layer_times
-from fastae.kernels import layout, rowlanes
-from fastae.kernels.partition import most_shards
+from fastae.kernels import layout, partition, rowlanes
 from fastae.kernels.target import TARGET
 from fastae.objective import Objective
 
@@ -160,11 +160,18 @@ def options(m, n, seed=0):
     yield {"index": rng.permutation(m)}
 
 
+def choose_form(monkeypatch, pays):
+    """Have engines take rows in the lanes, or in blocks; returns a list that grows where one is asked which."""
+    asked = []
+    monkeypatch.setattr(rowlanes, "pays", lambda *_: asked.append(pays) or pays)
+    return asked
+
+
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: str(network.widths))
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("m", [1, 127, 1000, 2500])
 def test_steps_are_the_references(network, dtype, m, monkeypatch):
-    monkeypatch.setattr(rowlanes, "pays", lambda *_: True)
+    asked = choose_form(monkeypatch, True)
     n = network.widths[0]
     X = np.random.default_rng(m).normal(size=(m, n)).astype(dtype)
     engine, params = fastae.Engine(network, 2, dtype), fastae.Parameters.random(network, dtype=dtype)
@@ -181,6 +188,7 @@ def test_steps_are_the_references(network, dtype, m, monkeypatch):
             error = np.abs(gradient[name] - wanted[f"d{name}"]).max()
             limit = 1e-5 if dtype == "float32" else 1e-12
             assert error <= limit * max(np.abs(wanted[f"d{name}"]).max(), 0.1), (option.keys(), name)
+    assert asked == [True] * 4
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: str(network.widths))
@@ -194,11 +202,12 @@ def test_corrupted_input_is_the_same_as_in_blocks(network, missing, noise, monke
     objective = Objective(noise=noise, noise_level=0.3 if noise else 0.0, missing=missing, alpha=0.1)
     made = []
     for pays in (True, False):
-        monkeypatch.setattr(rowlanes, "pays", lambda *_, pays=pays: pays)
+        asked = choose_form(monkeypatch, pays)
         engine = fastae.Engine(network, 1, "float64")
         gradient = fastae.Parameters(network, "float64")
         loss = engine.run_steps(params, X, gradient=gradient, objective=objective, seed=5)[0, 0]
         made.append((loss, gradient.flat))
+        assert asked == [pays]
     assert made[0][0] == pytest.approx(made[1][0], rel=1e-12)
     np.testing.assert_allclose(made[0][1], made[1][1], rtol=0, atol=1e-12 * np.abs(made[1][1]).max())
 
@@ -221,7 +230,7 @@ def test_an_engine_stays_within_its_memory_in_either_form(widths, dtype, end, mo
         index = np.random.default_rng(0).permutation(m)
         made = {True: [], False: []}
         for pays in (True, False, True, False):
-            monkeypatch.setattr(rowlanes, "pays", lambda *_, pays=pays: pays)
+            asked = choose_form(monkeypatch, pays)
             for noise in (None, "gaussian", "swap"):
                 objective = Objective(missing=True, noise=noise, noise_level=0.2 if noise else 0.0)
                 options = {"shift": np.ones(widths[0])} if noise else {"sample_weight": np.arange(m) + 1.0}
@@ -236,12 +245,14 @@ def test_an_engine_stays_within_its_memory_in_either_form(widths, dtype, end, mo
                     **options,
                 )
                 made[pays].append((losses.tobytes(), gradient.flat.tobytes()))
+            assert asked == [pays] * 3
         assert made[True][:3] == made[True][3:]
         assert made[False][:3] == made[False][3:]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_the_bits_are_the_same_for_any_number_of_threads(dtype):
+def test_the_bits_are_the_same_for_any_number_of_threads(dtype, monkeypatch):
+    pretend_cpus(monkeypatch, 5)
     network = fastae.Network.autoencoder(10, 3)
     assert rowlanes.pays(network.widths, 5000, 10**3, np.dtype(dtype))
     X = np.random.default_rng(2).normal(size=(20_000, 10)).astype(dtype)
@@ -272,11 +283,11 @@ def test_a_short_last_batch_may_have_more_shards():
     network = fastae.Network.autoencoder(10, 3)
     X = np.random.default_rng(6).normal(size=(16385 + 16384, 10)).astype("f4")
     params, engine = fastae.Parameters.random(network), fastae.Engine(network, 1)
-    assert rowlanes.pays(network.widths, 16385, params.flat.size, engine.dtype)
+    size, multiple = params.flat.size, rowlanes.row_multiple(network.widths, "float32")
+    assert rowlanes.pays(network.widths, 16385, size, engine.dtype)
+    assert [partition.shards_of(rows, size, multiple) for rows in (16385, 16384)] == [26, 32]
     gradient = fastae.Parameters(network)
     losses = engine.run_steps(params, X, gradient=gradient, batch_size=16385, rates=np.zeros(2))
-    multiple = rowlanes.row_multiple(network.widths, "float32")
-    assert most_shards(len(X), 16385, params.flat.size, multiple) == 32
     loss, last = fastae.Engine(network, 1).loss_and_gradient(params, X[16385:])
     assert losses[1, 0] == loss
     assert np.array_equal(gradient.flat, last.flat)

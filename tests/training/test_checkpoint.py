@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from disk import full_disk, names
+from processes import process
 
 import fastae
 from fastae import Autoencoder, AutoencoderDetector, storage
@@ -51,12 +52,21 @@ class Killed(BaseException):
     pass
 
 
-def kill_in(number):
+def kill_in(number, seen=None):
     def callback(epoch):
+        if seen is not None:
+            seen.append(epoch.number)
         if epoch.number == number:
             raise Killed
 
     return callback
+
+
+def resumed_from(path, options, **more):
+    """A detector whose fit was resumed, and the number of the first epoch that was left to do, or None."""
+    seen = []
+    model = detector(options, callback=lambda epoch: seen.append(epoch.number))
+    return model.fit(X, checkpoint=path, resume=True, **more), next(iter(seen), None)
 
 
 def same(ours, theirs):
@@ -91,21 +101,19 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path, name):
         AutoencoderDetector((4,), random_state=0, callback=tell, **options).fit(X, checkpoint=path)
     """
     options = {**FITS[name], "max_iter": EPOCHS}
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script), path, json.dumps(options)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    with process:
-        for line in process.stdout:
+    command = [sys.executable, "-c", textwrap.dedent(script), path, json.dumps(options)]
+    with process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        for line in child.stdout:
             if int(line) == 5:  # somewhere in an epoch or in a write
-                process.kill()
+                child.kill()
                 break
-    assert process.returncode not in (0, 1)
+        child.wait(timeout=60)
+    assert child.returncode not in (0, 1)
     uninterrupted = detector(FITS[name]).fit(X)
     assert uninterrupted.n_iter_ > 5
-    resumed = detector(FITS[name]).fit(X, checkpoint=path, resume=True)
+    resumed, first = resumed_from(path, FITS[name])
     same(resumed, uninterrupted)
+    assert first > 1, "it began anew"
 
 
 @pytest.mark.usefixtures("every_epoch")
@@ -115,13 +123,18 @@ def test_every_epoch_can_be_gone_on_from_again_and_again(tmp_path, name, validat
     options = {"X_val": X[:50] + 0.1} if validation else {}
     uninterrupted = detector(FITS[name]).fit(X, **options)
     path = tmp_path / "run.checkpoint"
-    for number in (2, 3, 4, 9, uninterrupted.n_iter_):
-        model = detector(FITS[name], callback=kill_in(number))
+    firsts, last = [], uninterrupted.n_iter_
+    for number in (2, 3, 4, 9, last):
+        seen = []
+        model = detector(FITS[name], callback=kill_in(number, seen))
         with pytest.raises(Killed):
             model.fit(X, checkpoint=path, resume=True, **options)
+        firsts.append(seen[0])
     for _ in range(2):  # the second has nothing left to do
-        resumed = detector(FITS[name]).fit(X, checkpoint=path, resume=True, **options)
+        resumed, first = resumed_from(path, FITS[name], **options)
         same(resumed, uninterrupted)
+        firsts.append(first)
+    assert firsts == [1, 2, 3, 4, 9, last, None]
     assert names(tmp_path) == ["run.checkpoint"]
 
 
@@ -178,15 +191,18 @@ def test_training_goes_on_from_whatever_it_was_given(tmp_path, name, kind):
 def test_more_epochs_go_on_to_the_bits_of_a_longer_run(tmp_path):
     path = tmp_path / "a"
     detector(FITS["adam"], max_iter=15).fit(X, checkpoint=path)
-    longer = detector(FITS["adam"]).fit(X, checkpoint=path, resume=True)
+    longer, first = resumed_from(path, FITS["adam"])
     same(longer, detector(FITS["adam"]).fit(X))
+    assert first == 16
 
 
 def test_what_a_callback_stopped_may_go_on(tmp_path):
     path = tmp_path / "a"
     stopped = detector(FITS["adam"], callback=lambda epoch: epoch.number == 7).fit(X, checkpoint=path)
     assert (stopped.n_iter_, stopped.stop_reason_) == (7, "callback")
-    same(detector(FITS["adam"]).fit(X, checkpoint=path, resume=True), detector(FITS["adam"]).fit(X))
+    resumed, first = resumed_from(path, FITS["adam"])
+    same(resumed, detector(FITS["adam"]).fit(X))
+    assert first == 8
 
 
 @pytest.mark.usefixtures("every_epoch")
@@ -346,4 +362,6 @@ def test_a_full_disk_leaves_the_last_checkpoint_to_go_on_from(tmp_path):
     with full_disk(), pytest.raises(OSError, match=r"run\.checkpoint"):
         detector({}).fit(X, checkpoint=path, resume=True)
     assert names(tmp_path) == ["run.checkpoint"]
-    same(detector({}).fit(X, checkpoint=path, resume=True), detector({}).fit(X))
+    resumed, first = resumed_from(path, {})
+    same(resumed, detector({}).fit(X))
+    assert first == 9

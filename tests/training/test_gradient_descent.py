@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+from threads import pretend_cpus
 
 import fastae
 from fastae import reference
@@ -91,7 +92,8 @@ def test_watching_changes_nothing(options):
 
 
 @pytest.mark.parametrize("batch_size", [None, 64])
-def test_same_bits_for_any_thread_count(batch_size):
+def test_same_bits_for_any_thread_count(batch_size, monkeypatch):
+    pretend_cpus(monkeypatch, 3)
     big = np.random.default_rng(0).random((9000, 64), dtype="f4")
     network = fastae.Network.autoencoder(64, 32)
     results = []

@@ -22,7 +22,7 @@ import hashlib, sys
 import numpy as np
 import fastae
 from mpi4py import MPI
-from fastae.distributed.mpi import MPIBlocks, MPIEngine
+from fastae.distributed.mpi import MPIPartitions, MPIEngine
 
 X = np.random.default_rng(0).normal(size=(2500, 9))
 cuts = [0, 700, 701, 1500, 1500, 2200, 2500]

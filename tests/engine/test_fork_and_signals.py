@@ -62,18 +62,23 @@ LONG = """
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.005)
 
-    threading.Thread(target=interrupt).start()
-    try:
-        engine.{method}(parameters, X)
-        print("finished")
-    except KeyboardInterrupt:
-        print("interrupted")
-    while True:
+    def call():
         try:
-            time.sleep(0.1)  # for the interrupts that are left
-            break
+            engine.{method}(parameters, X)
+            return "finished"
         except KeyboardInterrupt:
-            pass
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the interrupts that are left
+            return "interrupted"
+
+    interrupts = threading.Thread(target=interrupt)
+    interrupts.start()
+    try:
+        outcome = call()
+    except KeyboardInterrupt:  # a further one, just before the others were ignored
+        outcome = "interrupted"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interrupts.join()
+    print(outcome)
     for _ in range(3):
         again, same = engine.loss_and_gradient(parameters, small)
         assert again == loss and (same.flat == gradient.flat).all()

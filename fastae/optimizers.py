@@ -57,7 +57,7 @@ class State:
                 f"need {(2, params.flat.size)} and {params.dtype}"
             )
         if not (self.moments.flags.c_contiguous and self.moments.flags.writeable):
-            raise ValueError("the moments of state must be C-contiguous and writeable")
+            raise ValueError("state holds moments that are read-only or not C-contiguous")
 
 
 @dataclass(frozen=True, kw_only=True)

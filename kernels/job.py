@@ -129,7 +129,7 @@ class Member(ctypes.Structure):
     held: int  # 1 + the number of the phase whose item it holds; 0: it holds none
     item: int  # the item it holds
     progress: int  # rows of that item, a shard, that are done
-    quota: int  # rows times features that it may still process before ``run`` returns; it takes whole tiles
+    quota: int  # rows times features still to process before ``run`` returns, rounded up to whole tiles
     refill: int  # a helper's quota, each time
     present: int  # of a helper, 1 from when it is to be woken until it decides to sleep
     wake: int  # of a helper, 1 if the caller of open_job or admit must wake it

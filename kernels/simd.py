@@ -59,7 +59,7 @@ _LOG = (
 
 
 class Words:
-    """The words of one dtype, each of which emits its instructions where the builder stands."""
+    """The words of one dtype. Each emits its instructions at the position of the builder."""
 
     def __init__(self, builder: ir.IRBuilder, scalar: ir.Type):
         self.builder = builder

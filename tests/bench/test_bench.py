@@ -124,13 +124,13 @@ def test_a_peer_with_another_gradient_is_refused(name):
     pytest.importorskip(peer.module)
 
     def broken(case, threads):
-        made = peer.make(case, threads)
+        working = peer.make(case, threads)
 
         def answer(result):
-            loss, gradient = made.answer(result)
+            loss, gradient = working.answer(result)
             return loss, {key: np.roll(value, 1, axis=-1) for key, value in gradient.items()}
 
-        return made._replace(answer=answer)
+        return working._replace(answer=answer)
 
     compare.checked(peer, SMALL, 1).run(2)
     with pytest.raises(AssertionError, match=r"^broken: "):
@@ -172,14 +172,14 @@ def comparison(case=SMALL, **milliseconds):
 
 def test_the_figures_follow_from_the_times():
     case = Case(100, 10, 1000)  # 70 MFLOP, 110,000 sigmoids: 0.7 ms and 0.11 ms
-    found = comparison(case, fastae=1, numpy=4, torch=3, torch_bf16=0.5)
-    assert found.gflops() == pytest.approx(70)
-    assert found.gflops("numpy") == pytest.approx(17.5)
-    assert found.share_of_peak() == pytest.approx(0.7)
-    assert found.ceiling == pytest.approx(0.7 / 0.81)
-    assert found.share_of_ceiling() == pytest.approx(0.81)
-    assert found.ratios == pytest.approx({"numpy": 4, "torch": 3, "torch bf16": 0.5})
-    assert found.best_peer == "torch", "bfloat16 is of lower precision"
+    figures = comparison(case, fastae=1, numpy=4, torch=3, torch_bf16=0.5)
+    assert figures.gflops() == pytest.approx(70)
+    assert figures.gflops("numpy") == pytest.approx(17.5)
+    assert figures.share_of_peak() == pytest.approx(0.7)
+    assert figures.ceiling == pytest.approx(0.7 / 0.81)
+    assert figures.share_of_ceiling() == pytest.approx(0.81)
+    assert figures.ratios == pytest.approx({"numpy": 4, "torch": 3, "torch bf16": 0.5})
+    assert figures.best_peer == "torch", "bfloat16 is of lower precision"
 
 
 def a_report(**milliseconds):
@@ -191,15 +191,15 @@ def a_report(**milliseconds):
 
 
 def test_a_report_survives_json_and_says_what_was_left_out():
-    made = a_report(fastae=1, numpy=8, torch_bf16=2)
-    again = report.Report.from_json(made.to_json())
-    assert again == made
+    first = a_report(fastae=1, numpy=8, torch_bf16=2)
+    again = report.Report.from_json(first.to_json())
+    assert again == first
     assert again.mean_ratio == pytest.approx(8)
     notes = "\n".join(again.notes())
     assert "jax is not installed" in notes
     assert "lower precision" in notes
     assert "**8.0x** numpy" in again.markdown()
-    assert json.loads(made.to_json())["cases"][0]["ratios"]["numpy"] == pytest.approx(8)
+    assert json.loads(first.to_json())["cases"][0]["ratios"]["numpy"] == pytest.approx(8)
 
 
 def test_the_table_goes_between_its_marks():
@@ -213,23 +213,25 @@ def test_the_table_goes_between_its_marks():
 # -- the baseline -----------------------------------------------------------------------------------------------------
 
 
-def test_a_ratio_that_falls_by_more_than_allowed_is_told():
-    kept = baseline.ratios_of(a_report(fastae=1, numpy=8, torch=4))
-    assert not baseline.fallen(a_report(fastae=1.1, numpy=8, torch=4), kept)
-    assert not baseline.fallen(a_report(fastae=1, numpy=7), kept), "12% less; torch was not measured"
-    (line,) = baseline.fallen(a_report(fastae=1, numpy=6.7, torch=4), kept).values()
+def test_a_ratio_that_falls_by_more_than_allowed_is_reported():
+    ratios = baseline.ratios_of(a_report(fastae=1, numpy=8, torch=4))
+    assert not baseline.fallen(a_report(fastae=1.1, numpy=8, torch=4), ratios)
+    assert not baseline.fallen(a_report(fastae=1, numpy=7), ratios), "12% less; torch was not measured"
+    (line,) = baseline.fallen(a_report(fastae=1, numpy=6.7, torch=4), ratios).values()
     assert "numpy" in line
     assert "6.70, was 8.00" in line
-    assert len(baseline.fallen(a_report(fastae=1.2, numpy=8, torch=4), kept)) == 3, "both peers and the peak"
+    assert len(baseline.fallen(a_report(fastae=1.2, numpy=8, torch=4), ratios)) == 3, (
+        "both peers and the peak"
+    )
 
 
 def test_a_fall_counts_only_when_it_is_measured_twice(monkeypatch, tmp_path):
     monkeypatch.setattr(baseline, "FILE", tmp_path / "baseline.json")
     baseline.FILE.write_text("{}")
-    assert baseline.check([SMALL]) is None, "nothing kept of this machine"
-    kept = a_report(fastae=1, numpy=8)
-    kept.machine.update({name: baseline.describe()[name] for name in ("target", "features", "threads")})
-    baseline.keep(kept)
+    assert baseline.check([SMALL]) is None, "no baseline of this machine"
+    earlier = a_report(fastae=1, numpy=8)
+    earlier.machine.update({name: baseline.describe()[name] for name in ("target", "features", "threads")})
+    baseline.keep(earlier)
     for second, wanted in ((8.0, 0), (5.0, 2)):
         measured = iter([a_report(fastae=1, numpy=5), a_report(fastae=1, numpy=second)])
         monkeypatch.setattr(baseline.Report, "run", lambda cases, tell, measured=measured: next(measured))
@@ -242,9 +244,9 @@ def test_the_baseline_ships_and_is_of_the_cases():
     assert baseline.FILE.parent == Path(bench.__file__).parent
     stored = baseline.stored()
     assert stored
-    for kept in stored.values():
-        assert set(kept["ratios"]) == {case.id for case in CASES}
-        for ratios in kept["ratios"].values():
+    for entry in stored.values():
+        assert set(entry["ratios"]) == {case.id for case in CASES}
+        for ratios in entry["ratios"].values():
             assert set(ratios) >= {"peak", "numpy"}
             assert min(ratios.values()) > 0
             assert ratios["peak"] < 1
@@ -262,6 +264,6 @@ def test_the_cost_model_of_several_machines_is_fitted():
             rounds = -(-workers // distributed.available_cpus())
             whole = without + c * workers + back * traffic + rounds * 3e-3
             measured[workers, name] = {"no rows": without, "whole": whole, "one thread": 3e-3}
-    found = distributed.fit(measured)
-    assert found[0] == pytest.approx([a, b, out], rel=1e-6)
-    assert found[1] == pytest.approx([c, back], rel=1e-6)
+    fitted = distributed.fit(measured)
+    assert fitted[0] == pytest.approx([a, b, out], rel=1e-6)
+    assert fitted[1] == pytest.approx([c, back], rel=1e-6)

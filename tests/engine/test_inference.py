@@ -42,8 +42,8 @@ def test_errors_are_those_of_the_reconstruction(dtype, n, k, m):
     np.testing.assert_allclose(
         engine.errors(params, X, shift=shift, column_weight=weight), residual**2 @ weight, rtol=tolerance
     )
-    found = engine.errors(params, X, shift=shift, index=index)
-    np.testing.assert_allclose(found, (residual**2).sum(axis=1)[index], rtol=tolerance)
+    errors = engine.errors(params, X, shift=shift, index=index)
+    np.testing.assert_allclose(errors, (residual**2).sum(axis=1)[index], rtol=tolerance)
     loss, _ = engine.loss_and_gradient(params, X, shift=shift)
     assert engine.errors(params, X, shift=shift).mean() / 2 == pytest.approx(loss, rel=tolerance)
 

@@ -16,10 +16,10 @@ from fastae.kernels import layout
 def test_results_are_the_callers_own():
     engine, parameters, X = autoencoder()
     first, (_, gradient) = engine.reconstruct(parameters, X), engine.loss_and_gradient(parameters, X)
-    kept, flat = first.copy(), gradient.flat.copy()
+    before, flat = first.copy(), gradient.flat.copy()
     engine.reconstruct(parameters, -X)
     engine.loss_and_gradient(parameters, -X)
-    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(first, before)
     np.testing.assert_array_equal(gradient.flat, flat)
 
 

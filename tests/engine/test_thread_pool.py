@@ -121,12 +121,12 @@ def test_lend_returns_before_the_work_is_done():
     assert seen == [True]
 
 
-def test_an_error_is_told_and_its_helper_works_on(monkeypatch):
-    told, failed, told_all = [], [], threading.Semaphore(0)
+def test_an_error_goes_to_excepthook_and_its_helper_works_on(monkeypatch):
+    messages, failed, reported = [], [], threading.Semaphore(0)
 
     def hook(arguments):
-        told.append(str(arguments.exc_value))
-        told_all.release()
+        messages.append(str(arguments.exc_value))
+        reported.release()
 
     def fail():
         failed.append(threading.get_ident())
@@ -135,8 +135,8 @@ def test_an_error_is_told_and_its_helper_works_on(monkeypatch):
     monkeypatch.setattr(threading, "excepthook", hook)
     for _ in range(100):
         thread_pool.lend(fail)
-        assert told_all.acquire(timeout=10)
-    assert told == ["mine"] * 100
+        assert reported.acquire(timeout=10)
+    assert messages == ["mine"] * 100
     assert len(set(failed)) < 30
     assert set(failed) <= {thread.ident for thread in threading.enumerate()}, "a thread ended"
 

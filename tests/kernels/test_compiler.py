@@ -141,10 +141,10 @@ def test_works_where_the_cache_cannot_be_read(copy):
 def test_works_without_numbas_private_cache_class(copy):
     gone = """
         import numba, numba.core.caching as caching
-        kept = caching.FunctionCache
+        cache_class = caching.FunctionCache
         del caching.FunctionCache
         import fastae.kernels.compiler
-        caching.FunctionCache = kept
+        caching.FunctionCache = cache_class
     """
     for _ in range(2):
         assert run(copy, textwrap.dedent(gone) + textwrap.dedent(CALL)) == COMPILED
@@ -229,8 +229,8 @@ def test_one_compilation_a_dtype_whatever_the_network(dtype):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
-def test_says_on_a_terminal_that_it_compiles(copy):
-    def said_on(terminal):
+def test_a_terminal_shows_that_kernels_are_compiled_and_where_they_are_cached(copy):
+    def printed_on(terminal):
         reader, writer = os.openpty() if terminal else os.pipe()
         command = [sys.executable, "-c", textwrap.dedent(CALL)]
         try:
@@ -242,9 +242,9 @@ def test_says_on_a_terminal_that_it_compiles(copy):
             os.close(reader)
             os.close(writer)
 
-    first = said_on(terminal=True)
+    first = printed_on(terminal=True)
     assert first.count("compiling kernels") == 1
     assert str(copy) in first, "where they are kept"
-    assert said_on(terminal=True) == ".", "nothing to compile"
+    assert printed_on(terminal=True) == ".", "nothing to compile"
     shutil.rmtree(copy / "fastae" / "kernels" / "__pycache__")
-    assert said_on(terminal=False) == "."
+    assert printed_on(terminal=False) == "."

@@ -33,6 +33,6 @@ def draw(fan_in, fan_out, rows, dtype, activation="sigmoid"):
     return a, W, b, delta
 
 
-def close(found, wanted, dtype, depth, what):
+def close(computed, wanted, dtype, depth, what):
     scale = np.abs(wanted).max() + np.sqrt(depth)
-    assert np.abs(found - wanted).max() <= TOLERANCE[dtype] * scale, what
+    assert np.abs(computed - wanted).max() <= TOLERANCE[dtype] * scale, what

@@ -57,7 +57,8 @@ def answer_of_fork(work):
     """The bytes that work() returns in a forked child."""
     read, write = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process with threads
+        for warning in (DeprecationWarning, RuntimeWarning):  # of forking a process with threads, or with JAX
+            warnings.simplefilter("ignore", warning)
         child = os.fork()
     if child == 0:
         status = 1

@@ -398,7 +398,7 @@ def _check_dense_shape(name: str, shape: tuple[int, ...], buffer_name: str, buff
     width = lanes(buffer.dtype)
     if buffer.ndim == 1:
         fits = len(shape) == 1 and blocks(shape[0], buffer.dtype) * width == buffer.size
-    elif buffer.ndim == 3 and buffer.shape[2] == width:
+    elif buffer.ndim == 3 and buffer.shape[2] == width and buffer.size:
         fits = len(shape) == 2 and blocks(shape[1], buffer.dtype) == buffer.shape[0]
         fits = fits and shape[0] <= buffer.shape[1]
     else:

@@ -23,11 +23,11 @@ class ParquetRows(Rows):
         columns = [column for column in kept_columns(schema.names, drop, path) if column not in index]
         types = {column: schema.field(column).type for column in columns}
         refuse({column: str(type_) for column, type_ in types.items() if not _is_number(type_)}, path)
-        narrow = all(str(type_) in ("float", "halffloat") for type_ in types.values())
+        is_single = all(str(type_) in ("float", "halffloat") for type_ in types.values())
         groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self.bounds = np.cumsum([0, *groups])
         self.shape, self.feature_names = (int(self.bounds[-1]), len(columns)), tuple(columns)
-        self.dtype = np.dtype(np.float32 if narrow else np.float64)
+        self.dtype = np.dtype(np.float32 if is_single else np.float64)
 
     def read(self, piece: int, out: np.ndarray) -> None:  # noqa: D102
         kind, at = "float" if self.dtype == np.float32 else "double", 0

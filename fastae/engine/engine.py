@@ -472,7 +472,7 @@ class Engine:
         parts = np.ascontiguousarray(parts, self.dtype)
         if parts.ndim != 2 or parts.shape[1] != self._size or not len(parts):
             raise ValueError(f"parts must be of shape (parts, {self._size}), got {parts.shape}")
-        losses, rates = np.array([[0.0, weight]]), np.array([float(rate)])
+        losses, rates = np.array([[0.0, float(weight)]]), np.array([float(rate)])
         self._check_params(params)
         self._check_params(gradient, "gradient")
         job = self._new_job(self._form)

@@ -1,5 +1,11 @@
 """Plots in scikit-learn's Display style: ``XDisplay.from_estimator(...)`` computes and draws, ``plot`` draws again.
 
+    loss.py            the loss of each epoch
+    reconstruction.py  rows beside their reconstructions, as images or profiles
+    code.py            the codes of rows, in two dimensions
+    errors.py          the histogram of errors, and the rows with the largest
+    display.py         what these share: axes, colours, checks
+
 matplotlib (the extra ``plot``) is imported when a plot is drawn. Every ``plot`` takes the axes to draw on; without
 them it makes a figure with pyplot, as scikit-learn does. To write a file without a display and without pyplot, pass
 axes of a figure that you made:

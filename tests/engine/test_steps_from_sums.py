@@ -145,3 +145,6 @@ def test_parts_in_any_memory_order_add_up_and_no_weight_is_no_step(dtype):
     for bad in (parts[0], parts[:, 1:], parts[:0]):
         with pytest.raises(ValueError, match="parts must be of shape"):
             engine.combine_sums(params, bad, 4.0, gradient=gradient)
+    for bad, error in ((None, TypeError), ("four", ValueError)):
+        with pytest.raises(error, match="float"):
+            engine.combine_sums(params, parts, bad, gradient=gradient, alpha=0.5)

@@ -337,6 +337,7 @@ def test_wrong_sizes_of_buffers_are_named(function, names):
         ),
         (np.ones((2, 20)), lambda out: out[:, :, :8], ValueError, "out has shape .* is needed"),
         (np.ones((2, 20)), lambda out: out[0], ValueError, "out has shape .* is needed"),
+        (np.ones((2, 0)), lambda out: out[:0], ValueError, "out has shape .* is needed"),
         (np.ones((2, 20)), lambda out: np.broadcast_to(out, out.shape), ValueError, "out is read-only"),
     ],
 )

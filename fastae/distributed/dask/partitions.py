@@ -124,8 +124,8 @@ def in_rows(X: Any) -> Any:
     array = X
     if hasattr(X, "to_dask_array"):
         refuse_columns(X._meta)
-        narrow = all(kind == np.float32 for kind in X.dtypes)
-        array = X.astype(np.float32 if narrow else np.float64).to_dask_array()
+        is_single = all(kind == np.float32 for kind in X.dtypes)
+        array = X.astype(np.float32 if is_single else np.float64).to_dask_array()
     return array if array.numblocks[1] == 1 else array.rechunk({1: -1})
 
 

@@ -2,19 +2,20 @@
 
 Names are loaded when they are first used: ``import fastae`` imports neither NumPy nor a compiler nor scikit-learn.
 
+    kernels/                                jitted code that works on arrays; it imports nothing else from here
+    storage.py checks.py                    files written completely or not at all, argument checks
+    reference.py                            the equations in pure NumPy
     network.py objective.py optimizers.py   what is trained, what is minimised, how steps are taken
-    reference.py gradient_check.py          the equations in pure NumPy, and gradients checked numerically
     engine/                                 the loss and gradient of a batch, on all cores of one machine
+    gradient_check.py                       gradients checked numerically
     data/                                   rows from files, data frames and arrays
     training/                               epochs of steps, L-BFGS, checkpoints
     distributed/                            the same steps on several machines: Dask, MPI
     estimator/                              Autoencoder and AutoencoderDetector, for scikit-learn users
-    plots/  cli/                            plots, and the command ``fastae``
-    kernels/                                the jitted code that all of them call; it imports nothing from here
-    bench/                                  benchmarks against other libraries
-    storage.py checks.py _moved.py          complete files or none, argument checks, old module paths
+    plots/  bench/                          plots, and benchmarks against other libraries
+    cli/                                    the command ``fastae``
 
-A module imports only from lines above its own, except that every module may import kernels/.
+A module may import only what is listed before it. ``_moved.py`` maps old module paths to new ones.
 """
 
 import importlib

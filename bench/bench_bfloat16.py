@@ -6,7 +6,7 @@ import fastae
 from fastae.bench import compare
 from fastae.bench.cases import CASES
 from fastae.bench.rounds import recorded
-from fastae.bench.step_peers import PEERS, Peer, Step, installed
+from fastae.bench.step_peers import PEERS, Peer, PeerStep, installed
 from fastae.engine import thread_pool
 from fastae.kernels.target import TARGET
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.benchmark(group="step")
 def by_bfloat16(case, threads):
     """Ours, in bfloat16."""
     engine = fastae.Engine(case.network, threads, "bfloat16")
-    return Step(lambda: engine.loss_and_gradient(case.parameters, case.X), lambda result: result)
+    return PeerStep(lambda: engine.loss_and_gradient(case.parameters, case.X), lambda result: result)
 
 
 if TARGET.bfloat16:

@@ -20,13 +20,13 @@ import numpy as np
 from scipy.optimize import nnls
 
 import fastae
-from fastae.distributed.partitions import LocalEngine, Step
+from fastae.distributed.partitions import LocalEngine, StepRequest
 from fastae.engine.thread_pool import available_cpus
 
 SIZES = {"24 KB": (64, 16), "2.8 MB": (784, 64)}  # n and k
 PREDICTED = {**SIZES, "80 MB": (4096, 512)}
 ROWS = 1024  # per worker
-NO_ROWS = Step(0, 10**9)
+NO_ROWS = StepRequest(0, 10**9)
 
 
 def measure(workers: int, n: int, k: int, seconds: float) -> dict[str, float]:
@@ -47,15 +47,15 @@ def measure(workers: int, n: int, k: int, seconds: float) -> dict[str, float]:
         Client(cluster, direct_to_workers=True) as client,
     ):
         engine = DistributedEngine(client, network, da.from_array(X, chunks=(ROWS, -1)))
-        ours, wanted = (each.sums(params.flat, Step()) for each in (engine, together))
+        ours, wanted = (each.sums(params.flat, StepRequest()) for each in (engine, together))
         assert ours is not None
         assert wanted is not None
         assert ours.gradient.tobytes() == wanted.gradient.tobytes()
         steps = {
             "no rows": lambda: engine._ask(engine._held, params.flat, NO_ROWS),
-            "whole": lambda: engine._ask(engine._held, params.flat, Step()),
-            "one machine": lambda: together.sums(params.flat, Step()),
-            "one thread": lambda: alone.sums(params.flat, Step()),
+            "whole": lambda: engine._ask(engine._held, params.flat, StepRequest()),
+            "one machine": lambda: together.sums(params.flat, StepRequest()),
+            "one thread": lambda: alone.sums(params.flat, StepRequest()),
         }
         return _in_turn(steps, seconds)
 

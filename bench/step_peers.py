@@ -1,7 +1,7 @@
 """One loss and gradient in other libraries, to compare with ours.
 
-Each function takes (case, thread count) and returns a Step. Data and parameters are in the library's own arrays before
-the clock starts, and the gradient stays there.
+Each function takes (case, thread count) and returns a PeerStep. Data and parameters are in the library's own arrays
+before the clock starts, and the gradient stays there.
 """
 
 import types
@@ -16,25 +16,25 @@ import fastae
 from fastae.bench.cases import Case
 
 
-class Step(NamedTuple):
-    """`run` takes one step; `answer` turns its result into (loss, gradient by name), as NumPy arrays."""
+class PeerStep(NamedTuple):
+    """`run` takes one step with a library; `answer` turns its result into (loss, gradient by name), as NumPy arrays."""
 
     run: Callable[[], Any]
     answer: Callable[[Any], tuple[float, Any]]
 
 
-def by_fastae(case: Case, threads: int) -> Step:
+def by_fastae(case: Case, threads: int) -> PeerStep:
     """Ours."""
     engine = fastae.Engine(case.network, threads, case.dtype)
-    return Step(lambda: engine.loss_and_gradient(case.parameters, case.X), lambda result: result)
+    return PeerStep(lambda: engine.loss_and_gradient(case.parameters, case.X), lambda result: result)
 
 
-def by_numpy(case: Case, threads: int) -> Step:
+def by_numpy(case: Case, threads: int) -> PeerStep:
     """The NumPy reference."""
-    return Step(case.numpy_step, lambda result: result)
+    return PeerStep(case.numpy_step, lambda result: result)
 
 
-def by_sklearn(case: Case, threads: int) -> Step:
+def by_sklearn(case: Case, threads: int) -> PeerStep:
     """scikit-learn's MLPRegressor: one partial_fit on all rows as one batch, by plain gradient descent."""
     from sklearn.neural_network import MLPRegressor
 
@@ -60,7 +60,7 @@ def by_sklearn(case: Case, threads: int) -> Step:
         ends |= {f"b{i + 1}": moved.intercepts_[i] for i in range(3)}
         return loss, {name: (dense[name] - end) / rate for name, end in ends.items()}
 
-    return Step(lambda: still.partial_fit(X, X).loss_ * case.n, answer)
+    return PeerStep(lambda: still.partial_fit(X, X).loss_ * case.n, answer)
 
 
 def _torch_cost(p: Any, x: Any) -> Any:
@@ -72,7 +72,7 @@ def _torch_cost(p: Any, x: Any) -> Any:
     return (residual * residual).sum() / (2 * x.shape[0])
 
 
-def _torch_step(case: Case, cost: Callable[..., Any]) -> Step:
+def _torch_step(case: Case, cost: Callable[..., Any]) -> PeerStep:
     import torch
 
     p = {name: torch.tensor(array, requires_grad=True) for name, array in case.dense.items()}
@@ -85,17 +85,17 @@ def _torch_step(case: Case, cost: Callable[..., Any]) -> Step:
         loss.backward()
         return loss
 
-    return Step(
+    return PeerStep(
         run, lambda loss: (float(loss.detach()), {name: tensor.grad.numpy() for name, tensor in p.items()})
     )
 
 
-def by_torch(case: Case, threads: int) -> Step:
+def by_torch(case: Case, threads: int) -> PeerStep:
     """Eager torch."""
     return _torch_step(case, _torch_cost)
 
 
-def by_torch_compile(case: Case, threads: int) -> Step:
+def by_torch_compile(case: Case, threads: int) -> PeerStep:
     """torch.compile for this shape and thread count."""
     import torch
 
@@ -104,7 +104,7 @@ def by_torch_compile(case: Case, threads: int) -> Step:
     return _torch_step(case, torch.compile(cost, dynamic=False))
 
 
-def by_torch_bf16(case: Case, threads: int) -> Step:
+def by_torch_bf16(case: Case, threads: int) -> PeerStep:
     """Torch with products in bfloat16 (autocast): 8 bits of precision instead of our 24."""
     import torch
 
@@ -115,7 +115,7 @@ def by_torch_bf16(case: Case, threads: int) -> Step:
     return _torch_step(case, cost)
 
 
-def by_jax(case: Case, threads: int) -> Step:
+def by_jax(case: Case, threads: int) -> PeerStep:
     """A jitted JAX value_and_grad."""
     import jax
     import jax.numpy as jnp
@@ -129,7 +129,7 @@ def by_jax(case: Case, threads: int) -> Step:
         return jnp.sum((h2 @ p["W3"] + p["b3"] - x) ** 2) / (2 * x.shape[0])
 
     step = jax.jit(jax.value_and_grad(cost))
-    return Step(
+    return PeerStep(
         lambda: jax.block_until_ready(step(p, x)),
         lambda result: (float(result[0]), {name: np.asarray(array) for name, array in result[1].items()}),
     )
@@ -139,7 +139,7 @@ class Peer(NamedTuple):
     """A library's step: the required module, the function that makes it, and limits of the comparison."""
 
     module: str
-    make: Callable[[Case, int], Step]
+    make: Callable[[Case, int], PeerStep]
     exact: bool = True  # computes in float32, as we do
     sized: bool = True  # its thread count can be set
 

@@ -2,21 +2,20 @@
 
 Names are loaded when they are first used: ``import fastae`` imports neither NumPy nor a compiler nor scikit-learn.
 
-    kernels/                                the jitted code that all of them call; it imports nothing from here
-    network.py objective.py optimizers.py   what is trained, what is minimised, how steps are taken
+    kernels/                                jitted code that works on arrays; it imports nothing else from here
+    storage.py checks.py                    files written completely or not at all, argument checks
     reference.py                            the equations in pure NumPy
-    storage.py checks.py _moved.py          complete files or none, argument checks, old module paths
+    network.py objective.py optimizers.py   what is trained, what is minimised, how steps are taken
     engine/                                 the loss and gradient of a batch, on all cores of one machine
     gradient_check.py                       gradients checked numerically
     data/                                   rows from files, data frames and arrays
     training/                               epochs of steps, L-BFGS, checkpoints
     distributed/                            the same steps on several machines: Dask, MPI
     estimator/                              Autoencoder and AutoencoderDetector, for scikit-learn users
-    plots/  bench/                          plots; benchmarks against other libraries
+    plots/  bench/                          plots, and benchmarks against other libraries
     cli/                                    the command ``fastae``
 
-A module imports only from its own line and from the lines above it, except that the three lines of files may import from
-each other. There is no cycle (tests/test_imports.py).
+A module may import only what is listed before it. ``_moved.py`` maps old module paths to new ones.
 """
 
 import importlib

@@ -21,10 +21,10 @@ def frame_rows(frame: Any, drop: tuple[str, ...]) -> Rows:
         raise TypeError(f"X must be a frame in memory, got a {type(frame).__qualname__}") from None
     table = table[:, [names.index(name) for name in kept]]  # by position: names may be numbers
     refuse_types(table, "X")
-    is_single = all(kind == nw.Float32 for kind in table.schema.values())
-    array = np.empty(table.shape, np.float32 if is_single else np.float64)
+    all_float32 = all(kind == nw.Float32 for kind in table.schema.values())
+    array = np.empty(table.shape, np.float32 if all_float32 else np.float64)
     for j, column in enumerate(table.iter_columns()):
-        array[:, j] = column.cast(nw.Float32 if is_single else nw.Float64).to_numpy()
+        array[:, j] = column.cast(nw.Float32 if all_float32 else nw.Float64).to_numpy()
     named = any(
         isinstance(name, str) for name in kept
     )  # as scikit-learn: other columns have numbers, not names

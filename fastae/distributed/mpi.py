@@ -21,7 +21,7 @@ from fastae.data.columns import matrix_shape
 from fastae.data.row_source import Rows
 from fastae.distributed.partitions import PartitionedEngine, Partitions, cut_rows, make_engine
 from fastae.distributed.reduction_tree import Node, Sum, add, halves
-from fastae.distributed.worker_part import Step, WorkerPart, make_setup, rows_of_step, without_penalty
+from fastae.distributed.worker_part import StepRequest, WorkerPart, make_setup, rows_of_step, without_penalty
 from fastae.engine.thread_pool import available_cpus
 from fastae.network import DType, Network, Parameters
 from fastae.objective import PLAIN, Objective
@@ -76,13 +76,13 @@ class MPIPartitions(Partitions):
         described = self.each(
             lambda partition: (*matrix_shape(partition.shape, "a partition of X"), partition.dtype)
         )
-        self.rows = [rows for rows, _, _ in described]
+        self.partition_sizes = [rows for rows, _, _ in described]
         columns = sorted({columns for _, columns, _ in described})
         if len(columns) > 1:
             raise ValueError(
                 f"partitions of X have different numbers of columns: {', '.join(map(str, columns))}"
             )
-        self.shape, self.dtype = (sum(self.rows), columns[0]), described[0][2]
+        self.shape, self.dtype = (sum(self.partition_sizes), columns[0]), described[0][2]
 
     def each(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """function(partition, *args) of every partition, in order; an error on one rank is raised on all."""
@@ -129,12 +129,12 @@ class MPIEngine(PartitionedEngine):
         objective: Objective = PLAIN,
     ) -> None:
         partitions = partitions if isinstance(partitions, MPIPartitions) else MPIPartitions(partitions)
-        super().__init__(make_setup(network, dtype, shift, scale, objective), partitions.rows)
+        super().__init__(make_setup(network, dtype, shift, scale, objective), partitions.partition_sizes)
         self.comm, self.owners = partitions.comm, partitions.owners
         first_rows = {number: self.first_rows[number] for number in partitions.mine}
         threads = _share_of_cpus(self.comm) if n_threads is None else n_threads
         self._part = WorkerPart(
-            without_penalty(self.setup), partitions.mine, first_rows, len(self.rows), threads
+            without_penalty(self.setup), partitions.mine, first_rows, len(self.partition_sizes), threads
         )
         self._root_sum = Sum(np.empty_like(self._part.params.flat), np.empty(2))
 
@@ -170,7 +170,7 @@ class MPIEngine(PartitionedEngine):
             return None
         return lambda argument: self.comm.bcast(function(argument))
 
-    def sums(self, flat: np.ndarray, step: Step) -> Sum | None:
+    def sums(self, flat: np.ndarray, step: StepRequest) -> Sum | None:
         """The root's sum, on every rank."""
         if self._is_empty(self.root, step):
             return None
@@ -181,7 +181,7 @@ class MPIEngine(PartitionedEngine):
             self.comm.Bcast(part, self.owners[0])
         return self._root_sum
 
-    def _gather(self, held: Mapping[Node, Sum | None], node: Node, step: Step) -> Sum | None:
+    def _gather(self, held: Mapping[Node, Sum | None], node: Node, step: StepRequest) -> Sum | None:
         """The sum of a node, on the rank of its first partition; None elsewhere."""
         if node in held or self.owners[node[0]] == self.owners[node[1] - 1]:
             return held.get(node)
@@ -198,8 +198,8 @@ class MPIEngine(PartitionedEngine):
                     self.comm.Recv(part, source)
         return add(left, right) if self.comm.rank == to else None
 
-    def _is_empty(self, node: Node, step: Step) -> bool:
-        takes = (rows_of_step(number, self.rows[number], step) for number in range(*node))
+    def _is_empty(self, node: Node, step: StepRequest) -> bool:
+        takes = (rows_of_step(number, self.partition_sizes[number], step) for number in range(*node))
         return all(first == last for first, last in takes)
 
 

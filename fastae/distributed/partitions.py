@@ -1,4 +1,4 @@
-"""Rows in partitions on several machines, and training over them: the same bits wherever the partitions are.
+"""Rows in partitions on several machines, and training over them: bit-identical regardless of placement.
 
 The gradient of a step is the sum of the gradients of all partitions, added along the tree of ``reduction_tree.py`` from
 the sums of each worker's part (``worker_part.py``). How sums travel is decided by a subclass, in
@@ -20,7 +20,7 @@ from fastae.checks import check_count
 from fastae.data.column_statistics import ColumnStatistics
 from fastae.data.row_source import Rows, RowSource
 from fastae.distributed.reduction_tree import Node, Sum
-from fastae.distributed.worker_part import Setup, Step, WorkerPart, make_setup, without_penalty
+from fastae.distributed.worker_part import Setup, StepRequest, WorkerPart, make_setup, without_penalty
 from fastae.engine.engine import Engine
 from fastae.network import DType, Network, Parameters
 from fastae.objective import PLAIN, Objective
@@ -31,7 +31,15 @@ from fastae.training.history import Epoch, History
 from fastae.training.loop import check_start, descend, draw_noise_seed
 from fastae.training.options import TrainingOptions
 
-__all__ = ["LocalEngine", "PartitionedEngine", "Partitions", "Step", "cut_rows", "is_dask", "make_engine"]
+__all__ = [
+    "LocalEngine",
+    "PartitionedEngine",
+    "Partitions",
+    "StepRequest",
+    "cut_rows",
+    "is_dask",
+    "make_engine",
+]
 
 ROWS_PER_STEP = 512  # of each partition, where the user gives no batch size
 PARTITIONS_MOST = 32  # that files are cut into
@@ -44,22 +52,27 @@ class Partitions(RowSource):
     ----------
     shape : tuple of int
     dtype : numpy.dtype
-    rows : list of int
+    partition_sizes : list of int
         The number of rows of each partition, in order.
     feature_names : list of str or None
         The columns' names, where they have names.
     """
 
     name = "X"
-    rows: list[int]
+    partition_sizes: list[int]
     feature_names: list[str] | None = None
     is_local = False
     in_memory = False
 
     @property
+    def rows(self) -> list[int]:
+        """The former name of `partition_sizes`."""
+        return self.partition_sizes
+
+    @property
     def rows_per_step(self) -> int:
         """Default batch size: few round trips per epoch, and enough work for all threads of a machine in each."""
-        return min(ROWS_PER_STEP * len(self.rows), len(self))
+        return min(ROWS_PER_STEP * len(self.partition_sizes), len(self))
 
     @property
     def default_batch_size(self) -> int:
@@ -121,33 +134,33 @@ class PartitionedEngine(ABC):
     Attributes
     ----------
     setup : Setup
-    rows : list of int
+    partition_sizes : list of int
         The number of rows of each partition, in order.
     """
 
-    def __init__(self, setup: Setup, rows: Sequence[int]) -> None:
+    def __init__(self, setup: Setup, partition_sizes: Sequence[int]) -> None:
         if setup.objective.sparsity_weight:
             raise ValueError(
                 "sparsity_weight needs the mean code of all rows, which is not known where rows are in partitions"
             )
-        if not sum(rows):
+        if not sum(partition_sizes):
             raise ValueError("X has no rows")
-        self.setup, self.rows = setup, list(rows)
+        self.setup, self.partition_sizes = setup, list(partition_sizes)
         self.engine = Engine(setup.network, 1, setup.dtype)
 
     @abstractmethod
-    def sums(self, flat: np.ndarray, step: Step) -> Sum | None:
+    def sums(self, flat: np.ndarray, step: StepRequest) -> Sum | None:
         """The root's sum, at the parameters `flat`; None where the step takes no rows."""
 
     @property
     def root(self) -> Node:
         """All partitions."""
-        return 0, len(self.rows)
+        return 0, len(self.partition_sizes)
 
     @property
     def first_rows(self) -> list[int]:
         """The number of each partition's first row."""
-        return [0, *np.cumsum(self.rows[:-1]).tolist()]
+        return [0, *np.cumsum(self.partition_sizes[:-1]).tolist()]
 
     def loss_and_gradient(self, params: Parameters) -> tuple[float, Parameters]:
         """Compute the loss S and its gradient over all rows, as ``Engine.loss_and_gradient`` does.
@@ -166,7 +179,7 @@ class PartitionedEngine(ABC):
         """
         check_start(params, None, None)
         gradient = Parameters(params.network, params.dtype)
-        losses = self._run(params, gradient, [(Step(), 0.0)])
+        losses = self._run(params, gradient, [(StepRequest(), 0.0)])
         return float(losses[0, 0]), gradient
 
     def train(
@@ -269,7 +282,7 @@ class PartitionedEngine(ABC):
     ) -> History:
         """As ``train``, with its options as one object."""
         optimizer, state = check_start(params, optimizer, state)
-        rows = sum(self.rows)
+        rows = sum(self.partition_sizes)
         if options.batch_size is not None:
             check_count("batch_size", options.batch_size)
         steps_per_epoch = -(-rows // min(options.batch_size or rows, rows))
@@ -279,7 +292,7 @@ class PartitionedEngine(ABC):
         order_seed = int(generator.integers(1 << 63)) if shuffled else None
         checkpoint = options.open_checkpoint()
         if checkpoint is not None:
-            settings = {"rows": self.rows, "shift": self.setup.shift, "scale": self.setup.scale}
+            settings = {"rows": self.partition_sizes, "shift": self.setup.shift, "scale": self.setup.scale}
             checkpoint.agree(
                 "training", {**settings, **options.settings(params, optimizer, self.setup.objective)}
             )
@@ -289,7 +302,7 @@ class PartitionedEngine(ABC):
 
         def run(rates: np.ndarray) -> np.ndarray:
             steps = [
-                (Step(number, steps_per_epoch, state.epochs, order_seed, noise_seed), float(rate))
+                (StepRequest(number, steps_per_epoch, state.epochs, order_seed, noise_seed), float(rate))
                 for number, rate in enumerate(rates)
             ]
             return self._run(params, gradient, steps, optimizer, state)
@@ -310,7 +323,7 @@ class PartitionedEngine(ABC):
         self,
         params: Parameters,
         gradient: Parameters,
-        steps: Sequence[tuple[Step, float]],
+        steps: Sequence[tuple[StepRequest, float]],
         optimizer: Optimizer | None = None,
         state: State | None = None,
     ) -> np.ndarray:
@@ -369,14 +382,14 @@ class LocalEngine(PartitionedEngine):
         scale: npt.ArrayLike | None = None,
         objective: Objective = PLAIN,
     ) -> None:
-        rows = [len(partition) for partition in partitions]
-        super().__init__(make_setup(network, dtype, shift, scale, objective), rows)
+        sizes = [len(partition) for partition in partitions]
+        super().__init__(make_setup(network, dtype, shift, scale, objective), sizes)
         first_rows = dict(enumerate(self.first_rows))
         self._part = WorkerPart(
-            without_penalty(self.setup), dict(enumerate(partitions)), first_rows, len(rows), n_threads
+            without_penalty(self.setup), dict(enumerate(partitions)), first_rows, len(sizes), n_threads
         )
 
-    def sums(self, flat: np.ndarray, step: Step) -> Sum | None:
+    def sums(self, flat: np.ndarray, step: StepRequest) -> Sum | None:
         """The root's sum."""
         return self._part.sums(flat, step)[self.root]
 

@@ -13,14 +13,14 @@ from fastae.objective import PLAIN, Objective
 GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly, however many there are
 
 
-class Step(NamedTuple):
-    """Step `number` of `of` in an epoch: which rows it takes of each partition, in what order, with what noise.
+class StepRequest(NamedTuple):
+    """What workers are told of a step: which rows it takes of each partition, in what order, with what noise.
 
-    Rows are in their own order where `order_seed` is None.
+    It is step `number` of the epoch, counted from 0. Rows are in their own order where `order_seed` is None.
     """
 
     number: int = 0
-    of: int = 1
+    steps_per_epoch: int = 1
     epoch: int = 0
     order_seed: int | None = None
     noise_seed: int = 0
@@ -81,31 +81,39 @@ class WorkerPart:
         self.setup, self.partitions, self.first_rows = setup, partitions, first_rows
         self.engine = Engine(setup.network, n_threads, setup.dtype)
         self.params = Parameters(setup.network, setup.dtype)
-        self._free: list[Parameters] = []
-        self._used: list[Parameters] = []
         self._orders: dict[int, np.ndarray] = {}
         self._orders_of: tuple[int | None, int] = (None, 0)
         self._nodes = list(cover(partitions, (0, n_partitions)))
+        self._results = [self._buffer() for _ in self._nodes]  # the gradients of these nodes
+        self._spare: list[Parameters] = []  # for gradients that are then added to others
 
-    def sums(self, flat: np.ndarray, step: Step) -> dict[Node, Sum | None]:
+    def sums(self, flat: np.ndarray, step: StepRequest) -> dict[Node, Sum | None]:
         """The sums of the largest nodes held, at the parameters `flat`; valid until the next call."""
         self.params.flat[:] = flat
-        self._free += self._used
-        self._used = []
         if self._orders_of != (step.order_seed, step.epoch):
             self._orders, self._orders_of = {}, (step.order_seed, step.epoch)
-        return {node: self._sum(node, step) for node in self._nodes}
+        return {
+            node: self._sum(node, step, gradient)
+            for node, gradient in zip(self._nodes, self._results, strict=True)
+        }
 
-    def _sum(self, node: Node, step: Step) -> Sum | None:
+    def _buffer(self) -> Parameters:
+        return Parameters(self.setup.network, self.setup.dtype)
+
+    def _sum(self, node: Node, step: StepRequest, gradient: Parameters) -> Sum | None:
+        """The sum of a node, in the memory of `gradient`."""
         if node[1] - node[0] == 1:
-            return self._partition_sum(node[0], step)
-        left, right = (self._sum(half, step) for half in halves(node))
-        total = add(left, right)
-        if left is not None and right is not None:  # the next partition uses the memory of the right sum
-            self._free.append(self._used.pop())
+            return self._partition_sum(node[0], step, gradient)
+        left_half, right_half = halves(node)
+        left = self._sum(left_half, step, gradient)
+        if left is None:
+            return self._sum(right_half, step, gradient)
+        spare = self._spare.pop() if self._spare else self._buffer()
+        total = add(left, self._sum(right_half, step, spare))
+        self._spare.append(spare)
         return total
 
-    def _partition_sum(self, number: int, step: Step) -> Sum | None:
+    def _partition_sum(self, number: int, step: StepRequest, gradient: Parameters) -> Sum | None:
         rows = self.partitions[number]
         first, last = rows_of_step(number, len(rows), step)
         if first == last:
@@ -118,8 +126,6 @@ class WorkerPart:
                 generator = np.random.default_rng((step.order_seed, step.epoch, number))
                 self._orders[number] = generator.permutation(len(rows))
             index = self._orders[number][first:last]
-        gradient = self._free.pop() if self._free else Parameters(self.setup.network, self.setup.dtype)
-        self._used.append(gradient)
         totals = self.engine.run_steps(
             self.params,
             rows,
@@ -136,15 +142,17 @@ class WorkerPart:
         return Sum(gradient.flat, totals[0])
 
 
-def rows_of_step(number: int, rows: int, step: Step) -> tuple[int, int]:
+def rows_of_step(number: int, rows: int, step: StepRequest) -> tuple[int, int]:
     """The rows first .. last - 1 that a step takes of partition `number`, which has `rows` rows.
 
     A step takes its share of every partition. A share that is not a whole number is rounded at a different place in
     each partition, so that all steps have about the same number of rows.
     """
-    phase = number * GOLDEN % 1
-    first, last = (int(rows * at / step.of + phase) for at in (step.number, step.number + 1))
+    offset = number * GOLDEN % 1
+    first, last = (int(rows * at / step.steps_per_epoch + offset) for at in (step.number, step.number + 1))
     return first, min(last, rows)
 
 
-Shard = WorkerPart  # the former name
+# Former names.
+Shard = WorkerPart
+Step = StepRequest

@@ -16,6 +16,12 @@ axes of a figure that you made:
 
 Colours are those of Okabe and Ito, which colour-blind readers can tell apart; classes also differ in shape or
 hatching.
+
+    loss.py            LossCurveDisplay: the loss by epoch
+    reconstruction.py  ReconstructionDisplay: rows beside their reconstructions; save_reconstructions, to a file
+    code.py            CodeDisplay: codes as points in the plane
+    errors.py          ErrorHistogramDisplay and WorstRowsDisplay: the rows' errors, and the features that cause them
+    display.py         what they share: axes, colours, checks of arguments
 """
 
 from fastae.plots.code import CodeDisplay

@@ -90,7 +90,7 @@ def test_same_bits_as_one_machine_for_any_number_of_workers(cluster, client):
         distributed.wait(partitions)
         engine = DistributedEngine(client, NETWORK, partitions, **DATA)
         engine._held = engine._build(
-            place(engine.rows, {i: set(some) for i in range(9)}, dict.fromkeys(some, 1))
+            place(engine.partition_sizes, {i: set(some) for i in range(9)}, dict.fromkeys(some, 1))
         )
         assert len({held.address for held in engine._held}) == workers
         params, seen = start(), []
@@ -282,7 +282,7 @@ def test_files_are_read_by_the_workers(client, tmp_path):
     for source in (tmp_path / "part-*.parquet", [tmp_path / f"part-{i}.parquet" for i in range(2)]):
         partitions = open_partitions(client, source, drop=["b"])
         assert (partitions.shape, partitions.feature_names) == ((4000, 8), list("acdefghi"))
-        assert len(partitions.rows) > 4
+        assert len(partitions.partition_sizes) > 4
         np.testing.assert_array_equal(np.concatenate(partitions.each(np.asarray)), np.delete(X, 1, axis=1))
 
 

@@ -9,7 +9,7 @@ import fastae
 from fastae.data.column_statistics import ColumnStatistics
 from fastae.distributed.partitions import LocalEngine
 from fastae.distributed.reduction_tree import assemble, cover
-from fastae.distributed.worker_part import Step, WorkerPart, rows_of_step
+from fastae.distributed.worker_part import StepRequest, WorkerPart, rows_of_step
 from fastae.optimizers import State
 
 NETWORK = fastae.Network.autoencoder(9, 4)
@@ -26,7 +26,7 @@ def test_every_way_to_distribute_partitions_gives_the_same_bits():
     generator = np.random.default_rng(1)
     engine = LocalEngine(NETWORK, PARTITIONS, dtype="float32")
     flat, root = start("float32").flat, (0, len(PARTITIONS))
-    for step in (Step(), Step(2, 9, 4, order_seed=5)):
+    for step in (StepRequest(), StepRequest(2, 9, 4, order_seed=5)):
         gradient, totals = (part.copy() for part in engine.sums(flat, step))
         for machines in (1, 2, 3, 4, 6):
             owners = generator.integers(machines, size=len(PARTITIONS))
@@ -44,7 +44,10 @@ def test_another_order_of_adding_would_be_seen():
     engine = LocalEngine(NETWORK, PARTITIONS, dtype="float32")
     turned = LocalEngine(NETWORK, PARTITIONS[::-1], dtype="float32")
     flat = start("float32").flat
-    assert engine.sums(flat, Step()).gradient.tobytes() != turned.sums(flat, Step()).gradient.tobytes()
+    assert (
+        engine.sums(flat, StepRequest()).gradient.tobytes()
+        != turned.sums(flat, StepRequest()).gradient.tobytes()
+    )
 
 
 def test_neighbours_on_a_worker_send_one_sum():
@@ -77,12 +80,12 @@ def test_full_batches_take_the_steps_of_train(dtype):
 @pytest.mark.parametrize("steps", [1, 3, 50])
 def test_an_epoch_takes_every_row_once(rows, steps):
     for number in range(20):
-        cuts = [rows_of_step(number, rows, Step(i, steps)) for i in range(steps)]
+        cuts = [rows_of_step(number, rows, StepRequest(i, steps)) for i in range(steps)]
         assert [row for cut in cuts for row in range(*cut)] == list(range(rows))
 
 
 def test_steps_are_of_about_the_batch_size():
-    sizes = [sum(last - first for first, last in (rows_of_step(i, 7, Step(s, 20)) for i in range(400)))
+    sizes = [sum(last - first for first, last in (rows_of_step(i, 7, StepRequest(s, 20)) for i in range(400)))
              for s in range(20)]  # fmt: skip
     assert sum(sizes) == 2800
     assert max(sizes) - min(sizes) <= 0.05 * 140
@@ -94,9 +97,9 @@ def test_mini_batches_learn_and_are_drawn_anew_in_each_epoch():
     history = engine.train(params, epochs=10, **options)
     assert history.state.steps == 250
     assert history.loss[-1] < 0.7 * history.loss[0]
-    again = engine.sums(params.flat, Step(0, 25, 0, 7)).gradient.copy()
-    assert (engine.sums(params.flat, Step(0, 25, 1, 7)).gradient != again).any()
-    assert (engine.sums(params.flat, Step(0, 25, 0, 7)).gradient == again).all()
+    again = engine.sums(params.flat, StepRequest(0, 25, 0, 7)).gradient.copy()
+    assert (engine.sums(params.flat, StepRequest(0, 25, 1, 7)).gradient != again).any()
+    assert (engine.sums(params.flat, StepRequest(0, 25, 0, 7)).gradient == again).all()
     in_order = start("float32")
     engine.train(in_order, epochs=10, shuffle=False, **options)
     assert (in_order.flat != params.flat).any()

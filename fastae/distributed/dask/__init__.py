@@ -1,8 +1,9 @@
 """Training over the workers of a Dask cluster, on partitions of rows that stay on the workers where Dask put them.
 
 Each worker holds its partitions and an engine as an actor. A step is one round trip: parameters go out, sums of
-gradients come back and are added along the tree of ``reduction_tree.py``, and the optimizer runs here. A step builds no
-task graph, and rows never come to this process. When a worker is lost, others repeat its work, with the same bits.
+gradients come back and are added along the tree of ``reduction_tree.py``, and the optimizer runs in the client. A step
+builds no task graph, and rows never come to the client. When a worker is lost, others repeat its work, with the same
+bits.
 
     cluster.py     the client of a cluster
     partitions.py  the partitions of a Dask array or DataFrame, or of files

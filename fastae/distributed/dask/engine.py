@@ -15,11 +15,11 @@ from fastae.distributed.dask.partitions import DaskPartitions, LostPartitionErro
 from fastae.distributed.dask.placement import place
 from fastae.distributed.partitions import PartitionedEngine, make_engine
 from fastae.distributed.reduction_tree import Node, Sum, assemble
-from fastae.distributed.worker_part import Setup, Step, WorkerPart, make_setup, without_penalty
+from fastae.distributed.worker_part import Setup, StepRequest, WorkerPart, make_setup, without_penalty
 from fastae.network import DType, Network
 from fastae.objective import PLAIN, Objective
 
-LOSSES_MOST = 3  # of a partition, in a row, before it is assumed to be what kills its workers
+LOST_MOST = 3  # times in a row that a partition loses its worker before it is assumed to be the cause
 POLL = 1.0  # seconds without an answer after which the scheduler is asked which workers are alive
 
 
@@ -99,14 +99,14 @@ class DistributedEngine(PartitionedEngine):
             raise ValueError(
                 f"X has {self.partitions.shape[1]} features, but the network takes {network.widths[0]}"
             )
-        super().__init__(make_setup(network, dtype, shift, scale, objective), self.partitions.rows)
+        super().__init__(make_setup(network, dtype, shift, scale, objective), self.partitions.partition_sizes)
         self.n_threads = n_threads
-        self._losses = [0] * len(self.rows)
+        self._lost_in_a_row = [0] * len(self.partition_sizes)
         self._held: list[_Held] = []
         self._workers: set[str] = set()
         self._spread()
 
-    def sums(self, flat: np.ndarray, step: Step) -> Sum | None:
+    def sums(self, flat: np.ndarray, step: StepRequest) -> Sum | None:
         """The root's sum, from all workers; where a worker is lost, others compute its part."""
         if step.number == 0:
             self._spread()
@@ -118,7 +118,7 @@ class DistributedEngine(PartitionedEngine):
             for answer in answers:
                 sums |= answer or {}
             asked = self._replace(lost) if lost else []
-        self._losses = [0] * len(self.rows)
+        self._lost_in_a_row = [0] * len(self.partition_sizes)
         return assemble(sums, self.root)
 
     # -- within -------------------------------------------------------------------------------------------------
@@ -128,8 +128,8 @@ class DistributedEngine(PartitionedEngine):
         workers = set(self.client.nthreads())
         if self._held and workers == self._workers:
             return
-        self._losses = [0] * len(self.rows)
-        placed = self._place(range(len(self.rows)))
+        self._lost_in_a_row = [0] * len(self.partition_sizes)
+        placed = self._place(range(len(self.partition_sizes)))
         unchanged = [held for held in self._held if placed.get(held.address) == held.numbers]
         self._held = []
         for held in unchanged:
@@ -137,7 +137,9 @@ class DistributedEngine(PartitionedEngine):
         self._held = unchanged + self._build(placed)
         self._workers = workers
 
-    def _ask(self, asked: list[_Held], flat: np.ndarray, step: Step) -> list[dict[Node, Sum | None] | None]:
+    def _ask(
+        self, asked: list[_Held], flat: np.ndarray, step: StepRequest
+    ) -> list[dict[Node, Sum | None] | None]:
         """The answer of each actor; None where its worker is lost."""
 
         async def answer(held: _Held) -> dict[Node, Sum | None] | None:
@@ -172,19 +174,19 @@ class DistributedEngine(PartitionedEngine):
         alive = [held for held in self._held if held not in lost]
         self._held = []
         numbers = sorted(number for held in lost for number in held.numbers)
-        self._count_loss(numbers)
+        self._count_lost(numbers)
         built = self._build(self._place(numbers))
         self._held = alive + built
         return built
 
-    def _count_loss(self, numbers: Iterable[int]) -> None:
+    def _count_lost(self, numbers: Iterable[int]) -> None:
         for number in numbers:
-            self._losses[number] += 1
-            if self._losses[number] >= LOSSES_MOST:
+            self._lost_in_a_row[number] += 1
+            if self._lost_in_a_row[number] >= LOST_MOST:
                 raise LostPartitionError(
                     f"the worker that held partition {number} of X (rows {self.first_rows[number]} to "
-                    f"{self.first_rows[number] + self.rows[number] - 1}) was lost {LOSSES_MOST} times in a row: too "
-                    "little memory? The parameters are those of the last whole epoch"
+                    f"{self.first_rows[number] + self.partition_sizes[number] - 1}) was lost {LOST_MOST} times in a "
+                    "row: too little memory? The parameters are those of the last whole epoch"
                 )
 
     def _place(self, numbers: Sequence[int]) -> dict[str, list[int]]:
@@ -195,7 +197,7 @@ class DistributedEngine(PartitionedEngine):
         holders = {number: set(located.get(futures[number].key, ())) for number in numbers}
         while not (threads := self.client.nthreads()):
             self.client.wait_for_workers(1)
-        return place(self.rows, holders, threads)
+        return place(self.partition_sizes, holders, threads)
 
     def _build(self, placed: dict[str, list[int]]) -> list[_Held]:
         """Start the actors, and others where a worker is lost meanwhile."""
@@ -209,7 +211,7 @@ class DistributedEngine(PartitionedEngine):
                     lost += placed[address]
                 else:
                     built.append(_Held(address, placed[address], actor))
-            self._count_loss(lost)
+            self._count_lost(lost)
             placed = self._place(sorted(lost)) if lost else {}
         return built
 
@@ -219,7 +221,7 @@ class DistributedEngine(PartitionedEngine):
             without_penalty(self.setup),
             numbers,
             [self.first_rows[number] for number in numbers],
-            len(self.rows),
+            len(self.partition_sizes),
             self.n_threads,
             [self.partitions.futures[number] for number in numbers],
             actor=True,

@@ -34,7 +34,7 @@ class DaskPartitions(Partitions):
     ----------
     futures : list of Future
         The partitions, in order.
-    rows : list of int
+    partition_sizes : list of int
         The number of rows of each partition.
     """
 
@@ -49,8 +49,8 @@ class DaskPartitions(Partitions):
         self.dtype = array.dtype
         futures = {future.key: future for future in futures_of(client.persist(array))}
         self.futures = [futures[key] for key in flatten(array.__dask_keys__())]
-        self.rows: list[int] = self.each(len)
-        self.shape = sum(self.rows), int(array.shape[1])
+        self.partition_sizes: list[int] = self.each(len)
+        self.shape = sum(self.partition_sizes), int(array.shape[1])
 
     def each(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """function(partition, *args) of every partition, in order."""
@@ -124,8 +124,8 @@ def in_rows(X: Any) -> Any:
     array = X
     if hasattr(X, "to_dask_array"):
         refuse_columns(X._meta)
-        is_single = all(kind == np.float32 for kind in X.dtypes)
-        array = X.astype(np.float32 if is_single else np.float64).to_dask_array()
+        dtype = np.float32 if all(kind == np.float32 for kind in X.dtypes) else np.float64
+        array = X.astype(dtype).to_dask_array()
     return array if array.numblocks[1] == 1 else array.rechunk({1: -1})
 
 

@@ -26,7 +26,7 @@ def _write_output_delta(words: Words, activation, h, x, weight, sums, loss, rows
 
             def row(h, x, weight, total, column_sum, case=case):  # type: ignore[no-untyped-def]
                 line, target, w = words.load(h), words.load(x), words.broadcast(weight)
-                difference = words.missing_as_zero(words.sub(line, target), target)
+                difference = words.residual(line, target)
                 weighted = words.mul(w, difference)
                 delta = times_derivative(words, case, weighted, line)
                 words.store(delta, h)

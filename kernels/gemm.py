@@ -258,7 +258,7 @@ def residual_writer(storage_of: type[Storage]) -> Any:
                         deltas = []
                         for r in range(storage.together):
                             target = words.load(words.offset(x, (block, k), (i + r) * LINE))
-                            difference = words.missing_as_zero(words.sub(xhat[i + r][k], target), target)
+                            difference = words.residual(xhat[i + r][k], target)
                             value = words.mul(weights[r], difference)
                             total = words.fma(value, difference, total)
                             column_sums[k] = words.add(column_sums[k], value)

@@ -18,6 +18,15 @@ from fastae.kernels.target import LINE
 from fastae.kernels.tile import tile_map
 
 
+@callee
+def _row_weight(job, place):  # type: ignore[no-untyped-def]
+    """The weight of the row at `place` of the rows that the steps walk through."""
+    if job.sample_weight == 0:
+        return 1.0
+    row = load_int64(job.index + place * 8) if job.index != 0 else place
+    return load_float64(job.sample_weight + row * 8)
+
+
 @ByAddress
 def load_tile(out, job_at, base, columns, first, rows, epoch):  # type: ignore[no-untyped-def]
     """Load rows first .. first + rows as lines, with zeros below them down to a whole register tile.
@@ -49,6 +58,11 @@ def load_tile(out, job_at, base, columns, first, rows, epoch):  # type: ignore[n
         job.scale,
         memory.gathered,
     )
+    if job.sample_weight != 0:  # a row of weight 0 does not count, whatever it holds
+        for i in range(rows):
+            if _row_weight(job, first + i) == 0.0:
+                for j in range(in_blocks(columns, lanes)):
+                    zero_lines(tile_at, (clean + (j * height + i) * LINE, 1))
     computed = round_up(rows, job.row_multiple)
     if computed > rows:
         for j in range(in_blocks(columns, lanes)):
@@ -63,7 +77,15 @@ def load_tile(out, job_at, base, columns, first, rows, epoch):  # type: ignore[n
             row = load_int64(job.index + (first + i) * 8) if job.index != 0 else first + i
             key = row_key(job.seed, epoch, job.first_row + row)
             corrupt_row(
-                tile_at, to + i * LINE, clean + i * LINE, height, columns, key, job.noise, memory.level
+                tile_at,
+                to + i * LINE,
+                clean + i * LINE,
+                height,
+                columns,
+                key,
+                job.noise,
+                memory.level,
+                job.missing,
             )
             if job.noise == SWAP:
                 for c in range(columns):
@@ -85,8 +107,11 @@ def load_tile(out, job_at, base, columns, first, rows, epoch):  # type: ignore[n
                             job.scale + c * 8 if job.shift != 0 else 0,
                             memory.gathered,
                         )
-                        value = cell[0]
-                        tile[c // lanes, i, c % lanes] = value if value == value else 0.0
+                        own, value = tile[c // lanes, i, c % lanes], cell[0]
+                        if own != own:  # an error in the data, which no noise hides
+                            continue
+                        ignored = job.missing != 0 or _row_weight(job, other) == 0.0
+                        tile[c // lanes, i, c % lanes] = 0.0 if value != value and ignored else value
 
 
 @callee
@@ -130,10 +155,7 @@ def load_weights(job, weight, first, rows, computed):  # type: ignore[no-untyped
         return float(rows)
     total = 0.0
     for i in range(rows):
-        row = first + i
-        if job.index != 0:
-            row = load_int64(job.index + row * 8)
-        w = load_float64(job.sample_weight + row * 8)
+        w = _row_weight(job, first + i)
         weight[i] = w
         total += w
     return total

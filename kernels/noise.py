@@ -79,14 +79,17 @@ def _gaussian(words: Words, bits: Value) -> Value:
     return words.mul(words.mul(u, words.constant(2.0**0.5)), p)
 
 
-def _write_corrupt(words: Words, out, source, key, column, count, noise, level):  # type: ignore[no-untyped-def]
+def _write_corrupt(words: Words, out, source, key, column, count, noise, level, missing):  # type: ignore[no-untyped-def]
     """One line of a row of the input: missing cells become 0, then noise is added; padding stays 0.
+
+    If `missing` is 0, NaN is not a missing cell but an error in the data, and no noise hides it.
 
     out  (lanes,)     source  (lanes,): the clean row     level  (1,): see ``corrupt_row``
     """
     b = words.builder
     source_line, zero = words.load(source), words.constant(0.0)
-    x = words.missing_as_zero(source_line, source_line)
+    allowed = b.icmp_signed("!=", missing, words.count(0))
+    x = b.select(allowed, words.missing_as_zero(source_line), source_line)
     words.store(x, out)
     bits = _hash(words, _columns(words, column), key)
     with words.when(noise, "==", GAUSSIAN):
@@ -95,23 +98,25 @@ def _write_corrupt(words: Words, out, source, key, column, count, noise, level):
     with words.when(noise, "==", MASK):
         top = b.lshr(bits, ir.Constant(bits.type, [8] * words.lanes))
         u = words.mul(words.convert(top, True), words.constant(2.0**-24))
-        words.store(b.select(b.fcmp_ordered("<", u, words.broadcast(level)), zero, x), out)
+        masked = b.select(b.fcmp_ordered("<", u, words.broadcast(level)), zero, x)
+        words.store(b.select(words.is_nan(x), x, masked), out)
 
 
 _corrupt_line = vector_kernel(_write_corrupt)
 
 
 @callee
-def corrupt_row(like, out, source, height, columns, key, noise, level):  # type: ignore[no-untyped-def]
+def corrupt_row(like, out, source, height, columns, key, noise, level, missing):  # type: ignore[no-untyped-def]
     """Write a row of the input from the clean row: missing cells become 0, then GAUSSIAN or MASK noise is added.
 
     out, source   the row's first line in lines (blocks, height, lanes); `like` is an array of their dtype
     level         (1,): the standard deviation, or the probability that a cell is masked
+    missing       1 if NaN cells are missing; else they stay NaN
     """
     lanes = LINE // like.itemsize
     for j in range(in_blocks(columns, lanes)):
         place, count = j * height * LINE, min(lanes, columns - j * lanes)
-        _corrupt_line(like, (out + place, source + place, key, j * lanes, count, noise, level))
+        _corrupt_line(like, (out + place, source + place, key, j * lanes, count, noise, level, missing))
 
 
 @callee

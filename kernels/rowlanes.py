@@ -128,7 +128,7 @@ def _write_residual(words, c, a, stride, b, depth, bias, x, weight, loss):  # ty
         w = words.load(words.offset(weight, s * LINE))
         for j in range(COLUMNS):
             target = words.load(words.offset(x, (stride, j), s * LINE))
-            residual = words.missing_as_zero(words.sub(tile[j][s], target), target)
+            residual = words.residual(tile[j][s], target)
             delta = words.mul(w, residual)
             total = words.fma(delta, residual, total)
             words.store(delta, words.offset(c, (stride, j), s * LINE))

@@ -355,10 +355,17 @@ class Words:
         tail = self.fma(self.mul(f, square), self.polynomial(f, _LOG), self.mul(square, self.constant(-0.5)))
         return self.fma(b.sitofp(exponent, self.line), self.constant(math.log(2)), self.add(f, tail))
 
-    def missing_as_zero(self, x: Value, where: Value) -> Value:
-        """x, but 0 in the lanes where `where` is NaN."""
-        nan = self.builder.fcmp_unordered("uno", where, where)
-        return self.builder.select(nan, self.constant(0.0), x)
+    def is_nan(self, x: Value) -> Value:
+        """The mask of the lanes that are NaN."""
+        return self.builder.fcmp_unordered("uno", x, x)
+
+    def missing_as_zero(self, x: Value) -> Value:
+        """x, but 0 in the lanes that are NaN."""
+        return self.builder.select(self.is_nan(x), self.constant(0.0), x)
+
+    def residual(self, xhat: Value, x: Value) -> Value:
+        """xhat - x, but 0 where x alone is NaN: a missing cell. Its input was 0, so a NaN in xhat has another cause."""
+        return self.sub(xhat, self.builder.select(self.is_nan(x), xhat, x))
 
     def transposed(self, lines: list[Value]) -> list[Value]:
         """The transpose of a square of lines: log2(lanes) rounds, each of which interleaves its two halves."""

@@ -27,6 +27,14 @@ def padded(vector: npt.ArrayLike, columns: int, dtype: npt.DTypeLike) -> np.ndar
     return result
 
 
+def _finite(vector: npt.ArrayLike, columns: int, name: str) -> np.ndarray:
+    """A float64 vector of one finite number per column, or an error that names it."""
+    checked = check_vector(vector, columns, name)
+    if not np.isfinite(checked).all():
+        raise ValueError(f"{name} must be finite, but holds NaN or infinity")
+    return checked
+
+
 def set_matrix(
     job: Job,
     X: np.ndarray,
@@ -47,8 +55,8 @@ def set_matrix(
         alive.append(index)
         job.index, job.rows = address(index), index.size
     if shift is not None or scale is not None:
-        shifts = padded(0.0 if shift is None else check_vector(shift, columns, "shift"), columns, dtype)
-        scales = padded(1.0 if scale is None else check_vector(scale, columns, "scale"), columns, dtype)
+        shifts = padded(0.0 if shift is None else _finite(shift, columns, "shift"), columns, dtype)
+        scales = padded(1.0 if scale is None else _finite(scale, columns, "scale"), columns, dtype)
         alive += shifts, scales
         job.shift, job.scale = address(shifts), address(scales)
     return alive

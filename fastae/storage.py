@@ -1,4 +1,4 @@
-"""Files in safetensors format, written completely or not at all. Nothing is pickled: reading a file runs no code of it.
+"""Safetensors files, written completely or not at all. Nothing is pickled, so loading a file cannot execute code.
 
 A file holds dense row-major tensors and, under the metadata key "fastae", a JSON object: the version of the format, the
 kind of object that is stored, and what else that kind needs. This module does not interpret kinds; their writers do:

@@ -40,7 +40,10 @@ def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="Model file to write, in safetensors format.")],
     hidden: Annotated[
-        str, typer.Option(help="Units of each encoder layer, the code last, for example 64,16.")
+        str,
+        typer.Option(
+            help="Units per encoder layer; the last is the code (the compressed representation). For example 64,16."
+        ),
     ] = "32",
     activation: Annotated[
         Activation, typer.Option(help="Activation of all layers but the last.")
@@ -51,8 +54,10 @@ def train(
         int | None,
         typer.Option(min=1, help="Rows per step.", show_default="200, or all rows if there are fewer"),
     ] = None,
-    learning_rate: Annotated[float, typer.Option(help="Learning rate of the first step.")] = 0.001,
-    alpha: Annotated[float, typer.Option(help="L2 penalty on the weights.")] = 1e-4,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate.")] = 0.001,
+    alpha: Annotated[
+        float, typer.Option(help="L2 penalty on the weights; with adamw, decoupled weight decay.")
+    ] = 1e-4,
     scale: Annotated[
         Literal["standard", "minmax", "none"],
         typer.Option(
@@ -67,12 +72,23 @@ def train(
         float, typer.Option(help="Standard deviation of gaussian noise; probability of mask and swap.")
     ] = 0.1,
     early_stopping: Annotated[
-        bool, typer.Option("--early-stopping", help="Set a tenth of the rows aside, and stop by their loss.")
+        bool,
+        typer.Option(
+            "--early-stopping",
+            help="Hold out 10% of the rows for validation; stop when their loss no longer improves.",
+        ),
     ] = False,
     patience: Annotated[
-        int, typer.Option(min=1, help="Stop after more than this many epochs without an improvement.")
+        int,
+        typer.Option(
+            min=1,
+            help="Stop after more than this many epochs without an improvement in the validation loss (with "
+            "--early-stopping), else in the loss.",
+        ),
     ] = 10,
-    detector: Annotated[bool, typer.Option(help="Set a threshold for outliers, which score needs.")] = True,
+    detector: Annotated[
+        bool, typer.Option(help="Set a threshold for outliers, needed by `fastae score`.")
+    ] = True,
     contamination: Annotated[float, typer.Option(help="Share of the rows to flag as outliers.")] = 0.1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the batches and the noise.")] = 0,
     threads: Annotated[
@@ -204,11 +220,11 @@ def _training_rows(
 def encode(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(help=".npy file to write, with one code per input row.")],
+    out: Annotated[Path, typer.Option(help=".npy file to write, with the code of each input row.")],
     drop: Drop = None,
     as_json: Json = False,
 ) -> None:
-    """Write an .npy file with one code per input row."""
+    """Write an .npy file with the code (compressed representation) of each input row."""
     _run_over("transform", model, data, out, drop, as_json)
 
 

@@ -1,4 +1,4 @@
-"""NumPy's files: .npy, read a chunk at a time, and .npz, read whole.
+"""NumPy files: .npy, read a chunk at a time, and .npz, read whole.
 
 Files are read, not memory-mapped, so that no more than a chunk is ever resident.
 """

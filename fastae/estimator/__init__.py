@@ -4,7 +4,7 @@ settings.py       the constructor's arguments, and the optimizer and objective t
 inputs.py         X as users pass it, checked
 scaling.py        the scale of the network's input
 fitted.py         encoding, reconstructing and scoring with trained parameters
-lazily.py         the same for Dask collections
+dask_methods.py   the same on Dask collections, as lazy Dask arrays
 callbacks.py      the user's callback and scikit-learn's
 autoencoder.py    fitting
 detector.py       scores and their threshold

@@ -10,8 +10,8 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
 from fastae.estimator.autoencoder import Autoencoder, goes_by_steps
+from fastae.estimator.dask_methods import also_lazily
 from fastae.estimator.inputs import check, check_here, in_partitions
-from fastae.estimator.lazily import also_lazily
 from fastae.estimator.sklearn_types import OutlierMixin, available_if
 
 

@@ -9,8 +9,8 @@ from sklearn.utils.validation import check_array, check_is_fitted
 from fastae.data.column_statistics import ColumnStatistics
 from fastae.data.row_source import Rows, RowSource
 from fastae.engine.engine import Engine
+from fastae.estimator.dask_methods import also_lazily
 from fastae.estimator.inputs import check_here
-from fastae.estimator.lazily import also_lazily
 from fastae.estimator.settings import Settings
 from fastae.estimator.sklearn_types import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from fastae.network import Parameters

@@ -14,7 +14,7 @@ from fastae.distributed.partitions import is_dask
 def check(model: Any, X: Any, *, reset: bool = False, name: str = "X") -> RowSource:
     """`X` as rows with the features that the model was fitted with; with `reset`, the model takes them from `X`.
 
-    Arrays and frames become float arrays, and are not copied if they are such already.
+    Arrays and frames become float arrays, and are not copied if they already are.
     """
     checks: dict[str, Any] = {
         "dtype": (np.float64, np.float32),

@@ -1,6 +1,7 @@
 """Checkpoint: the file from which an interrupted training run resumes, with the same bits as an uninterrupted run.
 
-It holds the state of the training loop between two epochs, and the settings of the run, so that another run is refused.
+It holds the state of the training loop between two epochs, and the settings of the run, so that a run with other
+settings cannot resume from it.
 """
 
 import hashlib

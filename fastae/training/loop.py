@@ -1,7 +1,7 @@
 """The loop over epochs, without the data: learning rates, checkpoints, and what to do after a divergence.
 
-This one loop serves rows of arrays, of files and on other machines: its callers take the steps. What happens between
-two epochs is in ``watch.py``.
+This loop is shared by arrays, files and clusters; callers pass `run`, which takes the steps. What happens between two
+epochs is in ``watch.py``.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""TrainingOptions: how long to train, in what batches, when to stop, and whom to tell."""
+"""TrainingOptions: how long to train, in what batches, when to stop, callback and progress."""
 
 import os
 from collections.abc import Callable

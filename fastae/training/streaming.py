@@ -1,7 +1,7 @@
 """The steps of an epoch over any ``Rows``: ``Engine.run_steps`` for arrays and for files that are read chunk by chunk.
 
-A batch that fits in a chunk is a step like any other; an array is one chunk, and all its steps are one call. A batch
-larger than a chunk, such as all rows of a file, is a step from the sums of its chunks' gradients: the same step, up to
+If a batch fits in a chunk, all steps of a chunk are one call of the engine; an array is one chunk. For a batch larger
+than a chunk, such as all rows of a file, the chunks' gradients are added up and one step is taken: the same step, up to
 rounding.
 """
 

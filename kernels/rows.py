@@ -5,8 +5,6 @@ in KINDS. It is read once and never written. A row becomes one line in each bloc
 converted, shifted and scaled in float64, and rounded once to the engine's dtype; padding becomes zero.
 """
 
-from functools import partial
-
 import numpy as np
 from llvmlite import ir
 
@@ -33,23 +31,16 @@ def _write_load(words: Words, target, source, count, kind, shift, scale):  # typ
 
     target  (lanes,)     source  (count,), of the dtype KINDS[kind]     shift, scale  float64 (count,), or 0
     """
-    mask = words.first_lanes(count)
-
-    def as_is(dtype: np.dtype) -> None:
-        words.store(_source_line(words, dtype, source, mask, words.scalar), target)
-
-    def scaled(dtype: np.dtype) -> None:
-        x = _source_line(words, dtype, source, mask, F64)
-        shifted = words.builder.fsub(x, words.load_first(shift, mask, F64, 8))
-        words.store(
-            words.convert(words.builder.fmul(shifted, words.load_first(scale, mask, F64, 8)), True), target
-        )
-
-    kinds = list(KINDS)[:11]
+    mask, dtypes = words.first_lanes(count), list(KINDS)[:11]
     with words.when(shift, "==", 0):
-        words.cases(kind, [partial(as_is, dtype) for dtype in kinds])
+        for case in words.cases(kind, len(dtypes)):
+            words.store(_source_line(words, dtypes[case], source, mask, words.scalar), target)
     with words.when(shift, "!=", 0):
-        words.cases(kind, [partial(scaled, dtype) for dtype in kinds])
+        for case in words.cases(kind, len(dtypes)):
+            x = _source_line(words, dtypes[case], source, mask, F64)
+            shifted = words.builder.fsub(x, words.load_first(shift, mask, F64, 8))
+            scaled = words.builder.fmul(shifted, words.load_first(scale, mask, F64, 8))
+            words.store(words.convert(scaled, True), target)
 
 
 _load_line = vector_kernel(_write_load)

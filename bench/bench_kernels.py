@@ -8,7 +8,7 @@ from threadpoolctl import threadpool_limits
 
 from fastae.bench.cases import Case
 from fastae.bench.probe import Probe, against_peak
-from fastae.bench.stages import Tile, load_times, repeats
+from fastae.bench.stages import Tile, load_times, repeats, source_of
 from fastae.kernels import activations, job, optimizer
 from fastae.kernels.compiler import kernel
 from fastae.kernels.simd import flush_subnormals, record_at, restore_float_state
@@ -166,8 +166,7 @@ def test_load(benchmark, n, source, by):
     blocks, at, spare = -(-n // 16), tile.tiles.ctypes.data, tile.spare.ctypes.data
 
     def run(times):
-        kind = job.KINDS[X.dtype]
-        load_times(times, tile.like, at, 192, X.ctypes.data, *X.strides, kind, n, 0, 192, 192, spare)
+        load_times(times, tile.like, at, 192, source_of(X), 192, 192, spare)
 
     run(1)
     loaded = tile.tiles[: blocks * 192 * 16].reshape(blocks, 192, 16).transpose(1, 0, 2).reshape(192, -1)

@@ -35,16 +35,20 @@ def layer_times(times, at, arguments):
 
 
 @kernel
-def load_times(times, like, tile, height, x, row_stride, column_stride, kind, columns, first, last, m, spare):
-    """Load m rows at a time of rows first .. last - 1 of x (last, columns) into a tile (blocks, height, lanes)."""
-    row = first
+def load_times(times, like, tile, height, source, last, m, spare):
+    """Load m rows at a time of rows 0 .. last - 1 of a ``rows.Source`` into a tile (blocks, height, lanes)."""
+    row = 0
     for _ in range(times):
-        rows.load_rows(
-            like, tile, height, x, row_stride, column_stride, kind, columns, 0, row, m, 0, 0, spare
-        )
+        rows.load_rows(like, tile, height, source, row, m, spare)
         row += m
         if row + m > last:
-            row = first
+            row = 0
+
+
+def source_of(X: np.ndarray) -> rows.Source:
+    """The rows of X, neither shifted nor scaled."""
+    kind, (row_stride, column_stride) = job.KINDS[X.dtype], X.strides
+    return rows.Source(X.ctypes.data, X.shape[1], row_stride, column_stride, kind, 0, 0, 0)
 
 
 @kernel
@@ -119,11 +123,10 @@ class Tile:
         return stages
 
     def load(self) -> Stage:
-        X = self.case.X
-        kind = job.KINDS[X.dtype]
+        source, last = source_of(self.case.X), self.case.X.shape[0]
         arguments = (
-            *(self.like, self.loaded.ctypes.data, self.height, X.ctypes.data, *X.strides, kind, X.shape[1]),
-            *(0, X.shape[0], self.rows, self.spare.ctypes.data),
+            *(self.like, self.loaded.ctypes.data, self.height, source),
+            *(last, self.rows, self.spare.ctypes.data),
         )
         return Stage("load", 0, lambda times: load_times(times, *arguments))
 

@@ -13,22 +13,22 @@ from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import LINE
 
 
-def activate(words: Words, activation: int, z: Value, one: Value) -> Value:
+def activate(words: Words, activation_id: int, z: Value, one: Value) -> Value:
     """g(z) of a line; 0 in padding lanes, where `one` and z are 0."""
-    if activation == SIGMOID:
+    if activation_id == SIGMOID:
         return words.sigmoid(z, one)
-    if activation == TANH:
+    if activation_id == TANH:
         return words.tanh(z)
-    return words.relu(z) if activation == RELU else z
+    return words.relu(z) if activation_id == RELU else z
 
 
-def times_derivative(words: Words, activation: int, delta: Value, h: Value) -> Value:
+def times_derivative(words: Words, activation_id: int, delta: Value, h: Value) -> Value:
     """delta * g'(z) of a line, given h = g(z): the elementwise product of the chain rule."""
-    if activation == SIGMOID:
+    if activation_id == SIGMOID:
         return words.mul(delta, words.fma(words.negative(h), h, h))
-    if activation == TANH:
+    if activation_id == TANH:
         return words.mul(delta, words.fma(words.negative(h), h, words.constant(1.0)))
-    return words.mul(delta, words.positive(h)) if activation == RELU else delta
+    return words.mul(delta, words.positive(h)) if activation_id == RELU else delta
 
 
 def _elementwise(write_line):  # type: ignore[no-untyped-def]

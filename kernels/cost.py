@@ -4,6 +4,8 @@ The squared error of a linear last layer is not here: the product ``residual`` (
 a tile in lines (blocks, height, lanes); what closes a step works on sums by shard.
 """
 
+from functools import partial
+
 import numpy as np
 
 from fastae.kernels.activations import times_derivative
@@ -16,47 +18,47 @@ from fastae.kernels.target import LINE
 # -- on one tile, in lines (products.py) ------------------------------------------------------------------------------
 
 
-def _write_output_delta(words: Words, activation, h, x, weight, sums, loss, rows):  # type: ignore[no-untyped-def]
+def _write_output_delta(words: Words, activation, h, x, row_weight, sums, loss, rows):  # type: ignore[no-untyped-def]
     """``output_delta`` on one block.
 
-    h  lines (rows, lanes)     x  lines (rows, lanes)     weight  (rows,)     sums  (lanes,)     loss  (lanes,)
+    h  lines (rows, lanes)     x  lines (rows, lanes)     row_weight  (rows,)     sums  (lanes,)     loss  (lanes,)
     """
-    for case in range(len(ACTIVATIONS)):
-        with words.when(activation, "==", case):
 
-            def row(h, x, weight, total, column_sum, case=case):  # type: ignore[no-untyped-def]
-                line, target, w = words.load(h), words.load(x), words.broadcast(weight)
-                difference = words.residual(line, target)
-                weighted = words.mul(w, difference)
-                delta = times_derivative(words, case, weighted, line)
-                words.store(delta, h)
-                return [
-                    words.offset(h, LINE),
-                    words.offset(x, LINE),
-                    words.offset(weight, words.itemsize),
-                    words.fma(weighted, difference, total),
-                    words.add(column_sum, delta),
-                ]
+    def row(activation_id, h, x, row_weight, total, column_sum):  # type: ignore[no-untyped-def]
+        line, target, weight = words.load(h), words.load(x), words.broadcast(row_weight)
+        difference = words.residual(line, target)
+        weighted = words.mul(weight, difference)
+        delta = times_derivative(words, activation_id, weighted, line)
+        words.store(delta, h)
+        return [
+            words.offset(h, LINE),
+            words.offset(x, LINE),
+            words.offset(row_weight, words.itemsize),
+            words.fma(weighted, difference, total),
+            words.add(column_sum, delta),
+        ]
 
-            *_, total, column_sum = words.loop(rows, [h, x, weight, words.load(loss), words.load(sums)], row)
-            words.store(total, loss)
-            words.store(column_sum, sums)
+    for activation_id in words.cases(activation, len(ACTIVATIONS)):
+        start = [h, x, row_weight, words.load(loss), words.load(sums)]
+        *_, total, column_sum = words.loop(rows, start, partial(row, activation_id))
+        words.store(total, loss)
+        words.store(column_sum, sums)
 
 
-def _write_sparsity_delta(words: Words, out, h, weight, slope, rows):  # type: ignore[no-untyped-def]
+def _write_sparsity_delta(words: Words, out, h, row_weight, slope, rows):  # type: ignore[no-untyped-def]
     """``sparsity_delta`` on one block.
 
-    out  lines (rows, lanes)     h  lines (rows, lanes)     weight  (rows,)     slope  float64 (lanes,)
+    out  lines (rows, lanes)     h  lines (rows, lanes)     row_weight  (rows,)     slope  float64 (lanes,)
     """
     line = words.load_doubles(slope)
 
-    def row(out, h, weight):  # type: ignore[no-untyped-def]
+    def row(out, h, row_weight):  # type: ignore[no-untyped-def]
         value = words.load(h)
         derivative = words.fma(words.negative(value), value, value)
-        words.store(words.mul(words.mul(words.broadcast(weight), line), derivative), out)
-        return [words.offset(out, LINE), words.offset(h, LINE), words.offset(weight, words.itemsize)]
+        words.store(words.mul(words.mul(words.broadcast(row_weight), line), derivative), out)
+        return [words.offset(out, LINE), words.offset(h, LINE), words.offset(row_weight, words.itemsize)]
 
-    words.loop(rows, [out, h, weight], row)
+    words.loop(rows, [out, h, row_weight], row)
 
 
 def _write_add_delta(words: Words, delta, added, sums, rows):  # type: ignore[no-untyped-def]
@@ -80,30 +82,30 @@ _output_delta, _sparsity_delta, _add_delta = (
 
 
 @callee
-def output_delta(like, h, x, weight, sums, loss, activation, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """h becomes weight (h - x) * g'(h), the delta of a nonlinear last layer; 0 where x is NaN.
+def output_delta(like, h, x, row_weight, sums, loss, activation, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """h becomes row_weight (h - x) * g'(h), the delta of a nonlinear last layer; 0 where x is NaN.
 
     Its column sums are added to `sums`, the weighted squared errors to the lanes of `loss`.
 
     h       lines (blocks, height, lanes)       x     lines (blocks, height, lanes), NaN where a cell is missing
-    weight  (rows,)      sums  (blocks, lanes)  loss  (lanes,)
+    sums  (blocks, lanes)      row_weight  (rows,)  loss  (lanes,)
     """
     for j in range(blocks):
         k = j * height * LINE
-        _output_delta(like, (activation, h + k, x + k, weight, sums + j * LINE, loss, rows))
+        _output_delta(like, (activation, h + k, x + k, row_weight, sums + j * LINE, loss, rows))
 
 
 @callee
-def sparsity_delta(out, h, weight, slope, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """out = weight slope h (1 - h): the delta of the mean code's cost, row by row.
+def sparsity_delta(out, h, row_weight, slope, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """out = row_weight slope h (1 - h): the delta of the mean code's cost, row by row.
 
     out     an array whose memory holds lines (blocks, height, lanes)      h  lines (blocks, height, lanes)
-    weight  (rows,)      slope  float64 (blocks, lanes)
+    row_weight  (rows,)      slope  float64 (blocks, lanes)
     """
     place, lanes = np.int64(out.ctypes.data), LINE // out.itemsize
     for j in range(blocks):
         k = j * height * LINE
-        _sparsity_delta(out, (place + k, h + k, weight, slope + j * lanes * 8, rows))
+        _sparsity_delta(out, (place + k, h + k, row_weight, slope + j * lanes * 8, rows))
 
 
 @callee
@@ -129,7 +131,7 @@ def row_errors(job, output, target, columns, first, rows):  # type: ignore[no-un
     """
     lanes = output.shape[2]
     out = array_at(job.out, (job.rows,), np.float64)
-    weight = array_at(job.column_weight, (round_up(columns, lanes),), np.float64)
+    column_weight = array_at(job.column_weight, (round_up(columns, lanes),), np.float64)
     for i in range(rows):
         total = 0.0
         for j in range(in_blocks(columns, lanes)):
@@ -138,7 +140,7 @@ def row_errors(job, output, target, columns, first, rows):  # type: ignore[no-un
                 difference = float(xhat[c]) - float(x[c])
                 if job.missing != 0 and x[c] != x[c]:
                     difference = 0.0
-                total += weight[j * lanes + c] * (difference * difference)
+                total += column_weight[j * lanes + c] * (difference * difference)
         out[first + i] = total
 
 
@@ -157,15 +159,15 @@ def close_codes(job, step, shards):  # type: ignore[no-untyped-def]
     losses = array_at(job.losses, (job.steps, 2), np.float64)
     codes = array_at(job.codes, (SHARDS_MOST, code), np.float64)
     slopes = array_at(job.slopes, (code,), np.float64)
-    weight = 0.0
+    total_weight = 0.0
     for shard in range(shards):
-        weight += totals[shard, 1]
+        total_weight += totals[shard, 1]
     p, cost = job.sparsity_target, 0.0
     for c in range(code):
         total = 0.0
         for shard in range(shards):
             total += codes[shard, c]
-        q = total / weight if weight > 0 else p
+        q = total / total_weight if total_weight > 0 else p
         if not np.isnan(q):
             q = min(max(q, 1e-12), 1.0 - 1e-12)
         cost += p * np.log(p / q) + (1.0 - p) * np.log((1.0 - p) / (1.0 - q))
@@ -178,17 +180,17 @@ def close_shards(job, step, shards):  # type: ignore[no-untyped-def]
     """After the phase SHARD: set the step's loss and the sum of its rows' weights; the loss is 0 if that sum is 0."""
     totals = array_at(job.totals, (SHARDS_MOST, 2), np.float64)
     losses = array_at(job.losses, (job.steps, 2), np.float64)
-    loss = weight = 0.0
+    loss = total_weight = 0.0
     for shard in range(shards):
         loss += totals[shard, 0]
-        weight += totals[shard, 1]
+        total_weight += totals[shard, 1]
     if job.sparse == 0:
         losses[step, 0] = 0.0
     if job.sums != 0:
         losses[step, 0] += loss / 2.0
-    elif weight > 0:
-        losses[step, 0] += loss / (2.0 * weight)
-    losses[step, 1] = weight
+    elif total_weight > 0:
+        losses[step, 0] += loss / (2.0 * total_weight)
+    losses[step, 1] = total_weight
 
 
 @callee

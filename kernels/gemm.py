@@ -1,20 +1,19 @@
 """Products on column blocks, the form of products of most networks: the register tile, and the loops around it.
 
 Not a general GEMM: no packing, no transposes, no alpha and beta. C = A B, where A (rows, depth), B (depth, columns) and
-C (rows, columns) have the blocked layout (layout.py); the gradient is C = A' B. The *epilogue*, which is all that a
-layer computes besides the product, is applied to a register tile before it is stored. The loops of a step (step.py
+C (rows, columns) have the blocked layout (layout.py); the gradient is C = A' B. The *epilogue* (the activation or its
+derivative, column sums, the loss) is applied to a register tile before it is stored. The loops of a step (step.py
 numbers them from 1) continue here:
 
     loop 5    panels of C: 3, 2 or 1 blocks of columns            C[:, j : j + n]          panels
     loop 6    register tiles of a panel: rows of C                C[i : i + r, j : j + n]  register_tiles
-    loop 7    columns of A; for a gradient, rows of A             C += A[:, p] B[p, :]     _product, gradient_writer
+    loop 7    columns of A; for a gradient, rows of A             C += A[:, p] B[p, :]     _product, _gradient_product
 
 A ``Storage`` describes how the rows of a tile lie within a block, and how they are multiplied: as float32 or float64
 lines here, as pairs of bfloat16 in bfloat16.py. Everything else is the same for both.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -43,6 +42,7 @@ class Storage:
 
     def __init__(self, words: Words, height: Value) -> None:
         self.words = words
+        self.block = words.times(height, LINE)  # bytes from one block of a tile to the next
         self.row = LINE  # bytes from one row to the next
         self.depth_per_block = words.lanes  # multiply-adds over the columns of one block of A
         self.multiply = words.fma  # (x, y, z): z + x y
@@ -51,6 +51,10 @@ class Storage:
     def depth(self, count: Value) -> Value:
         """The number of multiply-adds over `count` columns, or rows."""
         return count
+
+    def weight_block(self, rows: Value) -> Value:
+        """Bytes of one block of a weight matrix of so many rows, which are padded to whole blocks."""
+        return self.words.times(self.words.round_up(rows, self.words.lanes), self.row)
 
     def load(self, place: Value) -> list[Value]:
         """Load `together` rows at `place`."""
@@ -82,7 +86,7 @@ def outer_product(
     multiply: Callable[[Value, Value, Value], Value],
 ) -> RegisterTile:
     """A register tile plus x y': elements of x, `x_between` bytes apart, times lines of y, `y_between` bytes apart."""
-    lines = [words.load(words.offset(y, (y_between, j))) for j in range(len(tile[0]))]
+    lines = [words.load(words.offset(y, (y_between, k))) for k in range(len(tile[0]))]
     result = []
     for i, row in enumerate(tile):
         element = words.broadcast(words.offset(x, i * x_between))
@@ -101,93 +105,173 @@ def unflatten(flat: list[Value] | tuple[Value, ...], width: int) -> RegisterTile
 
 
 def _product(
-    storage: Storage, start: RegisterTile, a: Value, a_block: Value, b: Value, b_block: Value, depth: Value
+    storage: Storage, start: RegisterTile, a: Value, b: Value, b_block: Value, depth: Value
 ) -> RegisterTile:
     """start + A B, one register tile, over `depth` multiply-adds: UNROLL at a time, then the rest.
 
-    `a` is the address of its first row of A, `b` of its first block of B. `a_block` and `b_block` are the bytes of a
-    block.
+    `a` is the address of its first row of A, `b` of its first block of B, which is `b_block` bytes from the next.
     """
     words, width = storage.words, len(start[0])
 
-    def add(tile: RegisterTile, a: Value, b: Value, p: int) -> RegisterTile:
-        x, y = words.offset(a, p * words.itemsize), words.offset(b, p * LINE)
+    def add(tile: RegisterTile, a_p: Value, b_p: Value, p: int) -> RegisterTile:
+        x, y = words.offset(a_p, p * words.itemsize), words.offset(b_p, p * LINE)
         return outer_product(words, tile, x, storage.row, y, b_block, storage.multiply)
 
-    # How far `a` moves after UNROLL columns: within a block so many times, then to the next block. The loop carries
-    # these moves, and rotates them.
-    count, size = storage.depth_per_block // UNROLL, words.itemsize
-    moves = [words.count(UNROLL * size)] * (count - 1)
-    moves.append(words.offset(a_block, (UNROLL - storage.depth_per_block) * size))
+    # How far A's place moves after UNROLL columns: within a block so many times, then to the next block. The loop
+    # carries these moves, and rotates them.
+    count, itemsize = storage.depth_per_block // UNROLL, words.itemsize
+    moves = [words.count(UNROLL * itemsize)] * (count - 1)
+    moves.append(words.offset(storage.block, (UNROLL - storage.depth_per_block) * itemsize))
 
-    def unrolled(a: Value, b: Value, *rest: Value) -> list[Value]:
+    def unrolled(a_p: Value, b_p: Value, *rest: Value) -> list[Value]:
         (move, *later), tile = rest[:count], unflatten(rest[count:], width)
         for p in range(UNROLL):
-            tile = add(tile, a, b, p)
-        return [words.offset(a, move), words.offset(b, UNROLL * LINE), *later, move, *flatten(tile)]
+            tile = add(tile, a_p, b_p, p)
+        return [words.offset(a_p, move), words.offset(b_p, UNROLL * LINE), *later, move, *flatten(tile)]
 
-    def single(a: Value, b: Value, *flat: Value) -> list[Value]:
-        tile = add(unflatten(flat, width), a, b, 0)
-        return [words.offset(a, size), words.offset(b, LINE), *flatten(tile)]
+    def single(a_p: Value, b_p: Value, *flat: Value) -> list[Value]:
+        tile = add(unflatten(flat, width), a_p, b_p, 0)
+        return [words.offset(a_p, itemsize), words.offset(b_p, LINE), *flatten(tile)]
 
     unroll = words.count(UNROLL)
     whole, left = words.builder.sdiv(depth, unroll), words.builder.srem(depth, unroll)
     # loop 7: C += A[:, p] B[p, :]
-    a, b, *rest = words.loop(whole, [a, b, *moves, *flatten(start)], unrolled)
-    _, _, *flat = words.loop(left, [a, b, *rest[count:]], single)
+    a_p, b_p, *rest = words.loop(whole, [a, b, *moves, *flatten(start)], unrolled)
+    _, _, *flat = words.loop(left, [a_p, b_p, *rest[count:]], single)
     return unflatten(flat, width)
 
 
+def _gradient_product(
+    storage: Storage, columns: int, n: int, a: Value, delta: Value, depth: Value
+) -> RegisterTile:
+    """A' B, one register tile of `columns` rows and `n` blocks, over `depth` multiply-adds."""
+    words = storage.words
+
+    def add(a_p: Value, delta_p: Value, *flat: Value) -> list[Value]:
+        tile = outer_product(
+            words, unflatten(flat, n), a_p, words.itemsize, delta_p, storage.block, storage.multiply
+        )
+        return [words.offset(a_p, LINE), words.offset(delta_p, LINE), *flatten(tile)]
+
+    zeros = [words.constant(0.0)] * (columns * n)
+    _, _, *flat = words.loop(depth, [a, delta, *zeros], add)  # loop 7: C += A[p, :]' B[p, :]
+    return unflatten(flat, n)
+
+
 def register_tiles(
-    words: Words,
-    rows: Value,
-    tile_rows: int,
-    places: list[Value],
-    strides: list[Value | int],
-    write: Callable[..., None],
-) -> None:
-    """write(*places) for each register tile of `tile_rows` rows; `strides` are bytes from one to the next."""
-
-    def register_tile(*places: Value) -> list[Value]:
-        write(*places)
-        return [words.offset(place, stride) for place, stride in zip(places, strides, strict=True)]
-
-    words.loop(words.quotient(rows, tile_rows), places, register_tile)  # loop 6: C[i : i + r, j : j + n]
+    words: Words, rows: Value, tile_rows: int, places: list[Value], strides: list[Value | int]
+) -> Iterator[list[Value]]:
+    """The places of each register tile of `tile_rows` rows, for ``for`` as ``Words.walk``; `strides` are in bytes."""
+    yield from words.walk(words.quotient(rows, tile_rows), places, strides)  # loop 6: C[i : i + r, j : j + n]
 
 
-def panels(words: Words, blocks: Value, write: Callable[[int, Value], None]) -> None:
-    """write(n, j) for each panel, blocks j .. j + n - 1: of 3 blocks, then up to two of 2; of 1 for 1 block only."""
+def panels(words: Words, blocks: Value) -> Iterator[tuple[int, Value]]:
+    """(n, j) of panels of blocks j .. j + n - 1, for ``for`` as ``Words.walk``.
+
+    Panels have 3 blocks, then up to two have 2; one has 1 block if there is no other block.
+    """
     b, count = words.builder, words.count
-
-    def several(n: int, times: Value, j: Value) -> Value:
-        def panel(j: Value) -> list[Value]:
-            write(n, j)
-            return [words.offset(j, n)]
-
-        (j,) = words.loop(times, [j], panel)  # loop 5: C[:, j : j + n]
-        return j
-
-    if TARGET.widest == 1:
-        several(1, blocks, count(0))
-        return
-    is_one = b.icmp_signed("==", blocks, count(1))
-    one = b.zext(is_one, blocks.type)
-    pairs = b.select(is_one, count(0), b.srem(b.sub(count(3), b.srem(blocks, count(3))), count(3)))
-    threes = b.sdiv(b.sub(blocks, words.offset(one, (pairs, 2))), count(3))
-    several(1, one, several(2, pairs, several(3, threes, count(0))))
+    if TARGET.most_blocks == 1:
+        panels_of = {1: blocks}
+    else:
+        is_one = b.icmp_signed("==", blocks, count(1))
+        one = b.zext(is_one, blocks.type)
+        pairs = b.select(is_one, count(0), b.srem(b.sub(count(3), b.srem(blocks, count(3))), count(3)))
+        panels_of = {3: b.sdiv(b.sub(blocks, words.offset(one, (pairs, 2))), count(3)), 2: pairs, 1: one}
+    first = count(0)
+    for n, times in panels_of.items():
+        for (j,) in words.walk(times, [first], [n]):  # loop 5: C[:, j : j + n]
+            yield n, j
+        first = j
 
 
 def rows_of(blocks: int) -> int:
     """Rows of the register tile that is `blocks` wide."""
-    return TARGET.tiles[min(blocks, TARGET.widest)]
+    return TARGET.register_tiles[min(blocks, TARGET.most_blocks)]
 
 
 def gradient_columns(blocks: int, lanes: int) -> int:
     """Columns of A in the gradient's register tile; a divisor of the columns of a block."""
-    return min(rows_of(blocks), lanes) if TARGET.widest > 1 else min(4, rows_of(blocks))
+    return min(rows_of(blocks), lanes) if TARGET.most_blocks > 1 else min(4, rows_of(blocks))
 
 
-# -- the four products: arguments as in products.py -------------------------------------------------------------------
+# -- epilogues --------------------------------------------------------------------------------------------------------
+# What is computed from a register tile of a product. Addresses are those of its first row and block.
+
+
+def _lines(words: Words, place: Value, count: int) -> list[Value]:
+    """Load `count` lines, one after the other."""
+    return [words.load(words.offset(place, k * LINE)) for k in range(count)]
+
+
+def _forward_epilogue(
+    storage: Storage, z: RegisterTile, activation_id: int, h: Value, one: Value, leaves: Value
+) -> None:
+    """Store g(z), with the activation of this id."""
+    words = storage.words
+    for k in range(len(z[0])):
+        mask, place = words.load(words.offset(one, k * LINE)), words.offset(h, (storage.block, k))
+        for i in range(0, len(z), storage.together):
+            values = [activate(words, activation_id, z[i + r][k], mask) for r in range(storage.together)]
+            storage.store_result(values, place, i, leaves)
+
+
+def _residual_epilogue(
+    storage: Storage, xhat: RegisterTile, delta: Value, x: Value, row_weight: Value, sums: Value, loss: Value
+) -> None:
+    """Store row_weight (xhat - x), 0 where x is NaN; add its column sums to `sums` and the squared errors to `loss`."""
+    words, n = storage.words, len(xhat[0])
+    total, column_sums = words.load(loss), _lines(words, sums, n)
+    for i in range(0, len(xhat), storage.together):
+        weights = [
+            words.broadcast(words.offset(row_weight, (i + r) * words.itemsize))
+            for r in range(storage.together)
+        ]
+        for k in range(n):
+            deltas = []
+            for r, weight in enumerate(weights):
+                target = words.load(words.offset(x, (storage.block, k), (i + r) * LINE))
+                difference = words.residual(xhat[i + r][k], target)
+                deltas.append(words.mul(weight, difference))
+                total = words.fma(deltas[r], difference, total)
+                column_sums[k] = words.add(column_sums[k], deltas[r])
+            storage.store(deltas, words.offset(delta, (storage.block, k), i * storage.row))
+    words.store(total, loss)
+    for k, column_sum in enumerate(column_sums):
+        words.store(column_sum, words.offset(sums, k * LINE))
+
+
+def _backward_epilogue(
+    storage: Storage, slope: RegisterTile, activation_id: int, h: Value, sums: Value
+) -> None:
+    """h becomes slope * g'(h), with the activation of this id; add its column sums to `sums`."""
+    words = storage.words
+    for k in range(len(slope[0])):
+        column_sum = words.load(words.offset(sums, k * LINE))
+        for i in range(0, len(slope), storage.together):
+            place = words.offset(h, (storage.block, k), i * storage.row)
+            deltas = [
+                times_derivative(words, activation_id, slope[i + r][k], value)
+                for r, value in enumerate(storage.load(place))
+            ]
+            for value in deltas:
+                column_sum = words.add(column_sum, value)
+            storage.store(deltas, place)
+        words.store(column_sum, words.offset(sums, k * LINE))
+
+
+def _store_gradient(words: Words, tile: RegisterTile, dw: Value, dw_block: Value, accumulate: Value) -> None:
+    """Store a register tile in dw, or add it if `accumulate` is 1."""
+    for add in words.cases(accumulate, 2):
+        for i, row in enumerate(tile):
+            for k, value in enumerate(row):
+                place = words.offset(dw, (dw_block, k), i * LINE)
+                words.store(words.add(words.load(place), value) if add else value, place)
+
+
+# -- the four products ------------------------------------------------------------------------------------------------
+# Arguments are those of products.py. h_j is where the panel from block j on begins in h, h_ij a register tile of it,
+# and a_i the rows of a that belong to this register tile.
 
 
 def forward_writer(storage_of: type[Storage]) -> Any:
@@ -195,89 +279,36 @@ def forward_writer(storage_of: type[Storage]) -> Any:
 
     def write(words, h, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
         storage = storage_of(words, height)
-        block, w_block = words.times(height, LINE), _weight_block(words, fan_in, storage.row)
-        depth = storage.depth(fan_in)
-
-        def panel(n: int, j: Value) -> None:
-            bias_j, one_j, b = (
-                words.offset(bias, (j, LINE)),
-                words.offset(one, (j, LINE)),
-                words.offset(w, words.times(j, w_block)),
-            )
-
-            def register_tile(c: Value, a: Value) -> None:
-                start = [words.load(words.offset(bias_j, i * LINE)) for i in range(n)]
-                z = _product(storage, [start] * rows_of(n), a, block, b, w_block, depth)
-
-                def epilogue(activation: int) -> None:
-                    for k in range(n):
-                        mask, place = words.load(words.offset(one_j, k * LINE)), words.offset(c, (block, k))
-                        for i in range(0, rows_of(n), storage.together):
-                            values = [z[i + r][k] for r in range(storage.together)]
-                            values = [activate(words, activation, value, mask) for value in values]
-                            storage.store_result(values, place, i, leaves)
-
-                words.cases(activation, [partial(epilogue, id_) for id_ in range(len(ACTIVATIONS))])
-
+        w_block, depth = storage.weight_block(fan_in), storage.depth(fan_in)
+        for n, j in panels(words, words.quotient(fan_out, words.lanes)):
+            h_j, w_j = words.offset(h, (j, storage.block)), words.offset(w, (j, w_block))
+            bias_j, one_j = words.offset(bias, (j, LINE)), words.offset(one, (j, LINE))
             strides = [storage.result_stride(rows_of(n), leaves), rows_of(n) * storage.row]
-            register_tiles(
-                words, rows, rows_of(n), [words.offset(h, words.times(j, block)), a], strides, register_tile
-            )
-
-        panels(words, words.quotient(fan_out, words.lanes), panel)
+            for h_ij, a_i in register_tiles(words, rows, rows_of(n), [h_j, a], strides):
+                start = [_lines(words, bias_j, n)] * rows_of(n)
+                z = _product(storage, start, a_i, w_j, w_block, depth)
+                for activation_id in words.cases(activation, len(ACTIVATIONS)):
+                    _forward_epilogue(storage, z, activation_id, h_ij, one_j, leaves)
 
     return vector_kernel(write)
 
 
 def residual_writer(storage_of: type[Storage]) -> Any:
-    """The kernel of delta = weight (a w + bias - x), 0 where x is NaN. It adds to `sums` and `loss`."""
+    """The kernel of delta = row_weight (a w + bias - x), 0 where x is NaN. It adds to `sums` and `loss`."""
 
-    def write(words, delta, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    def write(words, delta, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
         storage = storage_of(words, height)
-        block, w_block = words.times(height, LINE), _weight_block(words, fan_in, storage.row)
-        depth = storage.depth(fan_in)
-
-        def panel(n: int, j: Value) -> None:
-            bias_j, sums_j, b = (
-                words.offset(bias, (j, LINE)),
-                words.offset(sums, (j, LINE)),
-                words.offset(w, words.times(j, w_block)),
-            )
-
-            def register_tile(c: Value, a: Value, x: Value, weight: Value) -> None:
-                start = [words.load(words.offset(bias_j, k * LINE)) for k in range(n)]
-                xhat = _product(storage, [start] * rows_of(n), a, block, b, w_block, depth)
-                total = words.load(loss)
-                column_sums = [words.load(words.offset(sums_j, k * LINE)) for k in range(n)]
-                for i in range(0, rows_of(n), storage.together):
-                    weights = [
-                        words.broadcast(words.offset(weight, (i + r) * words.itemsize))
-                        for r in range(storage.together)
-                    ]
-                    for k in range(n):
-                        deltas = []
-                        for r in range(storage.together):
-                            target = words.load(words.offset(x, (block, k), (i + r) * LINE))
-                            difference = words.residual(xhat[i + r][k], target)
-                            value = words.mul(weights[r], difference)
-                            total = words.fma(value, difference, total)
-                            column_sums[k] = words.add(column_sums[k], value)
-                            deltas.append(value)
-                        storage.store(deltas, words.offset(c, (block, k), i * storage.row))
-                words.store(total, loss)
-                for k in range(n):
-                    words.store(column_sums[k], words.offset(sums_j, k * LINE))
-
-            places = [
-                words.offset(delta, words.times(j, block)),
-                a,
-                words.offset(x, words.times(j, block)),
-                weight,
-            ]
+        w_block, depth = storage.weight_block(fan_in), storage.depth(fan_in)
+        for n, j in panels(words, words.quotient(fan_out, words.lanes)):
+            delta_j, x_j = (words.offset(matrix, (j, storage.block)) for matrix in (delta, x))
+            bias_j, sums_j = (words.offset(vector, (j, LINE)) for vector in (bias, sums))
+            w_j = words.offset(w, (j, w_block))
             strides = [size * rows_of(n) for size in (storage.row, storage.row, LINE, words.itemsize)]
-            register_tiles(words, rows, rows_of(n), places, strides, register_tile)
-
-        panels(words, words.quotient(fan_out, words.lanes), panel)
+            places = [delta_j, a, x_j, row_weight]
+            for delta_ij, a_i, x_ij, weight_i in register_tiles(words, rows, rows_of(n), places, strides):
+                start = [_lines(words, bias_j, n)] * rows_of(n)
+                xhat = _product(storage, start, a_i, w_j, w_block, depth)
+                _residual_epilogue(storage, xhat, delta_ij, x_ij, weight_i, sums_j, loss)
 
     return vector_kernel(write)
 
@@ -287,43 +318,16 @@ def backward_writer(storage_of: type[Storage]) -> Any:
 
     def write(words, h, delta, wt, sums, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
         storage = storage_of(words, height)
-        block, w_block = words.times(height, LINE), _weight_block(words, fan_out, storage.row)
-        depth = storage.depth(fan_out)
-
-        def panel(n: int, j: Value) -> None:
-            sums_j, b = words.offset(sums, (j, LINE)), words.offset(wt, words.times(j, w_block))
-
-            def register_tile(c: Value, a: Value) -> None:
-                zero = words.constant(0.0)
-                slope = _product(storage, [[zero] * n] * rows_of(n), a, block, b, w_block, depth)
-
-                def epilogue(activation: int) -> None:
-                    for k in range(n):
-                        column_sum = words.load(words.offset(sums_j, k * LINE))
-                        for i in range(0, rows_of(n), storage.together):
-                            place = words.offset(c, (block, k), i * storage.row)
-                            deltas = [
-                                times_derivative(words, activation, slope[i + r][k], value)
-                                for r, value in enumerate(storage.load(place))
-                            ]
-                            for value in deltas:
-                                column_sum = words.add(column_sum, value)
-                            storage.store(deltas, place)
-                        words.store(column_sum, words.offset(sums_j, k * LINE))
-
-                words.cases(activation, [partial(epilogue, id_) for id_ in range(len(ACTIVATIONS))])
-
+        wt_block, depth = storage.weight_block(fan_out), storage.depth(fan_out)
+        for n, j in panels(words, words.quotient(fan_in, words.lanes)):
+            h_j, wt_j = words.offset(h, (j, storage.block)), words.offset(wt, (j, wt_block))
+            sums_j = words.offset(sums, (j, LINE))
             strides: list[Value | int] = [rows_of(n) * storage.row] * 2
-            register_tiles(
-                words,
-                rows,
-                rows_of(n),
-                [words.offset(h, words.times(j, block)), delta],
-                strides,
-                register_tile,
-            )
-
-        panels(words, words.quotient(fan_in, words.lanes), panel)
+            for h_ij, delta_i in register_tiles(words, rows, rows_of(n), [h_j, delta], strides):
+                zeros = [[words.constant(0.0)] * n] * rows_of(n)
+                slope = _product(storage, zeros, delta_i, wt_j, wt_block, depth)
+                for activation_id in words.cases(activation, len(ACTIVATIONS)):
+                    _backward_epilogue(storage, slope, activation_id, h_ij, sums_j)
 
     return vector_kernel(write)
 
@@ -337,43 +341,22 @@ def gradient_writer(storage_of: type[Storage]) -> Any:
 
     def write(words, dw, a, delta, accumulate, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
         storage = storage_of(words, height)
-        b, lanes, size = words.builder, words.count(words.lanes), words.itemsize
-        block, w_block = words.times(height, LINE), _weight_block(words, fan_in, LINE)
-        depth = storage.depth(rows)
-        a, delta = words.offset(a, storage.rows_at), words.offset(delta, storage.rows_at)
-
-        def panel(n: int, j: Value) -> None:
-            columns, d = gradient_columns(n, words.lanes), words.offset(delta, words.times(j, block))
-
-            def register_tile(c: Value, feature: Value) -> None:
-                within = words.times(b.srem(feature, lanes), size)
-                part = words.offset(a, words.times(b.sdiv(feature, lanes), block), within)
-
-                def add(a: Value, d: Value, *flat: Value) -> list[Value]:
-                    tile = outer_product(words, unflatten(flat, n), a, size, d, block, storage.multiply)
-                    return [words.offset(a, LINE), words.offset(d, LINE), *flatten(tile)]
-
-                zeros = [words.constant(0.0)] * (columns * n)
-                _, _, *flat = words.loop(depth, [part, d, *zeros], add)  # loop 7: C += A[p, :]' B[p, :]
-                for onto in (0, 1):
-                    with words.when(accumulate, "==", onto):
-                        for i, row in enumerate(unflatten(flat, n)):
-                            for k, value in enumerate(row):
-                                place = words.offset(c, (w_block, k), i * LINE)
-                                words.store(words.add(words.load(place), value) if onto else value, place)
-
-            strides: list[Value | int] = [columns * LINE, columns]
-            places = [words.offset(dw, words.times(j, w_block)), words.count(0)]
-            register_tiles(words, fan_in, columns, places, strides, register_tile)
-
-        panels(words, words.quotient(fan_out, words.lanes), panel)
+        b, lanes, depth = words.builder, words.count(words.lanes), storage.depth(rows)
+        dw_block = words.times(words.round_up(fan_in, words.lanes), LINE)
+        for n, j in panels(words, words.quotient(fan_out, words.lanes)):
+            columns = gradient_columns(n, words.lanes)
+            dw_j, delta_j = (
+                words.offset(dw, (j, dw_block)),
+                words.offset(delta, storage.rows_at, (j, storage.block)),
+            )
+            places, strides = [dw_j, words.count(0)], [columns * LINE, columns]
+            for dw_ij, i in register_tiles(words, fan_in, columns, places, strides):
+                block, lane = b.sdiv(i, lanes), b.srem(i, lanes)  # of column i of a
+                a_i = words.offset(a, storage.rows_at, (block, storage.block), (lane, words.itemsize))
+                tile = _gradient_product(storage, columns, n, a_i, delta_j, depth)
+                _store_gradient(words, tile, dw_ij, dw_block, accumulate)
 
     return vector_kernel(write)
-
-
-def _weight_block(words: Words, rows: Value, size: int) -> Value:
-    """Bytes of one block of a weight matrix of so many rows, of `size` bytes each, padded to whole blocks."""
-    return words.times(words.round_up(rows, words.lanes), size)
 
 
 _forward, _residual, _backward, _gradient = (

@@ -7,155 +7,155 @@ height, lanes).
 import numpy as np
 from numba import carray
 
-from fastae.kernels.compiler import ByAddress, callee
+from fastae.kernels.compiler import ByAddress, callee, inlined
 from fastae.kernels.job import JOB, NO_NOISE, SWAP
 from fastae.kernels.layout import LAYER
 from fastae.kernels.noise import corrupt_row, row_key, swapped
 from fastae.kernels.partition import in_blocks, round_up
-from fastae.kernels.rows import load_rows, zero_lines
+from fastae.kernels.rows import Source, column_of, load_rows, row_number, zero_lines
 from fastae.kernels.simd import array_at, call_at, load_float64, load_int64, record_at
 from fastae.kernels.target import LINE
 from fastae.kernels.tile import tile_map
 
 
 @callee
-def _row_weight(job, place):  # type: ignore[no-untyped-def]
-    """The weight of the row at `place` of the rows that the steps walk through."""
+def _is_corrupted(job):  # type: ignore[no-untyped-def]
+    """Whether the network's input differs from the rows that its output is compared with."""
+    return job.missing != 0 or job.noise != NO_NOISE
+
+
+@callee
+def _row_weight(job, i):  # type: ignore[no-untyped-def]
+    """The weight of row i of the rows that the steps walk through."""
     if job.sample_weight == 0:
         return 1.0
-    row = load_int64(job.index + place * 8) if job.index != 0 else place
+    row = load_int64(job.index + i * 8) if job.index != 0 else i
     return load_float64(job.sample_weight + row * 8)
 
 
+@inlined
+def _swap_cells(like, job, memory, source, row_at, key):  # type: ignore[no-untyped-def]
+    """Replace each cell of a row of the input, with probability noise_level, by that of another row.
+
+    A missing cell, or one of a row of weight 0, is swapped in as 0 if it is NaN. Any other NaN is an error in the data:
+    it stays where it is, and is swapped in, so that the loss is NaN.
+
+    memory   TileMap of the thread's memory      source   Source: X
+    row_at   the address of the row's first line in lines (blocks, height, lanes); `like` is an array of their dtype
+    key      the row's, by ``row_key``
+    """
+    lanes = LINE // like.itemsize
+    replacement = array_at(memory.cell, (1,), like.dtype)
+    for c in range(source.columns):
+        other = swapped(key, c, job.noise_level, job.rows)
+        if other >= 0:
+            load_rows(like, memory.cell, 1, column_of(source, c), other, 1, memory.gathered)
+            cell_at = row_at + c // lanes * job.height * LINE + c % lanes * like.itemsize
+            cell, value = array_at(cell_at, (1,), like.dtype), replacement[0]
+            if cell[0] == cell[0]:
+                ignored = value != value and (job.missing != 0 or _row_weight(job, other) == 0.0)
+                cell[0] = 0.0 if ignored else value
+
+
+@inlined
+def _corrupt(like, job, memory, source, input_at, first, rows, epoch):  # type: ignore[no-untyped-def]
+    """Write the input, rows first .. first + rows of X, from the clean rows in `memory`.
+
+    memory     TileMap of the thread's memory      source   Source: X
+    input_at   the address of lines (blocks, height, lanes); `like` is an array of their dtype
+    """
+    array_at(memory.level, (1,), like.dtype)[0] = job.noise_level
+    for i in range(rows):
+        key = row_key(job.seed, epoch, job.first_row + row_number(source, first + i))
+        row_at, clean_at = input_at + i * LINE, memory.clean + i * LINE
+        corrupt_row(
+            like, row_at, clean_at, job.height, source.columns, key, job.noise, memory.level, job.missing
+        )
+        if job.noise == SWAP:
+            _swap_cells(like, job, memory, source, row_at, key)
+
+
 @ByAddress
-def load_tile(out, job_at, base, columns, first, rows, epoch):  # type: ignore[no-untyped-def]
+def load_tile(out, job_at, work, columns, first, rows, epoch):  # type: ignore[no-untyped-def]
     """Load rows first .. first + rows as lines, with zeros below them down to a whole register tile.
 
     out    lines (blocks, height, lanes): the input. If cells may be missing, or there is noise, this is the corrupted
            input, and the clean rows go to `clean` of the TileMap
-    base   the address of the thread's memory
+    work   the address of the thread's memory, mapped by TileMap
     """
-    job = record_at(job_at, JOB)
-    tile_at, size = carray(out, (1,)), carray(out, (1,)).itemsize
-    dtype, to = tile_at.dtype, np.int64(tile_at.ctypes.data)
-    memory = tile_map(array_at(job.plan, (job.layers,), LAYER), job.height, base, size)
-    height, lanes = job.height, LINE // size
-    corrupted = job.missing != 0 or job.noise != NO_NOISE
-    clean = memory.clean if corrupted else to
-    load_rows(
-        tile_at,
-        clean,
-        height,
-        job.x,
-        job.row_stride,
-        job.column_stride,
-        job.kind,
-        columns,
-        job.index,
-        first,
-        rows,
-        job.shift,
-        job.scale,
-        memory.gathered,
+    job, like = record_at(job_at, JOB), carray(out, (1,))
+    input_at, height = np.int64(like.ctypes.data), job.height
+    memory = tile_map(array_at(job.plan, (job.layers,), LAYER), height, work, like.itemsize)
+    source = Source(
+        x=job.x,
+        columns=columns,
+        row_stride=job.row_stride,
+        column_stride=job.column_stride,
+        kind=job.kind,
+        row_numbers=job.index,
+        shift=job.shift,
+        scale=job.scale,
     )
+    corrupted = _is_corrupted(job)
+    clean_at = memory.clean if corrupted else input_at
+    load_rows(like, clean_at, height, source, first, rows, memory.gathered)
     if job.sample_weight != 0:  # a row of weight 0 does not count, whatever it holds
         for i in range(rows):
             if _row_weight(job, first + i) == 0.0:
-                for j in range(in_blocks(columns, lanes)):
-                    zero_lines(tile_at, (clean + (j * height + i) * LINE, 1))
-    computed = round_up(rows, job.row_multiple)
-    if computed > rows:
-        for j in range(in_blocks(columns, lanes)):
-            below = (j * height + rows) * LINE
-            zero_lines(tile_at, (clean + below, computed - rows))
-            zero_lines(tile_at, (to + below, computed - rows))
+                for j in range(in_blocks(columns, LINE // like.itemsize)):
+                    zero_lines(like, (clean_at + (j * height + i) * LINE, 1))
+    below = round_up(rows, job.row_multiple) - rows
+    if below > 0:
+        for j in range(in_blocks(columns, LINE // like.itemsize)):
+            offset = (j * height + rows) * LINE
+            zero_lines(like, (clean_at + offset, below))
+            zero_lines(like, (input_at + offset, below))
     if corrupted:
-        tile = array_at(to, (in_blocks(columns, lanes), height, lanes), dtype)
-        level, cell = array_at(memory.level, (1,), dtype), array_at(memory.cell, (1,), dtype)
-        level[0] = job.noise_level
-        for i in range(rows):
-            row = load_int64(job.index + (first + i) * 8) if job.index != 0 else first + i
-            key = row_key(job.seed, epoch, job.first_row + row)
-            corrupt_row(
-                tile_at,
-                to + i * LINE,
-                clean + i * LINE,
-                height,
-                columns,
-                key,
-                job.noise,
-                memory.level,
-                job.missing,
-            )
-            if job.noise == SWAP:
-                for c in range(columns):
-                    other = swapped(key, c, job.noise_level, job.rows)
-                    if other >= 0:
-                        load_rows(
-                            tile_at,
-                            memory.cell,
-                            1,
-                            job.x + c * job.column_stride,
-                            job.row_stride,
-                            job.column_stride,
-                            job.kind,
-                            1,
-                            job.index,
-                            other,
-                            1,
-                            job.shift + c * 8 if job.shift != 0 else 0,
-                            job.scale + c * 8 if job.shift != 0 else 0,
-                            memory.gathered,
-                        )
-                        own, value = tile[c // lanes, i, c % lanes], cell[0]
-                        if own != own:  # an error in the data, which no noise hides
-                            continue
-                        ignored = job.missing != 0 or _row_weight(job, other) == 0.0
-                        tile[c // lanes, i, c % lanes] = 0.0 if value != value and ignored else value
+        _corrupt(like, job, memory, source, input_at, first, rows, epoch)
 
 
 @callee
-def load_input(size, job, job_at, memory, columns, to, first, rows, epoch):  # type: ignore[no-untyped-def]
-    """Load rows first .. first + rows as a tile of the form; return the address of the target.
+def load_input(itemsize, job, job_at, memory, columns, input_at, first, rows, epoch):  # type: ignore[no-untyped-def]
+    """Load rows first .. first + rows as a matrix of the form; return the address of the target.
 
     The target is what the network's output is compared with: the clean rows, as ``residual`` reads them. It is the
     input itself unless that is corrupted, or lies in another form than the target should.
 
-    memory   TileMap of the thread's memory
-    to       tile (rows, columns): written
+    memory     TileMap of the thread's memory
+    input_at   where the matrix (rows, columns) is to be written
     """
     height = job.height
-    blocks, computed = in_blocks(columns, LINE // size), round_up(rows, job.row_multiple)
-    corrupted, converted = job.missing != 0 or job.noise != NO_NOISE, job.from_lines_at != 0
-    loaded = to
+    blocks, computed = in_blocks(columns, LINE // itemsize), round_up(rows, job.row_multiple)
+    corrupted, converted = _is_corrupted(job), job.from_lines_at != 0
+    loaded = input_at
     if converted:
         loaded = memory.spare if corrupted else memory.clean
     call_at(job.load_at, (loaded, job_at, memory.tiles, columns, first, rows, epoch))
     if converted:
-        call_at(job.from_lines_at, (to, loaded, computed, height, blocks))
+        call_at(job.from_lines_at, (input_at, loaded, computed, height, blocks))
     if job.target_in_form == 0:
-        return memory.clean if corrupted or converted else to
+        return memory.clean if corrupted or converted else input_at
     if not corrupted:
-        return to
+        return input_at
     call_at(job.from_lines_at, (memory.target, memory.clean, computed, height, blocks))
     return memory.target
 
 
 @callee
-def load_weights(job, weight, first, rows, computed):  # type: ignore[no-untyped-def]
+def load_weights(job, row_weight, first, rows, computed):  # type: ignore[no-untyped-def]
     """Set the weights of a tile's rows, 1 by default, and 0 for the rows below them; return the sum.
 
-    weight   (height,): written
+    row_weight   (height,): written
     """
     for i in range(rows, computed):
-        weight[i] = 0
+        row_weight[i] = 0
     if job.sample_weight == 0:
         for i in range(rows):
-            weight[i] = 1
+            row_weight[i] = 1
         return float(rows)
     total = 0.0
     for i in range(rows):
-        w = _row_weight(job, first + i)
-        weight[i] = w
-        total += w
+        weight = _row_weight(job, first + i)
+        row_weight[i] = weight
+        total += weight
     return total

@@ -14,7 +14,7 @@ In the names below, B is the second operand: W, W' or delta. The loops of a step
     loop 7    columns of A; for a gradient, rows of A             C += A[:, p] B[p, :]     _product, _write_gradient
 """
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -35,11 +35,12 @@ from fastae.kernels.target import LINE, TARGET
 # Register tiles: COLUMNS columns of LINES lines of rows; for a gradient, A_COLUMNS x B_COLUMNS lines, one per element
 COLUMNS = 2
 LINES = gemm.rows_of(1) // COLUMNS
-A_COLUMNS = 4 if TARGET.widest > 1 else 1
+A_COLUMNS = 4 if TARGET.most_blocks > 1 else 1
 B_COLUMNS = min(4, gemm.rows_of(1))
 
-# Measured on AVX-512 and AVX2: gemm.py is faster if padding slows it down by less than GAIN, or above WIDEST columns.
-GAIN, WIDEST = 1.12, 80
+# Measured on AVX-512 and AVX2: gemm.py is faster if padding slows it down by less than GAIN, or if a layer has more
+# than COLUMNS_MOST columns.
+GAIN, COLUMNS_MOST = 1.12, 80
 MANY_SHARDS = 16  # any number of threads shares so many shards well
 SMALL_TILE = 90 << 10  # bytes of a tile up to which two register tiles of rows are a little faster than one
 
@@ -63,7 +64,7 @@ def pays(widths: tuple[int, ...], batch: int, size: int, dtype: npt.DTypeLike) -
     batch has as many shards here as there, or MANY_SHARDS. The caller checks that this form supports the job: it has no
     functions for a nonlinear last layer and for sparsity.
     """
-    if max(widths) > WIDEST:
+    if max(widths) > COLUMNS_MOST:
         return False
     lanes = LINE // np.dtype(dtype).itemsize
     useful = sum(a * b for a, b in pairwise(widths))
@@ -106,14 +107,11 @@ def _write_forward(words, c, a, stride, b, depth, bias, activation, one):  # typ
     """
     tile = _product(words, _broadcasts(words, bias), a, stride, b, depth)
 
-    def epilogue(activation: int) -> None:
+    for activation_id in words.cases(activation, len(ACTIVATIONS)):
         for j, mask in enumerate(_broadcasts(words, one)):
             for s in range(LINES):
-                words.store(
-                    activate(words, activation, tile[j][s], mask), words.offset(c, (stride, j), s * LINE)
-                )
-
-    words.cases(activation, [partial(epilogue, id_) for id_ in range(len(ACTIVATIONS))])
+                value = activate(words, activation_id, tile[j][s], mask)
+                words.store(value, words.offset(c, (stride, j), s * LINE))
 
 
 def _write_residual(words, c, a, stride, b, depth, bias, x, weight, loss):  # type: ignore[no-untyped-def]
@@ -142,13 +140,11 @@ def _write_backward(words, c, a, stride, b, depth, activation):  # type: ignore[
     """
     tile = _product(words, [words.constant(0.0)] * COLUMNS, a, stride, b, depth)
 
-    def epilogue(activation: int) -> None:
+    for activation_id in words.cases(activation, len(ACTIVATIONS)):
         for j in range(COLUMNS):
             for s in range(LINES):
                 place = words.offset(c, (stride, j), s * LINE)
-                words.store(times_derivative(words, activation, tile[j][s], words.load(place)), place)
-
-    words.cases(activation, [partial(epilogue, id_) for id_ in range(len(ACTIVATIONS))])
+                words.store(times_derivative(words, activation_id, tile[j][s], words.load(place)), place)
 
 
 def _write_gradient(words, c, a, b, stride, lines, accumulate, a_left, b_left):  # type: ignore[no-untyped-def]
@@ -177,13 +173,12 @@ def _write_gradient(words, c, a, b, stride, lines, accumulate, a_left, b_left): 
             for k in range(0, total.type.count, B_COLUMNS)
         ]
     mask = words.first_lanes(b_left, B_COLUMNS)
-    for onto in (0, 1):
-        with words.when(accumulate, "==", onto):
-            for i, row in enumerate(sums):
-                with words.when(a_left, ">", i):
-                    place = words.offset(c, i * LINE)
-                    value = words.add(words.load_short(place, B_COLUMNS), row) if onto else row
-                    words.store_first(value, place, mask)
+    for add_to_c in words.cases(accumulate, 2):
+        for i, row in enumerate(sums):
+            with words.when(a_left, ">", i):
+                place = words.offset(c, i * LINE)
+                value = words.add(words.load_short(place, B_COLUMNS), row) if add_to_c else row
+                words.store_first(value, place, mask)
 
 
 def _write_column_sums(words, sums, a, stride, lines, columns):  # type: ignore[no-untyped-def]

@@ -5,7 +5,7 @@ in KINDS. It is read once and never written. A row becomes one line in each bloc
 converted, shifted and scaled in float64, and rounded once to the engine's dtype; padding becomes zero.
 """
 
-from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -17,6 +17,41 @@ from fastae.kernels.simd import F32, F64, I16, Value, Words, load_int64, vector_
 from fastae.kernels.target import LINE
 
 ITEM_SIZES = tuple(dtype.itemsize for dtype in list(KINDS)[:11])
+
+
+class Source(NamedTuple):
+    """A matrix whose rows are read, as a job describes X."""
+
+    x: int  # the address of (m, columns), of the dtype KINDS[kind]
+    columns: int
+    row_stride: int  # in bytes
+    column_stride: int
+    kind: int
+    row_numbers: int  # the address of int64 (rows,): the rows of x to use; 0: all
+    shift: int  # the address of float64 (columns,), padded; 0: neither shift nor scale
+    scale: int
+
+
+@callee
+def column_of(source, c):  # type: ignore[no-untyped-def]
+    """Column c of a source, which is a source itself."""
+    scaled = source.shift != 0
+    return Source(
+        x=source.x + c * source.column_stride,
+        columns=1,
+        row_stride=source.row_stride,
+        column_stride=source.column_stride,
+        kind=source.kind,
+        row_numbers=source.row_numbers,
+        shift=source.shift + c * 8 if scaled else 0,
+        scale=source.scale + c * 8 if scaled else 0,
+    )
+
+
+@callee
+def row_number(source, i):  # type: ignore[no-untyped-def]
+    """The row of x that is row i of the source."""
+    return load_int64(source.row_numbers + i * 8) if source.row_numbers != 0 else i
 
 
 def _source_line(words: Words, kind: np.dtype, source: Value, mask: Value, to: ir.Type) -> Value:
@@ -33,23 +68,16 @@ def _write_load(words: Words, target, source, count, kind, shift, scale):  # typ
 
     target  (lanes,)     source  (count,), of the dtype KINDS[kind]     shift, scale  float64 (count,), or 0
     """
-    mask = words.first_lanes(count)
-
-    def as_is(dtype: np.dtype) -> None:
-        words.store(_source_line(words, dtype, source, mask, words.scalar), target)
-
-    def scaled(dtype: np.dtype) -> None:
-        x = _source_line(words, dtype, source, mask, F64)
-        shifted = words.builder.fsub(x, words.load_first(shift, mask, F64, 8))
-        words.store(
-            words.convert(words.builder.fmul(shifted, words.load_first(scale, mask, F64, 8)), True), target
-        )
-
-    kinds = list(KINDS)[:11]
+    mask, dtypes = words.first_lanes(count), list(KINDS)[:11]
     with words.when(shift, "==", 0):
-        words.cases(kind, [partial(as_is, dtype) for dtype in kinds])
+        for case in words.cases(kind, len(dtypes)):
+            words.store(_source_line(words, dtypes[case], source, mask, words.scalar), target)
     with words.when(shift, "!=", 0):
-        words.cases(kind, [partial(scaled, dtype) for dtype in kinds])
+        for case in words.cases(kind, len(dtypes)):
+            x = _source_line(words, dtypes[case], source, mask, F64)
+            shifted = words.builder.fsub(x, words.load_first(shift, mask, F64, 8))
+            scaled = words.builder.fmul(shifted, words.load_first(scale, mask, F64, 8))
+            words.store(words.convert(scaled, True), target)
 
 
 _load_line = vector_kernel(_write_load)
@@ -142,39 +170,34 @@ _copy_elements = vector_kernel(_write_copy)
 
 
 @callee
-def load_rows(
-    like, tile, height, x, row_stride, column_stride, kind, columns, index, first, rows, shift, scale, spare
-):  # type: ignore[no-untyped-def]
-    """Read rows first .. first + rows of x into a tile; with an `index`, these are rows of the index.
+def load_rows(like, tile, height, source, first, rows, spare):  # type: ignore[no-untyped-def]
+    """Read rows first .. first + rows of a source into a tile.
 
-    tile    lines (blocks, height, lanes); `like` is an array of their dtype
-    x       (m, columns), of the dtype KINDS[kind]         index          int64 (rows of the index,), or 0
-    spare   16 elements of 8 bytes: gathers columns        shift, scale   float64 (columns,), padded, or 0
+    tile     lines (blocks, height, lanes); `like` is an array of their dtype
+    source   Source
+    spare    16 elements of 8 bytes: gathers columns
     """
-    size = ITEM_SIZES[kind]
+    itemsize, column_stride = ITEM_SIZES[source.kind], source.column_stride
     lanes = LINE // like.itemsize
-    blocks = in_blocks(columns, lanes)
-    direct = kind == (0 if like.itemsize == 4 else 1) and column_stride == size and shift == 0
+    contiguous, scaled = column_stride == itemsize, source.shift != 0
+    as_is = source.kind == (0 if like.itemsize == 4 else 1) and contiguous and not scaled
     for i in range(rows):
-        row = first + i
-        if index != 0:
-            row = load_int64(index + row * 8)
-        source = x + row * row_stride
-        if direct:
-            _copy_row(like, (tile + i * LINE, height, source, columns))
+        row_at = source.x + row_number(source, first + i) * source.row_stride
+        if as_is:
+            _copy_row(like, (tile + i * LINE, height, row_at, source.columns))
             continue
-        for j in range(blocks):
-            count = min(lanes, columns - j * lanes)
+        for j in range(in_blocks(source.columns, lanes)):
+            count = min(lanes, source.columns - j * lanes)
             target = tile + (j * height + i) * LINE
-            part = source + j * lanes * column_stride
-            if column_stride != size:
-                _copy_elements(like, (spare, part, count, column_stride, size))
+            part = row_at + j * lanes * column_stride
+            if not contiguous:
+                _copy_elements(like, (spare, part, count, column_stride, itemsize))
                 part = spare
-            if shift != 0:
+            if scaled:
                 k = j * lanes * 8
-                _load_line(like, (target, part, count, kind, shift + k, scale + k))
+                _load_line(like, (target, part, count, source.kind, source.shift + k, source.scale + k))
             else:
-                _load_line(like, (target, part, count, kind, 0, 0))
+                _load_line(like, (target, part, count, source.kind, 0, 0))
 
 
 @callee

@@ -109,16 +109,33 @@ class Words:
 
     def loop(self, count: Value, carried: list[Value], body: Callable[..., list[Value]]) -> list[Value]:
         """Loop `count` (>= 0) times: body(*carried) returns the next carried values. Returns the last ones."""
+        with self._loop(count, carried) as (phis, new):
+            new += body(*phis)
+        return phis
+
+    def walk(self, count: Value, places: list[Value], strides: list[Value | int]) -> Iterator[list[Value]]:
+        """Loop `count` (>= 0) times: a ``for`` statement over this emits its body once, as that of the loop.
+
+        It gives the places, which move by `strides` in each iteration. After the loop, they have moved `count` times.
+        """
+        with self._loop(count, places) as (phis, new):
+            yield phis
+            new += [self.offset(place, stride) for place, stride in zip(phis, strides, strict=True)]
+
+    @contextmanager
+    def _loop(self, count: Value, carried: list[Value]) -> Iterator[tuple[list[Value], list[Value]]]:
+        """A loop whose body is what is emitted in this context: the carried values, and a list for the next ones."""
         b = self.builder
         before = b.block
         head, inside, after = (b.append_basic_block(f"loop.{part}") for part in ("head", "body", "after"))
         b.branch(head)
         b.position_at_end(head)
         left = b.phi(I64)
-        phis = [b.phi(value.type) for value in carried]
+        phis: list[Value] = [b.phi(value.type) for value in carried]
+        new: list[Value] = []
         b.cbranch(b.icmp_signed(">", left, I64(0)), inside, after)
         b.position_at_end(inside)
-        new = body(*phis)
+        yield phis, new
         one_less = b.sub(left, I64(1))
         end = b.block
         b.branch(head)
@@ -128,18 +145,20 @@ class Words:
             phi.add_incoming(first, before)
             phi.add_incoming(last, end)
         b.position_at_end(after)
-        return list(phis)
 
-    def cases(self, value: Value, bodies: list[Callable[[], None]]) -> None:
-        """Switch on the integer `value`: emit bodies[0]() for 0, bodies[1]() for 1, ...; nothing for other values."""
+    def cases(self, value: Value, count: int) -> Iterator[int]:
+        """Switch on the integer `value`: a ``for`` statement over this emits its body for 0, then for 1, ...
+
+        In the body, the variable is a constant of Python, below `count`. For other values nothing is done.
+        """
         b = self.builder
         after = b.append_basic_block("cases.after")
-        blocks = [b.append_basic_block(f"case.{i}") for i in range(len(bodies))]
+        blocks = [b.append_basic_block(f"case.{i}") for i in range(count)]
         switch = b.switch(value, after)
-        for i, (block, body) in enumerate(zip(blocks, bodies, strict=True)):
+        for i, block in enumerate(blocks):
             switch.add_case(I64(i), block)
             b.position_at_end(block)
-            body()
+            yield i
             b.branch(after)
         b.position_at_end(after)
 

@@ -30,12 +30,12 @@ class Target:
     fma: bool
     x86: bool
     bfloat16: bool  # AVX512_BF16: products of pairs of bfloat16, added up in float32
-    tiles: dict[int, int]  # register tiles: blocks -> rows
+    register_tiles: dict[int, int]  # blocks -> rows
 
     @property
-    def widest(self) -> int:
+    def most_blocks(self) -> int:
         """The blocks of the widest register tile."""
-        return max(self.tiles)
+        return max(self.register_tiles)
 
 
 _AVX2 = {"avx", "avx2", "fma"}

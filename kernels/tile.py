@@ -28,7 +28,7 @@ class TileMap(NamedTuple):
 
     tiles: int  # the input, then the output of each layer: (height, padded columns) elements each
     sums: int  # (padded columns of all outputs,): the column sums of deltas, which are bias gradients
-    weight: int  # (height,): the weights of the rows
+    row_weight: int  # (height,)
     loss: int  # (lanes,): the sum of these is the loss
     gathered: int  # 2 lines: elements of X, side by side
     level: int  # 1 line, of which one element is used: the noise level
@@ -46,14 +46,14 @@ def tile_map(plan, height, base, size):  # type: ignore[no-untyped-def]
     lanes, last = LINE // size, plan[plan.shape[0] - 1]
     outputs, inputs = round_up(last.fan_out, lanes), round_up(plan[0].fan_in, lanes)
     sums = base + (last.output + outputs) * height * size
-    weight = sums + (last.column_sums + outputs) * size
-    loss = weight + height * size
+    row_weight = sums + (last.column_sums + outputs) * size
+    loss = row_weight + height * size
     clean = loss + SCRATCH * LINE
     tile = inputs * height * size
     return TileMap(
         tiles=base,
         sums=sums,
-        weight=weight,
+        row_weight=row_weight,
         loss=loss,
         gathered=loss + LINE,
         level=loss + 3 * LINE,
@@ -115,7 +115,9 @@ def backward_layers(like, job, plan, memory, target, gradient, accumulate, rows,
         source = output_at(plan, last - 1, memory.tiles, height, size)
         w, b = job.weights + plan[last].weight * size, job.parameters + plan[last].bias * size
         sizes = computed, height, plan[last].fan_in, plan[last].fan_out
-        call_at(job.residual_at, (top, source, w, b, target, memory.weight, top_sums, memory.loss, *sizes))
+        call_at(
+            job.residual_at, (top, source, w, b, target, memory.row_weight, top_sums, memory.loss, *sizes)
+        )
     else:
         blocks = in_blocks(plan[last].fan_out, lanes)
         xhat = top if job.from_lines_at == 0 else memory.spare
@@ -123,7 +125,7 @@ def backward_layers(like, job, plan, memory, target, gradient, accumulate, rows,
             like,
             xhat,
             target,
-            memory.weight,
+            memory.row_weight,
             top_sums,
             memory.loss,
             plan[last].activation,
@@ -150,7 +152,7 @@ def backward_layers(like, job, plan, memory, target, gradient, accumulate, rows,
             if sparse:
                 call_at(
                     job.sparsity_delta_at,
-                    (memory.spare, below, memory.weight, job.slopes, computed, height, blocks),
+                    (memory.spare, below, memory.row_weight, job.slopes, computed, height, blocks),
                 )
             wt = job.transposed + plan[i].transposed * size
             sizes = computed, height, fan_in, fan_out

@@ -24,7 +24,7 @@ def report() -> dict[str, dict[str, Any]]:
             "machine": f"{platform.system()} {platform.machine()}",
             "features": _host_features(),
             "compiled_for": f"{TARGET.cpu}, {TARGET.isa}",
-            "register_tiles": [f"{rows}x{blocks}" for blocks, rows in sorted(TARGET.tiles.items())],
+            "register_tiles": [f"{rows}x{blocks}" for blocks, rows in sorted(TARGET.register_tiles.items())],
         },
         "threads": {"cpus": os.cpu_count(), "used_by_default": thread_pool.available_cpus()},
         "cache": _cache(),

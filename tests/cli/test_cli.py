@@ -448,7 +448,7 @@ def test_doctor_describes_this_machine():
     facts = json.loads(good("doctor", "--json"))
     assert facts["versions"]["fastae"] == fastae.__version__
     assert facts["versions"]["numpy"] == np.__version__
-    assert f"{TARGET.tiles[1]}x1" in facts["cpu"]["register_tiles"]
+    assert f"{TARGET.register_tiles[1]}x1" in facts["cpu"]["register_tiles"]
     assert facts["threads"]["used_by_default"] >= 1
     assert os.path.isdir(facts["cache"]["place"])
     assert "compiled" in facts["cache"]["state"]

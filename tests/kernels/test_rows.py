@@ -16,10 +16,10 @@ REAL = ["float32", "float64"]
 
 @kernel
 def _load(tile, x, strides, kind, columns, index, first, count, shift, scale, spare):
+    source = rows.Source(x, columns, strides[0], strides[1], kind, index, shift, scale)
     rows.load_rows(
-        tile, np.int64(tile.ctypes.data), tile.shape[1], x, strides[0], strides[1], kind, columns, index, first,
-        count, shift, scale, np.int64(spare.ctypes.data),
-    )  # fmt: skip
+        tile, np.int64(tile.ctypes.data), tile.shape[1], source, first, count, np.int64(spare.ctypes.data)
+    )
 
 
 @kernel

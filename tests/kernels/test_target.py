@@ -21,7 +21,7 @@ CODE = """
     import numpy as np, fastae
     from fastae import reference
     from fastae.kernels.target import TARGET
-    print(TARGET.isa, TARGET.widest)
+    print(TARGET.isa, TARGET.most_blocks)
     rng = np.random.default_rng(0)
     for dtype, tolerance in {dtypes}:
         for widths in ((30, 8, 30, 30), (70, 33, 70), (5, 2, 5)):
@@ -128,7 +128,7 @@ def test_a_register_tile_fits_the_registers(monkeypatch, isa, machine, features,
     monkeypatch.setattr(platform, "machine", lambda: machine)
     chosen = choose(monkeypatch, None, features)
     assert chosen.isa == isa
-    assert sorted(chosen.tiles) == list(range(1, chosen.widest + 1))
-    for blocks, rows in chosen.tiles.items():
+    assert sorted(chosen.register_tiles) == list(range(1, chosen.most_blocks + 1))
+    for blocks, rows in chosen.register_tiles.items():
         assert rows >= 1
         assert (rows * blocks + blocks) * registers_a_line + 1 <= registers

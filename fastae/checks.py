@@ -52,7 +52,7 @@ def check_index(index: npt.ArrayLike, rows: int) -> npt.NDArray[np.int64]:
         raise TypeError(
             f"index must be a one-dimensional array of integers, got {array.ndim}-d {array.dtype}"
         )
-    array = np.ascontiguousarray(array, np.int64)
+    array = np.array(array, np.int64)  # a copy: another thread may change the caller's array during a call
     if array.min() < 0 or array.max() >= rows:
         raise ValueError(f"index must lie within 0 .. {rows - 1}, got {array.min()} .. {array.max()}")
     return array

@@ -3,6 +3,7 @@
 engine.py        Engine: the public calls, and the memory they use
 jobs.py          describes a call to the kernels: fills a job's record from arrays, optimizer and objective
 crew.py          the threads that work on a job: wakes them, times them, handles Ctrl-C
+turn.py          one call of an engine at a time
 thread_count.py  how many threads are fastest for one kind of step, found by trying
 thread_pool.py   the idle threads of the process, and how many CPUs it may use
 warmup.py        compiles all kernels ahead of use

@@ -6,7 +6,6 @@ Matrices of rows are (m, n), codes (m, k).
 
 import ctypes
 import os
-import threading
 import weakref
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from fastae.checks import check_count, check_index, check_matrix, check_vector
 from fastae.engine import jobs, thread_pool
 from fastae.engine.crew import Crew
 from fastae.engine.thread_count import ThreadCount
+from fastae.engine.turn import Turn
 from fastae.kernels import job as fields
 from fastae.kernels import layout
 from fastae.kernels.job import Job
@@ -120,7 +120,7 @@ class Engine:
         self._blanks = {form: self._blank(form, transposed, stretches) for form in forms}
         self._crew = Crew(work, max(stretches, partition.SHARDS_MOST))
         self._thread_counts: dict[tuple[Any, ...], ThreadCount] = {}
-        self._lock = threading.Lock()
+        self._turn = Turn()
         _engines.add(self)
 
     def _blank(self, form: Any, transposed: int, stretches: int) -> Job:
@@ -436,7 +436,7 @@ class Engine:
         job.seed, job.epoch = seed, epoch
         job.batch, job.first_row, job.sums = batch, first_row, sums
         job.weights = address(params.flat if self._weights is None else self._weights)
-        with self._lock:
+        with self._turn:
             shards = self._partition.most_shards(rows, batch, self._size, job.row_multiple)
             if self._gradients.shape[0] < shards:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
@@ -478,7 +478,7 @@ class Engine:
         job = self._new_job(self._form)
         jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
         job.alpha, job.parts, job.gradients = alpha, len(parts), address(parts)
-        with self._lock:
+        with self._turn:
             self._run(job, fields.UPDATE, 1)
         return float(losses[0, 0])
 
@@ -520,7 +520,7 @@ class Engine:
         tiles = -(-rows // (self.n_threads * self.tile_rows))
         tile = max(SMALL_TILE, -(-rows // (self.n_threads * tiles)))
         job.batch = min(self.tile_rows, -(-tile // job.row_multiple) * job.row_multiple)
-        with self._lock:
+        with self._turn:
             if self._weights is not None:
                 self._prepare_weights(ctypes.addressof(job), self.dtype.itemsize)
             self._share(job, 0, 2.0 * rows * self._size, 1, rows)
@@ -579,7 +579,7 @@ _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 def _forget_threads() -> None:
     """In a forked child, which has no thread but this one: none holds a lock, works on a job or listens for one."""
     for engine in _engines:
-        engine._lock = threading.Lock()
+        engine._turn = Turn()
         engine._crew.reset()
 
 

@@ -3,6 +3,7 @@
 import os
 import threading
 
+import numpy as np
 import pytest
 from engines import autoencoder, bits
 from processes import answer_of_fork, run_python
@@ -137,3 +138,54 @@ def test_ctrl_c_when_a_job_was_just_opened_does_not_open_it_again(monkeypatch):
         engine.loss_and_gradient(parameters, X)
     assert len(calls) == 1
     assert bits(engine.loss_and_gradient(parameters, X)) == wanted
+
+
+@posix
+@pytest.mark.parametrize("method", ["loss_and_gradient", "reconstruct"])
+def test_a_signal_handler_that_uses_the_working_engine_gets_an_error(method):
+    """It could only wait for the call that it interrupts: forever."""
+    out = run_python(f"""
+        import os, signal, threading, time
+        import numpy as np, fastae
+        engine = fastae.Engine(fastae.Network.autoencoder(64, 16), 2)
+        parameters, X = fastae.Parameters.random(engine.network), np.zeros((1000, 64), "f4")
+        engine.{method}(parameters, X)
+        large = np.broadcast_to(X[:1], (10**10, 64)) if {method == "loss_and_gradient"} else np.zeros((10**6, 64), "f4")
+
+        def handle(*_):
+            try:
+                engine.{method}(parameters, X)
+            except RuntimeError as error:
+                print(error)
+                raise KeyboardInterrupt from None
+
+        signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+        try:
+            while True:
+                engine.{method}(parameters, large)
+        except KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        engine.{method}(parameters, X)
+        threading.Thread(target=engine.{method}, args=(parameters, X)).run()
+        print("works")
+    """)
+    lines = out.splitlines()
+    assert lines[-1] == "works"
+    assert lines[0].startswith("this engine is computing in the same thread")
+
+
+def test_an_index_that_is_changed_during_a_call_is_that_of_its_beginning(monkeypatch):
+    engine, parameters, X = autoencoder(m=200_000, n_threads=2)
+    index, changes = np.arange(len(X)), []
+    wanted = bits(fastae.Engine(engine.network, 1).loss_and_gradient(parameters, X))
+    lend = thread_pool.lend
+
+    def change_and_lend(work):  # as another thread might, while the job is open
+        index[:] = 10**15
+        changes.append(True)
+        lend(work)
+
+    replace(monkeypatch, "lend", change_and_lend)
+    assert bits(engine.loss_and_gradient(parameters, X, index=index)) == wanted
+    assert changes

@@ -119,15 +119,16 @@ class Report:
         peaks = [c.peak for c in self.comparisons]
         sigmoids = [c.sigmoid_rate for c in self.comparisons]
         lines = [
-            f"One loss and gradient: medians of {first.timings['fastae'].rounds} rounds in turn. All results were "
-            "checked against the reference first. "
+            f"One loss and gradient: medians of {first.timings['fastae'].rounds} interleaved rounds. Before "
+            "timing, all libraries' results were checked to agree up to rounding. "
             "Each peer uses one thread or all, whichever is faster for it (JAX always all).",
-            f"Ceilings of {self.machine['threads']} threads in the same run: FMA {min(peaks):.0f} to {max(peaks):.0f} "
-            f"GF/s; sigmoid {1 / max(sigmoids):.3f} to {1 / min(sigmoids):.3f} ns.",
-            "FMA: share of the FMA ceiling. + sigmoid: share of both ceilings, all products and then all sigmoids.",
+            f"Peak rates of {self.machine['threads']} threads in the same run: FMA {min(peaks):.0f} to "
+            f"{max(peaks):.0f} GF/s; one sigmoid in {1 / max(sigmoids):.3f} to {1 / min(sigmoids):.3f} ns.",
+            "FMA: achieved share of the peak FMA rate. + sigmoid: share of the rate possible if the sigmoids ran after "
+            "the FMAs, each at its peak.",
         ]
         if not all(PEERS[name].exact for name in self.peers):
-            lines.append("* computes in lower precision, and never counts as the best peer.")
+            lines.append("Columns marked * compute in lower precision, and never count as the best peer.")
         lines += [f"Skipped: {name} ({why})." for name, why in self.missing.items()]
         if self.mean_ratio:
             lines.append(

@@ -280,8 +280,10 @@ class Parameters(Mapping[str, np.ndarray]):
         if "network" not in stored.about:
             raise ValueError(f"{stored.path} is a file of {stored.kind}, not of Parameters")
         with stored.blamed():
-            network = Network(**stored.about["network"])
-            return cls.from_arrays(network, stored.tensors, stored.tensors["W1"].dtype)
+            network, dtype = Network(**stored.about["network"]), check_dtype(stored.tensors["W1"].dtype)
+            # before memory is allocated for the network, which may be damaged
+            arrays = {name: stored.tensor(name, shape, dtype) for name, shape in network.shapes().items()}
+            return cls.from_arrays(network, arrays, dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"network": self.network, "dtype": self.dtype, "arrays": dict(self)}

@@ -135,7 +135,8 @@ class Parameters(Mapping[str, np.ndarray]):
     Attributes
     ----------
     flat : ndarray of shape (size,)
-        The buffer, in the kernels' blocked layout. Padding is zero and must stay zero.
+        The buffer, in the kernels' blocked layout. Padding is zero and must stay zero. Write into it; it cannot be
+        replaced by another array.
     """
 
     def __init__(self, network: Network, dtype: DType = "float32") -> None:
@@ -144,8 +145,18 @@ class Parameters(Mapping[str, np.ndarray]):
         self.network = network
         self.dtype = check_dtype(dtype)
         self.plan, size, _ = layout.plan(network.widths, network.activations, self.dtype)
-        self.flat = layout.aligned_zeros(size, self.dtype)
+        self._flat = layout.aligned_zeros(size, self.dtype)
         self._shapes = _shapes(network.widths)
+
+    @property
+    def flat(self) -> np.ndarray:
+        """The buffer, in the kernels' blocked layout."""
+        return self._flat
+
+    @flat.setter
+    def flat(self, value: np.ndarray) -> None:
+        if value is not self._flat:  # ``params.flat += x`` adds in place, then assigns the same array
+            raise AttributeError("flat cannot be replaced, only written: params.flat[:] = array")
 
     @classmethod
     def random(
@@ -269,15 +280,22 @@ class Parameters(Mapping[str, np.ndarray]):
         if "network" not in stored.about:
             raise ValueError(f"{stored.path} is a file of {stored.kind}, not of Parameters")
         with stored.blamed():
-            network = Network(**stored.about["network"])
-            return cls.from_arrays(network, stored.tensors, stored.tensors["W1"].dtype)
+            network, dtype = Network(**stored.about["network"]), check_dtype(stored.tensors["W1"].dtype)
+            # before memory is allocated for the network, which may be damaged
+            arrays = {name: stored.tensor(name, shape, dtype) for name, shape in network.shapes().items()}
+            return cls.from_arrays(network, arrays, dtype)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Parameters.from_arrays, (
-            self.network,
-            dict(self),
-            self.dtype,
-        )  # a buffer read back need not be aligned
+    def __getstate__(self) -> dict[str, Any]:
+        return {"network": self.network, "dtype": self.dtype, "arrays": dict(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Allocate a buffer anew, as one that was read need not be aligned."""
+        self.__init__(state["network"], state["dtype"])  # type: ignore[misc]
+        if "flat" in state:  # written by skops and an earlier fastae
+            self._flat[:] = state["flat"]
+            return
+        for name, array in state["arrays"].items():
+            self[name] = array
 
     def _blocked(self, name: str) -> np.ndarray:
         """The (blocks, rows, lanes) view of a weight matrix, or the flat view of a bias, padding included."""

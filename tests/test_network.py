@@ -1,5 +1,10 @@
 """Network and Parameters: shapes, one aligned buffer, dense arrays in and out, random starts, errors by name."""
 
+import copy
+import io
+import pickle
+
+import joblib
 import numpy as np
 import pytest
 
@@ -197,3 +202,91 @@ def test_pack_and_unpack_are_inverse_in_the_layout():
     assert blocked[2, 19, 4] == dense[19, 36]
     assert blocked[1, 3, 7] == dense[3, 23]
     np.testing.assert_array_equal(layout.unpack(blocked, (20, 37)), dense)
+
+
+# -- the buffer -------------------------------------------------------------------------------------------------------
+
+
+def test_the_buffer_is_written_in_place_and_cannot_be_replaced():
+    parameters = fastae.Parameters.random(fastae.Network.autoencoder(5, 2))
+    flat, before = parameters.flat, parameters.flat.copy()
+    parameters.flat *= 2
+    assert parameters.flat is flat
+    assert (flat == 2 * before).all()
+    for other in (flat.copy(), flat.astype("f8"), flat[::2], None):
+        with pytest.raises(AttributeError, match=r"flat cannot be replaced.*flat\[:\] = array"):
+            parameters.flat = other
+    assert parameters.flat is flat
+
+
+class _Stateful:
+    """Restores an object from its state, as skops does: without its constructor, with unaligned arrays."""
+
+    @staticmethod
+    def round_trip(parameters):
+        state = parameters.__getstate__()
+        assert "flat" not in state
+        raw = {name: np.zeros(array.nbytes + 1, "u1") for name, array in state["arrays"].items()}
+        for name, array in state["arrays"].items():
+            unaligned = raw[name][1:].view(array.dtype).reshape(array.shape)
+            unaligned[...] = array
+            state["arrays"][name] = unaligned
+        again = fastae.Parameters.__new__(fastae.Parameters)
+        again.__setstate__(state)
+        return again
+
+
+def _old_skops(parameters):
+    """What skops restores of a file that was written when the attributes were stored as they are."""
+    state = {"network": parameters.network, "dtype": parameters.dtype, "plan": parameters.plan, "_shapes": {}}
+    raw = np.zeros(parameters.flat.nbytes + 4, "u1")[4:].view(parameters.dtype)
+    raw[:] = parameters.flat
+    again = fastae.Parameters.__new__(fastae.Parameters)
+    again.__setstate__(state | {"flat": raw})
+    return again
+
+
+def _by_joblib(parameters):
+    file = io.BytesIO()
+    joblib.dump(parameters, file)
+    file.seek(0)
+    return joblib.load(file)
+
+
+ROUND_TRIPS = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "method": fastae.Parameters.copy,
+    "joblib": _by_joblib,
+    "state": _Stateful.round_trip,
+    "old-skops": _old_skops,
+    **{
+        f"pickle-{protocol}": lambda parameters, protocol=protocol: pickle.loads(
+            pickle.dumps(parameters, protocol)
+        )
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+    },
+}
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_copy_has_an_aligned_buffer_of_its_own(name, dtype):
+    parameters = fastae.Parameters.random(fastae.Network.autoencoder(17, 5), dtype=dtype)
+    again = ROUND_TRIPS[name](parameters)
+    assert (again.network, again.dtype) == (parameters.network, parameters.dtype)
+    assert again.flat.tobytes() == parameters.flat.tobytes()
+    assert not np.shares_memory(again.flat, parameters.flat)
+    assert again.flat.ctypes.data % 64 == 0
+    assert again.flat.flags.writeable
+
+
+def test_pickles_of_earlier_versions_load():
+    parameters = fastae.Parameters.random(fastae.Network.autoencoder(3, 2))
+
+    class Earlier:
+        def __reduce__(self):
+            return fastae.Parameters.from_arrays, (parameters.network, dict(parameters), parameters.dtype)
+
+    again = pickle.loads(pickle.dumps(Earlier()))
+    assert again.flat.tobytes() == parameters.flat.tobytes()

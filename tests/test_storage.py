@@ -1,17 +1,22 @@
 """Files: whole or as they were, the same bits read back, and errors that name the file and what is wrong with it."""
 
+import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
 from disk import full_disk, names
+from processes import process
 from safetensors.numpy import load_file, save_file
 
 import fastae
 from fastae import reference, storage
+from fastae.kernels import layout
 
 NETWORK = fastae.Network((12, 20, 5, 12), ("relu", "tanh", "identity"), code_layer=2)
 
@@ -141,6 +146,163 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     assert names(tmp_path) == ["a.safetensors"]
 
 
+def test_a_long_suffix_does_not_make_the_hidden_name_too_long(tmp_path):
+    for name in ("model." + "x" * 240, "." + "y" * 250):
+        with storage.written_whole(tmp_path / name) as hidden:
+            hidden.write_text("new")
+        assert (tmp_path / name).read_text() == "new"
+    with pytest.raises(OSError, match=r"z{300}"):
+        fastae.Parameters(NETWORK).save(tmp_path / ("z" * 300))
+
+
+def test_a_read_only_file_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.write_text("old")
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda where, mode: mode != os.W_OK and access(where, mode)
+    )  # root may write all
+    for refused in (lambda: storage.check_place(path), lambda: fastae.Parameters(NETWORK).save(path)):
+        with pytest.raises(PermissionError, match="a is read-only"):
+            refused()
+    assert path.read_text() == "old"
+
+
+def test_owner_and_group_are_kept_and_hard_links_keep_the_old_content(tmp_path, monkeypatch):
+    path, link, asked = tmp_path / "a", tmp_path / "link", []
+
+    def chown(where, owner, group):
+        asked.append((owner, group))
+        raise PermissionError  # as for an ordinary user
+
+    path.write_text("old")
+    link.hardlink_to(path)
+    monkeypatch.setattr(os, "chown", chown)
+    with storage.written_whole(path) as hidden:
+        hidden.write_text("new")
+    about = path.stat()
+    assert asked == [(about.st_uid, -1), (-1, about.st_gid)]
+    assert (path.read_text(), link.read_text()) == ("new", "old")
+
+
+def test_a_directory_that_may_be_written_but_not_read_takes_files(tmp_path, monkeypatch):
+    opened, listed = os.open, os.scandir
+
+    def refuse_directories(path, flags, *mode, **options):
+        if flags & os.O_DIRECTORY:
+            raise PermissionError(13, "Permission denied", path)
+        return opened(path, flags, *mode, **options)
+
+    def refuse(path):
+        if os.fspath(path) == os.fspath(tmp_path):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "open", refuse_directories)
+    monkeypatch.setattr(os, "scandir", refuse)
+    fastae.Parameters(NETWORK).save(tmp_path / "a")
+    monkeypatch.undo()
+    assert names(tmp_path) == ["a"]
+
+
+WRITER = """
+    import sys
+    from fastae import storage
+
+    with storage.written_whole(sys.argv[1]) as hidden:
+        hidden.write_text("half")
+        print(hidden.name, flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_files_of_killed_writers_are_removed_and_those_of_living_ones_are_not(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(WRITER)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (
+        process([*command, tmp_path / "a.csv"], **pipes) as killed,
+        process([*command, tmp_path / "b.csv"], **pipes) as alive,
+    ):
+        left, held = (child.stdout.readline().strip() for child in (killed, alive))
+        killed.kill()
+        killed.wait(timeout=60)
+        assert left in names(tmp_path)
+        fastae.Parameters(NETWORK).save(tmp_path / "c")
+        lock = held.removesuffix(".csv") + ".lock"
+        assert names(tmp_path) == sorted(["c", held, lock])
+        alive.stdin.close()
+        assert alive.wait(timeout=60) == 0
+    assert names(tmp_path) == ["b.csv", "c"]
+
+
+def test_hidden_files_of_earlier_versions_which_had_no_locks_are_removed_after_a_day(tmp_path):
+    for name in (".fastae-0123456789ab.npy", ".fastae-ba9876543210.npy", ".fastaelike"):
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (0, 0))
+    os.utime(tmp_path / ".fastae-ba9876543210.npy")
+    fastae.Parameters(NETWORK).save(tmp_path / "a")
+    assert names(tmp_path) == [".fastae-ba9876543210.npy", ".fastaelike", "a"]
+
+
+SAVE = """
+    import sys
+    import fastae
+    from fastae import storage
+
+    storage.check_place(sys.argv[1])
+    fastae.Parameters.random(fastae.Network.autoencoder(12, 4)).save(sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="needs /dev/fd")
+@pytest.mark.parametrize(
+    "place",
+    [">(cat > out; echo > done)", "/dev/stdout | cat > out", "/dev/fd/1 | cat > out", "/dev/stdout > out"],
+)
+def test_a_pipe_of_the_shell_receives_the_whole_file(tmp_path, place):
+    if ">(" in place:
+        os.mkfifo(tmp_path / "done")
+        place += " && read < done"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(textwrap.dedent(SAVE))} {place}"
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, timeout=120)
+    params = fastae.Parameters.load(tmp_path / "out")
+    assert (params.flat == fastae.Parameters.random(params.network).flat).all()
+
+
+def test_a_descriptor_nobody_reads_is_refused_at_once(tmp_path):
+    read, write = os.pipe()
+    try:
+        storage.check_place(f"/dev/fd/{write}")
+        os.close(read)
+        with pytest.raises(BrokenPipeError, match=f"nobody reads.*/dev/fd/{write}"):
+            storage.check_place(f"/dev/fd/{write}")
+    finally:
+        os.close(write)
+    with pytest.raises(OSError, match=f"/dev/fd/{write}"):
+        storage.check_place(f"/dev/fd/{write}")
+
+
+def test_an_error_of_a_pipe_names_it(tmp_path):
+    pipe = tmp_path / "fifo.parquet"
+    os.mkfifo(pipe)
+    with (
+        pytest.raises(OSError, match=r"seek.*not a regular file.*fifo\.parquet"),
+        storage.written_whole(pipe),
+    ):
+        raise OSError("lseek failed")  # as pyarrow says it
+
+
+def test_a_place_is_tested_by_creating_a_file_there(tmp_path, monkeypatch):
+    def no_room(path, flags, *mode, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr(os, "open", no_room)
+    with pytest.raises(OSError, match=r"No space left.*a\.txt"):
+        storage.check_place(tmp_path / "a.txt")
+    monkeypatch.undo()
+    assert names(tmp_path) == []
+
+
 # -- parameters -------------------------------------------------------------------------------------------------------
 
 
@@ -192,7 +354,7 @@ def test_importing_fastae_does_not_import_safetensors():
 
 
 def written(path, change_about=None, change_tensors=None):
-    """A parameters file, with its metadata or its tensors tampered with."""
+    """A parameters file of format 1, which has no digest, with its metadata or its tensors tampered with."""
     params = fastae.Parameters.random(NETWORK, seed=1)
     params.save(path)
     stored = storage.read(path)
@@ -201,7 +363,7 @@ def written(path, change_about=None, change_tensors=None):
         change_about(about)
     if change_tensors is not None:
         change_tensors(tensors)
-    save_file(tensors, path, metadata={"fastae": json.dumps(about)})
+    save_file(tensors, path, metadata={"fastae": json.dumps(about | {"format": 1})})
     return path
 
 
@@ -231,7 +393,10 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path):
         ({"fastae": "[1]"}, "damaged"),
         ({"fastae": '{"kind": "Parameters"}'}, "damaged"),
         ({"fastae": '{"format": 1}'}, "damaged"),
-        ({"fastae": '{"format": 2, "kind": "Parameters", "fastae": "9.9"}'}, "has format 2 .*9.9"),
+        ({"fastae": '{"format": 3, "kind": "Parameters", "fastae": "9.9"}'}, "has format 3 .*9.9"),
+        ({"fastae": '{"format": 2, "kind": "Parameters"}'}, "does not match its digest"),
+        ({"fastae": '{"format": "1", "kind": "Parameters"}'}, "format is not an integer"),
+        ({"fastae": "[" * 100_000}, "damaged"),
         ({"fastae": '{"format": 1, "kind": "Checkpoint"}'}, "a file of Checkpoint, not of Parameters"),
     ],
 )
@@ -259,6 +424,56 @@ def test_what_is_missing_or_of_the_wrong_shape_is_named_with_the_file(tmp_path, 
     path = written(tmp_path / "a.safetensors", about, tensors)
     with pytest.raises(ValueError, match=rf"a\.safetensors is damaged: .*{said}"):
         fastae.Parameters.load(path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_flipped_bit_is_an_error_that_names_the_file(tmp_path, dtype):
+    path = tmp_path / "a.safetensors"
+    fastae.Parameters.random(NETWORK, seed=1, dtype=dtype).save(path)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for place in rng.integers(0, len(whole), 400):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a\.safetensors (is|has)"):
+            fastae.Parameters.load(path)
+
+
+def test_a_network_that_the_file_does_not_hold_is_refused_before_memory_is_asked_for(tmp_path, monkeypatch):
+    path = written(
+        tmp_path / "a.safetensors", lambda about: about["network"].update(widths=[12, 10**9, 5, 12])
+    )
+
+    def never(*_):
+        raise AssertionError("allocated")
+
+    monkeypatch.setattr(layout, "aligned_zeros", never)
+    with pytest.raises(ValueError, match=r"a\.safetensors is damaged: W1 has shape"):
+        fastae.Parameters.load(path)
+
+
+@pytest.mark.parametrize(
+    ("example", "value", "said"),
+    [
+        (0, -1, "out of range"),
+        (0, 1 << 63, "out of range"),
+        (0.0, 10**400, "out of range"),
+        (0, True, "not of type int"),
+        (0.0, "1", "not of type float"),
+        ("", None, "not of type str"),
+        ([0.0], [1.0, "x"], r"thing\[1\] is not of type float"),
+        ([0.0], 3, "not of type list"),
+        ((0, ""), [1], "has 1 members, but needs 2"),
+        ({"a": 0}, {"a": 0, "b": 1}, "'b'"),
+        ({"a": 0}, {}, "'a'"),
+        ({}, [], "not of type dict"),
+    ],
+)
+def test_what_json_holds_is_compared_with_an_example(example, value, said):
+    with pytest.raises(ValueError, match="thing.*" + said if not said.startswith("thing") else said):
+        storage.check_like("thing", value, example)
+    good = {"a": [1.5, 2], "b": [1, "x"], "c": {"any": None}, "d": True}
+    storage.check_like("thing", good, {"a": [0.0], "b": (0, ""), "c": {}, "d": False})
 
 
 def test_what_json_cannot_hold_is_refused_and_nothing_written(tmp_path):

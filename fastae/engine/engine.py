@@ -103,7 +103,7 @@ class Engine:
             layout.aligned_zeros(scratch + 2 * inputs + max(inputs, codes), dtype)
             for _ in range(self.n_threads)
         ]
-        self._size = size
+        self._size, self._shape = size, (size,)
         self._weights = layout.aligned_zeros(size, dtype) if in_bfloat16 else None  # W as products read it
         self._transposed = layout.aligned_zeros(transposed, dtype)
         sums = int(last["column_sums"]) + layout.blocks(int(last["fan_out"]), dtype) * lanes
@@ -429,8 +429,8 @@ class Engine:
             job.sample_weight = address(weights)
         rates = np.ascontiguousarray(rates, np.float64)
         losses = np.zeros((rates.size, 2))
-        self._check_params(params)
-        self._check_params(gradient, "gradient")
+        self._check_params(params, written=optimizer is not None)
+        self._check_params(gradient, "gradient", written=True)
         jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
         jobs.set_objective(job, objective, self.network, unit)
         job.seed, job.epoch = seed, epoch
@@ -473,8 +473,8 @@ class Engine:
         if parts.ndim != 2 or parts.shape[1] != self._size or not len(parts):
             raise ValueError(f"parts must be of shape (parts, {self._size}), got {parts.shape}")
         losses, rates = np.array([[0.0, float(weight)]]), np.array([float(rate)])
-        self._check_params(params)
-        self._check_params(gradient, "gradient")
+        self._check_params(params, written=optimizer is not None)
+        self._check_params(gradient, "gradient", written=True)
         job = self._new_job(self._form)
         jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
         job.alpha, job.parts, job.gradients = alpha, len(parts), address(parts)
@@ -512,7 +512,7 @@ class Engine:
         else:
             out = np.empty(rows)
             job.task, job.column_weight = fields.ERRORS_TASK, address(column_weight)
-        job.missing, job.parameters = missing, address(params.flat)
+        job.missing, job.parameters = missing, jobs.line_address(params)
         job.weights = address(params.flat if self._weights is None else self._weights)
         job.out, job.out_stride = address(out), out.strides[0]
         job.first_layer, job.last_layer = first, last
@@ -564,13 +564,23 @@ class Engine:
         quota = max(1, int(FIRST_CALL * self.network.widths[0] // max(self._size, 1)))
         return self._crew.run(job, claim, n_threads, quota, thread_count)
 
-    def _check_params(self, params: Parameters, name: str = "params") -> None:
+    def _check_params(self, params: Parameters, name: str = "params", *, written: bool = False) -> None:
+        """Raise an error unless kernels may read and, where they are `written`, write these parameters."""
         if not isinstance(params, Parameters):
             raise TypeError(f"{name} must be Parameters, got {type(params).__name__}")
-        if params.network != self.network:
+        if params.network is not self.network and params.network != self.network:
             raise ValueError(f"{name} are of {params.network}, but the engine is for {self.network}")
-        if params.dtype != self.dtype:
+        if params.dtype is not self.dtype and params.dtype != self.dtype:
             raise ValueError(f"{name} are {params.dtype}, but the engine computes in {self.dtype}")
+        flat = params.flat
+        flags = flat.flags
+        if flat.dtype != self.dtype or flat.shape != self._shape or not flags.c_contiguous:
+            raise ValueError(
+                f"{name}.flat has shape {flat.shape} and dtype {flat.dtype}, but {name} were made with shape "
+                f"({self._size},) and dtype {self.dtype}"
+            )
+        if written and not flags.writeable:
+            raise ValueError(f"{name}.flat is read-only, but the engine writes it")
 
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()

@@ -35,6 +35,16 @@ def _finite(vector: npt.ArrayLike, columns: int, name: str) -> np.ndarray:
     return checked
 
 
+def line_address(params: Parameters) -> int:
+    """The address of the buffer of `params`; a ValueError if it does not start on a cache line."""
+    place = address(params.flat)
+    if place % 64:
+        raise ValueError(
+            "params.flat does not start on a cache line: it is not the array that params were made with"
+        )
+    return place
+
+
 def set_matrix(
     job: Job,
     X: np.ndarray,
@@ -94,7 +104,7 @@ def set_steps(
     if rates.ndim != 1 or rates.size == 0:
         raise ValueError(f"rates must contain one learning rate per step, got shape {rates.shape}")
     job.task, job.steps = fields.STEPS_TASK, rates.size
-    job.parameters, job.gradient = address(params.flat), address(gradient.flat)
+    job.parameters, job.gradient = line_address(params), line_address(gradient)
     job.rates, job.losses = address(rates), address(losses)
     if optimizer is None:
         return

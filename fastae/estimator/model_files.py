@@ -12,6 +12,15 @@ from fastae.estimator import onnx_export
 from fastae.network import Parameters
 from fastae.optimizers import State
 
+# Fitted attributes that every model has, and what they are like; a detector has `offset_` as well
+_FITTED = {
+    "n_features_in_": 0,
+    "loss_": 0.0,
+    "loss_curve_": [0.0],
+    "validation_loss_curve_": [0.0],
+    "n_iter_": 0,
+    "stop_reason_": "",
+}
 _TENSORS = ("params_", "network_", "shift_", "scale_")  # fitted attributes that are not stored as JSON
 
 
@@ -84,15 +93,13 @@ class ModelFiles:
         params = Parameters.from_stored(stored)
         with stored.blamed():
             settings, fitted, scaled = (stored.about[name] for name in ("settings", "fitted", "scaled"))
-            if isinstance(settings["hidden_layer_sizes"], list):
-                settings["hidden_layer_sizes"] = tuple(settings["hidden_layer_sizes"])
-            if "feature_names_in_" in fitted:
-                fitted["feature_names_in_"] = np.array(fitted["feature_names_in_"], object)
-            model: Any = known[stored.kind](**settings)
-            vars(model).update(fitted)
+            storage.check_like("scaled", scaled, True)
+            storage.check_like("fitted", fitted, {})
+            model = _made(known[stored.kind], settings)
+            _restore_fitted(model, fitted, params.network.widths[0])
         shape = params.network.widths[:1]
-        model.shift_ = stored.tensor("shift", shape) if scaled else None
-        model.scale_ = stored.tensor("scale", shape) if scaled else None
+        model.shift_ = stored.tensor("shift", shape, np.float64) if scaled else None
+        model.scale_ = stored.tensor("scale", shape, np.float64) if scaled else None
         model.params_, model.network_, model._state = params, params.network, State.zeros(params)
         model._n_features_out = params.network.widths[params.network.code_layer]
         return model  # type: ignore[no-any-return]
@@ -129,6 +136,33 @@ class ModelFiles:
             name: None if name == "callback" or isinstance(value, np.random.RandomState) else value
             for name, value in self.get_params(deep=False).items()
         }
+
+
+def _made(kind: type[Any], settings: Any) -> Any:
+    """An estimator with settings from a file; an error if one is missing, unknown or out of range."""
+    storage.check_like("settings", settings, {})
+    if isinstance(settings["hidden_layer_sizes"], list):
+        settings["hidden_layer_sizes"] = tuple(settings["hidden_layer_sizes"])
+    model = kind(**settings)
+    model._validate_params()
+    return model
+
+
+def _restore_fitted(model: Any, fitted: dict[str, Any], columns: int) -> None:
+    """Set the fitted attributes of a model of so many columns; an error if one is missing or wrong."""
+    for name, example in (_FITTED | ({"offset_": 0.0} if hasattr(model, "set_threshold") else {})).items():
+        storage.check_like(name, fitted[name], example)
+    if fitted["n_features_in_"] != columns:
+        raise ValueError(
+            f"n_features_in_ is {fitted['n_features_in_']}, but the network has {columns} inputs"
+        )
+    if "feature_names_in_" in fitted:
+        storage.check_like("feature_names_in_", fitted["feature_names_in_"], ("",) * columns)
+        fitted["feature_names_in_"] = np.array(fitted["feature_names_in_"], object)
+    for name, value in fitted.items():
+        if not name.endswith("_") or name.startswith("_") or name in _TENSORS or hasattr(type(model), name):
+            raise ValueError(f"{name!r} is not a fitted attribute")
+        setattr(model, name, value)
 
 
 def _family(kind: type[Any]) -> list[type[Any]]:

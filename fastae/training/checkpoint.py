@@ -17,6 +17,27 @@ from fastae import storage
 from fastae.network import Parameters
 from fastae.optimizers import State
 
+# What the JSON of a checkpoint holds, besides the settings of the run and the state of the generator
+_CONTENT = {
+    "run": {},
+    "steps": 0,
+    "epochs": 0,
+    "generator": {},
+    "loop": {
+        "watch": (0.0, 0, 0, 1.0),
+        "history": {
+            "loss": [0.0],
+            "validation_loss": [0.0],
+            "best_epoch": 0,
+            "learning_rate": [0.0],
+            "seconds": 0.0,
+            "rows": 0,
+            "stop_reason": "",
+        },
+        "rate": (0, 0.0),
+    },
+}
+
 
 class Checkpoint:
     """A checkpoint file and, where a run is resumed, its content.
@@ -44,6 +65,10 @@ class Checkpoint:
         self._stored = storage.read(path) if resume and os.path.exists(path) else None
         if self._stored is not None and self._stored.kind != "Checkpoint":
             raise ValueError(f"{self.path} is a file of {self._stored.kind}, not of Checkpoint")
+        if self._stored is not None:
+            with self._stored.blamed():
+                for name, example in _CONTENT.items():
+                    storage.check_like(name, self._stored.about[name], example)
         self.read_only = False  # for a process whose run is written by another process
         self._run: dict[str, Any] = {}
         self._due = time.perf_counter() + self.SECONDS
@@ -64,15 +89,22 @@ class Checkpoint:
     def keep(self, name: str, value: Any) -> Any:
         """Store `value` in the file and return it; where a run is resumed, return the value stored before."""
         if self._stored is not None:
-            value = self._stored.about["run"].get(name)
+            with self._stored.blamed():
+                stored = self._stored.about["run"][name]
+                if value is not None:
+                    storage.check_like(name, stored, tuple(value) if isinstance(value, list) else value)
+            value = stored
         self._run[name] = value
         return value
 
     def agree(self, name: str, settings: dict[str, Any]) -> None:
         """Store `settings`; where a run is resumed, raise a ValueError that names the first one that differs."""
         now = json.loads(json.dumps(settings, default=_named))
-        was = self.keep(name, now)
-        if was is None:
+        self._run[name] = now
+        if self._stored is None:
+            return
+        was = self._stored.about["run"].get(name)
+        if not isinstance(was, dict):
             raise ValueError(f"{self.path} belongs to another run: it has no settings of the {name}")
         for setting, value in now.items():
             if was.get(setting) != value:
@@ -123,10 +155,10 @@ class Checkpoint:
         stored = self._stored
         assert stored is not None
         flat, moments = (
-            stored.tensor("params", params.flat.shape),
-            stored.tensor("moments", state.moments.shape),
+            stored.tensor("params", params.flat.shape, params.dtype),
+            stored.tensor("moments", state.moments.shape, params.dtype),
         )
-        best = stored.tensor("best", params.flat.shape) if "best" in stored.tensors else None
+        best = stored.tensor("best", params.flat.shape, params.dtype) if "best" in stored.tensors else None
         with stored.blamed():
             steps, epochs = stored.about["steps"], stored.about["epochs"]
             generator.bit_generator.state = stored.about["generator"]

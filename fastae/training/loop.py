@@ -29,6 +29,8 @@ def check_start(
     """The optimizer and the state to begin with, checked against `params`; Adam and a new state by default."""
     if not isinstance(params, Parameters):
         raise TypeError(f"params must be Parameters, got {type(params).__name__}")
+    if not params.flat.flags.writeable:
+        raise ValueError("params.flat is read-only, but training changes it")
     optimizer = Adam() if optimizer is None else optimizer
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be an Optimizer, such as fastae.Adam(), got {optimizer!r}")

@@ -10,7 +10,7 @@ from numba.core.errors import TypingError
 from processes import run
 
 import fastae
-from fastae.kernels import step
+from fastae.kernels import layout, step
 
 
 def with_dtype(dtype):
@@ -136,3 +136,39 @@ def test_a_compiler_that_is_switched_off_is_named():
     done = run([sys.executable, "-c", code], env={**os.environ, "NUMBA_DISABLE_JIT": "1"})
     assert done.returncode == 1
     assert "RuntimeError: NUMBA_DISABLE_JIT is set" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("buffer", "message"),
+    [
+        (lambda flat: flat.astype("f8"), "flat has shape .* and dtype float64, but .* dtype float32"),
+        (lambda flat: np.zeros(2 * flat.size, flat.dtype)[::2], "flat has shape"),
+        (lambda flat: flat[:-1], "flat has shape"),
+        (lambda flat: layout.aligned_zeros(flat.size + 4, flat.dtype)[4:], "does not start on a cache line"),
+    ],
+)
+@pytest.mark.parametrize("which", ["params", "gradient"])
+def test_a_buffer_that_is_not_the_parameters_own_is_refused_before_its_address_is_taken(
+    buffer, message, which
+):
+    network = fastae.Network.autoencoder(12, 4)
+    engine, X = fastae.Engine(network, 1), np.ones((3, 12))
+    arguments = {name: fastae.Parameters.random(network) for name in ("params", "gradient")}
+    arguments[which]._flat = buffer(arguments[which].flat)
+    with pytest.raises(ValueError, match=message):
+        engine.run_steps(arguments["params"], X, gradient=arguments["gradient"])
+    if which == "params":
+        with pytest.raises(ValueError, match=message):
+            engine.encode(arguments["params"], X)
+
+
+def test_a_read_only_buffer_is_read_but_not_written():
+    network = fastae.Network.autoencoder(12, 4)
+    params, engine, X = fastae.Parameters.random(network), fastae.Engine(network, 1), np.ones((3, 12))
+    before = params.flat.copy()
+    params.flat.flags.writeable = False
+    engine.encode(params, X)
+    engine.loss_and_gradient(params, X)
+    with pytest.raises(ValueError, match=r"params\.flat is read-only"):
+        fastae.train(params, X, engine=engine, epochs=1)
+    assert (params.flat == before).all()

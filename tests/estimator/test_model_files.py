@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
+from damage import damages
 from disk import full_disk, names
 from safetensors.numpy import load_file, save_file
 from sklearn.exceptions import NotFittedError
@@ -187,8 +188,46 @@ def test_a_damaged_model_is_an_error_that_names_it(tmp_path, about, tensors, sai
         about(stored.about)
     if tensors is not None:
         tensors(stored.tensors)
+    stored.about["format"] = 1  # without a digest, which would not match
     save_file(stored.tensors, path, metadata={"fastae": json.dumps(stored.about)})
     with pytest.raises(ValueError, match=rf"a\.safetensors is damaged: [^:]*{said}"):
+        Autoencoder.load(path)
+
+
+def test_wrong_metadata_is_a_model_that_works_or_one_error_that_names_the_file(tmp_path):
+    _, path = saved(tmp_path, "lbfgs")
+    messages = []
+    for place, _ in damages(path):
+        if place == ("settings", "n_threads"):  # many threads are allowed
+            continue
+        try:
+            AutoencoderDetector.load(path).predict(X)
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > 200
+    assert {message.count("a.safetensors") for message in messages} == {1}
+
+
+def test_flipped_bits_and_cuts_of_a_model_are_noticed(tmp_path):
+    _, path = saved(tmp_path, "frame")
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for place in rng.integers(0, len(whole), 300):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        for content in (damaged, whole[:place]):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match=r"a\.safetensors (is|has)"):
+                Autoencoder.load(path)
+
+
+def test_files_of_format_1_which_had_no_digest_still_load(tmp_path):
+    model, path = saved(tmp_path)
+    stored = storage.read(path)
+    assert stored.about["format"] == 2
+    save_file(stored.tensors, path, metadata={"fastae": json.dumps({**stored.about, "format": 1})})
+    assert same_bits(Autoencoder.load(path).transform(X), model.transform(X))
+    save_file(stored.tensors, path, metadata={"fastae": json.dumps(stored.about)})
+    with pytest.raises(ValueError, match="does not match its digest"):
         Autoencoder.load(path)
 
 

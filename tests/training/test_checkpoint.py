@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from damage import damages
 from disk import full_disk, names
 from processes import process
+from safetensors.numpy import save_file
 
 import fastae
 from fastae import Autoencoder, AutoencoderDetector, storage
@@ -333,6 +335,30 @@ def test_a_damaged_checkpoint_or_another_file_is_refused(tmp_path):
     path.write_bytes(whole)
     with pytest.raises(ValueError, match=r"run\.checkpoint is a file of Checkpoint, not of Autoencoder"):
         Autoencoder.load(path)
+
+
+def test_wrong_metadata_of_a_checkpoint_is_a_run_or_one_error_that_names_the_file(tmp_path):
+    path = tmp_path / "run.checkpoint"
+    options = {"early_stopping": True, "max_iter": 2}
+    detector(options).fit(X, checkpoint=path)
+    model, messages = detector(options), []
+    for _ in damages(path):
+        try:
+            model.fit(X, checkpoint=path, resume=True)
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > 200
+    assert {message.count("run.checkpoint") for message in messages} == {1}
+
+
+def test_a_checkpoint_of_format_1_is_resumed(tmp_path):
+    path = tmp_path / "a"
+    detector({}, max_iter=9).fit(X, checkpoint=path)
+    stored = storage.read(path)
+    save_file(stored.tensors, path, metadata={"fastae": json.dumps({**stored.about, "format": 1})})
+    resumed, first = resumed_from(path, {})
+    same(resumed, detector({}).fit(X))
+    assert first == 10
 
 
 def test_what_has_no_checkpoints_says_so(tmp_path):

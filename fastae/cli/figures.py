@@ -9,6 +9,8 @@ from fastae.data.row_source import Rows
 from fastae.storage import check_place, written_whole
 
 POINTS = 5000  # maximum number of codes drawn
+LOOKED_AT = 500  # rows from which it is decided whether rows are images
+SMALLEST = 8  # pixels on a side
 
 
 def check(path: Path) -> None:
@@ -24,20 +26,49 @@ def check(path: Path) -> None:
 
 
 def save_training(path: Path, model: Any, rows: Rows) -> None:
-    """Draw the loss curves, some rows beside their reconstructions and, if a code has two units or more, the codes."""
+    """Draw the loss curves, some rows beside their reconstructions and, if a code has two units or more, the codes.
+
+    Rows that are square images are drawn as such (`image_shape`), others as profiles over the features.
+    """
     from matplotlib.figure import Figure
 
     from fastae.plots import CodeDisplay, LossCurveDisplay, ReconstructionDisplay
 
     has_plane = model.network_.widths[model.network_.code_layer] > 1
-    figure = Figure(figsize=(12, 10), layout="constrained")
-    axes = figure.subplot_mosaic([["loss", "code" if has_plane else "loss"], ["rows", "rows"]])
+    shape = image_shape(_spread(rows, LOOKED_AT))
+    figure = Figure(figsize=(12, 7.5 if shape else 10), layout="constrained")
+    axes = figure.subplot_mosaic(
+        [["loss", "code" if has_plane else "loss"], ["rows", "rows"]],
+        height_ratios=(2, 1) if shape else (1, 1),
+    )
     LossCurveDisplay.from_estimator(model, ax=axes["loss"])
-    ReconstructionDisplay.from_estimator(model, rows, ax=axes["rows"])
+    ReconstructionDisplay.from_estimator(model, rows, image_shape=shape, ax=axes["rows"])
     if has_plane:
-        spread = np.linspace(0, len(rows) - 1, min(len(rows), POINTS)).astype(np.int64)
-        CodeDisplay.from_estimator(model, rows.take(spread), ax=axes["code"])
+        CodeDisplay.from_estimator(model, _spread(rows, POINTS), ax=axes["code"])
     _save(figure, path)
+
+
+def image_shape(rows: Rows) -> tuple[int, int] | None:
+    """Return the (height, width) of rows that are square images, such as digits, or None if they are not.
+
+    They are if the number of features is a square, 64 or more, no feature has a name without a number, and features one
+    image row apart differ far less than those half of one apart: less than half as much, in the mean square. In columns
+    that are in no order, all differ alike; in a series, those farther apart differ more.
+    """
+    side = int(np.sqrt(rows.shape[1]))
+    if side < SMALLEST or side * side != rows.shape[1]:
+        return None
+    if not all(name[-1:].isdigit() for name in rows.feature_names or ()):
+        return None
+    X = np.asarray(rows, np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        next_to, half, below = (np.nanmean(np.square(X[:, k:] - X[:, :-k])) for k in (1, side // 2, side))
+    return (side, side) if below < 0.5 * half and next_to < 0.7 * half else None
+
+
+def _spread(rows: Rows, count: int) -> Rows:
+    """`count` rows, evenly spaced, or all."""
+    return rows.take(np.linspace(0, len(rows) - 1, min(len(rows), count)).astype(np.int64))
 
 
 def save_scoring(path: Path, detector: Any, rows: Rows) -> None:

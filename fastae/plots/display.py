@@ -11,6 +11,7 @@ from fastae.estimator import Autoencoder, AutoencoderDetector
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure, SubFigure
 
 BLUE, ORANGE, GREEN, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
@@ -43,6 +44,28 @@ def classes(labels: np.ndarray) -> list[tuple[Any, tuple[str, str]]]:
     if names.size > looks * len(MARKERS):
         raise ValueError(f"labels has {names.size} classes, but {looks * len(MARKERS)} can be told apart")
     return [(name, (COLOURS[i % looks], MARKERS[(i + i // looks) % looks])) for i, name in enumerate(names)]
+
+
+def short(number: float) -> str:
+    """Write a number in three significant digits, up to a million without an exponent: 3220, 0.00012, 1.7e8."""
+    text = f"{number:.3g}"
+    if "e" not in text:
+        return text
+    mantissa, exponent = text.split("e")
+    return f"{float(text):.0f}" if 0 <= int(exponent) < 6 else f"{mantissa}e{int(exponent)}"
+
+
+def label_logarithmic(axis: "Axis", low: float, high: float) -> None:
+    """Give a logarithmic axis that shows `low` to `high` several labels, however short the range, as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+    if high < 10 * low:  # less than a decade: the steps of a linear axis
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e4 * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda number, _: short(number)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def rows_of(X: Any, numbers: np.ndarray) -> Any:

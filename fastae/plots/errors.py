@@ -6,12 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fastae.estimator import AutoencoderDetector
-from fastae.plots.display import Display, check_detector, classes, rows_of
+from fastae.plots.display import Display, check_detector, classes, label_logarithmic, rows_of, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HATCHES = ("", "////", "....", "xxxx", "----", "++++", "oooo")
+VISIBLE = 0.01  # the smallest share that is drawn as a number
 
 
 class ErrorHistogramDisplay(Display):
@@ -127,10 +128,11 @@ class ErrorHistogramDisplay(Display):
                 label=f"{name}: {part} {word}",
             )
         self.threshold_line_ = ax.axvline(
-            self.threshold, color="black", linestyle="--", label=f"threshold {self.threshold:.3g}"
+            self.threshold, color="black", linestyle="--", label=f"threshold {short(self.threshold)}"
         )
         if self._log:
             ax.set_xscale("log")
+            label_logarithmic(ax.xaxis, self.bin_edges[0], self.bin_edges[-1])
         ax.set(xlabel="error: mean squared error over features, in the network's scale", ylabel="rows")
         ax.grid(alpha=0.3)
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, fontsize="small")
@@ -194,8 +196,8 @@ class WorstRowsDisplay(Display):
         count : int, default 10
             Number of rows to draw.
         top : int, default 3
-            A feature is shown if it is among the `top` worst of any of these rows. Features with the largest shares
-            come first.
+            A feature is shown if it is among the `top` worst of any of these rows, with at least 1% of the row's error
+            (or, where no share is as large, whatever its share). Features with the largest shares come first.
         ax : matplotlib Axes, optional
             Axes to draw on. Default: those of a new figure.
 
@@ -220,6 +222,8 @@ class WorstRowsDisplay(Display):
         by_name = [dict(zip(*pair, strict=True)) for pair in zip(names.tolist(), shares, strict=True)]
         table = np.array([[row[name] for name in shown] for row in by_name])
         order = np.argsort(-table.sum(axis=0), kind="stable")
+        visible = table.max(axis=0)[order] >= VISIBLE
+        order = order[visible] if visible.any() else order
         return cls(rows, error[rows], np.array(shown)[order], table[:, order]).plot(ax)
 
     def plot(self, ax: "Axes | None" = None) -> Self:
@@ -244,14 +248,33 @@ class WorstRowsDisplay(Display):
         ax = self._open(ax, (3 + 0.55 * r, 1.6 + 0.3 * f))
         percent = 100 * self.shares.T
         self.image_ = ax.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-        for j, i in zip(*np.nonzero(percent >= 1), strict=True):
+        for j, i in zip(*np.nonzero(self.shares.T >= VISIBLE), strict=True):
             colour = "white" if percent[j, i] > 60 else "black"
             ax.text(i, j, f"{percent[j, i]:.0f}", color=colour, ha="center", va="center", fontsize="small")
-        ax.set_xticks(
-            range(r), [f"{row}\n{error:.3g}" for row, error in zip(self.rows, self.error, strict=True)]
+        labels = [f"{row}\n{short(error)}" for row, error in zip(self.rows, self.error, strict=True)]
+        wide: dict[str, Any] = (
+            {"rotation": 90, "linespacing": 1, "fontsize": "small"} if self._too_wide(labels) else {}
         )
+        ax.set_xticks(range(r), labels, **wide)
         ax.set_yticks(range(f), [str(name) for name in self.features])
         ax.tick_params(length=0)
         ax.set(xlabel="row, with its error in the network's scale", ylabel="feature")
         self.figure_.colorbar(self.image_, ax=ax, label="share of the row's error (%)")
         return self
+
+    def _too_wide(self, labels: list[str]) -> bool:
+        """Whether such labels, side by side, would run into each other."""
+        from matplotlib.font_manager import FontProperties
+        from matplotlib.textpath import TextPath
+
+        font = FontProperties(size=self.ax_.xaxis.get_major_ticks(1)[0].label1.get_fontsize())
+        widest = max(
+            TextPath((0, 0), line, prop=font).get_extents().width
+            for label in labels
+            for line in label.split()
+        )
+        figure = self.figure_.get_figure(root=True)
+        points = (
+            self.ax_.get_window_extent().width * 72 / figure.dpi
+        )  # the layout takes up to a third of them
+        return widest > 0.6 * points / len(labels)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastae.estimator import Autoencoder
-from fastae.plots.display import BLUE, ORANGE, Display, check_fitted
+from fastae.plots.display import BLUE, ORANGE, Display, check_fitted, label_logarithmic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,7 +87,7 @@ class LossCurveDisplay(Display):
             matplotlib is not installed.
         """
         ax = self._open(ax, (6, 4))
-        from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+        from matplotlib.ticker import MaxNLocator
 
         epochs = np.arange(1, self.loss.size + 1)
         marker = "." if self.loss.size == 1 else ""
@@ -106,11 +106,10 @@ class LossCurveDisplay(Display):
                 label=f"best, kept: {lowest:.4g} in epoch {self.best_epoch}",
             )
         ax.set(xlabel="epoch", ylabel="loss: mean over rows of half the squared error")
-        if self.loss.min() > 0 and self.loss.max() > 3 * self.loss.min():
+        shown = self.loss if self.validation_loss is None else np.append(self.loss, self.validation_loss)
+        if shown.min() > 0 and self.loss.max() > 3 * self.loss.min():
             ax.set_yscale("log")
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            ax.yaxis.set_major_formatter("{x:g}")
-            ax.yaxis.set_minor_formatter(NullFormatter())
+            label_logarithmic(ax.yaxis, shown.min(), shown.max())
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
         ax.legend()

@@ -12,6 +12,8 @@ from fastae.plots.display import BLUE, ORANGE, Display, check_fitted, rows_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+LABELS_PER_INCH = 5  # of vertical text, side by side
+
 # Label of the values in the network's scale, by the estimator's `scale`
 VALUE = {
     "standard": "value, in standard deviations from the column's mean",
@@ -32,7 +34,7 @@ class ReconstructionDisplay(Display):
     image_shape : tuple of two int, optional
         Draw rows as images of this (height, width), height * width = n. Default: profiles.
     feature_names : sequence of n str, optional
-        Tick labels of profiles. Default: the features' numbers.
+        Tick labels of profiles; of many features, every second, third, ... is labelled. Default: their numbers.
     row_names : sequence of m str or int, optional
         Names of the rows. Default: their numbers.
     value : str, default "value"
@@ -190,8 +192,10 @@ class ReconstructionDisplay(Display):
             panel.tick_params(labelbottom=i == count - 1)
             self.axes_.append(panel)
         if not np.issubdtype(self.feature_names.dtype, np.number):
+            room = max(1, int(LABELS_PER_INCH * self.figure_.get_figure(root=True).get_figwidth()))
+            every = -(-places.size // room)
             for panel in self.axes_:
-                panel.set_xticks(places, self.feature_names, rotation=90)
+                panel.set_xticks(places[::every], self.feature_names[::every], rotation=90)
         self.axes_[-1].set_xlabel("feature")
         self.axes_[0].set_title(self.value, fontsize="small", loc="left")
         self.axes_[0].legend(

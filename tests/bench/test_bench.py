@@ -190,6 +190,24 @@ def a_report(**milliseconds):
     return report.Report(machine, [comparison(**milliseconds)], {"jax": "jax is not installed"})
 
 
+def test_no_share_in_the_picture_is_struck_through_by_the_line_of_the_peak():
+    pytest.importorskip("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from fastae.bench import pictures
+
+    axis = Figure(figsize=(10, 3.8), layout="constrained").subplots()
+    shares = (0.03, 0.5, 0.9, 0.94, 0.97, 0.999)
+    case = Case(100, 10, 1000)  # 70 MFLOP: 0.7 ms at the peak
+    pictures._draw_roofline(axis, [comparison(case, fastae=0.7 / share, numpy=40) for share in shares])
+    FigureCanvasAgg(axis.figure).draw()
+    peak = axis.transData.transform((0, 1))[1]
+    boxes = {text.get_text(): text.get_window_extent() for text in axis.texts}
+    assert {"3%", "94%", "97%", "100%"} < set(boxes)
+    assert not any(box.y0 <= peak <= box.y1 for box in boxes.values())
+
+
 def test_a_report_survives_json_and_says_what_was_left_out():
     first = a_report(fastae=1, numpy=8, torch_bf16=2)
     again = report.Report.from_json(first.to_json())

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import fastae
 import fastae.storage
-from fastae.cli import app, demo
+from fastae.cli import app
 from fastae.engine.warmup import dtypes
 
 DATA = load_breast_cancer(as_frame=True)
@@ -475,58 +475,6 @@ def test_shells_complete_commands():
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
     )
     assert ran.stdout.split() == ["score"]
-
-
-def test_demo_trains_and_numpy_agrees():
-    result = demo.run(epochs=40)
-    assert result.loss_after < 0.1 * result.loss_before
-    assert result.numpy_loss_after == pytest.approx(result.loss_after, rel=1e-3)
-    assert result.xhat.shape == result.X.shape == (1797, 64)
-    error = ((result.xhat - result.X) ** 2).sum() / (2 * len(result.X))
-    assert error == pytest.approx(result.loss_after, rel=1e-4)
-
-
-def test_demo_prints_a_table_and_saves_a_picture(tmp_path):
-    pytest.importorskip("matplotlib")
-    picture = tmp_path / "digits.png"
-    ran = call("demo", "--epochs", 3, "--hidden", 8, "--out", picture)
-    assert ran.exit_code == 0, ran.output
-    for words in ("loss before", "loss after 3 epochs", "rows per second", "NumPy", "speed", "3/3"):
-        assert words in ran.output
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert picture.stat().st_size > 5000
-
-
-def test_demo_works_without_matplotlib(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("fastae.cli.machine.find_spec", lambda name: None)
-    monkeypatch.chdir(tmp_path)
-    ran = call("demo", "--epochs", 2)
-    assert ran.exit_code == 0, ran.output
-    assert "fastae[plot]" in ran.output.replace("\n", "")
-    assert not list(tmp_path.iterdir())
-
-
-def test_demo_reports_errors_before_it_trains(tmp_path):
-    pytest.importorskip("matplotlib")
-    ran = call("demo", "--out", tmp_path / "nowhere" / "x.png")
-    assert ran.exit_code == 2
-    assert "not a directory" in ran.output
-    assert "rows per second" not in ran.output
-    assert call("demo", "--epochs", 0).exit_code == 2
-    ran = call("demo", "--out", tmp_path)
-    assert ran.exit_code == 2
-    assert "is a directory" in ran.output
-    assert not list(tmp_path.iterdir())
-
-
-def test_demo_reports_why_there_is_no_image(tmp_path):
-    pytest.importorskip("matplotlib")
-    ran = call("demo", "--epochs", 2, "--out", tmp_path / "digits.xyz")
-    assert ran.exit_code == 2
-    assert "rows per second" in ran.output
-    assert "--out" in ran.output
-    assert "xyz" in ran.output
 
 
 def test_bench_prints_tables_and_writes_all_files(tmp_path, monkeypatch):

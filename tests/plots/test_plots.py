@@ -1,5 +1,6 @@
 """Plots show what the estimators compute, on real data; they need no display and change no backend."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -14,9 +15,11 @@ import fastae
 
 matplotlib = pytest.importorskip("matplotlib")
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from fastae import plots  # noqa: E402
+from fastae.plots.display import short  # noqa: E402
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def detector(tumours):
 
 def render(display):
     """Draw the whole figure: a layout or a label that cannot be drawn fails here."""
-    display.figure_.canvas.draw()
+    FigureCanvasAgg(display.figure_).draw()  # a figure's own canvas draws nothing
     return display
 
 
@@ -92,6 +95,21 @@ def test_loss_is_drawn_on_a_logarithmic_scale_where_it_falls_far(ax):
     assert ax.get_yscale() == "linear"
     display = render(plots.LossCurveDisplay([50.0, 4.0, 1.0]).plot(Figure().subplots()))
     assert display.ax_.get_yscale() == "log"
+
+
+@pytest.mark.parametrize("ends", [(27, 8), (0.3, 0.08), (900, 100), (5000, 3), (1e5, 0.01)], ids=str)
+def test_a_logarithmic_axis_has_several_labels_whatever_its_range(ends, ax):
+    render(plots.LossCurveDisplay(np.geomspace(*ends, 30)).plot(ax))
+    low, high = ax.get_ylim()
+    labels = [tick.get_text() for tick in ax.get_yticklabels() if low <= tick.get_position()[1] <= high]
+    assert len(labels) >= 4
+    assert not any("$" in label or "e" in label for label in labels)
+    assert len({float(label) for label in labels}) == len(labels)
+
+
+def test_numbers_are_short_and_have_an_exponent_only_where_needed():
+    wanted = {1663.2: "1660", 3.0: "3", 0.12345: "0.123", 0.00012: "0.00012", 1.7e8: "1.7e8", 1e-12: "1e-12"}
+    assert {number: short(number) for number in wanted} == wanted
 
 
 def test_images_are_rows_and_their_reconstructions_on_one_grey_scale(model, digits, ax):
@@ -232,6 +250,37 @@ def test_worst_rows_are_those_of_the_largest_error_and_shares_are_explains(detec
     assert np.all(np.diff(display.shares.sum(axis=0)) <= 0)
     assert [tick.get_text() for tick in ax.get_yticklabels()] == [str(name) for name in display.features]
     assert ax.get_xticklabels()[0].get_text().split("\n")[0] == str(display.rows[0])
+
+
+@pytest.mark.parametrize("size", [(12, 5), (14, 5), (30, 5)], ids=str)
+@pytest.mark.parametrize("scale", [1, 1000, 1e9])
+def test_labels_of_worst_rows_do_not_overlap(size, scale):
+    _, ax = Figure(figsize=size, layout="constrained").subplots(1, 2)
+    rows = 1_000_000 + np.arange(10) if scale > 1 else np.arange(10)
+    error, shares = scale * np.linspace(3.22, 1.66, 10), np.full((10, 2), 0.5)
+    display = render(plots.WorstRowsDisplay(rows, error, ["mean concave points", "b"], shares).plot(ax))
+    boxes = [tick.get_window_extent() for tick in ax.get_xticklabels()]
+    assert len(boxes) == 10
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    assert display.figure_.bbox.y0 <= min(box.y0 for box in boxes)
+
+
+def test_features_without_a_share_take_no_row(detector, tumours, ax):
+    X = tumours.data.iloc[:40].copy()
+    X.iloc[:, 0] *= 1000  # has all of each row's error
+    display = render(plots.WorstRowsDisplay.from_estimator(detector, X, count=5, top=6, ax=ax))
+    assert display.features.tolist()[0] == "mean radius"
+    assert (display.shares.max(axis=0) >= 0.01).all()
+    assert display.features.size < 6
+    assert len(ax.texts) >= display.features.size
+
+
+def test_many_named_features_are_labelled_at_intervals(ax):
+    X, names = np.ones((1, 300)), [f"column {i}" for i in range(300)]
+    display = render(plots.ReconstructionDisplay(X, X, feature_names=names).plot(ax))
+    boxes = [tick.get_window_extent() for tick in display.axes_[0].get_xticklabels()]
+    assert len(boxes) > 10
+    assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_saved_reconstructions_need_no_estimator(tmp_path, digits):

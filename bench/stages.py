@@ -19,8 +19,8 @@ from fastae.bench.probe import Probe
 from fastae.engine import thread_pool
 from fastae.kernels import gemm, job, layout, optimizer, rowlanes, rows
 from fastae.kernels.compiler import ByAddress, kernel
-from fastae.kernels.partition import shards_of
 from fastae.kernels.simd import call_at, flush_subnormals, restore_float_state
+from fastae.kernels.split import shards_of
 
 # Each of these calls its kernel `times` times.
 

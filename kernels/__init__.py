@@ -3,7 +3,7 @@
 A map, from the call down:
 
     step.py         gradient steps by a crew of threads: the jitted call that each thread makes; the loops of a step
-    partition.py    how a batch is divided into shards, and the weights into stretches
+    split.py    how a batch is divided into shards, and the weights into stretches
     shard.py        the loss and gradient of a shard of rows, tile by tile
     stretch.py      a stretch of the weights: adds the shards' gradients, updates, transposes
     optimizer.py    the updates of SGD and Adam

@@ -16,9 +16,9 @@ from numba import carray
 
 from fastae.kernels import cost, gemm
 from fastae.kernels.compiler import ByAddress
-from fastae.kernels.partition import in_blocks
 from fastae.kernels.products import Form
 from fastae.kernels.simd import Value, Words, vector_kernel
+from fastae.kernels.split import in_blocks
 from fastae.kernels.target import LINE
 
 LANES = 16
@@ -168,10 +168,12 @@ def forward(out, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_
 
 
 @ByAddress
-def residual(out, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """delta = weight (a w + bias - x); x is float32."""
+def residual(out, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """delta = row_weight (a w + bias - x); x is float32."""
     delta = carray(out, (1,))
-    _residual(delta, (delta.ctypes.data, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_out))
+    _residual(
+        delta, (delta.ctypes.data, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, fan_out)
+    )
 
 
 @ByAddress
@@ -190,7 +192,7 @@ def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type:
 
 @ByAddress
 def to_bfloat16(out, source, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """Convert float32 lines to a tile, ``from_lines`` of the contract; `rows` is even."""
+    """Convert float32 lines to a tile, ``from_blocked`` of the contract; `rows` is even."""
     target = carray(out, (1,))
     for j in range(blocks):
         k = j * height * LINE
@@ -212,13 +214,13 @@ def prepare_weights(out, wt, source, fan_in, fan_out, first, last):  # type: ign
 
 
 @ByAddress
-def sparsity_delta(out, h, weight, slope, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """out = weight slope h (1 - h), in float32."""
+def sparsity_delta(out, h, row_weight, slope, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """out = row_weight slope h (1 - h), in float32."""
     delta = carray(out, (1,))
     for j in range(blocks):
         k = j * height * LINE
         _to_float32(delta, (delta.ctypes.data + k, h + k + height * ROW, rows // 2))
-    cost.sparsity_delta(delta, delta.ctypes.data, weight, slope, rows, height, blocks)
+    cost.sparsity_delta(delta, delta.ctypes.data, row_weight, slope, rows, height, blocks)
 
 
 @ByAddress
@@ -235,7 +237,7 @@ PAIRS = Form(
     residual=residual,
     backward=backward,
     gradient=gradient,
-    from_lines=to_bfloat16,
+    from_blocked=to_bfloat16,
     prepare_weights=prepare_weights,
     sparsity_delta=sparsity_delta,
     add_delta=add_delta,

@@ -79,7 +79,11 @@ def _cache_class() -> type | None:
         def load(self, key: tuple[Any, ...]) -> Any:
             try:
                 saved, data = self._load_data(self._name(key))
-            except FileNotFoundError:
+            except (
+                FileNotFoundError,
+                ImportError,
+                AttributeError,
+            ):  # not there, or names a module that is gone
                 return None
             return data if saved == key else None
 

@@ -1,7 +1,7 @@
 """The cost: deltas of a nonlinear last layer and of the mean code, reconstruction errors of rows, the loss of a step.
 
 The squared error of a linear last layer is not here: the product ``residual`` (products.py) computes it. Deltas work on
-a tile in lines (blocks, height, lanes); what closes a step works on sums by shard.
+a tile in the blocked layout, (blocks, height, lanes); what closes a step works on sums by shard.
 """
 
 from functools import partial
@@ -11,8 +11,8 @@ import numpy as np
 from fastae.kernels.activations import times_derivative
 from fastae.kernels.compiler import callee
 from fastae.kernels.layout import ACTIVATIONS, LAYER
-from fastae.kernels.partition import SHARDS_MOST, in_blocks, round_up
 from fastae.kernels.simd import Words, array_at, vector_kernel
+from fastae.kernels.split import SHARDS_MOST, in_blocks, round_up
 from fastae.kernels.target import LINE
 
 # -- on one tile, in lines (products.py) ------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def output_delta(like, h, x, row_weight, sums, loss, activation, rows, height, b
 
     Its column sums are added to `sums`, the weighted squared errors to the lanes of `loss`.
 
-    h       lines (blocks, height, lanes)       x     lines (blocks, height, lanes), NaN where a cell is missing
+    h       blocked (blocks, height, lanes)       x     blocked (blocks, height, lanes), NaN where a cell is missing
     sums  (blocks, lanes)      row_weight  (rows,)  loss  (lanes,)
     """
     for j in range(blocks):
@@ -99,7 +99,7 @@ def output_delta(like, h, x, row_weight, sums, loss, activation, rows, height, b
 def sparsity_delta(out, h, row_weight, slope, rows, height, blocks):  # type: ignore[no-untyped-def]
     """out = row_weight slope h (1 - h): the delta of the mean code's cost, row by row.
 
-    out     an array whose memory holds lines (blocks, height, lanes)      h  lines (blocks, height, lanes)
+    out     an array whose memory holds blocked (blocks, height, lanes)      h  blocked (blocks, height, lanes)
     row_weight  (rows,)      slope  float64 (blocks, lanes)
     """
     place, lanes = np.int64(out.ctypes.data), LINE // out.itemsize
@@ -112,7 +112,7 @@ def sparsity_delta(out, h, row_weight, slope, rows, height, blocks):  # type: ig
 def add_delta(delta, added, sums, rows, height, blocks):  # type: ignore[no-untyped-def]
     """delta += added; the column sums of `added` are added to `sums`.
 
-    delta   an array whose memory holds lines (blocks, height, lanes)      added  lines (blocks, height, lanes)
+    delta   an array whose memory holds blocked (blocks, height, lanes)      added  blocked (blocks, height, lanes)
     sums    (blocks, lanes)
     """
     place = np.int64(delta.ctypes.data)
@@ -186,7 +186,7 @@ def close_shards(job, step, shards):  # type: ignore[no-untyped-def]
         total_weight += totals[shard, 1]
     if job.sparse == 0:
         losses[step, 0] = 0.0
-    if job.sums != 0:
+    if job.as_sums != 0:
         losses[step, 0] += loss / 2.0
     elif total_weight > 0:
         losses[step, 0] += loss / (2.0 * total_weight)

@@ -28,9 +28,9 @@ from fastae.kernels.compiler import ByAddress, kernel
 from fastae.kernels.gemm import ROW_MULTIPLE, backward, forward, gradient
 from fastae.kernels.layout import ACTIVATIONS, DTYPES, address, aligned_zeros, blocks, lanes
 from fastae.kernels.optimizer import transpose_squares
-from fastae.kernels.partition import round_up
 from fastae.kernels.rows import zero_lines
 from fastae.kernels.simd import Words, call_at, vector_kernel
+from fastae.kernels.split import round_up
 from fastae.kernels.target import LINE
 
 Activation = Literal["sigmoid", "tanh", "relu", "identity"]
@@ -209,7 +209,7 @@ def layer_forward(
     fan_out: int,
     rows: int | None = None,
 ) -> None:
-    """Write h = g(a W + b), in place: the forward step of one layer.
+    """Write h = g(a W + b), in place: the forward pass of one layer.
 
     Parameters
     ----------
@@ -246,9 +246,9 @@ def layer_forward(
     ``dense_layer.ROW_MULTIPLE``. `W` and `b` are zero in their padding. Threads may share inputs, but not `h`.
     """
     arrays = {"h": h, "a": a, "W": W, "b": b}
-    dtype, code, rows, fan_in, fan_out = _check(arrays, 1, activation, rows, fan_in, fan_out)
+    dtype, activation_id, rows, fan_in, fan_out = _check(arrays, 1, activation, rows, fan_in, fan_out)
     _layer_forward(
-        _product_at(forward, dtype), h, a, W, b, _ones(fan_out, dtype), code, rows, fan_in, fan_out
+        _product_at(forward, dtype), h, a, W, b, _ones(fan_out, dtype), activation_id, rows, fan_in, fan_out
     )
 
 
@@ -360,10 +360,10 @@ def layer_backward(
     Buffers as in ``layer_forward``.
     """
     arrays = {"dW": dW, "db": db, "a": a, "WT": WT, "delta": delta, "W": W}
-    dtype, code, rows, fan_in, fan_out = _check(arrays, 4, activation, rows, fan_in, fan_out)
+    dtype, activation_id, rows, fan_in, fan_out = _check(arrays, 4, activation, rows, fan_in, fan_out)
     sizes, sums = (rows, fan_in, fan_out), _scratch.lines(a.shape[0], dtype)
     _layer_gradient(_product_at(gradient, dtype), dW, db, a, delta, *sizes, int(bool(accumulate)))
-    _layer_backward(_product_at(backward, dtype), a, WT, delta, W, sums, code, *sizes)
+    _layer_backward(_product_at(backward, dtype), a, WT, delta, W, sums, activation_id, *sizes)
 
 
 # -- what they check --------------------------------------------------------------------------------------------------

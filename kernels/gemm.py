@@ -374,10 +374,12 @@ def forward(out, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_
 
 
 @ByAddress
-def residual(out, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """delta = weight (a w + bias - x)."""
+def residual(out, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """delta = row_weight (a w + bias - x)."""
     delta = carray(out, (1,))
-    _residual(delta, (delta.ctypes.data, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_out))
+    _residual(
+        delta, (delta.ctypes.data, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, fan_out)
+    )
 
 
 @ByAddress
@@ -403,9 +405,9 @@ def prepare_weights(out, wt, source, fan_in, fan_out, first, last):  # type: ign
 
 
 @ByAddress
-def sparsity_delta(out, h, weight, slope, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """out = weight slope h (1 - h); all are lines."""
-    cost.sparsity_delta(carray(out, (1,)), h, weight, slope, rows, height, blocks)
+def sparsity_delta(out, h, row_weight, slope, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """out = row_weight slope h (1 - h); all are lines."""
+    cost.sparsity_delta(carray(out, (1,)), h, row_weight, slope, rows, height, blocks)
 
 
 @ByAddress
@@ -434,7 +436,7 @@ COLUMN_BLOCKS = Form(
     residual=residual,
     backward=backward,
     gradient=gradient,
-    from_lines=None,
+    from_blocked=None,
     prepare_weights=prepare_weights,
     sparsity_delta=sparsity_delta,
     add_delta=add_delta,

@@ -41,31 +41,30 @@ class Job(ctypes.Structure):
     shift: int  # float64 (columns,), padded
     scale: int  # float64 (columns,), padded
     rows: int  # rows of an epoch, or of inference
-    first_row: (
-        int  # the number of X's first row, which the noise depends on: X may be a part of a larger matrix
-    )
+    # The number of X's first row, which the noise depends on: X may be a part of a larger matrix
+    first_row: int
 
     # Steps
     batch: int  # rows of a step; in inference, rows claimed at a time: at most height
     steps: int
     epoch: int  # the number of the first step's epoch
     seed: int  # of the noise
-    sums: int  # 1: loss and gradient are sums over the rows, not divided by the sum of their weights
+    as_sums: int  # 1: loss and gradient are sums over the rows, not divided by the sum of their weights
 
     # Tiles
     height: int  # rows of a tile in memory
     row_multiple: int  # the rows that products compute are a multiple of this: whole register tiles
     target_in_form: int  # 1: ``residual`` takes its target as a tile of the form, not as lines
 
-    # Parameters and what a step computes; "flat" stands for (size,), a flat buffer
-    size: int
+    # Parameters and what a step computes; "flat" stands for (n_parameters,), a flat buffer
+    n_parameters: int  # with padding
     parameters: int  # flat
     weights: int  # flat: W as the form's products read it; equal to `parameters` if they read W itself
     transposed: int  # (transposed_size,): W' of every layer but the first, prepared by the form
     transposed_size: int
     ones: int  # (columns of all outputs,): 1, and 0 in padding lanes
-    gradients: int  # (shards, size)
-    parts: int  # the number of `gradients` to add up; 0: one per shard of the step
+    gradients: int  # (shards, n_parameters)
+    n_parts: int  # the number of `gradients` to add up; 0: one per shard of the step
     gradient: int  # flat: the gradient of the last step
     totals: int  # float64 (SHARDS_MOST, 2): each shard's loss and sum of row weights
     norms: int  # float64 (stretches,): each stretch's sum of squared weights
@@ -75,7 +74,7 @@ class Job(ctypes.Structure):
 
     # Optimizer
     optimizer: int  # NONE, SGD or ADAM
-    moments: int  # (2, size)
+    moments: int  # (2, n_parameters)
     rates: int  # float64 (steps,)
     momentum: float
     nesterov: int
@@ -108,7 +107,7 @@ class Job(ctypes.Structure):
     residual_at: int
     backward_at: int
     gradient_at: int
-    from_lines_at: int
+    from_blocked_at: int
     prepare_weights_at: int
     sparsity_delta_at: int
     add_delta_at: int
@@ -147,7 +146,7 @@ _KINDS = "f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"
 KINDS = {np.dtype(name): kind for kind, name in enumerate(_KINDS)}  # dtype of X -> job.kind
 KINDS[np.dtype(bool)] = KINDS[np.dtype("u1")]
 
-# The control block, which a crew shares: int64 values, a cache line apart. These are their offsets in bytes:
+# The control words, which a crew shares: int64 values, a cache line apart. These are their offsets in bytes:
 #   OPEN        members with a number below this may work on the job; 0: it is closed
 #   INSIDE      helpers that may be reading the job
 #   CLAIM       the number of the phase whose items are claimed now (see Member), or FINISHED_CLAIM

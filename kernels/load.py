@@ -11,9 +11,9 @@ from fastae.kernels.compiler import ByAddress, callee, inlined
 from fastae.kernels.job import JOB, NO_NOISE, SWAP
 from fastae.kernels.layout import LAYER
 from fastae.kernels.noise import corrupt_row, row_key, swapped
-from fastae.kernels.partition import in_blocks, round_up
 from fastae.kernels.rows import Source, column_of, load_rows, row_number, zero_lines
 from fastae.kernels.simd import array_at, call_at, load_float64, load_int64, record_at
+from fastae.kernels.split import in_blocks, round_up
 from fastae.kernels.target import LINE
 from fastae.kernels.tile import tile_map
 
@@ -41,7 +41,7 @@ def _swap_cells(like, job, memory, source, row_at, key):  # type: ignore[no-unty
     it stays where it is, and is swapped in, so that the loss is NaN.
 
     memory   TileMap of the thread's memory      source   Source: X
-    row_at   the address of the row's first line in lines (blocks, height, lanes); `like` is an array of their dtype
+    row_at   the address of the row's first line in (blocks, height, lanes); `like` is an array of their dtype
     key      the row's, by ``row_key``
     """
     lanes = LINE // like.itemsize
@@ -62,7 +62,7 @@ def _corrupt(like, job, memory, source, input_at, first, rows, epoch):  # type: 
     """Write the input, rows first .. first + rows of X, from the clean rows in `memory`.
 
     memory     TileMap of the thread's memory      source   Source: X
-    input_at   the address of lines (blocks, height, lanes); `like` is an array of their dtype
+    input_at   the address of blocked (blocks, height, lanes); `like` is an array of their dtype
     """
     array_at(memory.level, (1,), like.dtype)[0] = job.noise_level
     for i in range(rows):
@@ -79,7 +79,7 @@ def _corrupt(like, job, memory, source, input_at, first, rows, epoch):  # type: 
 def load_tile(out, job_at, work, columns, first, rows, epoch):  # type: ignore[no-untyped-def]
     """Load rows first .. first + rows as lines, with zeros below them down to a whole register tile.
 
-    out    lines (blocks, height, lanes): the input. If cells may be missing, or there is noise, this is the corrupted
+    out    blocked (blocks, height, lanes): the input. If cells may be missing, or there is noise, this is the corrupted
            input, and the clean rows go to `clean` of the TileMap
     work   the address of the thread's memory, mapped by TileMap
     """
@@ -126,18 +126,18 @@ def load_input(itemsize, job, job_at, memory, columns, input_at, first, rows, ep
     """
     height = job.height
     blocks, computed = in_blocks(columns, LINE // itemsize), round_up(rows, job.row_multiple)
-    corrupted, converted = _is_corrupted(job), job.from_lines_at != 0
+    corrupted, converted = _is_corrupted(job), job.from_blocked_at != 0
     loaded = input_at
     if converted:
         loaded = memory.spare if corrupted else memory.clean
     call_at(job.load_at, (loaded, job_at, memory.tiles, columns, first, rows, epoch))
     if converted:
-        call_at(job.from_lines_at, (input_at, loaded, computed, height, blocks))
+        call_at(job.from_blocked_at, (input_at, loaded, computed, height, blocks))
     if job.target_in_form == 0:
         return memory.clean if corrupted or converted else input_at
     if not corrupted:
         return input_at
-    call_at(job.from_lines_at, (memory.target, memory.clean, computed, height, blocks))
+    call_at(job.from_blocked_at, (memory.target, memory.clean, computed, height, blocks))
     return memory.target
 
 

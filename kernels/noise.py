@@ -12,8 +12,8 @@ from llvmlite import ir
 
 from fastae.kernels.compiler import callee
 from fastae.kernels.job import GAUSSIAN, MASK
-from fastae.kernels.partition import in_blocks
 from fastae.kernels.simd import I32, I64, Value, Words, vector_kernel
+from fastae.kernels.split import in_blocks
 from fastae.kernels.target import LINE
 
 _ERFINV_CENTRAL = (
@@ -109,7 +109,7 @@ _corrupt_line = vector_kernel(_write_corrupt)
 def corrupt_row(like, out, source, height, columns, key, noise, level, missing):  # type: ignore[no-untyped-def]
     """Write a row of the input from the clean row: missing cells become 0, then GAUSSIAN or MASK noise is added.
 
-    out, source   the row's first line in lines (blocks, height, lanes); `like` is an array of their dtype
+    out, source   the row's first line in blocks (blocks, height, lanes); `like` is an array of their dtype
     level         (1,): the standard deviation, or the probability that a cell is masked
     missing       1 if NaN cells are missing; else they stay NaN
     """

@@ -1,4 +1,4 @@
-"""SGD and Adam on one stretch of the flat buffers; and what goes with it: adding shards, the penalty, W'.
+"""SGD and Adam on one stretch; also: adding the shards' gradients, the L2 penalty, transposing W.
 
 No learning rates or state are kept here: the job has them. Arrays are parts of flat buffers, (elements,).
 
@@ -7,15 +7,15 @@ No learning rates or state are kept here: the job has them. Arrays are parts of 
              p -= rate sqrt(1 - b2^t) / (1 - b1^t) u / (sqrt(s) + epsilon)
     decay    before each: p -= rate decay p          (decoupled: Loshchilov and Hutter, 2019)
 
-Padding stays zero: its gradient is zero, and every update of zero by zero is zero.
+Padding stays zero: a zero parameter with zero gradient stays zero.
 """
 
 import numpy as np
 
 from fastae.kernels.compiler import callee
 from fastae.kernels.job import ADAM, SGD
-from fastae.kernels.partition import in_blocks
 from fastae.kernels.simd import vector_kernel
+from fastae.kernels.split import in_blocks
 from fastae.kernels.target import LINE
 
 
@@ -52,15 +52,15 @@ _add_up = vector_kernel(_write_add_up)
 def add_up(total, parts, count, first, factor):  # type: ignore[no-untyped-def]
     """total = factor * (parts[0] + ... + parts[count - 1]), in this order, on the elements of `parts` from `first` on.
 
-    total   (elements,)        parts   (at least count, size)
+    total   (elements,)        parts   (at least count, n_parameters)
     """
-    size, scale = total.itemsize, total.dtype.type(factor)
-    lines, stride = total.size * size // LINE, parts.shape[1] * size
-    places = total.ctypes.data, parts.ctypes.data + first * size
+    itemsize, scale = total.itemsize, total.dtype.type(factor)
+    lines, stride = total.size * itemsize // LINE, parts.shape[1] * itemsize
+    places = total.ctypes.data, parts.ctypes.data + first * itemsize
     _add_up(total, (*places, stride, count - 1, lines, scale))
     for i in range(
-        lines * LINE // size, total.size
-    ):  # a flat buffer has whole lines only, other arrays may not
+        lines * LINE // itemsize, total.size
+    ):  # flat buffers have whole lines only, other arrays may not
         total[i] = parts[0, first + i]
         for shard in range(1, count):
             total[i] += parts[shard, first + i]
@@ -72,7 +72,7 @@ def add_penalty(gradient, parameters, plan, first, factor):  # type: ignore[no-u
     """gradient += factor W for the weights, not the biases; return the sum of the squares of these weights.
 
     gradient     (elements,): those of the flat buffer from `first` on
-    parameters   (size,)      plan  LAYER (layers,)
+    parameters   (n_parameters,)      plan  LAYER (layers,)
     """
     total, last = 0.0, first + gradient.size
     scale = gradient.dtype.type(factor)

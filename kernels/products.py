@@ -46,7 +46,7 @@ The functions, and the shape of each array:
         dw (+)= a' delta
         dw    (fan_in, fan_out) as in the flat buffers: lines, fan_in rounded up to whole blocks
         a     tile (rows, fan_in)          delta  tile (rows, fan_out)
-    from_lines(tile, lines, rows, height, blocks)
+    from_blocked(tile, lines, rows, height, blocks)
         Convert lines to a tile. None if the form's tiles are lines.
     prepare_weights(w, wt, source, fan_in, fan_out, first, last)
         Write W and, unless `wt` is 0, W' from squares first .. last - 1 of a layer's weights, lanes x lanes each.
@@ -81,7 +81,7 @@ class Form:
     residual: ByAddress
     backward: ByAddress
     gradient: ByAddress
-    from_lines: ByAddress | None
+    from_blocked: ByAddress | None
     prepare_weights: ByAddress
     sparsity_delta: ByAddress | None
     add_delta: ByAddress | None
@@ -95,7 +95,7 @@ FUNCTIONS = (
     "residual",
     "backward",
     "gradient",
-    "from_lines",
+    "from_blocked",
     "prepare_weights",
     "sparsity_delta",
     "add_delta",

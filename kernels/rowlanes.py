@@ -27,9 +27,9 @@ from fastae.kernels.compiler import ByAddress, callee
 from fastae.kernels.gemm import RegisterTile, flatten, outer_product, prepare_weights, unflatten
 from fastae.kernels.layout import ACTIVATIONS
 from fastae.kernels.optimizer import transpose
-from fastae.kernels.partition import in_blocks, round_up, shard_rows
 from fastae.kernels.products import Form, Widths
 from fastae.kernels.simd import Value, Words, vector_kernel
+from fastae.kernels.split import in_blocks, round_up, shard_rows
 from fastae.kernels.target import LINE, TARGET
 
 # Register tiles: COLUMNS columns of LINES lines of rows; for a gradient, A_COLUMNS x B_COLUMNS lines, one per element
@@ -57,8 +57,8 @@ def row_multiple(widths: Widths, dtype: npt.DTypeLike) -> int:
 
 
 @lru_cache(64)
-def pays(widths: tuple[int, ...], batch: int, size: int, dtype: npt.DTypeLike) -> bool:
-    """Whether steps on `batch` rows are faster in this form than in gemm.py; `size` is that of the flat buffers.
+def pays(widths: tuple[int, ...], batch: int, n_parameters: int, dtype: npt.DTypeLike) -> bool:
+    """Whether steps on `batch` rows are faster in this form than in gemm.py; flat buffers are (n_parameters,).
 
     They are if padding the columns there adds more work than padding the rows here, by a factor of GAIN, and if the
     batch has as many shards here as there, or MANY_SHARDS. The caller checks that this form supports the job: it has no
@@ -70,7 +70,7 @@ def pays(widths: tuple[int, ...], batch: int, size: int, dtype: npt.DTypeLike) -
     useful = sum(a * b for a, b in pairwise(widths))
     padded = sum(a * -(-b // lanes) * lanes for a, b in pairwise(widths))
     rows, gemm_rows = (
-        int(shard_rows(batch, size, multiple))
+        int(shard_rows(batch, n_parameters, multiple))
         for multiple in (row_multiple(widths, dtype), gemm.row_multiple(widths, dtype))
     )
     shards = -(-batch // rows)
@@ -114,16 +114,16 @@ def _write_forward(words, c, a, stride, b, depth, bias, activation, one):  # typ
                 words.store(value, words.offset(c, (stride, j), s * LINE))
 
 
-def _write_residual(words, c, a, stride, b, depth, bias, x, weight, loss):  # type: ignore[no-untyped-def]
+def _write_residual(words, c, a, stride, b, depth, bias, x, row_weight, loss):  # type: ignore[no-untyped-def]
     """A register tile of ``residual``.
 
-    c  (COLUMNS, LINES x lanes)     x  as c     a, b  see _product     bias  (COLUMNS,)     weight  (LINES x lanes,)
+    c  (COLUMNS, LINES x lanes)     x  as c     a, b  see _product     bias  (COLUMNS,)     row_weight  (LINES x lanes,)
     loss  (lanes,)
     """
     tile = _product(words, _broadcasts(words, bias), a, stride, b, depth)
     total = words.load(loss)
     for s in range(LINES):
-        w = words.load(words.offset(weight, s * LINE))
+        w = words.load(words.offset(row_weight, s * LINE))
         for j in range(COLUMNS):
             target = words.load(words.offset(x, (stride, j), s * LINE))
             residual = words.residual(tile[j][s], target)
@@ -208,9 +208,11 @@ def _add_column_sums(like, sums, a, stride, rows, columns):  # type: ignore[no-u
 
     sums  (columns,)     a  (columns, rows), `stride` bytes from column to column; `like` is an array of its dtype
     """
-    size = like.itemsize
+    itemsize = like.itemsize
     for j in range(0, columns, B_COLUMNS):
-        _column_sums(like, (sums + j * size, a + j * stride, stride, rows * size // LINE, columns - j))
+        _column_sums(
+            like, (sums + j * itemsize, a + j * stride, stride, rows * itemsize // LINE, columns - j)
+        )
 
 
 # -- the contract of products.py --------------------------------------------------------------------------------------
@@ -220,29 +222,29 @@ def _add_column_sums(like, sums, a, stride, rows, columns):  # type: ignore[no-u
 def forward(out, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
     """h = g(a w + bias). `leaves` is ignored: this form takes no job in which a matrix leaves the network."""
     like = carray(out, (1,))
-    h, size = np.int64(like.ctypes.data), like.itemsize
-    lanes, stride = LINE // size, height * size
+    h, itemsize = np.int64(like.ctypes.data), like.itemsize
+    lanes, stride = LINE // itemsize, height * itemsize
     block = round_up(fan_in, lanes) * LINE
     for i in range(0, rows, LINES * lanes):  # loop 6: C[i : i + r, :]
         for j in range(0, fan_out, COLUMNS):  # loop 5: C[i : i + r, j : j + n]
-            c, e, o = h + j * stride + i * size, bias + j * size, one + j * size
-            b = w + j // lanes * block + j % lanes * size
-            _forward(like, (c, a + i * size, stride, b, fan_in, e, activation, o))
+            c, e, o = h + j * stride + i * itemsize, bias + j * itemsize, one + j * itemsize
+            b = w + j // lanes * block + j % lanes * itemsize
+            _forward(like, (c, a + i * itemsize, stride, b, fan_in, e, activation, o))
 
 
 @ByAddress
-def residual(out, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """delta = weight (a w + bias - x), 0 where x is NaN."""
+def residual(out, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """delta = row_weight (a w + bias - x), 0 where x is NaN."""
     like = carray(out, (1,))
-    delta, size = np.int64(like.ctypes.data), like.itemsize
-    lanes, stride = LINE // size, height * size
+    delta, itemsize = np.int64(like.ctypes.data), like.itemsize
+    lanes, stride = LINE // itemsize, height * itemsize
     block = round_up(fan_in, lanes) * LINE
     for i in range(0, rows, LINES * lanes):  # loop 6: C[i : i + r, :]
         for j in range(0, fan_out, COLUMNS):  # loop 5: C[i : i + r, j : j + n]
-            k = j * stride + i * size
-            b = w + j // lanes * block + j % lanes * size
-            rest = bias + j * size, x + k, weight + i * size, loss
-            _residual(like, (delta + k, a + i * size, stride, b, fan_in, *rest))
+            k = j * stride + i * itemsize
+            b = w + j // lanes * block + j % lanes * itemsize
+            rest = bias + j * itemsize, x + k, row_weight + i * itemsize, loss
+            _residual(like, (delta + k, a + i * itemsize, stride, b, fan_in, *rest))
     _add_column_sums(like, sums, delta, stride, rows, fan_out)
 
 
@@ -250,13 +252,15 @@ def residual(out, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_o
 def backward(out, delta, wt, sums, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
     """h becomes (delta wt) * g'(h)."""
     like = carray(out, (1,))
-    h, size = np.int64(like.ctypes.data), like.itemsize
-    lanes, stride = LINE // size, height * size
+    h, itemsize = np.int64(like.ctypes.data), like.itemsize
+    lanes, stride = LINE // itemsize, height * itemsize
     block = round_up(fan_out, lanes) * LINE
     for i in range(0, rows, LINES * lanes):  # loop 6: C[i : i + r, :]
         for j in range(0, fan_in, COLUMNS):  # loop 5: C[i : i + r, j : j + n]
-            b = wt + j // lanes * block + j % lanes * size
-            _backward(like, (h + j * stride + i * size, delta + i * size, stride, b, fan_out, activation))
+            b = wt + j // lanes * block + j % lanes * itemsize
+            _backward(
+                like, (h + j * stride + i * itemsize, delta + i * itemsize, stride, b, fan_out, activation)
+            )
     _add_column_sums(like, sums, h, stride, rows, fan_in)
 
 
@@ -264,11 +268,11 @@ def backward(out, delta, wt, sums, activation, rows, height, fan_in, fan_out):  
 def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
     """dw (+)= a' delta over `rows` rows, rounded up to whole lines: below them, delta is zero."""
     like = carray(out, (1,))
-    dw, size = np.int64(like.ctypes.data), like.itemsize
-    lanes, stride = LINE // size, height * size
+    dw, itemsize = np.int64(like.ctypes.data), like.itemsize
+    lanes, stride = LINE // itemsize, height * itemsize
     block, lines = round_up(fan_in, lanes) * LINE, in_blocks(rows, lanes)
     for j in range(0, fan_out, B_COLUMNS):  # loop 5: C[:, j : j + n]
-        c, d = dw + j // lanes * block + j % lanes * size, delta + j * stride
+        c, d = dw + j // lanes * block + j % lanes * itemsize, delta + j * stride
         for i in range(0, fan_in, A_COLUMNS):  # loop 6: C[i : i + r, j : j + n]
             left = fan_in - i, fan_out - j
             _gradient(like, (c + i * LINE, a + i * stride, d, stride, lines, accumulate, *left))
@@ -276,11 +280,11 @@ def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type:
 
 @ByAddress
 def to_columns(out, source, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """Convert lines to a tile of this form, (columns, height): ``from_lines`` of the contract."""
+    """Convert lines to a tile of this form, (columns, height): ``from_blocked`` of the contract."""
     like = carray(out, (1,))
-    target, size = np.int64(like.ctypes.data), like.itemsize
-    lanes = LINE // size
-    stride = height * size
+    target, itemsize = np.int64(like.ctypes.data), like.itemsize
+    lanes = LINE // itemsize
+    stride = height * itemsize
     for j in range(blocks):
         block = target + j * lanes * stride, stride, LINE, source + j * height * LINE
         transpose(like, (*block, rows // lanes))
@@ -291,7 +295,7 @@ ROW_LANES = Form(
     residual=residual,
     backward=backward,
     gradient=gradient,
-    from_lines=to_columns,
+    from_blocked=to_columns,
     prepare_weights=prepare_weights,
     sparsity_delta=None,
     add_delta=None,

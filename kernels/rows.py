@@ -12,8 +12,8 @@ from llvmlite import ir
 
 from fastae.kernels.compiler import callee
 from fastae.kernels.job import KINDS
-from fastae.kernels.partition import in_blocks
 from fastae.kernels.simd import F32, F64, I16, Value, Words, load_int64, vector_kernel
+from fastae.kernels.split import in_blocks
 from fastae.kernels.target import LINE
 
 ITEM_SIZES = tuple(dtype.itemsize for dtype in list(KINDS)[:11])
@@ -86,7 +86,7 @@ _load_line = vector_kernel(_write_load)
 def _write_copy_row(words: Words, target, height, source, columns):  # type: ignore[no-untyped-def]
     """Copy a row of the engine's dtype into a tile.
 
-    target  lines (blocks, height, lanes), from the row's first line on     source  (columns,)
+    target  blocked (blocks, height, lanes), from the row's first line on     source  (columns,)
     """
     b = words.builder
     lanes = words.count(words.lanes)
@@ -173,7 +173,7 @@ _copy_elements = vector_kernel(_write_copy)
 def load_rows(like, tile, height, source, first, rows, spare):  # type: ignore[no-untyped-def]
     """Read rows first .. first + rows of a source into a tile.
 
-    tile     lines (blocks, height, lanes); `like` is an array of their dtype
+    tile     blocked (blocks, height, lanes); `like` is an array of their dtype
     source   Source
     spare    16 elements of 8 bytes: gathers columns
     """
@@ -204,7 +204,7 @@ def load_rows(like, tile, height, source, first, rows, spare):  # type: ignore[n
 def store_rows(like, out, row_stride, tile, height, columns, rows):  # type: ignore[no-untyped-def]
     """Write the rows of a tile to a dense row-major matrix of the same dtype.
 
-    out   (rows, columns), `row_stride` bytes from row to row        tile   lines (blocks, height, lanes)
+    out   (rows, columns), `row_stride` bytes from row to row        tile   blocked (blocks, height, lanes)
     """
     lanes = LINE // like.itemsize
     blocks = in_blocks(columns, lanes)

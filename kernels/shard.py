@@ -1,6 +1,6 @@
 """A shard of a step's rows: its own gradient and loss, or the sum of its codes, computed tile by tile.
 
-The rows of a shard are in partition.py, the layers of a tile in tile.py. Loop 3 is here (step.py numbers the loops):
+The rows of a shard are in split.py, the layers of a tile in tile.py. Loop 3 is here (step.py numbers the loops):
 
     loop 3    the tiles of a shard        rows row : row + count of X, count <= height
 """
@@ -12,9 +12,9 @@ from fastae.kernels.compiler import ByAddress, callee, inlined
 from fastae.kernels.job import JOB, MEMBER
 from fastae.kernels.layout import IDENTITY, LAYER
 from fastae.kernels.load import load_input, load_weights
-from fastae.kernels.partition import SHARDS_MOST, in_blocks, round_up
 from fastae.kernels.rows import add_lines, zero_lines
 from fastae.kernels.simd import array_at, record_at
+from fastae.kernels.split import SHARDS_MOST, in_blocks, round_up
 from fastae.kernels.target import LINE
 from fastae.kernels.tile import backward_layers, forward_layers, output_at, tile_map
 
@@ -23,7 +23,7 @@ from fastae.kernels.tile import backward_layers, forward_layers, output_at, tile
 def _add_codes(code, row_weight, columns, rows, sums):  # type: ignore[no-untyped-def]
     """Add the codes of a tile's rows, each times its row's weight, to `sums`.
 
-    code   lines (blocks, height, lanes)      row_weight  (height,)      sums  float64 (columns,)
+    code   blocked (blocks, height, lanes)      row_weight  (height,)      sums  float64 (columns,)
     """
     lanes = code.shape[2]
     for c in range(columns):
@@ -71,7 +71,7 @@ def shard_item(out, job_at, item, first, rows, epoch, me_at, only_codes):  # typ
     row_weight = array_at(memory.row_weight, (height,), work.dtype)
     totals = array_at(job.totals, (SHARDS_MOST, 2), np.float64)
     codes = array_at(job.codes, (SHARDS_MOST, plan[code].fan_out), np.float64)
-    features, gradient = plan[0].fan_in, job.gradients + item * job.size * itemsize
+    features, gradient = plan[0].fan_in, job.gradients + item * job.n_parameters * itemsize
     # The layers to compute: up to the code; or all, except for a linear last layer, which `residual` computes. A
     # nonlinear last layer leaves the network, for cost.output_delta. The code leaves it too.
     code_at = output_at(plan, code, memory.tiles, height, itemsize)
@@ -79,7 +79,7 @@ def shard_item(out, job_at, item, first, rows, epoch, me_at, only_codes):  # typ
     layers = code + 1 if only_codes else (last if linear else last + 1)
     leaves_at = code_at
     if not only_codes:
-        leaves_at = 0 if linear or job.from_lines_at == 0 else memory.spare
+        leaves_at = 0 if linear or job.from_blocked_at == 0 else memory.spare
     if me.progress == 0:
         totals[item, 0] = 0.0
         totals[item, 1] = 0.0

@@ -15,7 +15,7 @@ a phase opens the next phase.
 The loops of a step, and the slice that each selects. The files repeat the numbers beside the loops:
 
     loop 1    the phases of all steps             rows first : first + batch of X           step.py
-    loop 2    the items of a phase                a shard of these rows, or a stretch       step.py, partition.py
+    loop 2    the items of a phase                a shard of these rows, or a stretch       step.py, split.py
     loop 3    the tiles of a shard                up to `height` rows of the shard          shard.py, infer.py
     loop 4    the layers, forwards and backwards  the tile's matrices of one layer          tile.py
     loop 5    panels of 3, 2 or 1 blocks          C[:, j : j + n]                           gemm.py, rowlanes.py
@@ -66,7 +66,6 @@ from fastae.kernels.job import (
     Member,
 )
 from fastae.kernels.load import load_tile
-from fastae.kernels.partition import epoch_of, items_of, rows_of_shard
 from fastae.kernels.shard import shard_item
 from fastae.kernels.simd import (
     array_at,
@@ -81,6 +80,7 @@ from fastae.kernels.simd import (
     restore_float_state,
     store_release,
 )
+from fastae.kernels.split import epoch_of, items_of, rows_of_shard
 from fastae.kernels.stretch import transpose_item, update_item
 
 PRESENT = Member.present.offset  # type: ignore[attr-defined]  # bytes from a member's record to this field
@@ -261,8 +261,8 @@ def _steps(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
         if phase == TRANSPOSE:
             call_at(job.transpose_at, (work, job_at, item))
         elif phase == UPDATE:
-            parts = job.parts if job.parts != 0 else items_of(job, step, SHARD)
-            call_at(job.update_at, (work, job_at, item, step, parts))
+            n_parts = job.n_parts if job.n_parts != 0 else items_of(job, step, SHARD)
+            call_at(job.update_at, (work, job_at, item, step, n_parts))
         else:
             if load_acquire(control_at + CANCEL) != 0:
                 me.held = 0

@@ -1,6 +1,6 @@
 """A stretch of the weights: adds the shards' gradients, applies the optimizer, and prepares W and W' for products.
 
-What a stretch covers is in partition.py; a layer's last stretch includes its bias. Buffers are flat: (size,).
+What a stretch covers is in split.py; a layer's last stretch includes its bias. Buffers are flat: (n_parameters,).
 """
 
 import numpy as np
@@ -10,16 +10,16 @@ from fastae.kernels.compiler import ByAddress, callee, kernel
 from fastae.kernels.job import JOB, NONE
 from fastae.kernels.layout import LAYER
 from fastae.kernels.optimizer import add_penalty, add_up, update
-from fastae.kernels.partition import stretch
 from fastae.kernels.simd import array_at, call_at, record_at
+from fastae.kernels.split import stretch
 from fastae.kernels.target import LINE
 
 
 @callee
-def _prepare(job, plan, size, layer, first, last):  # type: ignore[no-untyped-def]
+def _prepare(job, plan, itemsize, layer, first, last):  # type: ignore[no-untyped-def]
     """Prepare squares first .. last - 1 of a layer's weights as the form reads them: W, and W' except of layer 0."""
-    place = plan[layer].weight * size
-    transposed = job.transposed + plan[layer].transposed * size if layer > 0 else 0
+    place = plan[layer].weight * itemsize
+    transposed = job.transposed + plan[layer].transposed * itemsize if layer > 0 else 0
     sizes = plan[layer].fan_in, plan[layer].fan_out
     call_at(
         job.prepare_weights_at, (job.weights + place, transposed, job.parameters + place, *sizes, first, last)
@@ -27,12 +27,12 @@ def _prepare(job, plan, size, layer, first, last):  # type: ignore[no-untyped-de
 
 
 @kernel
-def prepare_weights(job_at, size):  # type: ignore[no-untyped-def]
-    """Prepare all weights as the form reads them; `size` is the bytes of an element."""
+def prepare_weights(job_at, itemsize):  # type: ignore[no-untyped-def]
+    """Prepare all weights as the form reads them; `itemsize` is the bytes of an element."""
     job = record_at(job_at, JOB)
-    plan, lanes = array_at(job.plan, (job.layers,), LAYER), LINE // size
+    plan, lanes = array_at(job.plan, (job.layers,), LAYER), LINE // itemsize
     for i in range(plan.shape[0]):
-        _prepare(job, plan, size, i, 0, (plan[i].bias - plan[i].weight) // (lanes * lanes))
+        _prepare(job, plan, itemsize, i, 0, (plan[i].bias - plan[i].weight) // (lanes * lanes))
 
 
 @ByAddress
@@ -43,37 +43,37 @@ def transpose_item(out, job_at, item):  # type: ignore[no-untyped-def]
     """
     job = record_at(job_at, JOB)
     plan = array_at(job.plan, (job.layers,), LAYER)
-    size = carray(out, (1,)).itemsize
-    layer, low, high, _, _ = stretch(plan, item, LINE // size)
-    _prepare(job, plan, size, layer, low, high)
+    itemsize = carray(out, (1,)).itemsize
+    layer, low, high, _, _ = stretch(plan, item, LINE // itemsize)
+    _prepare(job, plan, itemsize, layer, low, high)
 
 
 @ByAddress
-def update_item(out, job_at, item, step, parts):  # type: ignore[no-untyped-def]
+def update_item(out, job_at, item, step, n_parts):  # type: ignore[no-untyped-def]
     """Compute the gradient of stretch `item`, update its parameters and, unless this is the last step, W and W'.
 
-    out     the thread's memory, (elements of the stretch,): holds the gradient, unless this is the last step
-    parts   the number of gradients to add up        job_at   JOB
+    out       the thread's memory, (elements of the stretch,): holds the gradient, unless this is the last step
+    n_parts   the number of gradients to add up        job_at   JOB
     """
     job = record_at(job_at, JOB)
     plan = array_at(job.plan, (job.layers,), LAYER)
     work = carray(out, (1,))
-    size, steps = job.size, job.steps
-    parameters = array_at(job.parameters, (size,), work.dtype)
-    gradients = array_at(job.gradients, (parts, size), work.dtype)
-    moments = array_at(job.moments, (2, size), work.dtype)
+    n_parameters, steps = job.n_parameters, job.steps
+    parameters = array_at(job.parameters, (n_parameters,), work.dtype)
+    gradients = array_at(job.gradients, (n_parts, n_parameters), work.dtype)
+    moments = array_at(job.moments, (2, n_parameters), work.dtype)
     norms = array_at(job.norms, (job.stretches,), np.float64)
     rates = array_at(job.rates, (steps,), np.float64)
     losses = array_at(job.losses, (steps, 2), np.float64)
     layer, low, high, first, last = stretch(plan, item, LINE // work.itemsize)
-    weight = losses[step, 1]
-    factor = 1.0 / weight if weight > 0 else 0.0
-    if job.sums != 0:
+    total_weight = losses[step, 1]
+    factor = 1.0 / total_weight if total_weight > 0 else 0.0
+    if job.as_sums != 0:
         factor = 1.0
     # The caller gets only the last step's gradient. The others stay in this thread's memory, and so in its cache.
     total_at = job.gradient + first * work.itemsize if step + 1 == steps else np.int64(work.ctypes.data)
     total = array_at(total_at, (last - first,), work.dtype)
-    add_up(total, gradients, parts, first, factor)
+    add_up(total, gradients, n_parts, first, factor)
     if job.alpha > 0:
         norms[item] = add_penalty(total, parameters, plan, first, job.alpha * factor)
     if job.optimizer != NONE:

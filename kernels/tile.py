@@ -12,8 +12,8 @@ import numpy as np
 from fastae.kernels import cost
 from fastae.kernels.compiler import callee, inlined
 from fastae.kernels.layout import IDENTITY
-from fastae.kernels.partition import in_blocks, round_up
 from fastae.kernels.simd import call_at
+from fastae.kernels.split import in_blocks, round_up
 from fastae.kernels.target import LINE
 
 SCRATCH = 5  # lines of scratch: TileMap.loss to TileMap.cell
@@ -41,15 +41,15 @@ class TileMap(NamedTuple):
 
 
 @callee
-def tile_map(plan, height, base, size):  # type: ignore[no-untyped-def]
-    """The TileMap of the memory at address `base`; `size` is the bytes of an element, `plan` LAYER (layers,)."""
-    lanes, last = LINE // size, plan[plan.shape[0] - 1]
+def tile_map(plan, height, base, itemsize):  # type: ignore[no-untyped-def]
+    """The TileMap of the memory at address `base`; `itemsize` is the bytes of an element, `plan` LAYER (layers,)."""
+    lanes, last = LINE // itemsize, plan[plan.shape[0] - 1]
     outputs, inputs = round_up(last.fan_out, lanes), round_up(plan[0].fan_in, lanes)
-    sums = base + (last.output + outputs) * height * size
-    row_weight = sums + (last.column_sums + outputs) * size
-    loss = row_weight + height * size
+    sums = base + (last.output + outputs) * height * itemsize
+    row_weight = sums + (last.column_sums + outputs) * itemsize
+    loss = row_weight + height * itemsize
     clean = loss + SCRATCH * LINE
-    tile = inputs * height * size
+    tile = inputs * height * itemsize
     return TileMap(
         tiles=base,
         sums=sums,
@@ -65,13 +65,13 @@ def tile_map(plan, height, base, size):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def output_at(plan, layer, tiles, height, size):  # type: ignore[no-untyped-def]
+def output_at(plan, layer, tiles, height, itemsize):  # type: ignore[no-untyped-def]
     """The address of a layer's output; layer -1 is the input. `tiles` is that of the TileMap."""
-    return tiles + plan[layer].output * height * size if layer >= 0 else tiles
+    return tiles + plan[layer].output * height * itemsize if layer >= 0 else tiles
 
 
 @inlined
-def forward_layers(size, job, plan, tiles, leaves_at, rows, height, first, last):  # type: ignore[no-untyped-def]
+def forward_layers(itemsize, job, plan, tiles, leaves_at, rows, height, first, last):  # type: ignore[no-untyped-def]
     """Compute the outputs of layers first .. last - 1 on a tile, from the output of layer first - 1.
 
     If `leaves_at` is not 0, the last of them leaves the network: as lines (rows, fan_out), at that address.
@@ -79,11 +79,11 @@ def forward_layers(size, job, plan, tiles, leaves_at, rows, height, first, last)
     for i in range(first, last):  # loop 4: tile of layer i - 1 -> tile of layer i
         leaves = leaves_at != 0 and i == last - 1
         arguments = (
-            leaves_at if leaves else output_at(plan, i, tiles, height, size),
-            output_at(plan, i - 1, tiles, height, size),
-            job.weights + plan[i].weight * size,
-            job.parameters + plan[i].bias * size,
-            job.ones + plan[i].column_sums * size,
+            leaves_at if leaves else output_at(plan, i, tiles, height, itemsize),
+            output_at(plan, i - 1, tiles, height, itemsize),
+            job.weights + plan[i].weight * itemsize,
+            job.parameters + plan[i].bias * itemsize,
+            job.ones + plan[i].column_sums * itemsize,
             plan[i].activation,
             np.int64(leaves),
             rows,
@@ -105,22 +105,22 @@ def backward_layers(like, job, plan, memory, target, gradient, accumulate, rows,
     target     (rows, n), as ``load_input`` returns it
     gradient   flat: the weights' part is written; biases are left to the caller, from memory.sums
     """
-    size, last = like.itemsize, plan.shape[0] - 1
-    lanes = LINE // size
+    itemsize, last = like.itemsize, plan.shape[0] - 1
+    lanes = LINE // itemsize
     top, top_sums = (
-        output_at(plan, last, memory.tiles, height, size),
-        memory.sums + plan[last].column_sums * size,
+        output_at(plan, last, memory.tiles, height, itemsize),
+        memory.sums + plan[last].column_sums * itemsize,
     )
     if plan[last].activation == IDENTITY:
-        source = output_at(plan, last - 1, memory.tiles, height, size)
-        w, b = job.weights + plan[last].weight * size, job.parameters + plan[last].bias * size
+        source = output_at(plan, last - 1, memory.tiles, height, itemsize)
+        w, b = job.weights + plan[last].weight * itemsize, job.parameters + plan[last].bias * itemsize
         sizes = computed, height, plan[last].fan_in, plan[last].fan_out
         call_at(
             job.residual_at, (top, source, w, b, target, memory.row_weight, top_sums, memory.loss, *sizes)
         )
     else:
         blocks = in_blocks(plan[last].fan_out, lanes)
-        xhat = top if job.from_lines_at == 0 else memory.spare
+        xhat = top if job.from_blocked_at == 0 else memory.spare
         cost.output_delta(
             like,
             xhat,
@@ -133,20 +133,20 @@ def backward_layers(like, job, plan, memory, target, gradient, accumulate, rows,
             height,
             blocks,
         )
-        if job.from_lines_at != 0:
-            call_at(job.from_lines_at, (top, xhat, computed, height, blocks))
+        if job.from_blocked_at != 0:
+            call_at(job.from_blocked_at, (top, xhat, computed, height, blocks))
     for i in range(
         last, -1, -1
     ):  # loop 4: delta of layer i -> its weight gradient, and the delta of layer i - 1
         fan_in, fan_out = plan[i].fan_in, plan[i].fan_out
         below, delta = (
-            output_at(plan, i - 1, memory.tiles, height, size),
-            output_at(plan, i, memory.tiles, height, size),
+            output_at(plan, i - 1, memory.tiles, height, itemsize),
+            output_at(plan, i, memory.tiles, height, itemsize),
         )
-        dw = gradient + plan[i].weight * size
+        dw = gradient + plan[i].weight * itemsize
         call_at(job.gradient_at, (dw, below, delta, accumulate, rows, height, fan_in, fan_out))
         if i > 0:
-            below_sums = memory.sums + plan[i - 1].column_sums * size
+            below_sums = memory.sums + plan[i - 1].column_sums * itemsize
             blocks = in_blocks(fan_in, lanes)
             sparse = job.sparse != 0 and i - 1 == job.code_layer
             if sparse:
@@ -154,7 +154,7 @@ def backward_layers(like, job, plan, memory, target, gradient, accumulate, rows,
                     job.sparsity_delta_at,
                     (memory.spare, below, memory.row_weight, job.slopes, computed, height, blocks),
                 )
-            wt = job.transposed + plan[i].transposed * size
+            wt = job.transposed + plan[i].transposed * itemsize
             sizes = computed, height, fan_in, fan_out
             call_at(job.backward_at, (below, delta, wt, below_sums, plan[i - 1].activation, *sizes))
             if sparse:

@@ -79,14 +79,14 @@ class Engine:
 
         if config.DISABLE_JIT:
             raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels run only when compiled")
-        from fastae.kernels import bfloat16, gemm, partition, rowlanes, step, stretch, tile
+        from fastae.kernels import bfloat16, gemm, rowlanes, split, step, stretch, tile
         from fastae.kernels.target import TARGET
 
         if in_bfloat16 and not TARGET.bfloat16:
             raise RuntimeError(
                 f"dtype bfloat16 requires a CPU with AVX512_BF16, but kernels are compiled for {TARGET.cpu}"
             )
-        self._partition, self._rowlanes = partition, rowlanes
+        self._split, self._rowlanes = split, rowlanes
         self._addresses, self._prepare_weights = step.addresses, stretch.prepare_weights
         self._form = bfloat16.PAIRS if in_bfloat16 else gemm.COLUMN_BLOCKS
         forms = [self._form] if in_bfloat16 else [self._form, rowlanes.ROW_LANES]
@@ -112,13 +112,13 @@ class Engine:
             start = layer["column_sums"]
             self._ones[start : start + layer["fan_out"]] = 1
         self._gradients = layout.aligned_zeros(0, dtype).reshape(0, size)
-        self._totals = np.zeros((partition.SHARDS_MOST, 2))
-        stretches = int(partition.stretches(self.plan, lanes))
+        self._totals = np.zeros((split.SHARDS_MOST, 2))
+        stretches = int(split.stretches(self.plan, lanes))
         self._norms = np.zeros(stretches)
-        self._codes = np.zeros((partition.SHARDS_MOST, code))
+        self._codes = np.zeros((split.SHARDS_MOST, code))
         self._slopes = jobs.padded(0.0, code, dtype)
         self._blanks = {form: self._blank(form, transposed, stretches) for form in forms}
-        self._crew = Crew(work, max(stretches, partition.SHARDS_MOST))
+        self._crew = Crew(work, max(stretches, split.SHARDS_MOST))
         self._thread_counts: dict[tuple[Any, ...], ThreadCount] = {}
         self._turn = Turn()
         _engines.add(self)
@@ -129,7 +129,7 @@ class Engine:
             plan=address(self.plan),
             layers=len(self.plan),
             code_layer=self.network.code_layer - 1,
-            size=self._size,
+            n_parameters=self._size,
             stretches=stretches,
             transposed=address(self._transposed),
             transposed_size=transposed,
@@ -434,10 +434,10 @@ class Engine:
         jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
         jobs.set_objective(job, objective, self.network, unit)
         job.seed, job.epoch = seed, epoch
-        job.batch, job.first_row, job.sums = batch, first_row, sums
+        job.batch, job.first_row, job.as_sums = batch, first_row, sums
         job.weights = address(params.flat if self._weights is None else self._weights)
         with self._turn:
-            shards = self._partition.most_shards(rows, batch, self._size, job.row_multiple)
+            shards = self._split.most_shards(rows, batch, self._size, job.row_multiple)
             if self._gradients.shape[0] < shards:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
             job.gradients = address(self._gradients)
@@ -477,7 +477,7 @@ class Engine:
         self._check_params(gradient, "gradient", written=True)
         job = self._new_job(self._form)
         jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
-        job.alpha, job.parts, job.gradients = alpha, len(parts), address(parts)
+        job.alpha, job.n_parts, job.gradients = alpha, len(parts), address(parts)
         with self._turn:
             self._run(job, fields.UPDATE, 1)
         return float(losses[0, 0])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastae.kernels import job as fields
-from fastae.kernels import layout, partition
+from fastae.kernels import layout, split
 
 ROWS = st.integers(1, 200_000)
 SIZES = st.one_of(st.integers(8, 4000), st.integers(4000, 2_000_000))  # of the flat buffers
@@ -15,12 +15,12 @@ MULTIPLES = st.sampled_from([1, 8, 16, 24, 48, 128])
 LANES = {"float32": 16, "float64": 8}
 
 
-def a_job(rows, batch, *, size=800, multiple=16, stretches=5, epoch=0, sparse=False):
+def a_job(rows, batch, *, n_parameters=800, multiple=16, stretches=5, epoch=0, sparse=False):
     """What these functions read of a job of steps: the one place here that knows what a job is."""
     return fields.Job(
         rows=rows,
         batch=batch,
-        size=size,
+        n_parameters=n_parameters,
         row_multiple=multiple,
         stretches=stretches,
         epoch=epoch,
@@ -37,14 +37,14 @@ def steps_an_epoch(rows, batch):
 
 @given(st.integers(0, 10**9), st.integers(1, 4096))
 def test_rounding_up_gives_the_least_multiple_that_is_enough(count, multiple):
-    rounded = partition.round_up(count, multiple)
+    rounded = split.round_up(count, multiple)
     assert rounded % multiple == 0
     assert count <= rounded < count + multiple
 
 
 @given(st.integers(0, 10**6), st.sampled_from([8, 16]))
 def test_blocks_hold_all_columns_and_none_is_empty(columns, lanes):
-    blocks = partition.in_blocks(columns, lanes)
+    blocks = split.in_blocks(columns, lanes)
     assert (blocks - 1) * lanes < columns <= blocks * lanes or columns == blocks == 0
 
 
@@ -53,23 +53,23 @@ def test_blocks_hold_all_columns_and_none_is_empty(columns, lanes):
 
 @given(ROWS, SIZES, MULTIPLES)
 def test_shards_are_whole_register_tiles_and_never_too_many(rows, size, multiple):
-    each, shards = partition.shard_rows(rows, size, multiple), partition.shards_of(rows, size, multiple)
+    each, shards = split.shard_rows(rows, size, multiple), split.shards_of(rows, size, multiple)
     assert each % multiple == 0
-    assert 1 <= shards <= partition.SHARDS_MOST
+    assert 1 <= shards <= split.SHARDS_MOST
     assert (shards - 1) * each < rows <= shards * each  # the last one has at least one row
 
 
 @given(ROWS, SIZES, MULTIPLES)
 def test_shards_are_a_power_of_two_or_fewer_where_their_rows_are_rounded_up(rows, size, multiple):
-    shards = partition.shards_of(rows, size, 1)
+    shards = split.shards_of(rows, size, 1)
     assert shards & (shards - 1) == 0
-    assert partition.shards_of(rows, size, multiple) <= shards
+    assert split.shards_of(rows, size, multiple) <= shards
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4, 8, 16, 32])
 def test_rows_that_divide_evenly_are_shared_evenly(shards):
-    assert partition.shards_of(512 * shards, 800, 16) == shards
-    assert partition.shard_rows(512 * shards, 800, 16) == 512
+    assert split.shards_of(512 * shards, 800, 16) == shards
+    assert split.shard_rows(512 * shards, 800, 16) == 512
 
 
 @pytest.mark.parametrize(
@@ -88,22 +88,22 @@ def test_rows_that_divide_evenly_are_shared_evenly(shards):
     ],
 )
 def test_a_small_batch_has_fewer_shards_and_each_does_enough_work(rows, size, shards):
-    assert partition.shards_of(rows, size, 1) == shards
+    assert split.shards_of(rows, size, 1) == shards
 
 
 @given(ROWS, st.integers(1, 200_000), SIZES, MULTIPLES)
 def test_most_shards_is_the_most_that_any_step_has(rows, batch, size, multiple):
     batch = min(batch, rows)
     steps = range(max(0, steps_an_epoch(rows, batch) - 2), steps_an_epoch(rows, batch))
-    job = a_job(rows, batch, size=size, multiple=multiple)
-    counts = [partition.items_of(job, step, fields.SHARD) for step in (0, *steps)]
-    assert partition.most_shards(rows, batch, size, multiple) == max(counts)
+    job = a_job(rows, batch, n_parameters=size, multiple=multiple)
+    counts = [split.items_of(job, step, fields.SHARD) for step in (0, *steps)]
+    assert split.most_shards(rows, batch, size, multiple) == max(counts)
 
 
 def test_a_short_last_batch_may_have_more_shards_than_a_whole_one():
-    assert partition.shards_of(16385, 800, 128) == 26  # 512.03 rows each are rounded up to 640
-    assert partition.shards_of(16384, 800, 128) == 32
-    assert partition.most_shards(16385 + 16384, 16385, 800, 128) == 32
+    assert split.shards_of(16385, 800, 128) == 26  # 512.03 rows each are rounded up to 640
+    assert split.shards_of(16384, 800, 128) == 32
+    assert split.most_shards(16385 + 16384, 16385, 800, 128) == 32
 
 
 # -- steps ------------------------------------------------------------------------------------------------------------
@@ -115,32 +115,32 @@ def test_every_row_is_in_one_step_of_each_epoch(rows, batch, epoch):
     job, steps = a_job(rows, batch, epoch=7), steps_an_epoch(rows, batch)
     taken = []
     for step in range(epoch * steps, (epoch + 1) * steps):
-        first, count = partition.rows_in_step(job, step)
+        first, count = split.rows_in_step(job, step)
         assert 1 <= count <= batch
         taken += range(first, first + count)
-        assert partition.epoch_of(job, step) == 7 + epoch
+        assert split.epoch_of(job, step) == 7 + epoch
     assert taken == list(range(rows))
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), SIZES, MULTIPLES)
 def test_every_row_of_a_step_is_in_one_shard(rows, batch, size, multiple):
     batch = min(batch, rows)
-    job = a_job(rows, batch, size=size, multiple=multiple)
+    job = a_job(rows, batch, n_parameters=size, multiple=multiple)
     for step in {0, steps_an_epoch(rows, batch) - 1}:
         taken = []
-        for item in range(partition.items_of(job, step, fields.SHARD)):
-            first, count = partition.rows_of_shard(job, step, item)
+        for item in range(split.items_of(job, step, fields.SHARD)):
+            first, count = split.rows_of_shard(job, step, item)
             assert count >= 1
             taken += range(first, first + count)
-        first, count = partition.rows_in_step(job, step)
+        first, count = split.rows_in_step(job, step)
         assert taken == list(range(first, first + count))
 
 
 def test_the_last_batch_of_an_epoch_is_short():
     job = a_job(25, 10)
-    steps = [partition.rows_in_step(job, step) for step in range(6)]
+    steps = [split.rows_in_step(job, step) for step in range(6)]
     assert steps == [(0, 10), (10, 10), (20, 5)] * 2
-    assert [partition.epoch_of(job, step) for step in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert [split.epoch_of(job, step) for step in range(6)] == [0, 0, 0, 1, 1, 1]
 
 
 # -- stretches --------------------------------------------------------------------------------------------------------
@@ -151,12 +151,12 @@ def test_stretches_cover_each_element_once_in_whole_squares_of_one_layer(widths,
     lanes = LANES[dtype]
     plan, size, _ = layout.plan(tuple(widths), ("relu",) * (len(widths) - 1), dtype)
     covered, squares = [], Counter()
-    for item in range(partition.stretches(plan, lanes)):
-        layer, low, high, first, last = partition.stretch(plan, item, lanes)
+    for item in range(split.stretches(plan, lanes)):
+        layer, low, high, first, last = split.stretch(plan, item, lanes)
         row = plan[layer]
         weights = (high - low) * lanes * lanes
         assert first == row.weight + low * lanes * lanes
-        assert 0 < weights <= partition.STRETCH
+        assert 0 < weights <= split.STRETCH
         ends_layer = first + weights == row.bias
         bias = -(-row.fan_out // lanes) * lanes if ends_layer else 0
         assert last == first + weights + bias
@@ -173,13 +173,13 @@ def test_stretches_cover_each_element_once_in_whole_squares_of_one_layer(widths,
 
 def test_each_phase_has_its_items():
     job = a_job(5000, 2048, stretches=7)
-    shards = [partition.shards_of(rows, 800, 16) for rows in (2048, 2048, 904)]
+    shards = [split.shards_of(rows, 800, 16) for rows in (2048, 2048, 904)]
     assert shards == [4, 4, 2]
-    assert [partition.items_of(job, step, fields.SHARD) for step in range(3)] == shards
-    assert [partition.items_of(job, step, fields.UPDATE) for step in range(3)] == [7, 7, 7]
+    assert [split.items_of(job, step, fields.SHARD) for step in range(3)] == shards
+    assert [split.items_of(job, step, fields.UPDATE) for step in range(3)] == [7, 7, 7]
     # W' of the first step's weights; afterwards an update leaves it
-    assert [partition.items_of(job, step, fields.TRANSPOSE) for step in range(3)] == [7, 0, 0]
+    assert [split.items_of(job, step, fields.TRANSPOSE) for step in range(3)] == [7, 0, 0]
     # a pass for the mean code, where it has a cost
-    assert [partition.items_of(job, step, fields.CODE) for step in range(3)] == [0, 0, 0]
+    assert [split.items_of(job, step, fields.CODE) for step in range(3)] == [0, 0, 0]
     sparse = a_job(5000, 2048, stretches=7, sparse=True)
-    assert [partition.items_of(sparse, step, fields.CODE) for step in range(3)] == shards
+    assert [split.items_of(sparse, step, fields.CODE) for step in range(3)] == shards

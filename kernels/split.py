@@ -1,7 +1,7 @@
 """How a job is divided into items: the rows of a step into shards, the flat buffers into stretches.
 
-The split depends only on the job, never on the number of threads. Here ``size`` is that of the flat buffers, and
-``multiple`` is job.row_multiple, the rows of whole register tiles.
+The split depends only on the job, never on the number of threads. Here `n_parameters` is the size of a flat
+buffer, and `multiple` is job.row_multiple, the rows of whole register tiles.
 """
 
 from functools import lru_cache
@@ -26,7 +26,7 @@ def in_blocks(columns, lanes):  # type: ignore[no-untyped-def]
 
 
 @callee
-def shard_rows(rows, size, multiple):  # type: ignore[no-untyped-def]
+def shard_rows(rows, n_parameters, multiple):  # type: ignore[no-untyped-def]
     """Rows in each shard of a batch of `rows` rows, except the last: whole register tiles.
 
     A shard has 512 rows or more, because its gradient has to be added to the others. A smaller batch is divided all
@@ -35,7 +35,7 @@ def shard_rows(rows, size, multiple):  # type: ignore[no-untyped-def]
     thread does them all.) The number of shards is a power of two, which most numbers of threads share evenly.
     """
     two, four, many = SHARD_ROWS_LEAST
-    least = SHARD_FLOPS // (6 * size)
+    least = SHARD_FLOPS // (6 * n_parameters)
     two = min(two, max(8, 10 * least))
     most = max(rows // many, min(rows // max(least, four), 4), min(rows // max(least, two), 2))
     most = min(most, SHARDS_MOST)
@@ -47,16 +47,16 @@ def shard_rows(rows, size, multiple):  # type: ignore[no-untyped-def]
 
 
 @callee
-def shards_of(rows, size, multiple):  # type: ignore[no-untyped-def]
+def shards_of(rows, n_parameters, multiple):  # type: ignore[no-untyped-def]
     """The number of shards of a batch. A smaller batch may have more, because the rows of a shard are rounded up."""
-    each = shard_rows(rows, size, multiple)
+    each = shard_rows(rows, n_parameters, multiple)
     return (rows + each - 1) // each
 
 
 @lru_cache(1024)
-def most_shards(rows: int, batch: int, size: int, multiple: int) -> int:
+def most_shards(rows: int, batch: int, n_parameters: int, multiple: int) -> int:
     """The most shards of any step of an epoch. Its last step, on fewer rows than `batch`, may have more."""
-    return int(max(shards_of(count, size, multiple) for count in (batch, rows % batch or batch)))
+    return int(max(shards_of(count, n_parameters, multiple) for count in (batch, rows % batch or batch)))
 
 
 @callee
@@ -101,7 +101,7 @@ def stretch(plan, item, lanes):  # type: ignore[no-untyped-def]
 def rows_of_shard(job, step, item):  # type: ignore[no-untyped-def]
     """First row and row count of a shard of a step."""
     first, rows = rows_in_step(job, step)
-    each = shard_rows(rows, job.size, job.row_multiple)
+    each = shard_rows(rows, job.n_parameters, job.row_multiple)
     return first + each * item, min(each, rows - each * item)
 
 
@@ -112,7 +112,7 @@ def items_of(job, step, phase):  # type: ignore[no-untyped-def]
         return job.stretches
     if phase == SHARD or (phase == CODE and job.sparse != 0):
         _, rows = rows_in_step(job, step)
-        return shards_of(rows, job.size, job.row_multiple)
+        return shards_of(rows, job.n_parameters, job.row_multiple)
     return 0
 
 

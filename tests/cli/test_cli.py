@@ -423,6 +423,50 @@ def test_a_failed_write_leaves_the_old_file(place, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["x.npy", "z.npy"]
 
 
+@pytest.mark.parametrize("link", [None, os.symlink, os.link], ids=["itself", "symbolic link", "hard link"])
+def test_an_output_that_is_an_input_is_refused(link, place, tmp_path):
+    names = ("a.csv", "b.csv", "x.npy", "m.npy")
+    a, b, x, model = (tmp_path / name for name in names)
+    BENIGN.to_csv(a, index=False)
+    b.write_bytes(a.read_bytes())
+    np.save(x, ALL.to_numpy())
+    model.write_bytes((place / "model.safetensors").read_bytes())
+    content = {name: (tmp_path / name).read_bytes() for name in names}
+
+    def same(path):
+        other = tmp_path / f"other-{path.name}"
+        if link is None:
+            return path
+        if not other.exists():
+            link(path, other)
+        return other
+
+    new = tmp_path / "new"
+    for words, option in (
+        (("train", a, b, "--out", same(b)), "--out"),
+        (("train", tmp_path / "[ab].csv", "--out", same(b)), "--out"),
+        (("train", a, "--out", new, "--checkpoint", same(a)), "--checkpoint"),
+        (("train", a, "--out", new, "--plot", same(a)), "--plot"),
+        (("train", a, "--out", new, "--plot", new), "--plot"),
+        (("score", model, a, "--out", same(a)), "--out"),
+        (("score", model, a, "--out", new.with_suffix(".csv"), "--plot", same(a)), "--plot"),
+        (("score", model, a, "--plot", same(model)), "--plot"),
+        (("encode", model, x, "--out", same(x)), "--out"),
+        (("encode", model, x, "--out", same(model)), "--out"),
+        (("reconstruct", model, x, "--out", same(x)), "--out"),
+    ):
+        ran = call(*words)
+        assert ran.exit_code == 2, (words, ran.output)
+        assert option in ran.stderr
+        assert {name: (tmp_path / name).read_bytes() for name in names} == content
+    assert not list(tmp_path.glob("new*"))
+    with open(a, "rb") as file:
+        ran = subprocess.run(
+            [*COMMAND, "score", str(model), "-", "--out", str(same(a))], stdin=file, check=False
+        )
+    assert (ran.returncode, a.read_bytes()) == (2, content["a.csv"])
+
+
 # -- the others -------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,6 @@ from typing import Any, TextIO
 import numpy as np
 import typer
 
-from fastae.data.parquet import parquet_module
 from fastae.data.row_source import Rows
 from fastae.storage import written_whole
 
@@ -144,8 +143,8 @@ def _write_text(file: TextIO, tables: Iterable[Table], as_json: bool) -> None:
 
 
 def _write_parquet(path: Path, tables: Iterable[Table]) -> None:
-    parquet = parquet_module()
     import pyarrow
+    from pyarrow import parquet
 
     with ExitStack() as closing:
         writer = None

@@ -198,13 +198,6 @@ def test_json_has_null_for_errors_beyond_all_numbers(place, tmp_path):
     assert all(error > 0 for error in (errors[0], errors[2]))
 
 
-def test_parquet_without_pyarrow_names_the_extra_to_install(place, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    ran = call("score", place / "model.safetensors", place / "all.csv", "--out", tmp_path / "s.parquet")
-    assert (ran.exit_code, list(tmp_path.iterdir())) == (1, [])
-    assert 'pip install "fastae[parquet]"' in ran.stderr
-
-
 def test_missing_cells_are_filled_in(place, tmp_path):
     with_holes = BENIGN.mask(np.random.default_rng(0).random(BENIGN.shape) < 0.05)
     with_holes.to_csv(tmp_path / "x.csv", index=False)

@@ -120,15 +120,19 @@ def train(
     """Train an autoencoder and write a model file."""
     widths = _widths(hidden)
     from fastae import storage
-    from fastae.cli import figures
+    from fastae.cli import figures, outputs
+    from fastae.data.open import paths_of
     from fastae.estimator import Autoencoder, AutoencoderDetector
     from fastae.training.history import Epoch
 
     if str(out) == "-":
         raise typer.BadParameter("a model is written to a file, not to standard output", param_hint="--out")
     storage.check_place(out)
-    if checkpoint is not None and checkpoint.absolute() == out.absolute():
-        raise typer.BadParameter(f"{out} is also the file of --out", param_hint="--checkpoint")
+    files = paths_of(data)
+    for hint, path in (("--out", out), ("--checkpoint", checkpoint), ("--plot", plot)):
+        if path is not None:
+            outputs.check_not_input(hint, path, files)
+    outputs.check_distinct({"--out": out, "--checkpoint": checkpoint, "--plot": plot})
     if plot is not None:
         figures.check(plot)
     if plot is not None and (dask or mpi):
@@ -247,8 +251,10 @@ def _run_over(
     method: str, model: Path, data: list[Path], out: Path, drop: list[str] | None, as_json: bool
 ) -> None:
     from fastae.cli import outputs
+    from fastae.data.open import paths_of
 
     outputs.check_suffix(out, (".npy",))
+    outputs.check_not_input("--out", out, [model, *paths_of(data)])
     apply, rows = getattr(_open_model(model), method), _open_data(data, drop)
     shape, dtype = outputs.save_chunks(out, (apply(part) for part in rows.parts()), len(rows))
     print_facts({"file": str(out), "shape": shape, "dtype": dtype.name}, as_json)
@@ -275,11 +281,16 @@ def score(
     mean squared error over the features, in the network's scale; a share is a feature's part of it.
     """
     from fastae.cli import figures, outputs
+    from fastae.data.open import paths_of
     from fastae.estimator import AutoencoderDetector
 
+    files = paths_of(data)
     if str(out) != "-":
         outputs.check_suffix(out, (".csv", ".parquet", ".pq"))
+        outputs.check_not_input("--out", out, [model, *files])
     if plot is not None:
+        outputs.check_not_input("--plot", plot, [model, *files])
+        outputs.check_distinct({"--out": out, "--plot": plot})
         figures.check(plot)
     detector, rows = _open_model(model), _open_data(data, drop)
     if not isinstance(detector, AutoencoderDetector):

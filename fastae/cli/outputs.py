@@ -6,6 +6,8 @@ A file appears under its name only once it is complete.
 import csv
 import json
 import math
+import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -13,8 +15,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+import typer
 
-from fastae.data.parquet import parquet_module
 from fastae.data.row_source import Rows
 from fastae.storage import written_whole
 
@@ -86,6 +88,44 @@ def check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
         raise ValueError(f"{path}: the suffix must be {' or '.join(suffixes)}, got {path.suffix!r}")
 
 
+def check_not_input(option: str, path: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise a BadParameter if writing to `path` would overwrite an input: the same file, whatever it is called.
+
+    Links are followed, and hard links are the same file. "-" is the file behind standard input, if there is one.
+    """
+    written = _identity(path)
+    for source in inputs:
+        if str(source) == "-":
+            same = written is not None and written == _identity(0)
+        else:
+            same = os.path.realpath(path) == os.path.realpath(source)
+            same = same or (written is not None and written == _identity(source))
+        if same:
+            name = "standard input" if str(source) == "-" else os.fspath(source)
+            raise typer.BadParameter(
+                f"{path} is the same file as the input {name}, which would be lost", param_hint=option
+            )
+
+
+def check_distinct(places: Mapping[str, Path | None]) -> None:
+    """Raise a BadParameter if two options name the same file to write; `places` maps options to paths."""
+    earlier: dict[str, str] = {}
+    for option, path in places.items():
+        if path is not None:
+            other = earlier.setdefault(os.path.realpath(path), option)
+            if other != option:
+                raise typer.BadParameter(f"{path} is also the file of {other}", param_hint=option)
+
+
+def _identity(file: int | str | os.PathLike[str]) -> tuple[int, int] | None:
+    """What tells a file apart from all others; None for what does not exist or, like a terminal, is not a file."""
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
+
+
 def _write_text(file: TextIO, tables: Iterable[Table], as_json: bool) -> None:
     writer = csv.writer(file, lineterminator="\n")
     for i, table in enumerate(tables):
@@ -103,8 +143,8 @@ def _write_text(file: TextIO, tables: Iterable[Table], as_json: bool) -> None:
 
 
 def _write_parquet(path: Path, tables: Iterable[Table]) -> None:
-    parquet = parquet_module()
     import pyarrow
+    from pyarrow import parquet
 
     with ExitStack() as closing:
         writer = None

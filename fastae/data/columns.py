@@ -2,9 +2,70 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which columns of a file to read.
+
+    Attributes
+    ----------
+    drop : tuple of str
+        Columns to leave out.
+    keep : tuple of str
+        Columns to carry along as they are. They are features only if `only` names them.
+    only : sequence of str, or None
+        The features of the model that the rows are for: all other columns are ignored. None: all columns are features.
+    """
+
+    drop: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    only: Sequence[str] | None = None
+
+    def choose(self, columns: Sequence[str] | None, width: int, name: str) -> "Chosen":
+        """What to read of these columns, or of `width` columns without names; a ValueError if one is missing."""
+        if columns is None:
+            if self.keep:
+                raise ValueError(f"{name} has no column names: {self.keep[0]!r} cannot be kept")
+            return Chosen(list(range(width)), [], ())
+        for column in self.keep:
+            if column not in columns:
+                raise ValueError(f"{name} has no column {column!r} to keep")
+            if list(columns).count(column) > 1:
+                raise ValueError(f"{name} has more than one column {column!r}")
+        ignored: tuple[str, ...] = ()
+        if self.only is not None:
+            check_named(self.only, [column for column in columns if column not in self.drop], name)
+            unused = [column for column in columns if column not in (*self.only, *self.drop)]
+            ignored = tuple(column for column in unused if column not in self.keep)
+            features = kept_columns(columns, (*self.drop, *unused), name)
+        else:
+            features = kept_columns(columns, (*self.drop, *self.keep), name)
+        features_at, kept_at = (
+            [columns.index(column) for column in names] for names in (features, self.keep)
+        )
+        return Chosen(features_at, kept_at, ignored)
+
+
+def check_named(wanted: Sequence[str], columns: Sequence[str], name: str) -> None:
+    """Raise a ValueError unless all of the model's features, `wanted`, are among the columns of a file."""
+    if not set(wanted) <= set(columns):
+        raise ValueError(
+            f"{name} has other columns than the model was fitted with: {difference_of_names(columns, wanted)}"
+        )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Columns to read, by their places in the file, and the names of those that the model does not know."""
+
+    features: list[int]
+    kept: list[int]
+    ignored: tuple[str, ...]
 
 
 def kept_columns(columns: Sequence[str], drop: Sequence[str], name: str) -> list[str]:

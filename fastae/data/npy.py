@@ -37,8 +37,7 @@ class NpyRows(Rows):
         row_bytes = self.shape[1] * self.dtype.itemsize
         if size < self.offset + self.shape[0] * row_bytes:
             raise ValueError(f"{path} ends early: it has {size} bytes, but {shape} {self.dtype} needs more")
-        rows = max(1, min(PIECE_BYTES, chunk_bytes // 64) // row_bytes)
-        self.bounds = np.append(np.arange(0, self.shape[0], rows), self.shape[0])
+        self.bounds = bounds_of_pieces(self.shape[0], row_bytes, chunk_bytes)
 
     def read(self, piece: int, out: np.ndarray) -> None:  # noqa: D102
         first, item = int(self.bounds[piece]), self.dtype.itemsize
@@ -57,6 +56,12 @@ class NpyRows(Rows):
             raise ValueError(f"{self.path} ends early: it was changed while being read")
         if not self.stored.isnative:
             out.byteswap(inplace=True)
+
+
+def bounds_of_pieces(rows: int, row_bytes: int, chunk_bytes: int) -> np.ndarray:
+    """The first row of each piece, and the number of rows."""
+    size = max(1, min(PIECE_BYTES, chunk_bytes // 64) // row_bytes)
+    return np.append(np.arange(0, rows, size), rows)
 
 
 def npz_rows(path: str, feature_names: tuple[str, ...] | None) -> Rows:

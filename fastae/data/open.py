@@ -1,7 +1,7 @@
 """``open_rows``: which reader a file, frame or array needs.
 
-An .npy or Parquet file that is larger than a chunk is never held whole. CSV and .npz files, frames and arrays are in
-memory, as one chunk.
+A file that is larger than a chunk is never held whole: .npy and Parquet are read in every pass, CSV is parsed once into
+a temporary file. .npz files, frames and arrays are in memory, as one chunk.
 """
 
 import glob
@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from fastae.data.columns import is_frame
+from fastae.data.columns import Selection, is_frame
 from fastae.data.csv import csv_rows
 from fastae.data.frames import frame_rows
 from fastae.data.joined import JoinedRows
 from fastae.data.npy import NpyRows, npz_rows
 from fastae.data.parquet import ParquetRows
 from fastae.data.row_source import ArrayRows, Rows
+from fastae.data.spool import Spool
 
 CHUNK_BYTES = 1 << 26
 
@@ -30,6 +31,7 @@ def open_rows(
     feature_names: Iterable[str] | None = None,
     drop: Iterable[str] = (),
     chunk_bytes: int = CHUNK_BYTES,
+    header: bool | None = None,
     block_bytes: int | None = None,
 ) -> Rows:
     """Open data to train on, or to run a model over, chunk by chunk.
@@ -37,17 +39,20 @@ def open_rows(
     Parameters
     ----------
     source : path, list of paths, data frame or array
-        One or several .npy, .npz, .csv, .tsv or Parquet files, by name or by pattern (``"part-*.parquet"``); "-" for
-        CSV on standard input; a pandas, polars or pyarrow table; or an array of shape (m, n). All files must have the
-        same columns; named columns may be in any order. An .npz file must hold one array, or one named X. Missing
-        cells become NaN.
+        One or several .npy, .npz, .csv, .tsv, .csv.gz, .tsv.gz or Parquet files, by name or by pattern
+        (``"part-*.parquet"``); "-" for CSV on standard input; a pandas, polars or pyarrow table; or an array of shape
+        (m, n). All files must have the same columns; named columns may be in any order. An .npz file must hold one
+        array, or one named X. Missing cells become NaN.
     feature_names : iterable of str, optional
         Names of the columns, if `source` has none.
     drop : iterable of str, default ()
         Names of columns to leave out.
     chunk_bytes : int, default 67108864
-        Memory for one chunk of an .npy or Parquet file, in bytes (64 MiB by default). With more of it, mini-batches
-        mix rows from more places of the file.
+        Memory for one chunk of a file, in bytes (64 MiB by default); a Parquet file takes two, since the next chunk
+        is read while one is in use. With more of it, mini-batches mix rows from more places of the file.
+    header : bool, optional
+        Whether the first line of a CSV file holds column names. By default, it does unless it holds only numbers; and
+        numbers are names if they are 0, 1, 2, ..., or if they are 0, 1 or years in a row and unlike all other lines.
     block_bytes : int, optional
         Deprecated: the former name of `chunk_bytes`.
 
@@ -64,19 +69,29 @@ def open_rows(
         A column is not numeric. The message names it.
     ValueError
         A file is damaged, a column to drop does not exist, or the names do not match the columns.
-    ImportError
-        A Parquet file needs pyarrow: ``pip install "fastae[parquet]"``.
     """
     if block_bytes is not None:
         warnings.warn("block_bytes is now called chunk_bytes", DeprecationWarning, stacklevel=2)
         chunk_bytes = block_bytes
+    return open_selected(source, Selection(drop=tuple(drop)), feature_names, chunk_bytes, header)
+
+
+def open_selected(
+    source: Any,
+    selection: Selection,
+    feature_names: Iterable[str] | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    header: bool | None = None,
+) -> Rows:
+    """``open_rows`` for a selection of columns; those that `selection` keeps are the rows' `kept`."""
     names = None if feature_names is None else tuple(map(str, feature_names))
-    drop = tuple(drop)
+    drop = selection.drop
     if chunk_bytes < 1:
         raise ValueError(f"chunk_bytes must be at least 1, got {chunk_bytes!r}")
     rows: Rows
     if paths := paths_of(source):
-        files = [_open_path(path, names, drop, chunk_bytes) for path in paths]
+        spool = Spool(chunk_bytes)
+        files = [_open_path(path, names, selection, spool, chunk_bytes, header) for path in paths]
         rows = files[0] if len(files) == 1 else JoinedRows(files)
     elif is_frame(source):
         rows = frame_rows(source, drop)
@@ -110,14 +125,23 @@ def paths_of(source: Any) -> list[str]:
     return files
 
 
-def _open_path(path: str, names: tuple[str, ...] | None, drop: tuple[str, ...], chunk_bytes: int) -> Rows:
-    suffix = ".csv" if path == "-" else Path(path).suffix.lower()
-    if suffix == ".npy":
-        return NpyRows(Path(path), names, chunk_bytes)
-    if suffix == ".npz":
-        return npz_rows(path, names)
-    if suffix in (".csv", ".tsv"):
-        return csv_rows(path, names, drop)
+def _open_path(
+    path: str,
+    names: tuple[str, ...] | None,
+    selection: Selection,
+    spool: Spool,
+    chunk_bytes: int,
+    header: bool | None,
+) -> Rows:
+    suffixes = [".csv"] if path == "-" else [suffix.lower() for suffix in Path(path).suffixes]
+    suffix = "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+    if suffix in (".csv", ".tsv", ".csv.gz", ".tsv.gz"):
+        return csv_rows(path, names, selection, spool, chunk_bytes, header)
     if suffix in (".parquet", ".pq"):
-        return ParquetRows(path, drop, chunk_bytes)
-    raise ValueError(f"{path}: the suffix must be .npy, .npz, .csv, .tsv or .parquet, got {suffix!r}")
+        return ParquetRows(path, selection, chunk_bytes)
+    if suffix in (".npy", ".npz"):
+        selection.choose(None, 0, path)
+        return NpyRows(Path(path), names, chunk_bytes) if suffix == ".npy" else npz_rows(path, names)
+    raise ValueError(
+        f"{path}: the suffix must be .npy, .npz, .csv, .tsv, .csv.gz, .tsv.gz or .parquet, got {suffix!r}"
+    )

@@ -1,61 +1,85 @@
-"""Parquet files (extra ``parquet``), read one row group at a time."""
+"""Parquet files, read one row group at a time and a chunk ahead of their use."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from fastae.data.columns import index_columns, kept_columns, refuse
+from fastae.data.columns import Selection, index_columns, refuse
 from fastae.data.row_source import Rows
+
+COPIED_BYTES = 1 << 18  # of rows, copied column by column at a time: they stay in the cache
 
 
 class ParquetRows(Rows):
     """A Parquet file; a piece is a row group. The index of a pandas frame is left out: it is not one of its columns."""
 
-    def __init__(self, path: str, drop: Sequence[str], chunk_bytes: int) -> None:
+    reads_ahead = True
+
+    def __init__(self, path: str, selection: Selection, chunk_bytes: int) -> None:
         if not os.path.exists(path):
             raise FileNotFoundError(f"no such file: {path}")
-        self.name, self.chunk_bytes = path, chunk_bytes
-        with self._open() as file:
+        self.name, self.chunk_bytes, self._metadata = path, chunk_bytes, None
+        with self._file() as file:
             schema, metadata = file.schema_arrow, file.metadata
-        index = index_columns(schema)
-        columns = [column for column in kept_columns(schema.names, drop, path) if column not in index]
-        types = {column: schema.field(column).type for column in columns}
-        refuse({column: str(type_) for column, type_ in types.items() if not _is_number(type_)}, path)
+            index = index_columns(schema)
+            chosen = selection.choose(schema.names, len(schema.names), path)
+            columns = [schema.names[place] for place in chosen.features if schema.names[place] not in index]
+            types = {column: schema.field(column).type for column in columns}
+            refuse({column: str(type_) for column, type_ in types.items() if not _is_number(type_)}, path)
+            groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            if min(groups, default=0) < 0:
+                raise ValueError(f"{path} is not a readable Parquet file: a row group has fewer than 0 rows")
+            if selection.keep:
+                self.kept = file.read(columns=list(dict.fromkeys(selection.keep)))
+        self._metadata = metadata
+        self.ignored = tuple(column for column in chosen.ignored if column not in index)
         is_single = all(str(type_) in ("float", "halffloat") for type_ in types.values())
-        groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self.bounds = np.cumsum([0, *groups])
         self.shape, self.feature_names = (int(self.bounds[-1]), len(columns)), tuple(columns)
         self.dtype = np.dtype(np.float32 if is_single else np.float64)
 
     def read(self, piece: int, out: np.ndarray) -> None:  # noqa: D102
-        kind, at = "float" if self.dtype == np.float32 else "double", 0
+        kind, first = "float" if self.dtype == np.float32 else "double", 0
         columns = list(self.feature_names or ())
-        with self._open() as file:
+        size = max(1, COPIED_BYTES // (len(columns) * self.dtype.itemsize))
+        with self._file() as file:
             for batch in file.iter_batches(row_groups=[piece], columns=columns):
-                for j, column in enumerate(columns):
-                    values = batch.column(column).cast(kind, safe=False)  # rounds large integers
-                    out[at : at + len(batch), j] = values.to_numpy(zero_copy_only=False)  # null becomes NaN
-                at += len(batch)
+                if first + len(batch) > len(out):
+                    raise ValueError(f"{self.name} is damaged: row group {piece + 1} has too many rows")
+                arrays = [  # null becomes NaN, and large integers are rounded
+                    batch.column(column).cast(kind, safe=False).to_numpy(zero_copy_only=False)
+                    for column in columns
+                ]
+                for start in range(0, len(batch), size):
+                    part = out[first + start : first + min(start + size, len(batch))]
+                    for j, array in enumerate(arrays):
+                        part[:, j] = array[start : start + size]
+                first += len(batch)
+            if first < len(out):
+                raise ValueError(f"{self.name} is damaged: row group {piece + 1} has too few rows")
 
-    def _open(self) -> Any:
-        parquet = parquet_module()
+    @contextmanager
+    def _file(self) -> Iterator[Any]:
+        """The open file; whatever pyarrow raises about its content becomes a ValueError that names it."""
         import pyarrow
+        from pyarrow import parquet
 
         try:
-            return parquet.ParquetFile(self.name)
-        except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{self.name} is not a readable Parquet file: {error}") from None
+            with parquet.ParquetFile(self.name, metadata=self._metadata) as file:
+                yield file
+        except OSError as error:
+            if error.errno is not None:  # of the system: no permission, a directory, ...
+                raise
+            raise ValueError(f"{self.name} is not a readable Parquet file: {_one_line(error)}") from None
+        except (pyarrow.ArrowException, UnicodeDecodeError, OverflowError) as error:
+            raise ValueError(f"{self.name} is not a readable Parquet file: {_one_line(error)}") from None
 
 
-def parquet_module() -> Any:
-    """The module ``pyarrow.parquet``."""
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise ImportError('Parquet files need pyarrow: pip install "fastae[parquet]"') from None
-    return parquet
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _is_number(kind: Any) -> bool:

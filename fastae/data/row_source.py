@@ -131,12 +131,21 @@ class Rows(RowSource):
         Names of the columns, if they have any.
     chunk_bytes : int
         Maximum size of a chunk in bytes; the largest row group of a Parquet file, if that is larger.
+    guess : str
+        How a CSV file's first line was read, where it could have been read in another way; else empty.
+    ignored : tuple of str
+        Columns of the file that are neither features of the model nor kept.
+    kept : pyarrow.Table or None
+        Columns that are carried along with the rows.
     """
 
     feature_names: tuple[str, ...] | None
     chunk_bytes: int
     bounds: np.ndarray  # first row of each piece, the least that is read at once, and m
     is_local = True
+    guess: str = ""
+    ignored: tuple[str, ...] = ()
+    kept: Any = None
     _allow_nan: bool | None = None  # what iterating checks the rows for; None: nothing
 
     @abstractmethod

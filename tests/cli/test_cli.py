@@ -198,13 +198,6 @@ def test_json_has_null_for_errors_beyond_all_numbers(place, tmp_path):
     assert all(error > 0 for error in (errors[0], errors[2]))
 
 
-def test_parquet_without_pyarrow_names_the_extra_to_install(place, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    ran = call("score", place / "model.safetensors", place / "all.csv", "--out", tmp_path / "s.parquet")
-    assert (ran.exit_code, list(tmp_path.iterdir())) == (1, [])
-    assert 'pip install "fastae[parquet]"' in ran.stderr
-
-
 def test_missing_cells_are_filled_in(place, tmp_path):
     with_holes = BENIGN.mask(np.random.default_rng(0).random(BENIGN.shape) < 0.05)
     with_holes.to_csv(tmp_path / "x.csv", index=False)
@@ -421,6 +414,50 @@ def test_a_failed_write_leaves_the_old_file(place, tmp_path):
     assert call("encode", place / "model.safetensors", with_holes, "--out", out).exit_code == 1
     assert out.read_bytes() == b"old"
     assert sorted(os.listdir(tmp_path)) == ["x.npy", "z.npy"]
+
+
+@pytest.mark.parametrize("link", [None, os.symlink, os.link], ids=["itself", "symbolic link", "hard link"])
+def test_an_output_that_is_an_input_is_refused(link, place, tmp_path):
+    names = ("a.csv", "b.csv", "x.npy", "m.npy")
+    a, b, x, model = (tmp_path / name for name in names)
+    BENIGN.to_csv(a, index=False)
+    b.write_bytes(a.read_bytes())
+    np.save(x, ALL.to_numpy())
+    model.write_bytes((place / "model.safetensors").read_bytes())
+    content = {name: (tmp_path / name).read_bytes() for name in names}
+
+    def same(path):
+        other = tmp_path / f"other-{path.name}"
+        if link is None:
+            return path
+        if not other.exists():
+            link(path, other)
+        return other
+
+    new = tmp_path / "new"
+    for words, option in (
+        (("train", a, b, "--out", same(b)), "--out"),
+        (("train", tmp_path / "[ab].csv", "--out", same(b)), "--out"),
+        (("train", a, "--out", new, "--checkpoint", same(a)), "--checkpoint"),
+        (("train", a, "--out", new, "--plot", same(a)), "--plot"),
+        (("train", a, "--out", new, "--plot", new), "--plot"),
+        (("score", model, a, "--out", same(a)), "--out"),
+        (("score", model, a, "--out", new.with_suffix(".csv"), "--plot", same(a)), "--plot"),
+        (("score", model, a, "--plot", same(model)), "--plot"),
+        (("encode", model, x, "--out", same(x)), "--out"),
+        (("encode", model, x, "--out", same(model)), "--out"),
+        (("reconstruct", model, x, "--out", same(x)), "--out"),
+    ):
+        ran = call(*words)
+        assert ran.exit_code == 2, (words, ran.output)
+        assert option in ran.stderr
+        assert {name: (tmp_path / name).read_bytes() for name in names} == content
+    assert not list(tmp_path.glob("new*"))
+    with open(a, "rb") as file:
+        ran = subprocess.run(
+            [*COMMAND, "score", str(model), "-", "--out", str(same(a))], stdin=file, check=False
+        )
+    assert (ran.returncode, a.read_bytes()) == (2, content["a.csv"])
 
 
 # -- the others -------------------------------------------------------------------------------------------------------

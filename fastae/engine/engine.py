@@ -40,8 +40,9 @@ class Engine:
     network : Network
         The network to compute with.
     n_threads : int, optional
-        Maximum number of threads. Default: the CPUs that this process may use (affinity and cgroup quota). Small steps
-        use fewer threads when that is measured to be faster. Results have the same bits for any number of threads.
+        Maximum number of threads. Default: the CPUs that this process may use (affinity and cgroup quota), which are
+        never exceeded. Small steps use fewer threads when that is measured to be faster. Results are bit-identical for
+        any number of threads.
     dtype : "float32", "float64", "bfloat16" or NumPy dtype, default "float32"
         Type of parameters, arithmetic and results; losses are added up in float64. With "bfloat16", the operands of
         matrix products are rounded to 8 bits of precision and their products added up in float32; parameters, results
@@ -73,6 +74,8 @@ class Engine:
             raise ValueError(f"n_threads must be at least 1, got {n_threads}")
         in_bfloat16 = isinstance(dtype, str) and dtype == "bfloat16"
         self.network, self.n_threads = network, int(n_threads)
+        # More threads than CPUs are never faster: a thread that others wait for may itself wait for a CPU.
+        self._most_threads = min(self.n_threads, thread_pool.available_cpus())
         self.dtype = check_dtype("float32" if in_bfloat16 else dtype)
 
         from numba import config  # here, not above: the compiler is loaded when the first engine is created
@@ -101,7 +104,7 @@ class Engine:
         scratch = int(tile.tile_map(self.plan, height, 0, dtype.itemsize).clean) // dtype.itemsize
         work = [
             layout.aligned_zeros(scratch + 2 * inputs + max(inputs, codes), dtype)
-            for _ in range(self.n_threads)
+            for _ in range(self._most_threads)
         ]
         self._size, self._shape = size, (size,)
         self._weights = layout.aligned_zeros(size, dtype) if in_bfloat16 else None  # W as products read it
@@ -517,8 +520,8 @@ class Engine:
         job.out, job.out_stride = address(out), out.strides[0]
         job.first_layer, job.last_layer = first, last
         # Tiles as equal as possible: as few per thread as can hold all rows, and the same number for each thread.
-        tiles = -(-rows // (self.n_threads * self.tile_rows))
-        tile = max(SMALL_TILE, -(-rows // (self.n_threads * tiles)))
+        tiles = -(-rows // (self._most_threads * self.tile_rows))
+        tile = max(SMALL_TILE, -(-rows // (self._most_threads * tiles)))
         job.batch = min(self.tile_rows, -(-tile // job.row_multiple) * job.row_multiple)
         with self._turn:
             if self._weights is not None:
@@ -547,15 +550,14 @@ class Engine:
         """Run the job on as many threads as are fastest, given the FLOPs and the rows of each of its steps."""
         if flops * steps <= SMALL_JOB:
             return self._run(job, claim, 1)
-        if self.n_threads == 1 or flops > LARGE_STEP * self.n_threads:
-            return self._run(job, claim, self.n_threads)
+        if self._most_threads == 1 or flops > LARGE_STEP * self._most_threads:
+            return self._run(job, claim, self._most_threads)
         kind = jobs.kind_of(job, steps, rows)
         if kind not in self._thread_counts:
             if len(self._thread_counts) == KINDS_MOST:
                 self._thread_counts.clear()
-            # More threads than CPUs are never faster: a thread that others wait for may itself wait for a CPU.
-            self._thread_counts[kind] = ThreadCount(min(self.n_threads, thread_pool.available_cpus()))
-        return self._run(job, claim, self.n_threads, self._thread_counts[kind])
+            self._thread_counts[kind] = ThreadCount(self._most_threads)
+        return self._run(job, claim, self._most_threads, self._thread_counts[kind])
 
     def _run(
         self, job: Job, claim: int, n_threads: int, thread_count: ThreadCount | None = None

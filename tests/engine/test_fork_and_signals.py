@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from engines import autoencoder, bits
 from processes import answer_of_fork, run_python
-from threads import replace
+from threads import pretend_cpus, replace
 
 import fastae
 from fastae.engine import thread_pool
@@ -118,8 +118,8 @@ def interrupted(function, before=False):
 
 
 def test_ctrl_c_while_helpers_are_woken_loses_none(monkeypatch):
-    # Large: it is on all threads, whatever CPUs there are.
-    engine, parameters, X = autoencoder(m=100_000, n_threads=3)
+    pretend_cpus(monkeypatch, 3)
+    engine, parameters, X = autoencoder(m=100_000, n_threads=3)  # large: on all threads
     wanted = bits(fastae.Engine(engine.network, 1).loss_and_gradient(parameters, X))
     lend, calls = interrupted(thread_pool.lend, before=True)
     replace(monkeypatch, "lend", lend)

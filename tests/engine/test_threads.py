@@ -1,6 +1,7 @@
 """Threads: an engine used from several Python threads, its helpers, and what their floating-point state is after."""
 
 import numpy as np
+import pytest
 from engines import assert_matches_reference, autoencoder, bits
 from threads import Helpers, in_threads, pretend_cpus
 
@@ -52,6 +53,16 @@ def test_small_steps_take_no_more_threads_than_there_are_cpus(monkeypatch):
     assert helpers.lent == 3 - 1
 
 
+@pytest.mark.parametrize("m", [2560, 200_000])
+def test_no_step_takes_more_threads_than_there_are_cpus_however_many_are_asked_for(m, monkeypatch):
+    pretend_cpus(monkeypatch, 2)
+    helpers = Helpers(monkeypatch)
+    assert_matches_reference(
+        *autoencoder(m=m, n_threads=10**6)
+    )  # memory for a million threads would take minutes
+    assert helpers.lent == 2 - 1
+
+
 def test_threads_default_to_the_cpus_this_process_may_use(monkeypatch):
     network = fastae.Network.autoencoder(4, 2)
     assert fastae.Engine(network).n_threads == thread_pool.available_cpus()
@@ -79,6 +90,7 @@ def test_floating_point_state_of_the_caller_is_unchanged():
 def test_floating_point_state_of_helpers_is_unchanged(monkeypatch):
     seen = []
     helpers = Helpers(monkeypatch, after=lambda: seen.append(computes_with_subnormal_numbers()))
+    pretend_cpus(monkeypatch, 3)
     engine, parameters, X = autoencoder(m=100_000, n_threads=3)
     for _ in range(3):
         engine.loss_and_gradient(parameters, X)

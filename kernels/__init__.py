@@ -26,6 +26,8 @@ A map, from the call down:
     simd.py         vector operations; the only file that writes LLVM IR
     target.py       the CPU that Numba compiles for, and its register tiles
     compiler.py     the decorators of jitted functions, and their cache on disk
+    sources.py      the hash of these files, and whether they changed since they were imported
+    private_files.py  files with digests, in directories that only this user can write to
     dense_layer.py  for users: one layer at a time on the caller's arrays; nothing else calls it
 """
 
@@ -34,6 +36,8 @@ if __name__ != "fastae.kernels":
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from fastae.kernels import sources as sources  # before all others: it looks at the files as they are imported
 
 if TYPE_CHECKING:  # what type checkers see; at run time __getattr__ loads each name when it is first used
     from fastae.kernels.activations import exp as exp

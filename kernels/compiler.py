@@ -11,13 +11,14 @@ classes are missing, or no cache directory can be written, each process compiles
     inlined      the same, but its code is copied into the caller
 """
 
+import contextlib
 import gc
 import hashlib
+import os
+import pickle
 import sys
 from collections.abc import Callable
-from functools import cache
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -29,92 +30,155 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.extending import register_jitable
 
-
-@cache
-def source_hash() -> str:
-    """SHA-256 over every source file beside this one, by name and content."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+from fastae.kernels import private_files, sources
+from fastae.kernels.sources import source_hash
 
 
-@cache  # printed once
-def _announce(cache_path: str | None) -> None:
-    """Tell a user at a terminal why the first call takes so long."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        later = (
-            f"later runs load them from {cache_path}"
-            if cache_path
-            else "no cache can be written: each run compiles them again"
+class _Notices:
+    """What a user at a terminal is told of compilations, each notice once; and why a function could not be kept."""
+
+    def __init__(self) -> None:
+        self.muted = False
+        self.not_kept: list[str] = []  # reasons
+        self._printed: set[str] = set()
+
+    def compiling(self, cache_path: str | None) -> None:
+        """Explain why the first call takes so long, and whether the next process has to compile again."""
+        if cache_path is None:
+            outlook = "no cache can be written: each run compiles them again"
+            self.not_kept.append("no directory can be written by this user alone")
+        elif source_hash() is None or not sources.unchanged():
+            outlook = f"{_CHANGED}: the next run compiles them again"
+        else:
+            outlook = f"later runs load them from {cache_path}"
+        self._print("compiling", f"compiling kernels for this CPU, about 8 s per dtype; {outlook}")
+
+    def not_saved(self, reason: str) -> None:
+        self.not_kept.append(reason)
+        self._print(
+            "not saved", f"compiled kernels are not saved, so that the next run compiles again: {reason}"
         )
-        print(
-            f"fastae: compiling kernels for this CPU, about 8 s per dtype; {later}",
-            file=sys.stderr,
-            flush=True,
-        )
+
+    def _print(self, kind: str, text: str) -> None:
+        if self.muted or kind in self._printed:
+            return
+        self._printed.add(kind)
+        if sys.stderr is not None and sys.stderr.isatty():
+            print(f"fastae: {text}", file=sys.stderr, flush=True)
+
+
+notices = _Notices()
+_CHANGED = "the source files have changed since they were imported"
+
+
+class _NoCache:
+    """In the place of a cache where there is none."""
+
+    cache_path = None
+
+    def load_overload(self, sig: Any, target_context: Any) -> None:
+        notices.compiling(None)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        pass
 
 
 def _cache_class() -> type | None:
-    """Numba's cache of one function, with our key; None if this version of Numba lacks the classes it needs."""
+    """Numba's cache of one function, with our key and files; None if this version of Numba lacks what it needs."""
     try:
-        from numba.core.caching import FunctionCache, IndexDataCacheFile
+        from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
     except ImportError:
         return None
 
+    def private(locator: Any) -> type:
+        """One of Numba's rules where files are kept, with a directory that only this user can write to."""
+
+        class Private(locator):  # type: ignore[misc]
+            def get_cache_path(self) -> str:
+                path = str(super().get_cache_path())
+                if os.path.basename(path) == "__pycache__":  # where other users may read Python's own files
+                    return os.path.join(path, "fastae")
+                return path
+
+            def ensure_cache_path(self) -> None:
+                path = self.get_cache_path()
+                if path not in tried:
+                    try:
+                        private_files.make_directory(path)
+                        super().ensure_cache_path()  # which tries to write there
+                        tried[path] = None
+                    except OSError as error:
+                        tried[path] = error.strerror or str(error)
+                if tried[path] is not None:
+                    raise OSError(tried[path])
+
+        return Private
+
+    class PrivateImplementation(CompileResultCacheImpl):  # type: ignore[misc]
+        _locator_classes = tuple(private(locator) for locator in CompileResultCacheImpl._locator_classes)
+
     class SelfDescribedFiles(IndexDataCacheFile):  # type: ignore[misc]
-        """One file per signature and CPU, which holds its own key.
+        """One file per signature and CPU, which holds for its whole key or is ignored.
 
         Numba's class has an index that names files .1, .2, ...: if two processes save at once, one may read the
         other's file as its own.
         """
 
-        def _name(self, key: tuple[Any, ...]) -> str:
+        def _path(self, key: tuple[Any, ...]) -> str:
             digest = hashlib.sha256(repr(key[:2]).encode()).digest()
-            return str(self._data_name(int.from_bytes(digest[:6], "big")))
+            return str(self._data_path(self._data_name(int.from_bytes(digest[:6], "big"))))
 
         def save(self, key: tuple[Any, ...], data: Any) -> None:
-            self._save_data(self._name(key), (key, data))
+            private_files.write(self._path(key), repr(key).encode(), self._dump(data))
 
         def load(self, key: tuple[Any, ...]) -> Any:
-            try:
-                saved, data = self._load_data(self._name(key))
-            except (
-                FileNotFoundError,
-                ImportError,
-                AttributeError,
-            ):  # not there, or names a module that is gone
-                return None
-            return data if saved == key else None
+            content = private_files.read(self._path(key), repr(key).encode())
+            return None if content is None else pickle.loads(content)
 
     class SourceStampedCache(FunctionCache):  # type: ignore[misc]
+        _impl_class = PrivateImplementation
+
         def __init__(self, function: Callable[..., Any]) -> None:
             super().__init__(function)
+            # The hash of the file that defines the function, because kernels may be defined elsewhere than here.
+            self._definition = (self._impl.filename_base, self._impl.locator.get_source_stamp())
             self._cache_file = SelfDescribedFiles(self._cache_path, self._impl.filename_base, None)
 
         def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-            return (*super()._index_key(sig, codegen), numba.__version__, source_hash())
+            return (*super()._index_key(sig, codegen), *self._definition, numba.__version__, source_hash())
 
         def save_overload(self, sig: Any, data: Any) -> None:
             try:
-                super().save_overload(sig, data)
-            except OSError:  # on a full or read-only disk, compile again in each process
+                if source_hash() is not None and sources.unchanged():
+                    super().save_overload(sig, data)
+                else:
+                    notices.not_saved(_CHANGED)
+            except OSError as error:  # on a full or read-only disk, compile again in each process
                 self.disable()
+                notices.not_saved(f"{self.cache_path}: {error.strerror or error}")
 
         def load_overload(self, sig: Any, target_context: Any) -> Any:
-            try:
-                compiled = super().load_overload(sig, target_context)
-            except OSError:
-                self.disable()
-                compiled = None
+            compiled = None
+            if source_hash() is not None:
+                with contextlib.suppress(Exception):  # a file that cannot be loaded is one that is not there
+                    compiled = super().load_overload(sig, target_context)
             if compiled is None:
-                _announce(self.cache_path)
+                notices.compiling(self.cache_path)
             return compiled
 
     return SourceStampedCache
 
 
+tried: dict[str, str | None] = {}  # directories for the cache, and why one cannot be used
 _CACHE = _cache_class()
+
+
+def _cache_of(function: Callable[..., Any]) -> Any:
+    """The cache on disk of one function."""
+    if _CACHE is not None:
+        with contextlib.suppress(RuntimeError, OSError, TypeError):  # no cache directory can be written
+            return _CACHE(function)
+    return _NoCache()
 
 
 class _Hurry:
@@ -153,9 +217,7 @@ class _Listener(event.Listener):  # type: ignore[misc]
     """Is told by Numba when it starts and ends compiling a function; acts on those of fastae."""
 
     def on_start(self, compilation: Any) -> None:
-        dispatcher = compilation.data["dispatcher"]
-        if dispatcher.py_func.__module__.startswith("fastae."):
-            _announce(dispatcher.stats.cache_path)
+        if compilation.data["dispatcher"].py_func.__module__.startswith("fastae."):
             _hurry.__enter__()
 
     def on_end(self, compilation: Any) -> None:
@@ -171,11 +233,7 @@ _OPTIONS = {"error_model": "numpy", "nogil": True}  # divide as IEEE does; witho
 def kernel(function: Callable[..., Any]) -> Any:
     """A function for Python to call: compiled on first use, cached on disk, run without the GIL."""
     dispatcher = numba.njit(**_OPTIONS)(function)
-    if _CACHE is not None:
-        try:
-            dispatcher._cache = _CACHE(function)
-        except (RuntimeError, OSError, TypeError):  # no cache directory can be written
-            pass
+    dispatcher._cache = _cache_of(function)
     return dispatcher
 
 
@@ -207,12 +265,9 @@ def _callback(function: Callable[..., Any], signature: Any) -> Any:
 
         callback: Any = CFunc(function, (signature.args, signature.return_type), {}, _OPTIONS)
     except (ImportError, TypeError):
+        notices.compiling(None)
         return numba.cfunc(signature, **_OPTIONS)(function)
-    if _CACHE is not None:
-        try:
-            callback._cache = _CACHE(function)
-        except (RuntimeError, OSError, TypeError):
-            _announce(None)
+    callback._cache = _cache_of(function)
     with global_compiler_lock, _hurry:
         callback.compile()
     return callback

@@ -50,23 +50,29 @@ def _host_features() -> list[str]:
 
 def _cache() -> dict[str, Any]:
     """Describe the directory of compiled kernels."""
-    from fastae.kernels import step
+    from fastae.kernels import compiler, private_files, step
 
     place = step.run.stats.cache_path
+    not_used = [f"{path} ({reason})" for path, reason in compiler.tried.items() if reason] or None
     if place is None:
-        return {"place": None, "state": "no directory is writable: every process compiles the kernels"}
-    files = [file for pattern in ("*.nbi", "*.nbc") for file in Path(place).glob(pattern)]
-    compiled = len(list(Path(place).glob("shard.shard_item-*.nbc")))
+        state = "no directory is writable and private: every process compiles the kernels"
+        return {"place": None, "state": state, "not_used": not_used}
+    files = list(Path(place).glob("*.nbc"))
+    usable = [file for file in files if private_files.can_read(file)]
+    compiled = sum(file.name.startswith("shard.shard_item-") for file in usable)
     state = (
         f"holds {compiled} compiled versions of the main kernel"
         if compiled
         else "empty: the first use compiles for about 8 s per dtype"
     )
+    if len(usable) < len(files):
+        state += f"; {len(files) - len(usable)} files cannot be read, or others can write to them"
     if not os.access(place if os.path.isdir(place) else os.path.dirname(place), os.W_OK):
         state += "; not writable"
     return {
         "place": place,
         "state": state,
-        "files": len(files),
-        "bytes": sum(f.stat().st_size for f in files),
+        "not_used": not_used,
+        "files": len(usable),
+        "bytes": sum(file.stat().st_size for file in usable),
     }

@@ -37,15 +37,28 @@ def warm_up_all() -> Iterator[tuple[str, float]]:
 
     It uses one process per CPU, because in one process Numba compiles one function at a time. The processes import
     the script that calls this function: the call must stand under ``if __name__ == "__main__":`` there.
+
+    Raises
+    ------
+    OSError
+        Compiled kernels cannot be kept for later processes.
     """
+    from fastae.kernels import step
+
+    if step.run.stats.cache_path is None:
+        raise OSError("compiled kernels cannot be kept: no directory can be written by this user alone")
     start, parts_of = time.perf_counter(), {dtype: _parts(dtype) for dtype in dtypes()}
     parts = dict.fromkeys(part for parts in parts_of.values() for part in parts)
     with ProcessPoolExecutor(min(available_cpus(), len(parts)), get_context("spawn")) as pool:
         longest_first = sorted(parts, key=lambda part: list(PARTS).index(part[0]))
-        compiled = {part: pool.submit(_compile, *part) for part in longest_first}
+        compiled = {
+            part: pool.submit(_compile_to_keep, *part, part == longest_first[0]) for part in longest_first
+        }
         for dtype, needed in parts_of.items():
             for part in needed:
-                compiled[part].result()
+                if reasons := compiled[part].result():
+                    pool.shutdown(cancel_futures=True)
+                    raise OSError(f"compiled kernels cannot be kept: {reasons[0]}")
             yield dtype, time.perf_counter() - start
 
 
@@ -61,6 +74,15 @@ def _parts(dtype: str) -> list[tuple[str, str]]:
 
 def _compile(part: str, element: str) -> None:
     PARTS[part](element)
+
+
+def _compile_to_keep(part: str, element: str, notify: bool) -> list[str]:
+    """Compile a part; return the reasons why compiled code of this process was not kept. One part prints notices."""
+    from fastae.kernels.compiler import notices
+
+    notices.muted = not notify
+    _compile(part, element)
+    return notices.not_kept
 
 
 def _items(element: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import sys
 import textwrap
 from pathlib import Path
@@ -27,6 +28,10 @@ CALL = """
     print(h[0], "compiled" if compilations.buffer else "loaded")
 """
 COMPILED, LOADED = ["0.5", "compiled"], ["0.5", "loaded"]
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions and limits")
+as_root = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away"
+)
 
 
 @pytest.fixture
@@ -82,6 +87,81 @@ def test_numba_alone_would_run_stale_code(copy):
     assert run(copy) == LOADED
 
 
+def test_sources_that_change_before_the_compilation_are_never_saved_as_another_version(copy):
+    """After a `git pull`, say: functions that were imported earlier do not become the new version's."""
+    double = textwrap.dedent(
+        """
+        import os
+        import fastae.kernels
+        FILE = fastae.kernels.__path__[0] + "/simd.py"
+        def replace(old, new):
+            text = open(FILE).read()
+            assert old in text
+            open(FILE, "w").write(text.replace(old, new))
+        ONE, TWO = "scale if one is None else", "self.add(scale, scale) if one is None else"
+        """
+    )
+    pulled = double + "from fastae.kernels import activations\nreplace(ONE, TWO)\n"
+    assert run(copy, pulled + textwrap.dedent(CALL)) == COMPILED
+    assert run(copy) == ["1.0", "compiled"], "not the old code"
+    assert run(copy) == ["1.0", "loaded"]
+    back_and_forth = double + "replace(TWO, ONE)\nfrom fastae.kernels import activations\nreplace(ONE, TWO)\n"
+    assert run(copy, back_and_forth + textwrap.dedent(CALL))[0] == "0.5"
+    assert run(copy) == ["1.0", "loaded"]
+
+
+def test_a_kernel_defined_elsewhere_is_compiled_again_when_its_file_changes(copy):
+    """Constants are no part of a function's bytecode."""
+    code = "import numpy as np, own; print(own.add(np.zeros(1))[0])"
+    for constant in ("1.0", "2.0", "2.0"):
+        (copy / "own.py").write_text(
+            f"from fastae.kernels.compiler import kernel\n\n@kernel\ndef add(x):\n    return x + {constant}\n"
+        )
+        assert run(copy, code) == [constant]
+
+
+def other_function(saved, folder):
+    (other,) = (file for file in folder.iterdir() if file.name.startswith("activations._exp"))
+    return other.read_bytes()
+
+
+DAMAGES = {
+    "empty": lambda saved, _: b"",
+    "a flipped bit": lambda saved, _: saved[:-9000] + bytes([saved[-9000] ^ 16]) + saved[-8999:],
+    "another function's": other_function,
+}
+
+
+def test_damaged_files_are_compiled_again_and_replaced(copy):
+    with_exp = CALL.replace(
+        "activations.sigmoid_with", "activations.exp(z, h.copy()); activations.sigmoid_with"
+    )
+    cache = {"NUMBA_CACHE_DIR": str(copy / "cache")}
+    assert run(copy, with_exp, **cache) == COMPILED
+    (file,) = (copy / "cache").glob("*/activations._sigmoid*.nbc")
+    saved = file.read_bytes()
+    for damage, damaged in DAMAGES.items():
+        file.write_bytes(damaged(saved, file.parent))
+        assert run(copy, **cache) == COMPILED, damage
+    assert run(copy, **cache) == LOADED
+
+
+@posix
+def test_files_that_another_user_may_have_placed_are_not_run(copy):
+    cache = {"NUMBA_CACHE_DIR": str(copy / "cache")}
+    assert run(copy, **cache) == COMPILED
+    (place,) = (copy / "cache").iterdir()
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    place.chmod(0o777)
+    assert run(copy, **cache) == COMPILED
+    instead = copy / "fastae" / "kernels" / "__pycache__" / "fastae"
+    assert stat.S_IMODE(instead.stat().st_mode) == 0o700
+    assert run(copy, **cache) == LOADED, "from there"
+    shutil.rmtree(instead)
+    place.chmod(0o755)
+    assert run(copy, **cache) == LOADED
+
+
 def test_works_uncached_where_no_cache_can_be_written(copy, tmp_path):
     nowhere = tmp_path / "file"
     for file in (nowhere, copy / "fastae" / "kernels" / "__pycache__"):
@@ -119,7 +199,7 @@ def test_processes_that_save_at_once_each_find_their_own(copy):
         assert run(copy, call, **cache) == LOADED, "its own"
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs a limit on file sizes")
+@posix
 def test_a_full_disk_leaves_nothing_half_written(copy):
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"  # every write fails
     cache = {"NUMBA_CACHE_DIR": str(copy / "cache")}
@@ -228,13 +308,19 @@ def test_one_compilation_a_dtype_whatever_the_network(dtype):
         assert compilations.buffer, "a compilation was not seen"
 
 
+# Compiles a kernel that has a callee; the cache is not in its callee's name.
+CALL_BY_ADDRESS = (
+    "import numpy as np; from fastae.kernels import stretch; stretch.transpose_item.address(np.float32)"
+)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
-def test_a_terminal_shows_that_kernels_are_compiled_and_where_they_are_cached(copy):
-    def printed_on(terminal):
+def test_a_terminal_shows_once_that_kernels_are_compiled_and_where_they_are_cached(copy):
+    def printed_on(terminal, code=CALL, **environment):
         reader, writer = os.openpty() if terminal else os.pipe()
-        command = [sys.executable, "-c", textwrap.dedent(CALL)]
+        command = [sys.executable, "-c", textwrap.dedent(code)]
         try:
-            with process(command, cwd=copy, env=environment_of(copy), stderr=writer) as child:
+            with process(command, cwd=copy, env=environment_of(copy) | environment, stderr=writer) as child:
                 assert child.wait(timeout=120) == 0
             os.write(writer, b".")
             return os.read(reader, 10_000).decode()
@@ -242,9 +328,27 @@ def test_a_terminal_shows_that_kernels_are_compiled_and_where_they_are_cached(co
             os.close(reader)
             os.close(writer)
 
-    first = printed_on(terminal=True)
-    assert first.count("compiling kernels") == 1
-    assert str(copy) in first, "where they are kept"
-    assert printed_on(terminal=True) == ".", "nothing to compile"
+    for code in (CALL, CALL_BY_ADDRESS):
+        first = printed_on(True, code)
+        assert first.count("\n") == 1
+        assert first.count("compiling kernels") == 1
+        assert f"later runs load them from {copy}" in first
+        assert printed_on(True, code) == ".", "nothing to compile"
     shutil.rmtree(copy / "fastae" / "kernels" / "__pycache__")
     assert printed_on(terminal=False) == "."
+
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+    shutil.rmtree(copy / "fastae" / "kernels" / "__pycache__")
+    first, second = printed_on(True, full + CALL_BY_ADDRESS).splitlines()[:2]
+    assert "compiling kernels" in first
+    assert "not saved" in second
+
+    nowhere = copy / "file"
+    for file in (nowhere, copy / "fastae" / "kernels" / "__pycache__"):
+        shutil.rmtree(file, ignore_errors=True)
+        file.write_text("")
+    places = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"), str(nowhere / "below"))
+    for code in (CALL, CALL_BY_ADDRESS):
+        first = printed_on(True, code, **places)
+        assert first.count("\n") == 1
+        assert "no cache can be written: each run compiles them again" in first

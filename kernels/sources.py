@@ -1,0 +1,44 @@
+"""The source files of the kernels: a hash over them, and whether they are still the ones that were imported.
+
+The package imports this file before any other of its own. The others are imported when they are first used, and
+compiled later still. In between, an upgrade, a `git pull` or an editor may change them; what is then compiled is
+neither the old version nor the new one.
+"""
+
+import hashlib
+import os
+from functools import cache
+
+_DIRECTORY = os.path.dirname(os.path.abspath(__file__))
+
+
+def _stamps() -> dict[str, tuple[int, int, int]]:
+    """Inode, size and time of change of each source file, by name; empty where they cannot be read (in an archive)."""
+    try:
+        with os.scandir(_DIRECTORY) as entries:
+            files = [entry for entry in entries if entry.name.endswith(".py")]
+            stats = {file.name: file.stat() for file in files if file.name[:-3].isidentifier()}
+    except OSError:
+        return {}
+    return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+_IMPORTED = _stamps()
+
+
+def unchanged() -> bool:
+    """Whether the files are still those that were imported."""
+    return bool(_IMPORTED) and _stamps() == _IMPORTED
+
+
+@cache
+def source_hash() -> str | None:
+    """SHA-256 over every source file, by name and content; None if they had changed before the first call."""
+    digest = hashlib.sha256()
+    try:
+        for name in sorted(_IMPORTED):
+            with open(os.path.join(_DIRECTORY, name), "rb") as file:
+                digest.update(name.encode() + b"\0" + file.read() + b"\0")
+    except OSError:
+        return None
+    return digest.hexdigest() if unchanged() else None

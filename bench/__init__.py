@@ -10,8 +10,8 @@ A map, from the command down:
     distributed.py  the cost of a step over Dask workers: ``python -m fastae.bench.distributed``
     probe.py        the ceilings: FMA peak and sigmoid rate
     machine.py      what figures depend on: CPU, threads, load, versions
-    bench_*.py      ``pytest bench``: kernels, step, epoch, fit, startup, scaling
     stages.py       where a step's time goes: ``python -m fastae.bench.stages``
+    suite/          ``pytest bench``: kernels, step, epoch, fit, startup, scaling; in the checkout and the sdist only
 
 Unlike kernels/, this package may be imported as ``bench``: pytest loads the folder under that name.
 """

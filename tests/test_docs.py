@@ -5,7 +5,8 @@ import re
 import pytest
 from pages import FENCE, PAGES, ROOT, blocks, run, says
 
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROJECT = r"https://(?:raw\.githubusercontent|github)\.com/fastae/fastae"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -35,8 +36,11 @@ def test_pictures_and_pages_linked_to_exist(page):
 
 
 def links(page):
-    """The files that a page links to or shows."""
-    return re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    """The files that a page links to or shows; of absolute links, those into the project (README.md has only such)."""
+    text = re.sub(rf"{PROJECT}\S*?/main/", "", page.read_text(encoding="utf-8"))
+    return re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text) + re.findall(
+        r"^\[.+?\]: ([^\s#:]+)", text, re.MULTILINE
+    )
 
 
 def test_a_page_that_says_something_else_fails(tmp_path):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import warnings
 from pathlib import Path
 
@@ -17,7 +18,8 @@ HOME = Path(fastae.__file__).resolve().parents[1]  # where a child Python finds 
 @contextlib.contextmanager
 def process(command, **options):
     """A Popen in a process group of its own, which is killed when the block is left."""
-    child = subprocess.Popen(list(map(str, command)), start_new_session=True, **options)
+    with interruptible():
+        child = subprocess.Popen(list(map(str, command)), start_new_session=True, **options)
     try:
         yield child
     finally:
@@ -25,6 +27,24 @@ def process(command, **options):
         for stream in (child.stdin, child.stdout, child.stderr):
             if stream is not None:
                 stream.close()
+
+
+@contextlib.contextmanager
+def interruptible():
+    """Children that start meanwhile can be interrupted, also where the tests ignore SIGINT: in the background, say."""
+    if (
+        signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a child inherits that a signal is ignored, but no handler
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def kill_group(child):

@@ -15,8 +15,8 @@ Names are loaded when they are first used: ``import fastae`` imports neither Num
     plots/  bench/                          plots; benchmarks against other libraries
     cli/                                    the command ``fastae``
 
-A module imports only from its own line and from the lines above it, except that the three lines of files may import from
-each other. There is no cycle (tests/test_imports.py).
+A module imports only from its own line and from the lines above it, except that the three lines of files may import
+from each other. There is no cycle (tests/test_imports.py).
 """
 
 import importlib

@@ -23,7 +23,9 @@ LAYERS = (
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 ALLOWED = {"fastae"}  # the package itself holds __version__ and loads the rest on demand
-HOMES = {f"fastae.{name}": home for name, home in fastae._HOME.items()}  # module of each name loaded on demand
+HOMES = {
+    f"fastae.{name}": home for name, home in fastae._HOME.items()
+}  # module of each name loaded on demand
 
 
 def modules(root=ROOT):

@@ -124,13 +124,13 @@ def test_a_peer_with_another_gradient_is_refused(name):
     pytest.importorskip(peer.module)
 
     def broken(case, threads):
-        made = peer.make(case, threads)
+        contender = peer.make(case, threads)
 
         def answer(result):
-            loss, gradient = made.answer(result)
+            loss, gradient = contender.answer(result)
             return loss, {key: np.roll(value, 1, axis=-1) for key, value in gradient.items()}
 
-        return made._replace(answer=answer)
+        return contender._replace(answer=answer)
 
     compare.checked(peer, SMALL, 1).run(2)
     with pytest.raises(AssertionError, match=r"^broken: "):

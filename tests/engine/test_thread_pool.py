@@ -122,10 +122,10 @@ def test_lend_returns_before_the_work_is_done():
 
 
 def test_an_error_is_told_and_its_helper_works_on(monkeypatch):
-    told, failed, told_all = [], [], threading.Semaphore(0)
+    messages, failed, told_all = [], [], threading.Semaphore(0)
 
     def hook(arguments):
-        told.append(str(arguments.exc_value))
+        messages.append(str(arguments.exc_value))
         told_all.release()
 
     def fail():
@@ -136,7 +136,7 @@ def test_an_error_is_told_and_its_helper_works_on(monkeypatch):
     for _ in range(100):
         thread_pool.lend(fail)
         assert told_all.acquire(timeout=10)
-    assert told == ["mine"] * 100
+    assert messages == ["mine"] * 100
     assert len(set(failed)) < 30
     assert set(failed) <= {thread.ident for thread in threading.enumerate()}, "a thread ended"
 

@@ -33,22 +33,22 @@ def computed(name, x):
     return out
 
 
-def ulps(found, exact):
+def ulps(values, exact):
     """Distance in units of the last place of the exact value, in `found`'s dtype, subnormals included."""
-    kind = np.finfo(found.dtype)
+    kind = np.finfo(values.dtype)
     _, exponent = np.frexp(np.abs(exact))
     unit = np.ldexp(np.ones_like(exact), np.maximum(exponent - 1, kind.minexp) - kind.nmant)
-    return np.abs(found.astype(exact.dtype) - exact) / unit
+    return np.abs(values.astype(exact.dtype) - exact) / unit
 
 
 def worst(name, x, wider):
     with np.errstate(all="ignore"):
         exact = EXACT[name](x.astype(wider))
-        found = computed(name, x)
+        computed_values = computed(name, x)
         fits = np.abs(exact) <= np.finfo(x.dtype).max
-        assert np.isfinite(found[fits]).all()
-        assert np.isinf(found[~fits & ~np.isnan(exact)]).all()
-        return float(ulps(found[fits], exact[fits]).max(initial=0))
+        assert np.isfinite(computed_values[fits]).all()
+        assert np.isinf(computed_values[~fits & ~np.isnan(exact)]).all()
+        return float(ulps(computed_values[fits], exact[fits]).max(initial=0))
 
 
 def stratified(count=1 << 20):

@@ -46,11 +46,11 @@ class Block(NamedTuple):
 
 def blocks(page: Path) -> list[Block]:
     """The blocks that run, in order."""
-    text, made = page.read_text(), []
-    for found in BLOCK.finditer(text):
-        line, shell = text.count("\n", 0, found.start("code")), found["runs"] is not None
-        made.append(Block(line, found["needs"], shell, found["code"], found["output"]))
-    return made
+    text, runnable = page.read_text(), []
+    for match in BLOCK.finditer(text):
+        line, shell = text.count("\n", 0, match.start("code")), match["runs"] is not None
+        runnable.append(Block(line, match["needs"], shell, match["code"], match["output"]))
+    return runnable
 
 
 def run(page: Path) -> int:

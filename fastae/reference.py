@@ -338,7 +338,7 @@ def _check_rows(x: Array) -> None:
 
 
 def _floats(arrays: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
-    """The same arrays in the one dtype, float32 or wider, that NumPy promotes them to."""
+    """The same arrays in the one dtype, float32 or larger, that NumPy promotes them to."""
     converted = {name: np.asarray(array) for name, array in arrays.items()}
     for name, array in converted.items():
         if array.dtype.kind not in "fiub":

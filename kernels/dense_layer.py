@@ -209,7 +209,7 @@ def layer_forward(
     fan_out: int,
     rows: int | None = None,
 ) -> None:
-    """Write h = g(a W + b), in place: the forward step of one layer.
+    """Write h = g(a W + b), in place: the forward pass through one layer.
 
     Parameters
     ----------
@@ -317,7 +317,7 @@ def layer_backward(
     rows: int | None = None,
     accumulate: bool = False,
 ) -> None:
-    """The backward step of one layer, in place: from delta = dS/dz of this layer to that of the layer below.
+    """The backward pass through one layer, in place: from delta = dS/dz of this layer to that of the layer below.
 
         dW = a' delta      db = sum over rows of delta      a = (delta W') * g'(z), z of the layer below
 

@@ -65,7 +65,7 @@ class Storage:
         self.store(values, self.words.offset(block, row * self.row))
 
     def result_stride(self, rows: int, leaves: Value) -> Value:
-        """Bytes of so many rows of a result in a block."""
+        """Bytes of `rows` rows of a result in a block."""
         return self.words.count(rows * self.row)
 
 
@@ -114,7 +114,7 @@ def _product(
         x, y = words.offset(a, p * words.itemsize), words.offset(b, p * LINE)
         return outer_product(words, tile, x, storage.row, y, b_block, storage.multiply)
 
-    # How far `a` moves after UNROLL columns: within a block so many times, then to the next block. The loop carries
+    # How far `a` moves after UNROLL columns: `count` - 1 times within a block, then to the next block. The loop carries
     # these moves, and rotates them.
     count, size = storage.depth_per_block // UNROLL, words.itemsize
     moves = [words.count(UNROLL * size)] * (count - 1)
@@ -372,7 +372,7 @@ def gradient_writer(storage_of: type[Storage]) -> Any:
 
 
 def _weight_block(words: Words, rows: Value, size: int) -> Value:
-    """Bytes of one block of a weight matrix of so many rows, of `size` bytes each, padded to whole blocks."""
+    """Bytes of one block of a weight matrix of `rows` rows, of `size` bytes each, padded to whole blocks."""
     return words.times(words.round_up(rows, words.lanes), size)
 
 

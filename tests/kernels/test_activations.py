@@ -1,4 +1,4 @@
-"""exp, sigmoid with derivative and tanh against arithmetic of higher precision, in ulp; special values, tails and guard pages."""
+"""exp, sigmoid with derivative and tanh: errors in ulp, special values, tails and guard pages."""
 
 import os
 import tracemalloc

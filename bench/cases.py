@@ -85,8 +85,8 @@ class Case:
         wanted_loss, wanted = _answer(self)
         cosines = {}
         for name, value in wanted.items():
-            got = np.asarray(gradient[name], np.float64)
-            cosines[name] = float((got * value).sum() / (np.linalg.norm(got) * np.linalg.norm(value)))
+            ours = np.asarray(gradient[name], np.float64)
+            cosines[name] = float((ours * value).sum() / (np.linalg.norm(ours) * np.linalg.norm(value)))
         if not (abs(loss - wanted_loss) <= 0.02 * wanted_loss and all(c > 0.999 for c in cosines.values())):
             raise AssertionError(f"{self.id}: loss {loss}, not {wanted_loss}; cosines of gradients {cosines}")
 

@@ -180,13 +180,13 @@ class Parameters(Mapping[str, np.ndarray]):
         params : Parameters
             New parameters.
         """
-        made = cls(network, dtype)
+        params = cls(network, dtype)
         generator = np.random.default_rng(seed)
         for name, shape in network.shapes().items():
             if name.startswith("W"):
                 bound = np.sqrt(6.0 / sum(shape))
-                made[name] = generator.uniform(-bound, bound, shape)
-        return made
+                params[name] = generator.uniform(-bound, bound, shape)
+        return params
 
     @classmethod
     def from_arrays(
@@ -218,10 +218,10 @@ class Parameters(Mapping[str, np.ndarray]):
         missing = [name for name in network.shapes() if name not in arrays]
         if missing:
             raise ValueError(f"arrays lacks {', '.join(missing)}")
-        made = cls(network, dtype)
+        params = cls(network, dtype)
         for name in network.shapes():
-            made[name] = arrays[name]
-        return made
+            params[name] = arrays[name]
+        return params
 
     def copy(self) -> "Parameters":
         """Copy the parameters.
@@ -231,9 +231,9 @@ class Parameters(Mapping[str, np.ndarray]):
         params : Parameters
             The same values in a buffer of their own.
         """
-        made = Parameters(self.network, self.dtype)
-        made.flat[:] = self.flat
-        return made
+        params = Parameters(self.network, self.dtype)
+        params.flat[:] = self.flat
+        return params
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file that holds the network and the dense, row-major arrays W1, b1, ...

@@ -338,13 +338,13 @@ def _check_rows(x: Array) -> None:
 
 
 def _floats(arrays: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
-    """The same arrays in the one dtype, float32 or wider, that NumPy promotes them to."""
-    found = {name: np.asarray(array) for name, array in arrays.items()}
-    for name, array in found.items():
+    """The same arrays in the one dtype, float32 or larger, that NumPy promotes them to."""
+    converted = {name: np.asarray(array) for name, array in arrays.items()}
+    for name, array in converted.items():
         if array.dtype.kind not in "fiub":
             raise TypeError(f"{name} has dtype {array.dtype}, but real numbers are wanted")
-    dtype = np.result_type(np.float32, *(array.dtype for array in found.values()))
-    return {name: array.astype(dtype, copy=False) for name, array in found.items()}
+    dtype = np.result_type(np.float32, *(array.dtype for array in converted.values()))
+    return {name: array.astype(dtype, copy=False) for name, array in converted.items()}
 
 
 def _weights(sample_weight: npt.ArrayLike | None, x: Array) -> tuple[Any, Any]:

@@ -59,7 +59,7 @@ class Pairs(gemm.Storage):
             self.store(values, words.offset(block, row * ROW))
 
     def result_stride(self, rows: int, leaves: Value) -> Value:
-        """Bytes of so many rows of a result in a block."""
+        """Bytes of `rows` rows of a result in a block."""
         words = self.words
         return words.builder.select(
             words.builder.icmp_signed("==", leaves, words.count(1)),

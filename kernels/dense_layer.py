@@ -317,7 +317,7 @@ def layer_backward(
     rows: int | None = None,
     accumulate: bool = False,
 ) -> None:
-    """The backward step of one layer, in place: from delta = dS/dz of this layer to that of the layer below.
+    """The backward pass through one layer, in place: from delta = dS/dz of this layer to that of the layer below.
 
         dW = a' delta      db = sum over rows of delta      a = (delta W') * g'(z), z of the layer below
 
@@ -506,6 +506,10 @@ _scratch = _Scratch()
 
 @kernel
 def _layer_forward(at, h, a, W, b, one, activation, rows, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """``layer_forward``, by the product ``forward`` at address `at`.
+
+    h, a, W, b   as there        one   (blocks(fan_out) lanes,): 1, and 0 in padding lanes
+    """
     arguments = (
         np.int64(h.ctypes.data),
         np.int64(a.ctypes.data),
@@ -523,7 +527,10 @@ def _layer_forward(at, h, a, W, b, one, activation, rows, fan_in, fan_out):  # t
 
 
 def _write_sum_rows(words: Words, sums, delta, rows, accumulate):  # type: ignore[no-untyped-def]
-    """sums (+)= the sum over rows of delta, on one block of columns; a line each row."""
+    """sums (+)= the sum over rows of delta, on one block of columns.
+
+    sums  (lanes,)     delta  (rows, lanes)
+    """
     for add in (0, 1):
         with words.when(accumulate, "==", add):
 
@@ -539,6 +546,7 @@ _sum_rows = vector_kernel(_write_sum_rows)
 
 @kernel
 def _layer_gradient(at, dW, db, a, delta, rows, fan_in, fan_out, accumulate):  # type: ignore[no-untyped-def]
+    """``layer_gradient``, by the product ``gradient`` at address `at`; arrays as there."""
     db_at, delta_at, height = np.int64(db.ctypes.data), np.int64(delta.ctypes.data), delta.shape[1]
     for j in range(delta.shape[0]):
         _sum_rows(db, (db_at + j * LINE, delta_at + j * height * LINE, rows, accumulate))
@@ -548,6 +556,10 @@ def _layer_gradient(at, dW, db, a, delta, rows, fan_in, fan_out, accumulate):  #
 
 @kernel
 def _layer_backward(at, a, WT, delta, W, sums, activation, rows, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """What ``layer_backward`` does to `a` and `WT`, by the product ``backward`` at address `at`.
+
+    a, WT, delta, W   as there        sums   (at least blocks(fan_in) lanes,): workspace
+    """
     squares = WT.shape[0] * delta.shape[0]
     transpose_squares(W, WT.ctypes.data, W.ctypes.data, fan_in, fan_out, 0, squares)
     sums_at = np.int64(sums.ctypes.data)

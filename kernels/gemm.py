@@ -69,7 +69,7 @@ class Storage:
         self.store(values, self.words.offset(block, row * self.row))
 
     def result_stride(self, rows: int, leaves: Value) -> Value:
-        """Bytes of so many rows of a result in a block."""
+        """Bytes of `rows` rows of a result in a block."""
         return self.words.count(rows * self.row)
 
 

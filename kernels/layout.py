@@ -42,7 +42,7 @@ def lanes(dtype: npt.DTypeLike) -> int:
 
 
 def blocks(columns: int, dtype: npt.DTypeLike) -> int:
-    """Blocks that hold so many columns."""
+    """The number of blocks that hold `columns` columns."""
     return -(-columns // lanes(dtype))
 
 

@@ -4,7 +4,8 @@ No kernel is here. A form fixes how a tile's matrices and the weights lie in mem
 layer. There are three:
 
     gemm.COLUMN_BLOCKS    column blocks, one cache line wide; any network
-    rowlanes.ROW_LANES    rows in lanes, for few columns; the last layer must be linear, without sparsity
+    rowlanes.ROW_LANES    rows in lanes, for few columns: steps only (`leaves` is 0), without sparsity, and the last
+                          layer must be linear
     bfloat16.PAIRS        column blocks in bfloat16, products added up in float32
 
 What holds for every form:

@@ -21,7 +21,7 @@ def round_up(count, multiple):  # type: ignore[no-untyped-def]
 
 @callee
 def in_blocks(columns, lanes):  # type: ignore[no-untyped-def]
-    """How many blocks hold so many columns, each of `lanes` columns."""
+    """The number of blocks, of `lanes` columns each, that hold `columns` columns."""
     return (columns + lanes - 1) // lanes
 
 

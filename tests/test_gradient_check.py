@@ -135,10 +135,10 @@ def test_one_wrong_entry_is_caught_by_all_probes_and_by_few_only_if_drawn():
     params, X = random_problem((5, 3, 5, 5))
     engine = BrokenEngine(damage)
     assert check_gradients(params, X, engine=engine)["W3"] > 0.1
-    found = [
+    detected = [
         check_gradients(params, X, engine=engine, n_samples=3, seed=seed)["W3"] > 0.1 for seed in range(20)
     ]
-    assert 0 < sum(found) < 20
+    assert 0 < sum(detected) < 20
     assert check_gradients(params, X, engine=engine, n_samples=10**6)["W3"] > 0.1
 
 
@@ -150,14 +150,14 @@ def test_engine_gets_the_callers_params_rows_and_weights_and_none_is_written():
 
     class Recorder(BrokenEngine):
         def loss_and_gradient(self, params, X, *, sample_weight=None):
-            self.got = params, X, sample_weight
+            self.arguments = params, X, sample_weight
             return super().loss_and_gradient(params, X, sample_weight=sample_weight)
 
     engine = Recorder(lambda *arrays: None)
     check_gradients(params, X, engine=engine, sample_weight=w)
-    assert engine.got[0] is params
-    assert engine.got[1] is X
-    assert engine.got[2] is w
+    assert engine.arguments[0] is params
+    assert engine.arguments[1] is X
+    assert engine.arguments[2] is w
 
 
 def test_errors_name_the_argument():

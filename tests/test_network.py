@@ -67,12 +67,12 @@ def test_dense_arrays_go_in_and_come_out_by_name(n, k, dtype):
     network = fastae.Network.autoencoder(n, k)
     parameters = fastae.Parameters(network, dtype)
     rng = np.random.default_rng(0)
-    given = {name: rng.normal(size=shape).astype(dtype) for name, shape in network.shapes().items()}
-    for name, array in given.items():
+    dense = {name: rng.normal(size=shape).astype(dtype) for name, shape in network.shapes().items()}
+    for name, array in dense.items():
         parameters[name] = array
     assert list(parameters) == ["W1", "b1", "W2", "b2", "W3", "b3"]
     assert len(parameters) == 6
-    for name, array in given.items():
+    for name, array in dense.items():
         assert parameters[name].dtype == dtype
         assert parameters[name].flags.c_contiguous
         np.testing.assert_array_equal(parameters[name], array)

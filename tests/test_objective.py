@@ -153,9 +153,9 @@ def test_swap_takes_cells_of_the_same_column():
     assert abs(kept.mean() - 0.7) < 5 * np.sqrt(0.21 / kept.size)
     sources = []
     for i, j in zip(*np.nonzero(~kept), strict=True):
-        found = np.flatnonzero(np.isclose(DATA[:, j], seen[i, j], rtol=1e-12))
-        assert found.size >= 1
-        sources.append(found[0])
+        candidates = np.flatnonzero(np.isclose(DATA[:, j], seen[i, j], rtol=1e-12))
+        assert candidates.size >= 1
+        sources.append(candidates[0])
     assert np.bincount(sources, minlength=300).min() > 0
     index = np.arange(100, 150)
     seen = inputs(fastae.Objective(noise="swap", noise_level=1.0), DATA[100:150])

@@ -182,8 +182,8 @@ def test_activations_are_the_networks_unless_given(params, x):
     for name, value in reference.forward(x, params, ("tanh", "relu", "identity")).items():
         np.testing.assert_array_equal(own[name], value)
     for name, value in reference.forward(x, params).items():
-        given = reference.forward(x, Parameters(params), ("sigmoid", "sigmoid", "identity"))
-        np.testing.assert_array_equal(given[name], value)
+        named = reference.forward(x, Parameters(params), ("sigmoid", "sigmoid", "identity"))
+        np.testing.assert_array_equal(named[name], value)
 
 
 @pytest.mark.parametrize(

@@ -103,8 +103,8 @@ def test_elementwise(benchmark, name, dtype, by):
         return
     out = [np.empty_like(z) for _ in range(outputs)]
     run(1, z, *out)
-    for got, wanted in zip(out, peer(z.astype("f8")), strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-6 if dtype == "f32" else 1e-13, atol=1e-7)
+    for result, wanted in zip(out, peer(z.astype("f8")), strict=True):
+        np.testing.assert_allclose(result, wanted, rtol=1e-6 if dtype == "f32" else 1e-13, atol=1e-7)
     measure(benchmark, lambda times: run(times, z, *out), elements=size)
 
 

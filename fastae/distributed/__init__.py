@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # what type checkers see; at run time __getattr__ loads each 
     from fastae.distributed.dask import place as place
     from fastae.distributed.partitions import LocalEngine as LocalEngine
 
-_FORMER = ("DaskBlocks", "LostBlockError", "open_blocks")  # names of before, which still work
+_FORMER = ("DaskBlocks", "LostBlockError", "open_blocks")  # former names, which still work
 _HOME = {
     "LocalEngine": "fastae.distributed.partitions",
     **dict.fromkeys(

@@ -100,7 +100,7 @@ def _cgroup_quota() -> float | None:
             own = {line.split(":", 2)[1]: line.rstrip("\n").split(":", 2)[2] for line in file}
     except (OSError, IndexError):
         own = {}
-    limits = []  # pairs: microseconds of CPU time in each period of so many microseconds
+    limits = []  # pairs: microseconds of CPU time per period, and microseconds of a period
     path = own.get("", "/")
     while True:
         limits.append(_read_numbers(f"/sys/fs/cgroup{path.rstrip('/')}/cpu.max"))

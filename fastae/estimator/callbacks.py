@@ -21,13 +21,13 @@ def callbacks(model: Any, rows: RowSource, epochs: int) -> Iterator[Callable[[Ep
         if context is not None:
             task = context.subcontext(task_name="epoch")
             task.call_on_fit_task_begin(estimator=model, X=X)
-            told = task.call_on_fit_task_end(
+            callback_stops = task.call_on_fit_task_end(
                 estimator=model,
                 X=X,
                 metadata={"loss": epoch.loss, "validation_loss": epoch.validation_loss},
                 reconstruction_attributes=lambda: {"params_": epoch.params.copy()},
             )
-            stop = bool(told) or stop
+            stop = bool(callback_stops) or stop
         return stop
 
     yield None if context is None and model.callback is None else tell

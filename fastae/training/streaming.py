@@ -181,5 +181,5 @@ def _steps_across_chunks(
 
 
 def _after(state: State | None, steps: int) -> State | None:
-    """The state so many steps later, with the same moments."""
+    """The state after `steps` more steps, with the same moments."""
     return None if state is None else replace(state, steps=state.steps + steps)

@@ -129,8 +129,8 @@ def test_csv_headers_that_are_numbers_or_span_lines(tmp_path):
         ('"a, b",c\n"1",2\n', ("a, b", "c"), [[1, 2]]),
     ):
         path.write_text(text)
-        found = open_rows(path)
-        assert (found.feature_names, found.resident().tolist()) == (names, rows)
+        opened = open_rows(path)
+        assert (opened.feature_names, opened.resident().tolist()) == (names, rows)
 
 
 @pytest.mark.parametrize("names", [NAMES, range(6)])

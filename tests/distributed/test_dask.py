@@ -85,12 +85,12 @@ def alone(**options):
 def test_same_bits_as_one_machine_for_any_number_of_workers(cluster, client):
     wanted, expected = alone()
     for workers in (1, 2, 3):
-        some = list(client.nthreads())[:workers]
-        partitions = client.persist(array().rechunk({1: -1}), workers=some, allow_other_workers=False)
+        chosen = list(client.nthreads())[:workers]
+        partitions = client.persist(array().rechunk({1: -1}), workers=chosen, allow_other_workers=False)
         distributed.wait(partitions)
         engine = DistributedEngine(client, NETWORK, partitions, **DATA)
         engine._held = engine._build(
-            place(engine.partition_sizes, {i: set(some) for i in range(9)}, dict.fromkeys(some, 1))
+            place(engine.partition_sizes, {i: set(chosen) for i in range(9)}, dict.fromkeys(chosen, 1))
         )
         assert len({held.address for held in engine._held}) == workers
         params, seen = start(), []
@@ -227,8 +227,8 @@ def test_a_worker_that_joins_is_used_from_the_next_epoch(cluster, client):
 def test_place_leaves_partitions_where_they_are_and_feeds_the_idle():
     here = {0: {"a"}, 1: {"a"}, 2: {"b"}, 3: {"b"}}
     assert place([10] * 4, here, {"a": 1, "b": 1}) == {"a": [0, 1], "b": [2, 3]}
-    found = place([10] * 4, here, {"a": 1, "b": 1, "c": 1})
-    assert sorted(map(len, found.values())) == [1, 1, 2]
+    placed = place([10] * 4, here, {"a": 1, "b": 1, "c": 1})
+    assert sorted(map(len, placed.values())) == [1, 1, 2]
     assert set(place([10] * 4, here, {"c": 2})) == {"c"}
     many = place([1] * 300, {i: {"ab"[i % 2]} for i in range(300)}, {"a": 1, "b": 1})
     assert sorted(many["a"] + many["b"]) == list(range(300))

@@ -26,16 +26,16 @@ from fastae.distributed.mpi import MPIPartitions, MPIEngine
 
 X = np.random.default_rng(0).normal(size=(2500, 9))
 cuts = [0, 700, 701, 1500, 1500, 2200, 2500]
-blocks = [X[first:last] for first, last in zip(cuts[:-1], cuts[1:])]
+partitions = [X[first:last] for first, last in zip(cuts[:-1], cuts[1:])]
 network = fastae.Network.autoencoder(9, 4)
 rank = MPI.COMM_WORLD.rank  # parameters and seed are to be the first rank's
 params = fastae.Parameters.random(network, 3 + rank)
-engine = MPIEngine(network, blocks, objective=fastae.Objective(alpha=0.1, noise="gaussian"))
+engine = MPIEngine(network, partitions, objective=fastae.Objective(alpha=0.1, noise="gaussian"))
 history = engine.train(params, epochs=4, batch_size=300, seed=5 + rank, checkpoint=sys.argv[1])
-model = fastae.Autoencoder((3,), max_iter=3, random_state=0).fit(MPIPartitions(blocks))
+model = fastae.Autoencoder((3,), max_iter=3, random_state=0).fit(MPIPartitions(partitions))
 bits = [params.flat.tobytes(), model.params_.flat.tobytes(), np.array(history.loss).tobytes()]
 drawn = fastae.Autoencoder((3,), batch_size=300, callback=lambda epoch: rank == 0 and epoch.number == 3)
-drawn.fit(MPIPartitions(blocks), X_val=X[: 5 + rank])
+drawn.fit(MPIPartitions(partitions), X_val=X[: 5 + rank])
 known = [drawn.params_.flat.tobytes(), np.array(drawn.validation_loss_curve_).tobytes()]
 same = set(MPI.COMM_WORLD.allgather(hashlib.sha256(b"".join(known)).hexdigest()))
 assert len(same) == 1 and drawn.n_iter_ == 3, (same, drawn.n_iter_)
@@ -67,10 +67,10 @@ def run(ranks, *command):
 def test_same_bits_for_any_number_of_ranks(tmp_path, counts):
     X = np.random.default_rng(0).normal(size=(2500, 9))
     cuts = [0, 700, 701, 1500, 1500, 2200, 2500]
-    blocks = [X[first:last] for first, last in itertools.pairwise(cuts)]
+    partitions = [X[first:last] for first, last in itertools.pairwise(cuts)]
     network = fastae.Network.autoencoder(9, 4)
     params = fastae.Parameters.random(network, 3)
-    engine = LocalEngine(network, blocks, objective=fastae.Objective(alpha=0.1, noise="gaussian"))
+    engine = LocalEngine(network, partitions, objective=fastae.Objective(alpha=0.1, noise="gaussian"))
     options = {"epochs": 4, "batch_size": 300, "seed": 5}
     history = engine.train(params, **options)
     seen = set()

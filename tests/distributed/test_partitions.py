@@ -35,9 +35,9 @@ def test_every_way_to_distribute_partitions_gives_the_same_bits():
                 held = {i: PARTITIONS[i] for i in range(len(PARTITIONS)) if owners[i] == machine}
                 first_rows = {i: engine.first_rows[i] for i in held}
                 sums |= WorkerPart(engine.setup, held, first_rows, len(PARTITIONS), 1).sums(flat, step)
-            found = assemble(sums, root)
-            assert found.gradient.tobytes() == gradient.tobytes()
-            assert found.totals.tobytes() == totals.tobytes()
+            total = assemble(sums, root)
+            assert total.gradient.tobytes() == gradient.tobytes()
+            assert total.totals.tobytes() == totals.tobytes()
 
 
 def test_another_order_of_adding_would_be_seen():

@@ -19,14 +19,14 @@ def test_reconstruct_encode_and_decode_match_reference(widths, activations, m, d
     parameters, X = problem(network, m, dtype)
     wanted = reference.forward(X.astype("f8"), double(parameters), activations)
     code = engine.encode(parameters, X)
-    for got, name in (
+    for output, name in (
         (engine.reconstruct(parameters, X), "xhat"),
         (code, f"h{network.code_layer}"),
         (engine.decode(parameters, code), "xhat"),
     ):
-        assert got.dtype == dtype
-        assert got.shape == wanted[name].shape
-        assert np.abs(got - wanted[name]).max() <= TOLERANCE[dtype] * np.abs(wanted[name]).max()
+        assert output.dtype == dtype
+        assert output.shape == wanted[name].shape
+        assert np.abs(output - wanted[name]).max() <= TOLERANCE[dtype] * np.abs(wanted[name]).max()
 
 
 @pytest.mark.parametrize(("n", "k", "m"), [(30, 8, 2000), (5, 2, 3), (100, 40, 700)])

@@ -439,18 +439,18 @@ def recorder():
     ],
 )
 def test_scikit_learns_callbacks_are_told(options):
-    told = recorder()
-    model = Autoencoder(hidden_layer_sizes=(3,), random_state=0, **options).set_callbacks(told).fit(X)
+    callback = recorder()
+    model = Autoencoder(hidden_layer_sizes=(3,), random_state=0, **options).set_callbacks(callback).fit(X)
     epochs = ["begin epoch", "end epoch"] * model.n_iter_
-    assert told.log == ["setup", "begin fit", *epochs, "end fit", "teardown"]
-    assert told.scores[-1] == model.score(X)
-    assert len(set(told.scores)) == model.n_iter_
+    assert callback.log == ["setup", "begin fit", *epochs, "end fit", "teardown"]
+    assert callback.scores[-1] == model.score(X)
+    assert len(set(callback.scores)) == model.n_iter_
 
 
 def test_scikit_learns_callbacks_are_told_of_partial_fits():
-    told = recorder()
-    Autoencoder(hidden_layer_sizes=(3,), random_state=0).set_callbacks(told).partial_fit(X).partial_fit(X)
-    assert told.log == ["setup", "begin fit", "begin epoch", "end epoch", "end fit", "teardown"] * 2
+    callback = recorder()
+    Autoencoder(hidden_layer_sizes=(3,), random_state=0).set_callbacks(callback).partial_fit(X).partial_fit(X)
+    assert callback.log == ["setup", "begin fit", "begin epoch", "end epoch", "end fit", "teardown"] * 2
 
 
 def test_a_progress_bar_only_where_asked_for(capsys):

@@ -254,8 +254,8 @@ def test_onnx_runtime_does_what_the_model_does(tmp_path, dtype, scale, activatio
     model.to_onnx(path)
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == "float32" else {"rtol": 1e-11, "atol": 1e-12}
     for rows in (260, 1, 17):
-        made = run(path, data[:rows])
-        assert {array.dtype for array in made.values()} == {np.dtype(dtype)}
+        outputs = run(path, data[:rows])
+        assert {array.dtype for array in outputs.values()} == {np.dtype(dtype)}
         for output, method in {
             "code": "transform",
             "reconstruction": "reconstruct",
@@ -263,8 +263,8 @@ def test_onnx_runtime_does_what_the_model_does(tmp_path, dtype, scale, activatio
             "decision": "decision_function",
         }.items():
             expected = getattr(model, method)(data[:rows])
-            assert made[output].shape == expected.shape
-            np.testing.assert_allclose(made[output], expected, **tolerance, err_msg=output)
+            assert outputs[output].shape == expected.shape
+            np.testing.assert_allclose(outputs[output], expected, **tolerance, err_msg=output)
     assert names(tmp_path) == ["a.onnx"]
 
 
@@ -272,11 +272,11 @@ def test_an_autoencoders_graph_has_no_scores_and_another_model_would_be_seen(tmp
     pytest.importorskip("onnx")
     model, _ = saved(tmp_path)
     model.to_onnx(tmp_path / "a.onnx")
-    made = run(tmp_path / "a.onnx", X)
-    assert sorted(made) == ["code", "reconstruction"]
-    np.testing.assert_allclose(made["reconstruction"], model.reconstruct(X), rtol=1e-11)
+    outputs = run(tmp_path / "a.onnx", X)
+    assert sorted(outputs) == ["code", "reconstruction"]
+    np.testing.assert_allclose(outputs["reconstruction"], model.reconstruct(X), rtol=1e-11)
     model.fit(X[::2])
-    assert np.abs(made["reconstruction"] - model.reconstruct(X)).max() > 1e-6
+    assert np.abs(outputs["reconstruction"] - model.reconstruct(X)).max() > 1e-6
 
 
 def test_a_full_disk_leaves_the_old_graph(tmp_path):

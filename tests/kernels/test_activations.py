@@ -1,4 +1,4 @@
-"""exp, sigmoid with derivative and tanh against wider arithmetic, in ulp; special values, tails and guard pages."""
+"""exp, sigmoid with derivative and tanh: errors in ulp, special values, tails and guard pages."""
 
 import os
 import tracemalloc
@@ -11,8 +11,8 @@ from fastae import kernels
 from fastae.kernels import activations
 
 posix = pytest.mark.skipif(os.name != "posix", reason="guard pages need mprotect")
-wide = pytest.mark.skipif(
-    np.finfo(np.longdouble).nmant <= 52, reason="needs a long double wider than a double"
+long_double = pytest.mark.skipif(
+    np.finfo(np.longdouble).nmant <= 52, reason="needs a long double of higher precision than a double"
 )
 
 
@@ -33,22 +33,22 @@ def computed(name, x):
     return out
 
 
-def ulps(found, exact):
+def ulps(values, exact):
     """Distance in units of the last place of the exact value, in `found`'s dtype, subnormals included."""
-    kind = np.finfo(found.dtype)
+    kind = np.finfo(values.dtype)
     _, exponent = np.frexp(np.abs(exact))
     unit = np.ldexp(np.ones_like(exact), np.maximum(exponent - 1, kind.minexp) - kind.nmant)
-    return np.abs(found.astype(exact.dtype) - exact) / unit
+    return np.abs(values.astype(exact.dtype) - exact) / unit
 
 
-def worst(name, x, wider):
+def worst(name, x, precise):
     with np.errstate(all="ignore"):
-        exact = EXACT[name](x.astype(wider))
-        found = computed(name, x)
+        exact = EXACT[name](x.astype(precise))
+        computed_values = computed(name, x)
         fits = np.abs(exact) <= np.finfo(x.dtype).max
-        assert np.isfinite(found[fits]).all()
-        assert np.isinf(found[~fits & ~np.isnan(exact)]).all()
-        return float(ulps(found[fits], exact[fits]).max(initial=0))
+        assert np.isfinite(computed_values[fits]).all()
+        assert np.isinf(computed_values[~fits & ~np.isnan(exact)]).all()
+        return float(ulps(computed_values[fits], exact[fits]).max(initial=0))
 
 
 def stratified(count=1 << 20):
@@ -74,7 +74,7 @@ def test_float32_where_it_matters(name):
     assert worst(name, x, np.float64) <= LIMITS[name]
 
 
-@wide
+@long_double
 @pytest.mark.parametrize(("name", "limit"), [("exp", 1.5), ("sigmoid", 3.0), ("tanh", 3.0)])
 def test_float64(name, limit):
     x = np.concatenate(
@@ -121,8 +121,8 @@ def test_derivative_is_h_times_1_minus_h(dtype):
     z = np.linspace(-30, 30, 10_001).astype(dtype)
     h, dh = np.empty_like(z), np.empty_like(z)
     kernels.sigmoid_with_derivative(z, h, dh)
-    wide = h.astype("f8")
-    assert np.abs(dh - wide * (1 - wide)).max() <= np.finfo(dtype).eps / 4
+    exact = h.astype("f8")
+    assert np.abs(dh - exact * (1 - exact)).max() <= np.finfo(dtype).eps / 4
     step = 1e-6
     slope = (exact_sigmoid(z.astype("f8") + step) - exact_sigmoid(z.astype("f8") - step)) / (2 * step)
     assert np.abs(dh - slope).max() < 1e-6

@@ -247,13 +247,15 @@ def test_reconstruct_encode_decode_and_errors(activations):
     params, X = problem(network, 701)
     engine = fastae.Engine(network, 2, "bfloat16")
     _, _, code, xhat = by_hand(params, X)
-    made = engine.reconstruct(params, X)
-    assert made.dtype == np.float32
-    np.testing.assert_allclose(made, xhat, rtol=0, atol=2e-3)
-    assert np.abs(made - xhat).mean() < 1e-5
+    reconstruction = engine.reconstruct(params, X)
+    assert reconstruction.dtype == np.float32
+    np.testing.assert_allclose(reconstruction, xhat, rtol=0, atol=2e-3)
+    assert np.abs(reconstruction - xhat).mean() < 1e-5
     np.testing.assert_allclose(engine.encode(params, X), code, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(engine.decode(params, engine.encode(params, X)), made, rtol=0, atol=2e-6)
-    errors = ((made.astype("f8") - X) ** 2).sum(axis=1)
+    np.testing.assert_allclose(
+        engine.decode(params, engine.encode(params, X)), reconstruction, rtol=0, atol=2e-6
+    )
+    errors = ((reconstruction.astype("f8") - X) ** 2).sum(axis=1)
     np.testing.assert_allclose(engine.errors(params, X), errors, rtol=1e-6)
     X[::3, 1] = np.nan
     holed = np.where(np.isnan(X), 0, engine.reconstruct(params, X, missing=True).astype("f8") - X)
@@ -295,12 +297,12 @@ def test_rounds_to_nearest_even_into_both_forms():
     source[:] = x.ravel()
     by_address = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5)(bfloat16.to_bfloat16.address("float32"))
     by_address(target.ctypes.data, source.ctypes.data, 32, 32, 2)
-    made = target.view("u2").reshape(2, 2, -1)
+    tile = target.view("u2").reshape(2, 2, -1)
     with np.errstate(over="ignore"):
         wanted = (rounded(x).astype("f4").view("u4") >> 16).astype("u2")
     wanted[0, 2, 1] = 0xFF80  # -3.4e38 is rounded to -inf
-    np.testing.assert_array_equal(made[:, 0].reshape(x.shape), wanted)
-    np.testing.assert_array_equal(made[:, 1].reshape(2, 16, 16, 2).swapaxes(2, 3).reshape(x.shape), wanted)
+    np.testing.assert_array_equal(tile[:, 0].reshape(x.shape), wanted)
+    np.testing.assert_array_equal(tile[:, 1].reshape(2, 16, 16, 2).swapaxes(2, 3).reshape(x.shape), wanted)
 
 
 @needs_bfloat16

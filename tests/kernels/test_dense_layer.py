@@ -148,11 +148,11 @@ def test_backward_matches_finite_differences(activation):
             array[place] -= sign * step
         return (values[0] - values[1]) / (2 * step)
 
-    found = layout.unpack(da, z.shape), layout.unpack(dW, W.shape)
+    gradients = layout.unpack(da, z.shape), layout.unpack(dW, W.shape)
     for i, j in [(0, 0), (3, 4), (HEIGHT - 1, 8)]:
-        assert found[0][i, j] == pytest.approx(slope(z, i, j), rel=1e-6, abs=1e-8)
+        assert gradients[0][i, j] == pytest.approx(slope(z, i, j), rel=1e-6, abs=1e-8)
     for i, j in [(0, 0), (8, 4), (5, 2)]:
-        assert found[1][i, j] == pytest.approx(slope(W, i, j), rel=1e-6)
+        assert gradients[1][i, j] == pytest.approx(slope(W, i, j), rel=1e-6)
     for i in range(fan_out):
         assert db[i] == pytest.approx(slope(b, i), rel=1e-6)
 

@@ -43,11 +43,11 @@ def test_one_whole_block_is_copied_too(dtype):
 
 @given(st.integers(0, 1000), REAL)
 def test_buffers_start_on_a_cache_line(size, dtype):
-    made = layout.aligned_zeros(size, dtype)
-    assert made.shape == (size,)
-    assert made.dtype == dtype
-    assert made.ctypes.data % 64 == 0 or size == 0
-    assert not made.any()
+    buffer = layout.aligned_zeros(size, dtype)
+    assert buffer.shape == (size,)
+    assert buffer.dtype == dtype
+    assert buffer.ctypes.data % 64 == 0 or size == 0
+    assert not buffer.any()
 
 
 @given(st.lists(SIZES, min_size=2, max_size=5), REAL)

@@ -118,8 +118,8 @@ def test_gradient_is_numpys(dtype, end):
                     rowlanes.gradient, dtype, dW, by_columns(a, height, end), by_columns(delta, height, end),
                     accumulate, rows, height, fan_in, fan_out,
                 )  # fmt: skip
-                found = layout.unpack(dW, W.shape)
-                close(found, (1 + accumulate) * wanted, dtype, rows, (fan_in, fan_out, rows))
+                summed = layout.unpack(dW, W.shape)
+                close(summed, (1 + accumulate) * wanted, dtype, rows, (fan_in, fan_out, rows))
                 dW_padding = dW.copy()
                 layout.pack(np.zeros_like(W), dW_padding)
                 assert not dW_padding.any(), "padding is not zero"
@@ -200,16 +200,16 @@ def test_corrupted_input_is_the_same_as_in_blocks(network, missing, noise, monke
         X[::3, 0] = np.nan
     params = fastae.Parameters.random(network, dtype="float64")
     objective = Objective(noise=noise, noise_level=0.3 if noise else 0.0, missing=missing, alpha=0.1)
-    made = []
+    results = []
     for pays in (True, False):
         asked = choose_form(monkeypatch, pays)
         engine = fastae.Engine(network, 1, "float64")
         gradient = fastae.Parameters(network, "float64")
         loss = engine.run_steps(params, X, gradient=gradient, objective=objective, seed=5)[0, 0]
-        made.append((loss, gradient.flat))
+        results.append((loss, gradient.flat))
         assert asked == [pays]
-    assert made[0][0] == pytest.approx(made[1][0], rel=1e-12)
-    np.testing.assert_allclose(made[0][1], made[1][1], rtol=0, atol=1e-12 * np.abs(made[1][1]).max())
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=0, atol=1e-12 * np.abs(results[1][1]).max())
 
 
 @posix
@@ -228,7 +228,7 @@ def test_an_engine_stays_within_its_memory_in_either_form(widths, dtype, end, mo
         X = guarded(np.random.default_rng(m).normal(size=(m, widths[0])).astype(dtype), end)
         X[m // 2, 0] = np.nan
         index = np.random.default_rng(0).permutation(m)
-        made = {True: [], False: []}
+        results = {True: [], False: []}
         for pays in (True, False, True, False):
             asked = choose_form(monkeypatch, pays)
             for noise in (None, "gaussian", "swap"):
@@ -244,10 +244,10 @@ def test_an_engine_stays_within_its_memory_in_either_form(widths, dtype, end, mo
                     rates=np.zeros(2),
                     **options,
                 )
-                made[pays].append((losses.tobytes(), gradient.flat.tobytes()))
+                results[pays].append((losses.tobytes(), gradient.flat.tobytes()))
             assert asked == [pays] * 3
-        assert made[True][:3] == made[True][3:]
-        assert made[False][:3] == made[False][3:]
+        assert results[True][:3] == results[True][3:]
+        assert results[False][:3] == results[False][3:]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -256,13 +256,13 @@ def test_the_bits_are_the_same_for_any_number_of_threads(dtype, monkeypatch):
     network = fastae.Network.autoencoder(10, 3)
     assert rowlanes.pays(network.widths, 5000, 10**3, np.dtype(dtype))
     X = np.random.default_rng(2).normal(size=(20_000, 10)).astype(dtype)
-    made = []
+    parameters = []
     for threads in (1, 2, 3, 5):
         params = fastae.Parameters.random(network, dtype=dtype)
         engine = fastae.Engine(network, threads, dtype)
         fastae.train(params, X, engine=engine, epochs=2, batch_size=5000, optimizer=fastae.Adam())
-        made.append(params.flat.tobytes())
-    assert len(set(made)) == 1
+        parameters.append(params.flat.tobytes())
+    assert len(set(parameters)) == 1
 
 
 def test_an_engine_goes_from_one_form_to_the_other_and_back():

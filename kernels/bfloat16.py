@@ -19,7 +19,7 @@ from fastae.kernels.compiler import ByAddress
 from fastae.kernels.products import Form
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.split import in_blocks
-from fastae.kernels.target import LINE
+from fastae.kernels.target import LINE, TARGET
 
 LANES = 16
 ROW = LINE // 2  # bytes of one row of a block
@@ -233,6 +233,8 @@ def add_delta(out, added, sums, rows, height, blocks):  # type: ignore[no-untype
 
 
 PAIRS = Form(
+    name="bfloat16",
+    dtypes=("bfloat16",),
     forward=forward,
     residual=residual,
     backward=backward,
@@ -241,7 +243,8 @@ PAIRS = Form(
     prepare_weights=prepare_weights,
     sparsity_delta=sparsity_delta,
     add_delta=add_delta,
-    target_in_form=False,
     row_multiple=gemm.row_multiple,
     height=gemm.tile_height,
+    own_weights=True,
+    available=TARGET.bfloat16,
 )

@@ -432,6 +432,8 @@ def tile_height(widths: Widths, dtype: npt.DTypeLike) -> int:
 ROW_MULTIPLE = int(np.lcm.reduce([rows_of(n) for n in (1, 2, 3)]))
 
 COLUMN_BLOCKS = Form(
+    name="column blocks",
+    dtypes=("float32", "float64"),
     forward=forward,
     residual=residual,
     backward=backward,
@@ -440,7 +442,6 @@ COLUMN_BLOCKS = Form(
     prepare_weights=prepare_weights,
     sparsity_delta=sparsity_delta,
     add_delta=add_delta,
-    target_in_form=False,
     row_multiple=row_multiple,
     height=tile_height,
 )

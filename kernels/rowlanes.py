@@ -1,6 +1,6 @@
 """Products with rows in lanes, the form for narrow networks: a line holds 16 rows (float64: 8) of one column.
 
-Not for wide networks: it exists because gemm.py would fill many lanes of few columns with padding. A tile's matrix is
+Not for wide networks: it exists because with few columns, most lanes in gemm.py would be padding. A stored matrix is
 (columns, height) here, column by column; weights and their gradients keep the blocked layout (layout.py).
 
     forward    C = g(A B + bias)        a line of A times one weight of B, in every lane
@@ -279,7 +279,7 @@ def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type:
 
 @ByAddress
 def to_columns(out, source, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """Convert lines to a tile of this form, (columns, height): ``from_blocked`` of the contract."""
+    """Convert a blocked matrix to (columns, height): ``from_blocked`` of the contract."""
     like = carray(out, (1,))
     target, itemsize = np.int64(like.ctypes.data), like.itemsize
     lanes = LINE // itemsize

@@ -17,7 +17,7 @@ from fastae import reference
 from fastae.bench.cases import CASES, Case
 from fastae.bench.probe import Probe
 from fastae.engine import thread_pool
-from fastae.kernels import gemm, job, layout, optimizer, rowlanes, rows
+from fastae.kernels import forms, job, layout, optimizer, rows
 from fastae.kernels.compiler import ByAddress, kernel
 from fastae.kernels.simd import call_at, flush_subnormals, restore_float_state
 from fastae.kernels.split import shards_of
@@ -85,15 +85,17 @@ class Tile:
             self.network.widths, self.network.activations, case.dtype
         )
         widths = self.network.widths
-        self.row_lanes = rowlanes.pays(widths, case.m, self.size, np.dtype(case.dtype))
-        self.form = rowlanes.ROW_LANES if self.row_lanes else gemm.COLUMN_BLOCKS
+        supported = forms.forms_of(case.dtype)
+        self.form = forms.choose(supported, widths, case.m, self.size, case.dtype, linear=True, sparse=False)
         self.multiple = self.form.row_multiple(widths, case.dtype)
         self.height = height or self.form.height(widths, case.dtype)
         self.rows = min(case.m // self.multiple * self.multiple, self.height)
         last = self.plan[-1]
         outputs = self._padded(last.fan_out)
         self.tiles = self._zeros((int(last.output) + outputs) * self.height)
-        self.loaded = self._zeros(int(self.plan[0].output) * self.height) if self.row_lanes else self.tiles
+        self.loaded = (
+            self._zeros(int(self.plan[0].output) * self.height) if self.form.from_blocked else self.tiles
+        )
         self.sums, self.ones = (self._zeros(int(last.column_sums) + outputs) for _ in range(2))
         self.loss, self.spare = self._zeros(len(self.like)), layout.aligned_zeros(16, np.float64)
         self.weight = self._zeros(self.height)
@@ -110,10 +112,12 @@ class Tile:
     def stages(self) -> list[Stage]:
         """The stages in order: load, forward 1 .. L - 1, residual L, then gradient and backward from L down.
 
-        With rows in lanes, "to columns" follows "load".
+        "convert" follows "load" if the form's matrices are not blocked.
         """
         last = len(self.plan) - 1
-        stages = [self.load()] + [self.to_columns()] * self.row_lanes
+        stages = [self.load()]
+        if self.form.from_blocked is not None:
+            stages.append(self.convert(self.form.from_blocked))
         stages += [self.forward(i) for i in range(last)]
         stages.append(self.residual())
         for i in range(last, -1, -1):
@@ -130,10 +134,10 @@ class Tile:
         )
         return Stage("load", 0, lambda times: load_times(times, *arguments))
 
-    def to_columns(self) -> Stage:
+    def convert(self, from_blocked: ByAddress) -> Stage:
         blocks = int(layout.blocks(self.network.widths[0], self.case.dtype))
         arguments = self._output(-1), self._at(self.loaded), self.rows, self.height, blocks
-        return Stage("to columns", 0, _repeat(rowlanes.to_columns, self.case, arguments))
+        return Stage("convert", 0, _repeat(from_blocked, self.case, arguments))
 
     def forward(self, i: int) -> Stage:
         row = self.plan[i]
@@ -145,8 +149,9 @@ class Tile:
 
     def residual(self) -> Stage:
         i = len(self.plan) - 1
+        target = self._output(-1) if self.form.target_in_form else self._at(self.loaded)
         arguments = (
-            *(self._output(i), self._output(i - 1), *self._weights(i), self._output(-1)),
+            *(self._output(i), self._output(i - 1), *self._weights(i), target),
             *(self._at(self.weight), self._at(self.sums, self.plan[i].column_sums), self._at(self.loss)),
             *self._sizes(i),
         )
@@ -259,7 +264,7 @@ def report(case: Case) -> None:
     total = sum(seconds for *_, seconds in lines)
     whole = _time(lambda n: [engine.loss_and_gradient(case.parameters, case.X) for _ in range(n)])
 
-    height = f"{tile.rows} rows{', rows in lanes' * tile.row_lanes}"
+    height = f"{tile.rows} rows; {tile.form.name}"
     print(f"\n{case.id}: tiles of {height}, one thread's FMA peak {probe.median:.0f} GF/s")
     print(f"  {'stage':<18}{'ms':>9}{'of all':>9}{'GF/s':>9}{'of peak':>9}")
     for name, flops, seconds in lines:

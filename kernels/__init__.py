@@ -3,7 +3,7 @@
 A map, from the call down:
 
     step.py         gradient steps by a crew of threads: the jitted call that each thread makes; the loops of a step
-    split.py    how a batch is divided into shards, and the weights into stretches
+    split.py        how a batch is divided into shards, and the weights into stretches
     shard.py        the loss and gradient of a shard of rows, tile by tile
     stretch.py      a stretch of the weights: adds the shards' gradients, updates, transposes
     optimizer.py    the updates of SGD and Adam
@@ -15,7 +15,8 @@ A map, from the call down:
     noise.py        noise and missing cells in the input
     activations.py  sigmoid, tanh, relu and identity, with derivatives
 
-    products.py     the contract of products, which three forms implement:
+    products.py     the contract of products, and how to add a form of them
+    forms.py        the forms, and the choice among them:
     gemm.py         column blocks: register tiles, and the loops around them
     rowlanes.py     rows in lanes, for networks of few columns
     bfloat16.py     column blocks in bfloat16

@@ -2,9 +2,9 @@
 
 Not a dtype: parameters, gradients, the loss and all arithmetic outside the products stay float32. The loops and the
 register tiles are those of gemm.py. A matrix in bfloat16 begins where the same matrix in float32 would (layout.py), and
-takes the same room or less:
+needs no more memory:
 
-    tile      (blocks, 2 halves, height / 2 lines). Each block is stored twice: first row by row, (height, 16), where
+    stored    (blocks, 2 halves, height / 2 lines). Each block is stored twice: first row by row, (height, 16), where
               two columns of a row are side by side; then in pairs of rows, (height / 2, 16, 2)
     weights   pairs of rows, (fan_out / 16, fan_in / 2, 16, 2), and W' likewise, fan_in and fan_out padded
 
@@ -19,7 +19,7 @@ from fastae.kernels.compiler import ByAddress
 from fastae.kernels.products import Form
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.split import in_blocks
-from fastae.kernels.target import LINE
+from fastae.kernels.target import LINE, TARGET
 
 LANES = 16
 ROW = LINE // 2  # bytes of one row of a block
@@ -50,7 +50,7 @@ class Pairs(gemm.Storage):
         store_rows(self.words, values[0], values[1], place, self.half)
 
     def store_result(self, values: list[Value], block: Value, row: int, leaves: Value) -> None:
-        """Store two rows of a result; as lines of float32 if it leaves the network."""
+        """Store two rows of a result; as float32 if it leaves the network."""
         words = self.words
         with words.when(leaves, "==", 1):
             for r, value in enumerate(values):
@@ -192,7 +192,7 @@ def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type:
 
 @ByAddress
 def to_bfloat16(out, source, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """Convert float32 lines to a tile, ``from_blocked`` of the contract; `rows` is even."""
+    """Convert a blocked matrix of float32, ``from_blocked`` of the contract; `rows` is even."""
     target = carray(out, (1,))
     for j in range(blocks):
         k = j * height * LINE
@@ -233,6 +233,8 @@ def add_delta(out, added, sums, rows, height, blocks):  # type: ignore[no-untype
 
 
 PAIRS = Form(
+    name="bfloat16",
+    dtypes=("bfloat16",),
     forward=forward,
     residual=residual,
     backward=backward,
@@ -241,7 +243,8 @@ PAIRS = Form(
     prepare_weights=prepare_weights,
     sparsity_delta=sparsity_delta,
     add_delta=add_delta,
-    target_in_form=False,
     row_multiple=gemm.row_multiple,
     height=gemm.tile_height,
+    own_weights=True,
+    available=TARGET.bfloat16,
 )

@@ -1,7 +1,8 @@
 """The cost: deltas of a nonlinear last layer and of the mean code, reconstruction errors of rows, the loss of a step.
 
 The squared error of a linear last layer is not here: the product ``residual`` (products.py) computes it. Deltas work on
-a tile in the blocked layout, (blocks, height, lanes); what closes a step works on sums by shard.
+a tile in the blocked layout, (blocks, height, lanes); the functions that finish a step combine
+per-shard sums.
 """
 
 from functools import partial
@@ -15,7 +16,7 @@ from fastae.kernels.simd import Words, array_at, vector_kernel
 from fastae.kernels.split import SHARDS_MOST, in_blocks, round_up
 from fastae.kernels.target import LINE
 
-# -- on one tile, in lines (products.py) ------------------------------------------------------------------------------
+# -- on one tile, blocked (products.py) -------------------------------------------------------------------------------
 
 
 def _write_output_delta(words: Words, activation, h, x, row_weight, sums, loss, rows):  # type: ignore[no-untyped-def]

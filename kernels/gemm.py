@@ -65,7 +65,7 @@ class Storage:
         self.words.store(values[0], place)
 
     def store_result(self, values: list[Value], block: Value, row: int, leaves: Value) -> None:
-        """Store `together` rows of a result, from row `row` of a block on; as lines if `leaves` is 1."""
+        """Store `together` rows of a result, from row `row` of a block on; blocked if `leaves` is 1."""
         self.store(values, self.words.offset(block, row * self.row))
 
     def result_stride(self, rows: int, leaves: Value) -> Value:
@@ -406,13 +406,13 @@ def prepare_weights(out, wt, source, fan_in, fan_out, first, last):  # type: ign
 
 @ByAddress
 def sparsity_delta(out, h, row_weight, slope, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """out = row_weight slope h (1 - h); all are lines."""
+    """out = row_weight slope h (1 - h); both are blocked."""
     cost.sparsity_delta(carray(out, (1,)), h, row_weight, slope, rows, height, blocks)
 
 
 @ByAddress
 def add_delta(out, added, sums, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """delta += added; both are lines."""
+    """delta += added; both are blocked."""
     cost.add_delta(carray(out, (1,)), added, sums, rows, height, blocks)
 
 
@@ -432,6 +432,8 @@ def tile_height(widths: Widths, dtype: npt.DTypeLike) -> int:
 ROW_MULTIPLE = int(np.lcm.reduce([rows_of(n) for n in (1, 2, 3)]))
 
 COLUMN_BLOCKS = Form(
+    name="column blocks",
+    dtypes=("float32", "float64"),
     forward=forward,
     residual=residual,
     backward=backward,
@@ -440,7 +442,6 @@ COLUMN_BLOCKS = Form(
     prepare_weights=prepare_weights,
     sparsity_delta=sparsity_delta,
     add_delta=add_delta,
-    target_in_form=False,
     row_multiple=row_multiple,
     height=tile_height,
 )

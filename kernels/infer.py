@@ -47,11 +47,11 @@ def infer(out, job_at, control_at, me_at):  # type: ignore[no-untyped-def]
         computed = round_up(rows, job.row_multiple)
         forward_layers(itemsize, job, plan, memory.tiles, output, computed, height, start, last + 1)
         if job.task == ERRORS_TASK:
-            lines = in_blocks(features, lanes), height, lanes
+            shape = in_blocks(features, lanes), height, lanes
             row_errors(
                 job,
-                array_at(output, lines, work.dtype),
-                array_at(target, lines, work.dtype),
+                array_at(output, shape, work.dtype),
+                array_at(target, shape, work.dtype),
                 features,
                 first,
                 rows,

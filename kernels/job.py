@@ -54,7 +54,7 @@ class Job(ctypes.Structure):
     # Tiles
     height: int  # rows of a tile in memory
     row_multiple: int  # the rows that products compute are a multiple of this: whole register tiles
-    target_in_form: int  # 1: ``residual`` takes its target as a tile of the form, not as lines
+    target_in_form: int  # 1: ``residual`` takes a stored target, not a blocked one
 
     # Parameters and what a step computes; "flat" stands for (n_parameters,), a flat buffer
     n_parameters: int  # with padding

@@ -1,6 +1,6 @@
 """Rows of X become a tile here: they are read, scaled, corrupted and converted to the form that products read.
 
-How a row of any dtype and stride becomes lines is in rows.py, the noise in noise.py. A tile in lines is (blocks,
+How a row of any dtype and stride becomes lines is in rows.py, the noise in noise.py. A blocked tile is (blocks,
 height, lanes).
 """
 
@@ -77,7 +77,7 @@ def _corrupt(like, job, memory, source, input_at, first, rows, epoch):  # type: 
 
 @ByAddress
 def load_tile(out, job_at, work, columns, first, rows, epoch):  # type: ignore[no-untyped-def]
-    """Load rows first .. first + rows as lines, with zeros below them down to a whole register tile.
+    """Load rows first .. first + rows as a blocked tile, with zeros below them down to a whole register tile.
 
     out    blocked (blocks, height, lanes): the input. If cells may be missing, or there is noise, this is the corrupted
            input, and the clean rows go to `clean` of the TileMap

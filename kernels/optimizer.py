@@ -58,9 +58,8 @@ def add_up(total, parts, count, first, factor):  # type: ignore[no-untyped-def]
     lines, stride = total.size * itemsize // LINE, parts.shape[1] * itemsize
     places = total.ctypes.data, parts.ctypes.data + first * itemsize
     _add_up(total, (*places, stride, count - 1, lines, scale))
-    for i in range(
-        lines * LINE // itemsize, total.size
-    ):  # flat buffers have whole lines only, other arrays may not
+    # a flat buffer has whole lines only, other arrays may not
+    for i in range(lines * LINE // itemsize, total.size):
         total[i] = parts[0, first + i]
         for shard in range(1, count):
             total[i] += parts[shard, first + i]

@@ -1,70 +1,89 @@
 """The contract of products: what each form of products promises, and the addresses of its functions.
 
 No kernel is here. A form fixes how a tile's matrices and the weights lie in memory, and computes the products of a
-layer. There are three:
+layer. There are three (forms.py lists them and chooses):
 
     gemm.COLUMN_BLOCKS    column blocks, one cache line wide; any network
     rowlanes.ROW_LANES    rows in lanes, for few columns: steps only (`leaves` is 0), without sparsity, and the last
                           layer must be linear
     bfloat16.PAIRS        column blocks in bfloat16, products added up in float32
 
+Two words for matrices: a *blocked* one has the layout of layout.py in the engine's dtype, (blocks, height, lanes), in
+which rows are loaded and results leave the network. A *stored* one is as the form stores it. W and W' are as
+`prepare_weights` leaves them.
+
 What holds for every form:
 
     rows          Tiles are `height` rows high in memory. A function computes `rows` rows, which the caller rounds up
-                  to a multiple of the form's row multiple (which divides `height`). Rows below those in use are zero
-                  in the input and have weight 0, so they add nothing to any sum. Only `gradient` is given the rows in
-                  use, not rounded up.
-    columns       `fan_in` and `fan_out` are columns in use. In every form a tile's matrix takes round_up(columns,
-                  lanes) * height elements. Padding columns of a result are zero, or the form does not read them.
-    alignment     Every matrix, line and vector begins on a cache line.
+                  to a multiple of the form's row multiple; `height` is a multiple of it. Rows below those in use are
+                  zero in the input and have weight 0, so their deltas are zero and add nothing to any sum. Only
+                  `gradient` is given the rows in use, not rounded up; it may go on to the rounded number, since the
+                  deltas there are zero.
+    columns       `fan_in` and `fan_out` are columns in use. Padding columns of a result are zero, or the form does not
+                  read them.
+    room          In every form a stored matrix takes round_up(columns, lanes) * height elements of the engine's dtype
+                  or less, and W as much as the weights in a flat buffer: tile.py and the engine allocate that much.
+    alignment     Every matrix and vector begins on a cache line.
     arguments     Outputs come first, then inputs, then sizes. The first is a pointer, other arrays are addresses.
                   Offsets of addresses are in bytes, sizes in elements.
-    lines         stands for column blocks of the engine's dtype, (blocks, height, lanes): the layout of layout.py, in
-                  which rows are loaded and in which results leave the network.
-    tile          stands for a matrix as the form stores it. W and W' are as `prepare_weights` leaves them.
-    who sums      `residual`, `backward` and `add_delta` add the column sums of the delta that they store (`add_delta`:
+    sums          `residual`, `backward` and `add_delta` add the column sums of the delta that they store (`add_delta`:
                   of `added`) to `sums`, which the caller zeroes before each tile. `residual` adds the weighted squared
                   errors to the lanes of `loss`. `gradient` stores a tile's sum, or adds it if `accumulate` is 1.
+    order         Sums are added up in an order that depends on the arguments alone, so that a call always has the same
+                  bits.
+    threads       Threads call the functions at the same time, each on its own tile. `prepare_weights` is called for
+                  different squares of the same W and W': no two calls may write to the same cache line. A function
+                  that needs a thread to be in some state (the tile registers of AMX) sets that up and undoes it itself.
 
 The functions, and the shape of each array:
 
     forward(h, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_out)
         h = g(a w + bias), 0 in padding lanes.
-        h     tile (rows, fan_out); if `leaves` is 1, h leaves the network: lines (rows, fan_out)
-        a     tile (rows, fan_in)
-        w     W (fan_in, fan_out)          bias   lines (fan_out,)
+        h     stored (rows, fan_out); if `leaves` is 1, h leaves the network: blocked (rows, fan_out)
+        a     stored (rows, fan_in)
+        w     W (fan_in, fan_out)          bias   (fan_out,), zero in padding lanes
         one   (fan_out,): 1, and 0 in padding lanes           activation   its id (layout.py)
-    residual(delta, a, w, bias, x, weight, sums, loss, rows, height, fan_in, fan_out)
-        delta = weight (a w + bias - x), 0 where x is NaN: forward and delta of a linear last layer.
-        delta tile (rows, fan_out)         a, w, bias   as for forward
-        x     target (rows, fan_out): a tile if the form's `target_in_form` is true, else lines
-        weight (rows,)    sums (fan_out,)    loss (lanes,)
+    residual(delta, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, fan_out)
+        delta = row_weight (a w + bias - x), 0 where x is NaN: forward and delta of a linear last layer.
+        delta stored (rows, fan_out)       a, w, bias   as for forward
+        x     target (rows, fan_out): stored if the form's `target_in_form` is true, else blocked
+        row_weight (rows,)    sums (fan_out,)    loss (lanes,)
     backward(h, delta, wt, sums, activation, rows, height, fan_in, fan_out)
         h becomes (delta wt) * g'(h), the delta of the layer below: the elementwise product of the chain rule.
-        h     tile (rows, fan_in)          delta  tile (rows, fan_out)
+        h     stored (rows, fan_in)        delta  stored (rows, fan_out)
         wt    W' (fan_out, fan_in)         sums   (fan_in,)
     gradient(dw, a, delta, accumulate, rows, height, fan_in, fan_out)
-        dw (+)= a' delta
-        dw    (fan_in, fan_out) as in the flat buffers: lines, fan_in rounded up to whole blocks
-        a     tile (rows, fan_in)          delta  tile (rows, fan_out)
-    from_blocked(tile, lines, rows, height, blocks)
-        Convert lines to a tile. None if the form's tiles are lines.
+        dw (+)= a' delta, and zero in its padding
+        dw    (fan_in, fan_out) as in the flat buffers: blocked, fan_in rounded up to whole blocks
+        a     stored (rows, fan_in)        delta  stored (rows, fan_out)
+    from_blocked(stored, blocked, rows, height, blocks)
+        Convert a blocked matrix. None if stored matrices are blocked.
     prepare_weights(w, wt, source, fan_in, fan_out, first, last)
         Write W and, unless `wt` is 0, W' from squares first .. last - 1 of a layer's weights, lanes x lanes each.
-        w     W; not written if the form reads the weights themselves
+        w     W; not written unless the form has `own_weights`
         wt    W', or 0: the first layer needs none        source   the weights, as in the flat buffers
-    sparsity_delta(out, h, weight, slope, rows, height, blocks)
-        out = weight slope h (1 - h): the delta of the mean code's cost.
-        out   lines    h  tile    weight (rows,)    slope float64 (columns,), padded: job.slopes
+    sparsity_delta(out, h, row_weight, slope, rows, height, blocks)
+        out = row_weight slope h (1 - h): the delta of the mean code's cost.
+        out   blocked   h  stored   row_weight (rows,)    slope float64 (columns,), padded: job.slopes
     add_delta(delta, added, sums, rows, height, blocks)
         delta += added
-        delta tile     added  lines     sums (columns,)
+        delta stored    added  blocked    sums (columns,)
+
+To add a form:
+
+    1. Write its functions in a file of its own, as ``ByAddress`` functions with these arguments, and its ``Form``. A
+       function that it lacks is None; ``supports`` then keeps it from jobs that need this function.
+    2. Add it to FORMS in forms.py. The engine, warmup.py and bench/stages.py go by that list.
+    3. If it needs instructions that not every CPU has, set `available` by a field of ``Target`` (target.py). Numba must
+       have been told of these instructions: an unknown one aborts the process.
+    4. If it serves a new dtype, have the engine accept the name.
+    5. Tell tests/kernels/test_products.py how its matrices are read and how exact it is, and run that file.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -76,8 +95,10 @@ Widths = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """A form of products: the functions of the contract, None for one that it lacks, and the heights of its tiles."""
+    """A form of products: the functions of the contract, None for one that it lacks, and when it is used."""
 
+    name: str
+    dtypes: tuple[str, ...]  # of the engines that use it
     forward: ByAddress
     residual: ByAddress
     backward: ByAddress
@@ -86,20 +107,28 @@ class Form:
     prepare_weights: ByAddress
     sparsity_delta: ByAddress | None
     add_delta: ByAddress | None
-    target_in_form: bool
     row_multiple: Callable[[Widths, npt.DTypeLike], int]  # of a network's widths and a dtype: see "rows"
     height: Callable[[Widths, npt.DTypeLike], int]  # the same: rows of a tile, a multiple of the row multiple
+    # Whether steps are faster than in the first form of the dtype, given the widths, the rows of a batch, the elements
+    # of a flat buffer and the dtype. The first form is not asked.
+    pays: Callable[[Widths, int, int, np.dtype[Any]], bool] = lambda *_: True
+    own_weights: bool = (
+        False  # the form has a W of its own; else products read the weights of the flat buffer
+    )
+    target_in_form: bool = False  # `residual` takes a stored target
+    leaves: bool = (
+        True  # `forward` can write a blocked result, for inference, a nonlinear last layer and the mean code
+    )
+    available: bool = True  # the CPU that kernels are compiled for has the instructions
+
+    def supports(self, *, linear: bool, sparse: bool) -> bool:
+        """Whether the form has all that steps need, if the last layer is linear, or if the mean code has a cost."""
+        codes = self.leaves and self.sparsity_delta is not None and self.add_delta is not None
+        return (linear or self.leaves) and (codes or not sparse)
 
 
-FUNCTIONS = (
-    "forward",
-    "residual",
-    "backward",
-    "gradient",
-    "from_blocked",
-    "prepare_weights",
-    "sparsity_delta",
-    "add_delta",
+FUNCTIONS = tuple(
+    field.name for field in fields(Form) if field.type is ByAddress or ByAddress in get_args(field.type)
 )
 
 

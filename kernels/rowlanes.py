@@ -1,6 +1,6 @@
 """Products with rows in lanes, the form for narrow networks: a line holds 16 rows (float64: 8) of one column.
 
-Not for wide networks: it exists because gemm.py would fill many lanes of few columns with padding. A tile's matrix is
+Not for wide networks: it exists because with few columns, most lanes in gemm.py would be padding. A stored matrix is
 (columns, height) here, column by column; weights and their gradients keep the blocked layout (layout.py).
 
     forward    C = g(A B + bias)        a line of A times one weight of B, in every lane
@@ -61,8 +61,7 @@ def pays(widths: tuple[int, ...], batch: int, n_parameters: int, dtype: npt.DTyp
     """Whether steps on `batch` rows are faster in this form than in gemm.py; flat buffers are (n_parameters,).
 
     They are if padding the columns there adds more work than padding the rows here, by a factor of GAIN, and if the
-    batch has as many shards here as there, or MANY_SHARDS. The caller checks that this form supports the job: it has no
-    functions for a nonlinear last layer and for sparsity.
+    batch has as many shards here as there, or MANY_SHARDS.
     """
     if max(widths) > COLUMNS_MOST:
         return False
@@ -280,7 +279,7 @@ def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type:
 
 @ByAddress
 def to_columns(out, source, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """Convert lines to a tile of this form, (columns, height): ``from_blocked`` of the contract."""
+    """Convert a blocked matrix to (columns, height): ``from_blocked`` of the contract."""
     like = carray(out, (1,))
     target, itemsize = np.int64(like.ctypes.data), like.itemsize
     lanes = LINE // itemsize
@@ -291,6 +290,8 @@ def to_columns(out, source, rows, height, blocks):  # type: ignore[no-untyped-de
 
 
 ROW_LANES = Form(
+    name="rows in lanes",
+    dtypes=("float32", "float64"),
     forward=forward,
     residual=residual,
     backward=backward,
@@ -299,7 +300,9 @@ ROW_LANES = Form(
     prepare_weights=prepare_weights,
     sparsity_delta=None,
     add_delta=None,
-    target_in_form=True,
     row_multiple=row_multiple,
     height=height,
+    pays=pays,
+    target_in_form=True,
+    leaves=False,
 )

@@ -10,7 +10,11 @@ from fastae.kernels.compiler import callee
 from fastae.kernels.job import CODE, SHARD, TRANSPOSE, UPDATE
 
 STRETCH = 2048  # weights of a stretch at most
-SHARDS_MOST, SHARD_ROWS_LEAST, SHARD_FLOPS = 32, (16, 96, 512), 1_600_000  # see shard_rows
+SHARDS_MOST = 32
+SHARD_FLOPS = (
+    1_600_000  # least work of a shard of fewer than 512 rows; this and the following: see shard_rows
+)
+ROWS_OF_MANY, ROWS_OF_4, ROWS_OF_2, ROWS_OF_LARGE = 512, 96, 16, 8
 
 
 @callee
@@ -32,13 +36,14 @@ def shard_rows(rows, n_parameters, multiple):  # type: ignore[no-untyped-def]
     A shard has 512 rows or more, because its gradient has to be added to the others. A smaller batch is divided all
     the same, so that threads can share it: into up to four shards of at least 96 rows, or two of at least 16, each of
     at least SHARD_FLOPS; or into two of 8 rows and ten times SHARD_FLOPS. (Shards of fewer rows cost too much where one
-    thread does them all.) The number of shards is a power of two, which most numbers of threads share evenly.
+    thread does them all.) The number of shards is a power of two, which 2, 4, 8, ... threads
+    share evenly.
     """
-    two, four, many = SHARD_ROWS_LEAST
-    least = SHARD_FLOPS // (6 * n_parameters)
-    two = min(two, max(8, 10 * least))
-    most = max(rows // many, min(rows // max(least, four), 4), min(rows // max(least, two), 2))
-    most = min(most, SHARDS_MOST)
+    least = SHARD_FLOPS // (6 * n_parameters)  # rows that are enough work
+    least_of_two = min(ROWS_OF_2, max(ROWS_OF_LARGE, 10 * least))
+    up_to_four = min(rows // max(least, ROWS_OF_4), 4)
+    up_to_two = min(rows // max(least, least_of_two), 2)
+    most = min(max(rows // ROWS_OF_MANY, up_to_four, up_to_two), SHARDS_MOST)
     shards = 1
     while 2 * shards <= most:
         shards *= 2
@@ -48,7 +53,10 @@ def shard_rows(rows, n_parameters, multiple):  # type: ignore[no-untyped-def]
 
 @callee
 def shards_of(rows, n_parameters, multiple):  # type: ignore[no-untyped-def]
-    """The number of shards of a batch. A smaller batch may have more, because the rows of a shard are rounded up."""
+    """The number of shards of a batch.
+
+    A smaller batch may get more shards, because rounding up makes each shard of the larger one bigger.
+    """
     each = shard_rows(rows, n_parameters, multiple)
     return (rows + each - 1) // each
 

@@ -23,7 +23,7 @@ class TileMap(NamedTuple):
     """The addresses of a tile's arrays in a thread's memory, one array after the other.
 
     The output of layer i lies at element plan[i].output * height of `tiles`. The arrays from `clean` on are used if
-    the input is corrupted, if the form's tiles are not lines, or for the cost of the mean code.
+    the input is corrupted, if the form's matrices are not blocked, or for the cost of the mean code.
     """
 
     tiles: int  # the input, then the output of each layer: (height, padded columns) elements each
@@ -33,11 +33,11 @@ class TileMap(NamedTuple):
     gathered: int  # 2 lines: elements of X, side by side
     level: int  # 1 line, of which one element is used: the noise level
     cell: int  # 1 line, of which one element is used: the cell of another row, for noise that swaps cells
-    clean: int  # lines (input columns): the clean rows
+    clean: int  # blocked (input columns): the clean rows
     spare: (
-        int  # lines (input columns, or code columns if there are more): a matrix on its way to another form
+        int  # blocked (input columns, or code columns if there are more): a matrix on its way to another form
     )
-    target: int  # tile (input columns): the clean rows in the form of products
+    target: int  # stored (input columns): the clean rows in the form of products
 
 
 @callee
@@ -74,7 +74,7 @@ def output_at(plan, layer, tiles, height, itemsize):  # type: ignore[no-untyped-
 def forward_layers(itemsize, job, plan, tiles, leaves_at, rows, height, first, last):  # type: ignore[no-untyped-def]
     """Compute the outputs of layers first .. last - 1 on a tile, from the output of layer first - 1.
 
-    If `leaves_at` is not 0, the last of them leaves the network: as lines (rows, fan_out), at that address.
+    If `leaves_at` is not 0, the last of them leaves the network: blocked (rows, fan_out), at that address.
     """
     for i in range(first, last):  # loop 4: tile of layer i - 1 -> tile of layer i
         leaves = leaves_at != 0 and i == last - 1
@@ -101,7 +101,7 @@ def backward_layers(like, job, plan, memory, target, gradient, accumulate, rows,
     Forward is complete, except for a linear last layer. Deltas overwrite the activations they belong to. The tile has
     `rows` rows, of which `computed` are computed: `rows` rounded up to the row multiple.
 
-    memory     TileMap; if the form's tiles are not lines, a nonlinear last layer has left its output at memory.spare
+    memory     TileMap; if the form stores them otherwise, a nonlinear last layer has left its output at memory.spare
     target     (rows, n), as ``load_input`` returns it
     gradient   flat: the weights' part is written; biases are left to the caller, from memory.sums
     """
@@ -135,9 +135,8 @@ def backward_layers(like, job, plan, memory, target, gradient, accumulate, rows,
         )
         if job.from_blocked_at != 0:
             call_at(job.from_blocked_at, (top, xhat, computed, height, blocks))
-    for i in range(
-        last, -1, -1
-    ):  # loop 4: delta of layer i -> its weight gradient, and the delta of layer i - 1
+    # loop 4: delta of layer i -> its weight gradient, and the delta of layer i - 1
+    for i in range(last, -1, -1):
         fan_in, fan_out = plan[i].fan_in, plan[i].fan_out
         below, delta = (
             output_at(plan, i - 1, memory.tiles, height, itemsize),

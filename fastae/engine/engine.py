@@ -82,24 +82,24 @@ class Engine:
 
         if config.DISABLE_JIT:
             raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels run only when compiled")
-        from fastae.kernels import bfloat16, gemm, rowlanes, split, step, stretch, tile
+        from fastae.kernels import forms, split, step, stretch, tile
         from fastae.kernels.target import TARGET
 
         if in_bfloat16 and not TARGET.bfloat16:
             raise RuntimeError(
                 f"dtype bfloat16 requires a CPU with AVX512_BF16, but kernels are compiled for {TARGET.cpu}"
             )
-        self._split, self._rowlanes = split, rowlanes
+        self._split, self._all_forms = split, forms
         self._addresses, self._prepare_weights = step.addresses, stretch.prepare_weights
-        self._form = bfloat16.PAIRS if in_bfloat16 else gemm.COLUMN_BLOCKS
-        forms = [self._form] if in_bfloat16 else [self._form, rowlanes.ROW_LANES]
+        self._forms = forms.forms_of("bfloat16" if in_bfloat16 else self.dtype.name)
+        self._form = self._forms[0]
         widths, dtype, lanes = network.widths, self.dtype, layout.lanes(self.dtype)
         self.plan, size, transposed = layout.plan(widths, network.activations, dtype)
         self.tile_rows = self._form.height(widths, dtype)
         code, last = widths[network.code_layer], self.plan[-1]
         # A thread's memory (TileMap in kernels/tile.py) ends with three tiles of the input, the last one as wide as
         # the code if that is wider. Where they are not needed they are not touched, and so take no physical memory.
-        height = max(form.height(widths, dtype) for form in forms)
+        height = max(form.height(widths, dtype) for form in self._forms)
         inputs, codes = (layout.blocks(columns, dtype) * lanes * height for columns in (widths[0], code))
         scratch = int(tile.tile_map(self.plan, height, 0, dtype.itemsize).clean) // dtype.itemsize
         work = [
@@ -107,7 +107,9 @@ class Engine:
             for _ in range(self._most_threads)
         ]
         self._size, self._shape = size, (size,)
-        self._weights = layout.aligned_zeros(size, dtype) if in_bfloat16 else None  # W as products read it
+        self._weights = None  # W as products read it, where that is not W itself
+        if self._form.own_weights:
+            self._weights = layout.aligned_zeros(size, dtype)
         self._transposed = layout.aligned_zeros(transposed, dtype)
         sums = int(last["column_sums"]) + layout.blocks(int(last["fan_out"]), dtype) * lanes
         self._ones = layout.aligned_zeros(sums, dtype)
@@ -120,7 +122,7 @@ class Engine:
         self._norms = np.zeros(stretches)
         self._codes = np.zeros((split.SHARDS_MOST, code))
         self._slopes = jobs.padded(0.0, code, dtype)
-        self._blanks = {form: self._blank(form, transposed, stretches) for form in forms}
+        self._blanks = {form: self._blank(form, transposed, stretches) for form in self._forms}
         self._crew = Crew(work, max(stretches, split.SHARDS_MOST))
         self._thread_counts: dict[tuple[Any, ...], ThreadCount] = {}
         self._turn = Turn()
@@ -532,11 +534,15 @@ class Engine:
 
     def _form_for(self, batch: int, objective: Objective) -> Any:
         """The form of products in which steps on `batch` rows are fastest, of the forms that support them."""
-        network = self.network
-        if self._weights is not None or network.activations[-1] != "identity" or objective.sparsity_weight:
-            return self._form
-        pays = self._rowlanes.pays(network.widths, batch, self._size, self.dtype)
-        return self._rowlanes.ROW_LANES if pays else self._form
+        return self._all_forms.choose(
+            self._forms,
+            self.network.widths,
+            batch,
+            self._size,
+            self.dtype,
+            linear=self.network.activations[-1] == "identity",
+            sparse=objective.sparsity_weight > 0,
+        )
 
     def _new_job(self, form: Any) -> Job:
         """A job with the fields that all jobs in this form share; the first one compiles what they call."""

@@ -1,6 +1,6 @@
 """Describes a call of the engine to the kernels: fills a job's record from arrays, optimizer and objective.
 
-Only this file and ``kernels/job.py`` know the ids of optimizers and noises. No arithmetic is here.
+On the Python side, only this file knows the ids of optimizers and noises (``kernels/job.py``). No arithmetic is here.
 """
 
 from typing import Any

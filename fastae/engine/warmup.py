@@ -50,7 +50,7 @@ def warm_up_all() -> Iterator[tuple[str, float]]:
     start, parts_of = time.perf_counter(), {dtype: _parts(dtype) for dtype in dtypes()}
     parts = dict.fromkeys(part for parts in parts_of.values() for part in parts)
     with ProcessPoolExecutor(min(available_cpus(), len(parts)), get_context("spawn")) as pool:
-        longest_first = sorted(parts, key=lambda part: list(PARTS).index(part[0]))
+        longest_first = sorted(parts, key=lambda part: part[0] in ("threads", "functions"))
         compiled = {
             part: pool.submit(_compile_to_keep, *part, part == longest_first[0]) for part in longest_first
         }
@@ -63,17 +63,22 @@ def warm_up_all() -> Iterator[tuple[str, float]]:
 
 
 def _parts(dtype: str) -> list[tuple[str, str]]:
-    """What is compiled for a dtype: pairs of a name in PARTS and the element type to compile it for."""
-    if dtype == "bfloat16":
-        return [("threads", ""), ("items", "float32"), ("products of bfloat16", "float32")]
-    return [
-        ("threads", ""),
-        *((part, dtype) for part in ("items", "products", "products of few columns", "functions")),
-    ]
+    """What is compiled for a dtype: pairs of a form's name or a name in PARTS, and the element type to compile it for.
+
+    The parts that take longest come first.
+    """
+    from fastae.kernels.forms import forms_of
+
+    element = "float32" if dtype == "bfloat16" else dtype
+    forms = [(form.name, element) for form in forms_of(dtype)]
+    return [("items", element), *forms, ("threads", ""), ("functions", element)]
 
 
 def _compile(part: str, element: str) -> None:
-    PARTS[part](element)
+    if part in PARTS:
+        PARTS[part](element)
+    else:
+        _products(part, element)
 
 
 def _compile_to_keep(part: str, element: str, notify: bool) -> list[str]:
@@ -93,24 +98,15 @@ def _items(element: str) -> None:
         item.address(np.dtype(element))
 
 
-def _products(element: str) -> None:
-    from fastae.kernels import gemm, products
+def _products(name: str, element: str) -> None:
+    """The functions of the form of this name."""
+    from fastae.kernels import forms, products, stretch
 
-    products.addresses(gemm.COLUMN_BLOCKS, np.dtype(element))
-
-
-def _products_of_few_columns(element: str) -> None:
-    from fastae.kernels import products, rowlanes
-
-    products.addresses(rowlanes.ROW_LANES, np.dtype(element))
-
-
-def _products_of_bfloat16(element: str) -> None:
-    from fastae.kernels import bfloat16, products, stretch
-
-    products.addresses(bfloat16.PAIRS, np.dtype(element))
-    job = fields.Job()
-    stretch.prepare_weights(ctypes.addressof(job), 4)  # a job of no layers
+    (form,) = (form for form in forms.FORMS if form.name == name)
+    products.addresses(form, np.dtype(element))
+    if form.own_weights:
+        job = fields.Job()  # of no layers
+        stretch.prepare_weights(ctypes.addressof(job), np.dtype(element).itemsize)
 
 
 def _threads(_: str) -> None:
@@ -130,12 +126,5 @@ def _functions(element: str) -> None:
     exp(x, x.copy())
 
 
-# The parts that take longest come first.
-PARTS: dict[str, Callable[[str], None]] = {
-    "items": _items,
-    "products of bfloat16": _products_of_bfloat16,
-    "products": _products,
-    "threads": _threads,
-    "products of few columns": _products_of_few_columns,
-    "functions": _functions,
-}
+# The parts beside the forms of products
+PARTS: dict[str, Callable[[str], None]] = {"items": _items, "threads": _threads, "functions": _functions}

@@ -1,40 +1,315 @@
-"""What the contract of products says of every form, as far as it can be seen without computing a product."""
+"""Every form of products does what the contract says (kernels/products.py): against NumPy, up to guard pages."""
+
+import os
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from guard import guarded
+from layers import TOLERANCE, blocked, close, draw, vector
 
-from fastae.kernels import bfloat16, gemm, products, rowlanes
-from fastae.kernels.dense_layer import ROW_MULTIPLE
+from fastae import reference
+from fastae.bench.stages import layer_times
+from fastae.kernels import forms, job, layout, products
+from fastae.kernels.bfloat16 import PAIRS
+from fastae.kernels.gemm import COLUMN_BLOCKS
+from fastae.kernels.rowlanes import ROW_LANES
+from fastae.kernels.step import ITEMS
 
-FORMS = {
-    "column blocks": gemm.COLUMN_BLOCKS,
-    "rows in lanes": rowlanes.ROW_LANES,
-    "bfloat16": bfloat16.PAIRS,
-}
-WIDTHS = [(1, 1), (10, 3, 10), (16, 16, 16), (30, 8, 30, 30), (784, 64, 784, 784), (5000, 300, 5000)]
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("widths", WIDTHS, ids=str)
-@pytest.mark.parametrize("name", FORMS)
-def test_a_tile_is_whole_register_tiles_high(name, widths, dtype):
-    form = FORMS[name]
-    multiple, height = form.row_multiple(widths, dtype), form.height(widths, dtype)
-    assert 0 < multiple <= height
-    assert height % multiple == 0
-    if name == "bfloat16":
-        assert multiple % 2 == 0, "rows are stored in pairs"
+SIZES = [(1, 1), (1, 5), (5, 1), (3, 10), (16, 8), (17, 3), (30, 30), (51, 13), (13, 51)]
 
 
-def test_a_layer_alone_is_computed_in_the_multiple_of_any_network():
-    for widths in WIDTHS:
-        assert ROW_MULTIPLE % gemm.row_multiple(widths, "float32") == 0
+def rounded(x):
+    """The nearest bfloat16 of float32 values, ties to even."""
+    bits = np.asarray(x, "f4").view("u4")
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)).view("f4")
 
 
-@pytest.mark.parametrize("name", ["column blocks", "rows in lanes"])
-def test_a_job_gets_0_for_the_functions_that_a_form_lacks(name):
-    form = FORMS[name]
-    addresses = products.addresses(form, np.dtype("float32"))
-    assert len(addresses) == len(products.FUNCTIONS)
-    for function in products.FUNCTIONS:
-        assert (addresses[f"{function}_at"] == 0) == (getattr(form, function) is None)
+def rows_of_blocks(buffer, height, dtype):
+    return np.moveaxis(buffer.reshape(-1, height, layout.lanes(dtype)), 1, 0).reshape(height, -1)
+
+
+def rows_of_columns(buffer, height, _):
+    return buffer.reshape(-1, height).T
+
+
+def rows_of_bfloat16(buffer, height, _):
+    halves = buffer.view("u2").reshape(-1, 2, height * 16)[:, 0].reshape(-1, height, 16)
+    return np.moveaxis((halves.astype("u4") << 16).view("f4"), 1, 0).reshape(height, -1)
+
+
+# How stored matrices are read, as (height, padded columns); what becomes of the operands; and the error of an element
+# that is stored, as a share of it.
+READ = {COLUMN_BLOCKS: rows_of_blocks, ROW_LANES: rows_of_columns, PAIRS: rows_of_bfloat16}
+OPERAND = {COLUMN_BLOCKS: np.asarray, ROW_LANES: np.asarray, PAIRS: rounded}
+STORED = {COLUMN_BLOCKS: 0.0, ROW_LANES: 0.0, PAIRS: 2.0**-8}
+
+
+class Harness:
+    """The functions of a form, on buffers that end, or begin, at a guard page."""
+
+    def __init__(self, form, dtype, end):
+        self.form, self.end = form, end
+        self.dtype = "float32" if dtype == "bfloat16" else dtype
+        self.lanes = layout.lanes(self.dtype)
+
+    def heights(self, fan_in, fan_out):
+        """The rows to compute, and the height in memory: all of it, or half."""
+        multiple = self.form.row_multiple((fan_in, fan_in, fan_out), self.dtype)  # of a layer above the first
+        return [(multiple, multiple), (multiple, 2 * multiple)]
+
+    def call(self, name, *arguments):
+        numbers = tuple(a.ctypes.data if isinstance(a, np.ndarray) else int(a) for a in arguments)
+        layer_times(1, getattr(self.form, name).address(self.dtype), numbers)
+
+    def empty(self, columns, height):
+        """Room for a stored matrix, NaN in any dtype."""
+        size = layout.blocks(columns, self.dtype) * self.lanes * height
+        return guarded(np.full(size * np.dtype(self.dtype).itemsize, 255, "u1").view(self.dtype), self.end)
+
+    def stored(self, dense, height):
+        """`dense` as the form stores it, zero in the rows below."""
+        lines = blocked(dense, height, self.end)
+        if self.form.from_blocked is None:
+            return lines.reshape(-1)
+        result = self.empty(dense.shape[1], height)
+        self.call("from_blocked", result, lines, height, height, len(lines))
+        return result
+
+    def read(self, buffer, height):
+        return READ[self.form](buffer, height, self.dtype)
+
+    def weights(self, W):
+        """W and W' as the form prepares them, in two calls."""
+        source = blocked(W, end=self.end)
+        w = guarded(np.full(source.shape, np.nan, self.dtype), self.end)
+        wt = blocked(np.zeros_like(W.T), end=self.end)
+        squares = source.size // self.lanes**2
+        for first, last in pairwise(sorted({0, squares // 2, squares})):
+            self.call("prepare_weights", w, wt, source, *W.shape, first, last)
+        if not self.form.own_weights:
+            assert np.isnan(w).all(), "written, though the form has no W of its own"
+            w = source
+        return w, wt
+
+    def operand(self, dense):
+        return np.asarray(OPERAND[self.form](dense), "f8")
+
+    def close(self, computed, wanted, depth, what, stored=True):
+        share = STORED[self.form] if stored else 0.0
+        if share:
+            limit = share * np.abs(wanted) + TOLERANCE[self.dtype] * (np.abs(wanted).max() + np.sqrt(depth))
+            assert (np.abs(computed - wanted) <= limit).all(), what
+        else:
+            close(computed, wanted, self.dtype, depth, what)
+
+
+CASES = [
+    pytest.param(
+        form,
+        dtype,
+        end,
+        id=f"{form.name}-{dtype}-{'end' if end else 'begin'}",
+        marks=[
+            pytest.mark.skipif(not form.available, reason="the CPU lacks its instructions"),
+            pytest.mark.skipif(os.name != "posix", reason="guard pages need mprotect"),
+        ],
+    )
+    for form in forms.FORMS
+    for dtype in form.dtypes
+    for end in (True, False)
+]
+
+
+@pytest.fixture
+def harness(form, dtype, end):
+    return Harness(form, dtype, end)
+
+
+every_form = pytest.mark.parametrize(("form", "dtype", "end"), CASES)
+every_activation = pytest.mark.parametrize("activation", layout.ACTIVATIONS)
+
+
+@every_form
+def test_a_matrix_is_converted(harness):
+    for columns in (1, harness.lanes, harness.lanes + 1, 51):
+        for rows, height in harness.heights(columns, columns):
+            x = np.random.default_rng(0).normal(size=(rows, columns)).astype(harness.dtype)
+            found = harness.read(harness.stored(x, height), height)
+            assert np.array_equal(found[:rows, :columns], OPERAND[harness.form](x))
+            assert not found[:, columns:].any()
+            assert not found[rows:].any()
+
+
+@every_activation
+@every_form
+def test_forward_is_numpys(harness, activation):
+    g, _ = reference.ACTIVATIONS[activation]
+    id_ = layout.ACTIVATIONS.index(activation)
+    for fan_in, fan_out in SIZES:
+        for rows, height in harness.heights(fan_in, fan_out):
+            a, W, b, _ = draw(fan_in, fan_out, rows, harness.dtype)
+            inputs = harness.stored(a, height), harness.weights(W)[0]
+            vectors = vector(b, harness.end), vector(np.ones_like(b), harness.end)
+            sizes = rows, height, fan_in, fan_out
+            wanted = g(harness.operand(a) @ harness.operand(W) + b)
+            h = harness.empty(fan_out, height)
+            harness.call("forward", h, *inputs, *vectors, id_, 0, *sizes)
+            harness.close(harness.read(h, height)[:rows, :fan_out], wanted, fan_in, sizes)
+            assert np.isnan(harness.read(h, height)[rows:, :fan_out]).all(), "rows below are written"
+            if harness.form.leaves:
+                out = harness.empty(fan_out, height)
+                harness.call("forward", out, *inputs, *vectors, id_, 1, *sizes)
+                out = rows_of_blocks(out, height, harness.dtype)
+                harness.close(out[:rows, :fan_out], wanted, fan_in, sizes, stored=False)
+                assert not out[:rows, fan_out:].any(), "padding is not zero"
+            # What h has in padding columns is zero, or is not read by the product that reads h.
+            dw = blocked(np.full((fan_out, fan_in), 7, harness.dtype), end=harness.end)
+            above = harness.stored(draw(1, fan_in, rows, harness.dtype)[3], height)
+            harness.call("gradient", dw, h, above, 0, rows, height, fan_out, fan_in)
+            assert np.isfinite(dw).all()
+            assert_padding_is_zero(dw, (fan_out, fan_in))
+
+
+def assert_padding_is_zero(blocks, shape):
+    padding = blocks.copy()
+    layout.pack(np.zeros(shape, blocks.dtype), padding)
+    assert not padding.any(), "padding is not zero"
+
+
+@every_form
+def test_residual_is_numpys(harness):
+    """Rows of weight 0 and missing cells add nothing; sums and loss are added to."""
+    for fan_in, fan_out in SIZES:
+        rows, height = harness.heights(fan_in, fan_out)[1]
+        a, W, b, x = draw(fan_in, fan_out, rows, harness.dtype)
+        x[rows // 2, 0] = np.nan
+        row_weight = np.linspace(0, 2, rows).astype(harness.dtype)
+        row_weight[-1] = 0
+        target = blocked(x, height, harness.end)
+        if harness.form.target_in_form:
+            target = harness.stored(x, height)
+        delta = harness.empty(fan_out, height)
+        sums = vector(np.full_like(b, 7), harness.end)
+        loss = guarded(np.zeros(harness.lanes, harness.dtype), harness.end)
+        loss[0] = 7
+        sizes = rows, height, fan_in, fan_out
+        operands = harness.stored(a, height), harness.weights(W)[0], vector(b, harness.end), target
+        harness.call("residual", delta, *operands, guarded(row_weight, harness.end), sums, loss, *sizes)
+        residual = np.nan_to_num(harness.operand(a) @ harness.operand(W) + b - x, nan=0.0)
+        wanted = row_weight[:, np.newaxis] * residual
+        harness.close(harness.read(delta, height)[:rows, :fan_out], wanted, fan_in, sizes)
+        harness.close(sums[:fan_out], 7 + wanted.sum(axis=0), rows * fan_in, sizes, stored=False)
+        assert not sums[fan_out:].any()
+        harness.close(loss.sum(), 7 + (wanted * residual).sum(), rows * fan_in, sizes, stored=False)
+
+
+@every_activation
+@every_form
+def test_backward_is_numpys(harness, activation):
+    _, derivative = reference.ACTIVATIONS[activation]
+    id_ = layout.ACTIVATIONS.index(activation)
+    for fan_in, fan_out in SIZES:
+        for rows, height in harness.heights(fan_in, fan_out):
+            a, W, _, delta = draw(fan_in, fan_out, rows, harness.dtype, activation)
+            h, sums = harness.stored(a, height), vector(np.full(fan_in, 7, harness.dtype), harness.end)
+            sizes = rows, height, fan_in, fan_out
+            harness.call(
+                "backward", h, harness.stored(delta, height), harness.weights(W)[1], sums, id_, *sizes
+            )
+            wanted = (harness.operand(delta) @ harness.operand(W).T) * derivative(harness.operand(a))
+            found = harness.read(h, height)
+            harness.close(found[:rows, :fan_in], wanted, fan_out, sizes)
+            assert not found[:rows, fan_in:].any()
+            assert not found[rows:].any(), "rows below are written"
+            harness.close(sums[:fan_in], 7 + wanted.sum(axis=0), rows * fan_out, sizes, stored=False)
+            assert not sums[fan_in:].any()
+
+
+@every_form
+def test_gradient_is_numpys(harness):
+    """Of any number of rows, since the delta is zero in the rows below, whatever a is there; twice, the same bits."""
+    for fan_in, fan_out in SIZES:
+        _, height = harness.heights(fan_in, fan_out)[1]
+        for rows in (1, harness.lanes, height // 2 + 3, height):
+            a, W, _, delta = draw(fan_in, fan_out, height, harness.dtype)
+            delta[rows:] = 0
+            dw = blocked(W, end=harness.end)
+            operands = harness.stored(a, height), harness.stored(delta, height)
+            sizes = rows, height, fan_in, fan_out
+            wanted = harness.operand(a).T @ harness.operand(delta)
+            for accumulate in (0, 1):
+                harness.call("gradient", dw, *operands, accumulate, *sizes)
+                found = layout.unpack(dw, W.shape)
+                harness.close(found, (1 + accumulate) * wanted, rows, sizes, stored=False)
+                assert_padding_is_zero(dw, W.shape)
+            again = blocked(np.zeros_like(W), end=harness.end)
+            for accumulate in (0, 1):
+                harness.call("gradient", again, *operands, accumulate, *sizes)
+            assert np.array_equal(again, dw)
+
+
+@every_form
+def test_weights_are_prepared_square_by_square_without_a_transpose_too(harness):
+    for fan_in, fan_out in SIZES:
+        _, W, _, _ = draw(fan_in, fan_out, 1, harness.dtype)
+        w, wt = harness.weights(W)
+        source = blocked(W, end=harness.end)
+        alone = guarded(np.zeros(source.shape, harness.dtype), harness.end)
+        harness.call("prepare_weights", alone, 0, source, *W.shape, 0, source.size // harness.lanes**2)
+        if harness.form.own_weights:  # it may leave a part of its room as it is
+            assert np.array_equal(alone[~np.isnan(w)], w[~np.isnan(w)])
+        else:
+            assert np.array_equal(layout.unpack(wt, W.T.shape), W.T)
+            assert not alone.any()
+
+
+@every_form
+def test_the_mean_code_has_a_delta_where_the_form_supports_it(harness):
+    form = harness.form
+    if form.sparsity_delta is None:
+        assert not form.supports(linear=True, sparse=True)
+        return
+    for columns in (1, 5, harness.lanes + 1):
+        rows, height = harness.heights(columns, columns)[1]
+        rng = np.random.default_rng(columns)
+        h = rng.random((rows, columns)).astype(harness.dtype)
+        delta = rng.normal(size=(rows, columns)).astype(harness.dtype)
+        row_weight, slope = rng.random(rows).astype(harness.dtype), rng.normal(size=columns)
+        padded = guarded(np.pad(slope, (0, -columns % harness.lanes)), harness.end)
+        blocks = layout.blocks(columns, harness.dtype)
+        added, stored = harness.empty(columns, height), harness.stored(delta, height)
+        weights = guarded(row_weight, harness.end)
+        harness.call(
+            "sparsity_delta", added, harness.stored(h, height), weights, padded, rows, height, blocks
+        )
+        code = harness.operand(h)
+        wanted = row_weight[:, np.newaxis] * slope * code * (1 - code)
+        found = rows_of_blocks(added, height, harness.dtype)[:rows]
+        harness.close(found[:, :columns], wanted, 1, columns, stored=False)
+        sums = vector(np.full(columns, 7, harness.dtype), harness.end)
+        harness.call("add_delta", stored, added, sums, rows, height, blocks)
+        total = harness.operand(delta) + found[:, :columns]
+        harness.close(harness.read(stored, height)[:rows, :columns], total, 1, columns)
+        harness.close(sums[:columns], 7 + found[:, :columns].sum(axis=0), rows, columns, stored=False)
+
+
+# -- forms ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_has_a_field_for_each_function_of_a_form():
+    at = [name for name, _ in job.Job._fields_ if name.endswith("_at")]
+    assert [name for name in at if name not in ITEMS] == [f"{name}_at" for name in products.FUNCTIONS]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_the_first_form_of_a_dtype_supports_every_job(dtype):
+    for form in forms.forms_of(dtype)[:1]:
+        assert all(form.supports(linear=linear, sparse=sparse) for linear in (0, 1) for sparse in (0, 1))
+
+
+@pytest.mark.parametrize("form", forms.FORMS, ids=lambda form: form.name)
+def test_a_tile_is_whole_register_tiles(form):
+    for dtype in ("float32", "float64"):
+        for widths in ((1, 1), (30, 8, 30), (70, 33, 70), (784, 256, 784, 784)):
+            assert form.height(widths, dtype) % form.row_multiple(widths, dtype) == 0

@@ -1,148 +1,20 @@
-"""Layers of few columns, rows in the lanes: against NumPy in float64 up to guard pages, and in whole steps."""
+"""Steps of networks with few columns, rows in lanes; the products by themselves are in test_products.py."""
 
 import os
 
 import numpy as np
 import pytest
 from guard import guard_buffers, guarded
-from layers import TOLERANCE, blocked, close, draw, vector
+from layers import TOLERANCE
 from threads import pretend_cpus
 
 import fastae
 from fastae import reference
-from fastae.bench.stages import layer_times
-from fastae.kernels import layout, rowlanes, split
+from fastae.kernels import forms, gemm, rowlanes, split
 from fastae.kernels.target import TARGET
 from fastae.objective import Objective
 
 posix = pytest.mark.skipif(os.name != "posix", reason="guard pages need mprotect")
-SIZES = [(1, 1), (1, 5), (5, 1), (3, 10), (10, 10), (16, 8), (17, 3), (30, 30), (51, 13), (13, 51)]
-
-
-def by_columns(dense, height, end=True):
-    """`dense` column by column, `height` rows each and whole blocks of columns, at a guard page; NaN where unused."""
-    lanes = layout.lanes(dense.dtype)
-    out = np.full((-(-dense.shape[1] // lanes) * lanes, height), np.nan, dense.dtype)
-    out[: dense.shape[1]] = 0
-    out[: dense.shape[1], : len(dense)] = dense.T
-    return guarded(out, end)
-
-
-def call(function, dtype, *arguments):
-    integers = tuple(a.ctypes.data if isinstance(a, np.ndarray) else int(a) for a in arguments)
-    layer_times(1, function.address(dtype), integers)
-
-
-def heights(dtype):
-    return [rowlanes.row_multiple((), dtype), 2 * rowlanes.row_multiple((), dtype)]
-
-
-@posix
-@pytest.mark.parametrize("end", [True, False])
-@pytest.mark.parametrize("activation", layout.ACTIVATIONS)
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_forward_is_numpys(dtype, activation, end):
-    g, _ = reference.ACTIVATIONS[activation]
-    for fan_in, fan_out in SIZES:
-        for rows in heights(dtype):
-            a, W, b, _ = draw(fan_in, fan_out, rows, dtype)
-            h = by_columns(np.zeros((rows, fan_out), dtype), rows, end)
-            arrays = (
-                by_columns(a, rows, end),
-                blocked(W, end=end),
-                vector(b, end),
-                vector(np.ones_like(b), end),
-            )
-            code = layout.ACTIVATIONS.index(activation)
-            call(rowlanes.forward, dtype, h, *arrays, code, 0, rows, rows, fan_in, fan_out)
-            wanted = g(a.astype("f8") @ W.astype("f8") + b)
-            close(h[:fan_out].T, wanted, dtype, fan_in, (fan_in, fan_out, rows))
-
-
-@posix
-@pytest.mark.parametrize("end", [True, False])
-@pytest.mark.parametrize("activation", layout.ACTIVATIONS)
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_backward_is_numpys(dtype, activation, end):
-    _, derivative = reference.ACTIVATIONS[activation]
-    for fan_in, fan_out in SIZES:
-        for rows in heights(dtype):
-            a, W, _, delta = draw(fan_in, fan_out, rows, dtype, activation)
-            h, WT = by_columns(a, rows, end), blocked(W.T.copy(), end=end)
-            sums = vector(np.full(fan_in, 7, dtype), end)
-            code = layout.ACTIVATIONS.index(activation)
-            sizes = rows, rows, fan_in, fan_out
-            call(rowlanes.backward, dtype, h, by_columns(delta, rows, end), WT, sums, code, *sizes)
-            wanted = (delta.astype("f8") @ W.T.astype("f8")) * derivative(a.astype("f8"))
-            close(h[:fan_in].T, wanted, dtype, fan_out, sizes)
-            close(sums[:fan_in], 7 + wanted.sum(axis=0), dtype, rows * fan_out, sizes)
-            assert not sums[fan_in:].any()
-
-
-@posix
-@pytest.mark.parametrize("end", [True, False])
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_residual_is_numpys(dtype, end):
-    for fan_in, fan_out in SIZES:
-        rows = heights(dtype)[0]
-        a, W, b, x = draw(fan_in, fan_out, rows, dtype)
-        x[rows // 2, 0] = np.nan  # missing: no part of the loss
-        weight = np.linspace(0, 2, rows).astype(dtype)
-        delta = by_columns(np.zeros_like(x), rows, end)
-        sums, loss = vector(np.zeros_like(b), end), guarded(np.zeros(layout.lanes(dtype), dtype), end)
-        arrays = by_columns(a, rows, end), blocked(W, end=end), vector(b, end), by_columns(x, rows, end)
-        sizes = rows, rows, fan_in, fan_out
-        call(rowlanes.residual, dtype, delta, *arrays, guarded(weight, end), sums, loss, *sizes)
-        residual = np.nan_to_num(a.astype("f8") @ W.astype("f8") + b - x, nan=0.0)
-        wanted = weight[:, np.newaxis] * residual
-        close(delta[:fan_out].T, wanted, dtype, fan_in, sizes)
-        close(sums[:fan_out], wanted.sum(axis=0), dtype, rows * fan_in, sizes)
-        if (
-            fan_out % rowlanes.COLUMNS == 0
-        ):  # else the column beside the last is taken along: zeros, in a tile
-            close(loss.sum(), (wanted * residual).sum(), dtype, rows, sizes)
-
-
-@posix
-@pytest.mark.parametrize("end", [True, False])
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_gradient_is_numpys(dtype, end):
-    for fan_in, fan_out in SIZES:
-        height = heights(dtype)[1]
-        for rows in (1, layout.lanes(dtype), height // 2 + 3, height):
-            a, W, _, delta = draw(fan_in, fan_out, rows, dtype)
-            dW = blocked(W, end=end)
-            wanted = a.astype("f8").T @ delta.astype("f8")
-            for accumulate in (0, 1):
-                call(
-                    rowlanes.gradient, dtype, dW, by_columns(a, height, end), by_columns(delta, height, end),
-                    accumulate, rows, height, fan_in, fan_out,
-                )  # fmt: skip
-                summed = layout.unpack(dW, W.shape)
-                close(summed, (1 + accumulate) * wanted, dtype, rows, (fan_in, fan_out, rows))
-                dW_padding = dW.copy()
-                layout.pack(np.zeros_like(W), dW_padding)
-                assert not dW_padding.any(), "padding is not zero"
-
-
-@posix
-@pytest.mark.parametrize("end", [True, False])
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_a_tile_is_turned(dtype, end):
-    height, lanes = heights(dtype)[1], layout.lanes(dtype)
-    for columns in (1, lanes, lanes + 1, 51):
-        x = np.random.default_rng(0).normal(size=(height, columns)).astype(dtype)
-        tile = np.zeros((layout.blocks(columns, dtype), height, lanes), dtype)
-        layout.pack(x, tile)
-        turned = guarded(np.full((len(tile) * lanes, height), np.nan, dtype), end)
-        call(rowlanes.to_columns, dtype, turned, guarded(tile, end), height, height, len(tile))
-        assert np.array_equal(turned[:columns], x.T)
-        assert not turned[columns:].any()
-
-
-# -- whole steps ------------------------------------------------------------------------------------------------------
-
-
 NETWORKS = [
     fastae.Network.autoencoder(10, 3),
     fastae.Network.autoencoder(30, 8),
@@ -163,7 +35,8 @@ def options(m, n, seed=0):
 def choose_form(monkeypatch, pays):
     """Have engines take rows in the lanes, or in blocks; returns a list that grows where one is asked which."""
     asked = []
-    monkeypatch.setattr(rowlanes, "pays", lambda *_: asked.append(pays) or pays)
+    form = rowlanes.ROW_LANES if pays else gemm.COLUMN_BLOCKS
+    monkeypatch.setattr(forms, "choose", lambda *_, **__: asked.append(pays) or form)
     return asked
 
 

@@ -1,0 +1,38 @@
+"""The forms of products that there are, and the choice among them. What a form promises is in products.py."""
+
+import numpy as np
+import numpy.typing as npt
+
+from fastae.kernels.bfloat16 import PAIRS
+from fastae.kernels.gemm import COLUMN_BLOCKS
+from fastae.kernels.products import Form, Widths
+from fastae.kernels.rowlanes import ROW_LANES
+
+FORMS = COLUMN_BLOCKS, ROW_LANES, PAIRS
+
+
+def forms_of(dtype: str) -> list[Form]:
+    """The forms of an engine's dtype. The first of them supports every job."""
+    return [form for form in FORMS if dtype in form.dtypes and form.available]
+
+
+def choose(
+    forms: list[Form],
+    widths: Widths,
+    batch: int,
+    n_parameters: int,
+    dtype: npt.DTypeLike,
+    *,
+    linear: bool,
+    sparse: bool,
+) -> Form:
+    """The form, of ``forms_of`` a dtype, in which steps on `batch` rows are fastest, of those that support them.
+
+    `linear`: the last layer is linear. `sparse`: the mean code has a cost. Flat buffers are (n_parameters,).
+    """
+    for form in forms[1:]:
+        if form.supports(linear=linear, sparse=sparse) and form.pays(
+            widths, batch, n_parameters, np.dtype(dtype)
+        ):
+            return form
+    return forms[0]

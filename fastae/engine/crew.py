@@ -88,7 +88,7 @@ class Crew:
         job.taken = self._taken_at
         ctypes.memmove(job_at, ctypes.byref(job), _JOB_BYTES)
         self._refill[:] = quota
-        self._held[0] = 0
+        self._held[0] = fields.FREE
         self._taken[:] = -1
         error: BaseException | None = None
         has_steps = job.task == fields.STEPS_TASK  # to thread_count, any other job is one step
@@ -140,7 +140,7 @@ class Crew:
         held, quota, refill = self._held, self._quota, self._refill
 
         def take_part(_alive: object = memory) -> None:  # the memory lives as long as this function
-            held[number], quota[number] = 0, refill[number]
+            held[number], quota[number] = fields.FREE, refill[number]
             while run(job_at, control_at, me_at, work_at) != fields.OVER:
                 time.sleep(0)
 

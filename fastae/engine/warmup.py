@@ -99,7 +99,9 @@ def _threads(_: str) -> None:
     members["held"] = fields.FREE
     control_at, members_at = address(control), address(members)
     step.open_job(control_at, members_at, fields.FINISHED_CLAIM, 1)
+    step.admit(control_at, members_at, 1)
     step.run(ctypes.addressof(job), control_at, members_at, 0)
+    step.abandon(control_at)
 
 
 def _functions(element: str) -> None:

@@ -125,7 +125,7 @@ class Member(ctypes.Structure):
     """The state of one thread of a crew: one cache line. A phase's number is step * PHASES + phase."""
 
     number: int  # 0: the leader
-    held: int  # 1 + the number of the phase whose item it holds; 0: it holds none
+    held: int  # the number of the phase whose item it holds, or FREE: it holds none
     item: int  # the item it holds
     progress: int  # rows of that item, a shard, that are done
     quota: int  # rows times features still to process before ``run`` returns, rounded up to whole tiles
@@ -157,6 +157,7 @@ KINDS[np.dtype(bool)] = KINDS[np.dtype("u1")]
 #   STEPS_DONE  steps taken
 OPEN, INSIDE, CLAIM, DONE, NEXT, CANCEL, OUTCOME, STEPS_DONE, CONTROL_BYTES = range(0, 9 * 64, 64)
 FINISHED_CLAIM = -1
+FREE = -1  # Member.held
 COMPLETE, CANCELLED, DIVERGED = 1, 2, 3
 
 BUSY, WAITING, OVER = 0, 1, 2  # what ``run`` returns (step.py)

@@ -8,9 +8,16 @@ that other threads have not claimed yet:
     SHARD       item: a shard. Compute its gradient and loss
     UPDATE      item: a stretch. Add the shards' gradients in a fixed order, update the weights, prepare W and W'
 
-What an item computes depends only on the job, never on the thread that claims it. So the bits are the same for any
-number of threads, and no thread has to wait for one that comes late or never. The thread that finishes the last item of
-a phase opens the next phase.
+What an item computes depends only on the job, never on the thread that claims it. So results are bit-identical for any
+number of threads, and no thread has to wait for one that comes late or never.
+
+The thread that finishes the last item of a phase opens the next phase. CLAIM holds the phase that is open:
+
+    when                                                                     the next phase is
+    the last item of a phase is done                                         the next one that has items
+    the last item of SHARD is done, but the loss is not finite               none: OUTCOME is DIVERGED
+    the last item of UPDATE in the last step is done                         none: OUTCOME is COMPLETE
+    CANCEL is set, and a member looks for an item, but not of UPDATE         none: OUTCOME is CANCELLED
 
 The loops of a step, and the slice that each selects. The files repeat the numbers beside the loops:
 
@@ -22,11 +29,29 @@ The loops of a step, and the slice that each selects. The files repeat the numbe
     loop 6    register tiles of rows              C[i : i + r, j : j + n]                   gemm.py, rowlanes.py
     loop 7    columns of A                        C += A[:, p] B[p, :]                      gemm.py, rowlanes.py
 
-The leader, member 0, opens a job to helpers with ``open_job``. Its ``run`` returns OVER when the job is done and all
-helpers are out of it. It returns earlier, BUSY or WAITING, when its quota of work is used up (so that Python can handle
-a signal) or when it has waited for long (so that Python can yield the core); Python then calls it again. Between two
-calls, ``admit`` may let more helpers in or send some out, who leave once they hold no item. The ``run`` of a helper
-listens for the next job for a while before it returns OVER, because waking a thread takes longer than many steps.
+The leader, member 0, opens a job to helpers with ``open_job``. A member is always in one of these states:
+
+    member      state       until                                       then
+    a helper    asleep      open_job or admit sets its `wake`           Python wakes it: listening
+                listening   the job is open to it                       inside
+                            it has listened for long                    asleep; ``run`` returns OVER
+                inside      it claims an item of the phase              holding
+                            the job is over or closed to it             listening
+                            it has found nothing to claim for long      listening; ``run`` returns WAITING
+                holding     the item is done, or dropped: cancelled     inside
+    the leader  inside      it claims an item of the phase              holding
+                            the job is over and no helper is inside     ``run`` returns OVER
+                            it has waited for long for either           ``run`` returns WAITING: it is called again
+                holding     the item is done, or dropped: cancelled     inside
+                            its quota of work is used up                ``run`` returns BUSY: it is called again
+
+A helper asleep has `present` = 0, any other 1. INSIDE counts the helpers that are inside or holding: while there are
+any, the leader keeps all that the job points to. Helpers listen for a while before they sleep, because waking a thread
+takes longer than many steps.
+
+Between two calls of the leader's ``run``, Python handles signals, and may admit more helpers or send some out with
+``admit``. If it gives the job up, it calls ``abandon``. Even then no step is taken in part: whoever opens UPDATE claims
+its items until none is left, and no one leaves ``run`` with an item of UPDATE.
 """
 
 from functools import cache
@@ -35,7 +60,7 @@ from typing import Any
 import numpy as np
 
 from fastae.kernels import products
-from fastae.kernels.compiler import callee, kernel
+from fastae.kernels.compiler import callee, inlined, kernel
 from fastae.kernels.cost import add_penalties, close_codes, close_shards
 from fastae.kernels.infer import infer
 from fastae.kernels.job import (
@@ -49,6 +74,7 @@ from fastae.kernels.job import (
     DIVERGED,
     DONE,
     FINISHED_CLAIM,
+    FREE,
     INSIDE,
     JOB,
     MEMBER,
@@ -85,11 +111,12 @@ from fastae.kernels.stretch import transpose_item, update_item
 
 PRESENT = Member.present.offset  # type: ignore[attr-defined]  # bytes from a member's record to this field
 MEMBER_BYTES = MEMBER.itemsize
-NOT_YET = -1  # ``run`` goes on
-SPINS = (
-    20000  # pauses to wait within a job: longer than a phase of a small step, 0.2 ms if a pause takes 10 ns
-)
+# Pauses to wait within a job: longer than a phase of a small step, 0.2 ms if a pause takes 10 ns
+SPINS = 20000
 LISTEN = 20000  # pauses that a helper waits for another job: as long
+HOLDING = (
+    -1
+)  # what ``_next_item`` returns if the member holds an item now; else OVER or WAITING, as ``run`` does
 
 # What a job calls by address, other than products: field of the job -> function
 ITEMS = {
@@ -132,15 +159,13 @@ def open_job(control_at, members_at, claim, size):  # type: ignore[no-untyped-de
     admit(control_at, members_at, size)
 
 
-@callee
-def _close_job(control_at):  # type: ignore[no-untyped-def]
-    """Close the job to helpers; return OVER, or WAITING if some are still inside."""
+@kernel
+def abandon(control_at):  # type: ignore[no-untyped-def]
+    """Cancel the job and close it; return once no helper is inside. The leader must not call ``run`` for it again."""
+    exchange(control_at + CANCEL, 1)
     exchange(control_at + OPEN, 0)
-    for _ in range(SPINS):
-        if load_acquire(control_at + INSIDE) == 0:
-            return OVER
+    while load_acquire(control_at + INSIDE) != 0:
         pause()
-    return WAITING
 
 
 @kernel
@@ -153,145 +178,194 @@ def run(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
     work         this thread's memory, mapped by TileMap: an address, since only what the job calls knows its dtype
     """
     state = flush_subnormals()
-    job, me = record_at(job_at, JOB), record_at(me_at, MEMBER)
-    present, open_at, inside_at, number = me_at + PRESENT, control_at + OPEN, control_at + INSIDE, me.number
-    # Whether this helper may read the job: the leader keeps all that the job points to until no helper is inside. A
-    # helper never leaves with an item.
-    inside = False
-    pauses, status = 0, NOT_YET
-    while status == NOT_YET:
-        if number > 0 and me.held == 0 and load_acquire(open_at) <= number:
-            if inside:
-                fetch_add(inside_at, -1)
-                inside = False
-            pause()
-            pauses += 1
-            if pauses > LISTEN:
-                exchange(present, 0)
-                # A leader that opened a job just before this may have found the helper present, and not wake it.
-                if load_acquire(open_at) <= number or not compare_and_swap(present, 0, 1):
-                    status = OVER
-                pauses = 0
-        elif number > 0 and not inside:
-            fetch_add(inside_at, 1)
-            inside, pauses = True, 0  # the loop now checks whether the job is still open
-        else:
-            if job.task == STEPS_TASK:
-                outcome = _steps(job_at, control_at, me_at, work)
-            else:
-                call_at(job.infer_at, (work, job_at, control_at, me_at))
-                outcome = OVER if me.quota > 0 else BUSY
-            if number == 0:
-                status = _close_job(control_at) if outcome == OVER else outcome
-            elif outcome == BUSY:
-                me.quota = me.refill
-            else:
-                while outcome == OVER and pauses < LISTEN and load_acquire(open_at) > number:
-                    pause()
-                    pauses += 1
-                fetch_add(inside_at, -1)
-                inside = False
-                if outcome == WAITING or pauses >= LISTEN:
-                    status = WAITING
+    if record_at(me_at, MEMBER).number == 0:
+        status = _lead(job_at, control_at, me_at, work)
+    else:
+        status = _help(job_at, control_at, me_at, work)
     restore_float_state(state)
     return status
 
 
+@inlined
+def _lead(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
+    """``run`` for the leader."""
+    status = _work(job_at, control_at, me_at, work)
+    if status != OVER:
+        return status
+    exchange(control_at + OPEN, 0)
+    for _ in range(SPINS):
+        if load_acquire(control_at + INSIDE) == 0:
+            return OVER
+        pause()
+    return WAITING
+
+
+@inlined
+def _help(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
+    """``run`` for a helper: take part in one job after another; return OVER, asleep, or WAITING, listening."""
+    me, open_at = record_at(me_at, MEMBER), control_at + OPEN
+    while _listen(control_at, me_at):
+        fetch_add(control_at + INSIDE, 1)
+        # The job may have been closed before this helper was inside, and what it points to may be gone.
+        status = BUSY
+        while status == BUSY and (me.held != FREE or load_acquire(open_at) > me.number):
+            me.quota = me.refill
+            status = _work(job_at, control_at, me_at, work)
+        pauses = 0
+        while status == OVER and load_acquire(open_at) > me.number:  # until the leader closes the job
+            pause()
+            pauses += 1
+            if pauses == LISTEN:
+                status = WAITING
+        fetch_add(control_at + INSIDE, -1)
+        if status == WAITING:
+            return WAITING
+    return OVER
+
+
+@inlined
+def _listen(control_at, me_at):  # type: ignore[no-untyped-def]
+    """Wait until the job is open to this helper: True. After a long wait, it is asleep: False."""
+    number, present_at, pauses = record_at(me_at, MEMBER).number, me_at + PRESENT, 0
+    while load_acquire(control_at + OPEN) <= number:
+        pause()
+        pauses += 1
+        if pauses > LISTEN:
+            exchange(present_at, 0)
+            # A leader that opened a job just before this may have found the helper present, and not wake it.
+            if load_acquire(control_at + OPEN) <= number or not compare_and_swap(present_at, 0, 1):
+                return False
+            pauses = 0
+    return True
+
+
 @callee
-def _claim(job, control_at, me, phase, items):  # type: ignore[no-untyped-def]
-    """Claim an item of phase number `phase`, which has `items`; return -1 if all are claimed.
+def _work(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
+    """Work on the job as a member inside; return OVER, or BUSY if the quota is used up, or WAITING."""
+    job, me = record_at(job_at, JOB), record_at(me_at, MEMBER)
+    if job.task == STEPS_TASK:
+        return _steps(job_at, control_at, me_at, work)
+    call_at(job.infer_at, (work, job_at, control_at, me_at))
+    return OVER if me.quota > 0 else BUSY
+
+
+@callee
+def _steps(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
+    """Work on steps: claim items and process them. Returns as ``_work`` does."""
+    job, me = record_at(job_at, JOB), record_at(me_at, MEMBER)
+    # Loop 1, the phases of all steps:     phase `phase_number`; rows first : first + batch of X
+    # Loop 2, the items of a phase:        `item`, as this thread claims it; a shard of these rows, or a stretch
+    # They are one loop here, because other threads may open the next phase at any time.
+    while True:
+        if me.held == FREE:
+            status = _next_item(job, control_at, me)
+            if status != HOLDING:
+                return status
+        phase_number = me.held
+        if _cancelled(control_at, phase_number):
+            me.held = FREE
+            continue
+        items = items_of(job, phase_number // PHASES, phase_number % PHASES)
+        if not _process_item(job, job_at, me, me_at, work):
+            return BUSY
+        me.held = FREE
+        if fetch_add(control_at + DONE, 1) + 1 == items:
+            _finish_phase(job, control_at, phase_number, items)
+
+
+@inlined
+def _cancelled(control_at, phase_number):  # type: ignore[no-untyped-def]
+    """Whether to stop in this phase: not in UPDATE, which would leave a step taken in part."""
+    return phase_number % PHASES != UPDATE and load_acquire(control_at + CANCEL) != 0
+
+
+@inlined
+def _next_item(job, control_at, me):  # type: ignore[no-untyped-def]
+    """Claim an item of the phase that is open: HOLDING. Returns OVER or WAITING if there is none, as ``_work`` does."""
+    claim_at = control_at + CLAIM
+    pauses, exhausted = 0, FINISHED_CLAIM  # exhausted: the phase in which no item is left to claim
+    while pauses <= SPINS:
+        phase_number = load_acquire(claim_at)
+        if phase_number == FINISHED_CLAIM:
+            return OVER
+        if _cancelled(control_at, phase_number):
+            if compare_and_swap(claim_at, phase_number, FINISHED_CLAIM):
+                array_at(control_at + OUTCOME, (1,), np.int64)[0] = CANCELLED
+            continue
+        if phase_number != exhausted:
+            item = _claim(job, control_at, me, phase_number)
+            if item >= 0:
+                me.held, me.item, me.progress = phase_number, item, 0
+                return HOLDING
+            exhausted = phase_number
+        # Only now: the thread that opens UPDATE must not leave before all its items are claimed.
+        if load_acquire(control_at + OPEN) <= me.number:
+            return OVER
+        pause()
+        pauses += 1
+    return WAITING
+
+
+@inlined
+def _claim(job, control_at, me, phase_number):  # type: ignore[no-untyped-def]
+    """Claim an item of a phase; return its number, or -1 if all are claimed.
 
     job.taken holds the number of the phase for which each item was last claimed. A thread looks for an item at the
     start of its own share first. That is the same in every step, so that what the thread wrote in the last step is
     still in its own cache. Then it goes on to the shares of other threads.
     """
+    items = items_of(job, phase_number // PHASES, phase_number % PHASES)
     size = load_acquire(control_at + OPEN)
     begin = me.number * items // max(size, me.number + 1)
     for i in range(items):
         item = begin + i if begin + i < items else begin + i - items
         taken_at = job.taken + item * 8
         before = load_acquire(taken_at)
-        if before < phase and compare_and_swap(taken_at, before, phase):
+        if before < phase_number and compare_and_swap(taken_at, before, phase_number):
             return item
     return -1
 
 
-@callee
-def _steps(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
-    """Claim items and process them: until the job is OVER; until the quota is used up, BUSY; or for long without one.
+@inlined
+def _process_item(job, job_at, me, me_at, work):  # type: ignore[no-untyped-def]
+    """Process the item that this thread holds: True. If its quota was used up before the end of a shard: False."""
+    step, phase, item = me.held // PHASES, me.held % PHASES, me.item
+    if phase == TRANSPOSE:
+        call_at(job.transpose_at, (work, job_at, item))
+    elif phase == UPDATE:
+        n_parts = job.n_parts if job.n_parts != 0 else items_of(job, step, SHARD)
+        call_at(job.update_at, (work, job_at, item, step, n_parts))
+    else:
+        first, rows = rows_of_shard(job, step, item)
+        shard = item, first, rows, epoch_of(job, step)
+        call_at(job.shard_at, (work, job_at, *shard, me_at, np.int64(phase == CODE)))
+        return me.progress == rows
+    return True
 
-    In the last case, WAITING is returned.
-    """
-    job, me = record_at(job_at, JOB), record_at(me_at, MEMBER)
-    claim_at, done_at = control_at + CLAIM, control_at + DONE
+
+@inlined
+def _finish_phase(job, control_at, phase_number, items):  # type: ignore[no-untyped-def]
+    """After the last of a phase's items: combine what they computed, and open the next phase or end the steps."""
+    step, phase = phase_number // PHASES, phase_number % PHASES
     control = array_at(control_at, (CONTROL_BYTES // 8,), np.int64)
-    losses = array_at(job.losses, (job.steps, 2), np.float64)
-    spins, exhausted = 0, -1  # exhausted: the number of the phase in which no item is left to claim
-    # Loop 1, the phases of all steps:     phase number `number`; rows first : first + batch of X
-    # Loop 2, the items of a phase:        `item`, as this thread claims it; a shard of these rows, or a stretch
-    # They are one loop here, because other threads may open the next phase at any time.
-    while True:
-        if me.held == 0:
-            number = load_acquire(claim_at)
-            if number == FINISHED_CLAIM:
-                return OVER
-            step, phase = number // PHASES, number % PHASES
-            if phase != UPDATE and load_acquire(control_at + CANCEL) != 0:
-                if not compare_and_swap(claim_at, number, FINISHED_CLAIM):
-                    continue
-                control[OUTCOME // 8] = CANCELLED
-                return OVER
-            item = -1
-            if number != exhausted:
-                item = _claim(job, control_at, me, number, items_of(job, step, phase))
-            if item < 0:
-                if load_acquire(control_at + OPEN) <= me.number:
-                    return OVER
-                exhausted = number
-                spins += 1
-                if spins > SPINS:
-                    return WAITING
-                pause()
-                continue
-            me.held, me.item, me.progress = number + 1, item, 0
-        spins = 0
-        number, item = me.held - 1, me.item
-        step, phase = number // PHASES, number % PHASES
-        items = items_of(job, step, phase)
-        if phase == TRANSPOSE:
-            call_at(job.transpose_at, (work, job_at, item))
-        elif phase == UPDATE:
-            n_parts = job.n_parts if job.n_parts != 0 else items_of(job, step, SHARD)
-            call_at(job.update_at, (work, job_at, item, step, n_parts))
-        else:
-            if load_acquire(control_at + CANCEL) != 0:
-                me.held = 0
-                continue
-            first, rows = rows_of_shard(job, step, item)
-            shard = item, first, rows, epoch_of(job, step)
-            call_at(job.shard_at, (work, job_at, *shard, me_at, np.int64(phase == CODE)))
-            if me.progress < rows:
-                return BUSY
-        me.held = 0
-        if fetch_add(done_at, 1) + 1 == items:
-            store_release(done_at, 0)
-            if phase == CODE:
-                close_codes(job, step, items)
-            if phase == SHARD:
-                close_shards(job, step, items)
-                if job.optimizer != NONE and not np.isfinite(losses[step, 0]):
-                    control[OUTCOME // 8] = DIVERGED
-                    store_release(claim_at, FINISHED_CLAIM)
-                    return OVER
-            if phase == UPDATE:
-                if job.alpha > 0:
-                    add_penalties(job, step)
-                control[STEPS_DONE // 8] = step + 1
-                if step + 1 == job.steps:
-                    control[OUTCOME // 8] = COMPLETE
-                    store_release(claim_at, FINISHED_CLAIM)
-                    return OVER
-            following = number + 1
-            while items_of(job, following // PHASES, following % PHASES) == 0:
-                following += 1  # most steps have no items in TRANSPOSE and CODE
-            store_release(claim_at, following)
+    following = phase_number + 1
+    control[DONE // 8] = 0
+    if phase == CODE:
+        close_codes(job, step, items)
+    elif phase == SHARD:
+        close_shards(job, step, items)
+        losses = array_at(job.losses, (job.steps, 2), np.float64)
+        if job.optimizer != NONE and not np.isfinite(losses[step, 0]):
+            control[OUTCOME // 8] = DIVERGED
+            following = FINISHED_CLAIM
+    elif phase == UPDATE:
+        if job.alpha > 0:
+            add_penalties(job, step)
+        control[STEPS_DONE // 8] = step + 1
+        if step + 1 == job.steps:
+            control[OUTCOME // 8] = COMPLETE
+            following = FINISHED_CLAIM
+    if following != FINISHED_CLAIM:
+        while items_of(job, following // PHASES, following % PHASES) == 0:
+            following += 1  # most steps have no items in TRANSPOSE and CODE
+    store_release(control_at + CLAIM, following)

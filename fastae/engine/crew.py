@@ -1,7 +1,8 @@
 """The crew: the threads that work on a job. It opens jobs, wakes threads, times them and handles Ctrl-C.
 
-It knows nothing of networks. The calling thread is the leader; the others are helpers, threads of the process that
-``thread_pool.py`` lends. ``kernels/job.py`` describes the memory they share; each runs ``run`` of ``kernels/step.py``.
+It knows nothing of networks. The calling thread is the leader; the others are helpers, which ``thread_pool.py`` lends
+out. ``kernels/job.py`` describes the memory they share. Each thread runs ``run`` of ``kernels/step.py``, which has the
+table of what they do.
 """
 
 import ctypes
@@ -17,9 +18,23 @@ from fastae.kernels.job import Job
 from fastae.kernels.layout import address, aligned_zeros
 
 _JOB_BYTES = ctypes.sizeof(Job)
-PATIENCE = (
-    0.05  # seconds that a jitted call of the leader should last at most: Python handles signals in between
-)
+_STEPS_DONE, _OUTCOME = fields.STEPS_DONE // 8, fields.OUTCOME // 8
+# Seconds that a jitted call of the leader should last at most: Python handles signals in between.
+PATIENCE = 0.05
+
+
+class _Shared:
+    """What the threads of a crew read and write: the control words and a record for each member (kernels/job.py)."""
+
+    def __init__(self, size: int) -> None:
+        self.control = aligned_zeros(fields.CONTROL_BYTES // 8, np.int64)
+        self.members = aligned_zeros(size * fields.MEMBER.itemsize // 8, np.int64).view(fields.MEMBER)
+        self.members["number"] = np.arange(size)
+        self.control_at, self.members_at = address(self.control), address(self.members)
+        # Views of one field each, kept because creating one takes as long as all else that a call does with it.
+        self.held, self.quota, self.refill, self.wake = (
+            self.members[name] for name in ("held", "quota", "refill", "wake")
+        )
 
 
 class Crew:
@@ -34,33 +49,23 @@ class Crew:
     """
 
     def __init__(self, work: list[np.ndarray], most_items: int) -> None:
-        from numba.core.errors import NumbaError
-
         from fastae.kernels import step
 
-        self.work = work
-        self._step, self._not_compiled = step, NumbaError
+        self.work, self._step = work, step
         self._work_at = [address(array) for array in work]
         self._taken = np.zeros(most_items, np.int64)
         self._job = Job()  # the record that helpers read; overwritten only while no job is open
         self._job_at, self._taken_at = ctypes.addressof(self._job), address(self._taken)
-        self.reset()
+        self._shared: _Shared | None = _Shared(len(work))
+        step.abandon(
+            self._shared.control_at
+        )  # compiled now: in ``run``, a signal could interrupt the compiler
 
-    def reset(self) -> None:
-        """New memory for what the threads share, as it is before any helper listens."""
-        count = len(self.work)
-        self._control = aligned_zeros(fields.CONTROL_BYTES // 8, np.int64)
-        self._members = aligned_zeros(count * fields.MEMBER.itemsize // 8, np.int64).view(fields.MEMBER)
-        self._members["number"] = np.arange(count)
-        self._control_at, self._members_at = address(self._control), address(self._members)
-        # Views of one field each, kept because creating one takes as long as all else that a call does with it.
-        self._held, self._quota, self._refill, self._wake = (
-            self._members[name] for name in ("held", "quota", "refill", "wake")
-        )
+    def forget_helpers(self) -> None:
+        """Begin the next job with new shared memory, and so with helpers woken anew: present ones hear of no job."""
+        self._shared = None
 
-    def run(
-        self, job: Job, claim: int, n_threads: int, quota: int, thread_count: ThreadCount | None = None
-    ) -> tuple[int, bool]:
+    def run(self, job: Job, claim: int, threads: int | ThreadCount, quota: int) -> tuple[int, bool]:
         """Run a job to its end; return how many of its steps were taken, and whether its loss diverged.
 
         Parameters
@@ -69,78 +74,92 @@ class Crew:
             Copied; only its ``taken`` is set here.
         claim : int
             The phase that the job begins with.
-        n_threads : int
-            How many threads take part, the leader included, unless there is a `thread_count`.
+        threads : int or ThreadCount
+            How many threads take part, the leader included; or what chooses their number, slice by slice, and is told
+            how long their steps took.
         quota : int
             Rows times features that the leader's first jitted call processes. Later quotas are chosen so that a call
             lasts PATIENCE at most.
-        thread_count : ThreadCount, optional
-            Chooses the number of threads, slice by slice, and records how long their steps took.
 
         Notes
         -----
         KeyboardInterrupt, or another error, is raised once no thread works on the job any more. Some steps may then
         not have been taken, but none is taken in part.
         """
-        control, step = self._control, self._step
-        job_at, control_at, members_at = self._job_at, self._control_at, self._members_at
-        work_at = self._work_at[0]
+        # From here until the job has ended well, the crew has no shared memory: after an error, which helpers were
+        # woken is unknown, and the next job begins with new memory.
+        shared, self._shared = self._shared or _Shared(len(self.work)), None
         job.taken = self._taken_at
-        ctypes.memmove(job_at, ctypes.byref(job), _JOB_BYTES)
-        self._refill[:] = quota
-        self._held[0] = 0
+        ctypes.memmove(self._job_at, ctypes.byref(job), _JOB_BYTES)
+        shared.refill[:] = quota
+        shared.held[0] = fields.FREE
         self._taken[:] = -1
-        error: BaseException | None = None
-        has_steps = job.task == fields.STEPS_TASK  # to thread_count, any other job is one step
-        threads = recorded = 0  # threads that the job is open to; steps that thread_count has been told of
-        while True:
-            try:
-                status = fields.BUSY
-                while status != fields.OVER:
-                    start = time.perf_counter()
-                    wanted = n_threads if thread_count is None else thread_count.threads
-                    if error is not None:
-                        control[fields.CANCEL // 8] = 1
-                    elif threads != wanted:
-                        is_open, threads = threads > 0, wanted
-                        if is_open:
-                            step.admit(control_at, members_at, threads)
-                        else:
-                            step.open_job(control_at, members_at, claim, threads)
-                        for number in range(1, threads):
-                            if self._wake[number]:
-                                thread_pool.lend(self._helper(number))
-                    self._quota[0] = quota
-                    status = step.run(job_at, control_at, members_at, work_at)
-                    while status == fields.WAITING:
-                        time.sleep(0)
-                        status = step.run(job_at, control_at, members_at, work_at)
-                    seconds, next_seconds = time.perf_counter() - start, PATIENCE
-                    if thread_count is not None:
-                        done = int(control[fields.STEPS_DONE // 8] if has_steps else status == fields.OVER)
-                        thread_count.record(seconds, done - recorded)
-                        recorded = done
-                        next_seconds = thread_count.slice(PATIENCE)
-                    quota = max(1, int(quota * min(4.0, next_seconds / max(seconds, 1e-6))))
-                break
-            except self._not_compiled:  # no thread has run anything, and none will
-                raise
-            except BaseException as raised:
-                error = error or raised
-        if error is not None:
-            self.reset()  # which helpers were woken is unknown
-            raise error
-        return int(control[fields.STEPS_DONE // 8]), bool(control[fields.OUTCOME // 8] == fields.DIVERGED)
+        try:
+            self._run_slices(shared, claim, threads, quota, job.task == fields.STEPS_TASK)
+        except BaseException:
+            # Signals may raise KeyboardInterrupt again at any time. But Python handles none between an error and the
+            # end of the first call after it, which is this one. When it returns, no thread works on the job.
+            self._step.abandon(shared.control_at)
+            raise
+        self._shared = shared
+        control = shared.control
+        return int(control[_STEPS_DONE]), bool(control[_OUTCOME] == fields.DIVERGED)
 
-    def _helper(self, number: int) -> Callable[[], None]:
+    def _run_slices(
+        self, shared: _Shared, claim: int, threads: int | ThreadCount, quota: int, has_steps: bool
+    ) -> None:
+        """Run the job until it is over, in slices, each of one jitted call or several; see ``run``."""
+        thread_count = None if isinstance(threads, int) else threads
+        n_threads = recorded = 0  # threads that the job is open to; steps that thread_count was told of
+        status = fields.BUSY
+        while status != fields.OVER:
+            start = time.perf_counter()
+            wanted = threads if isinstance(threads, int) else threads.threads
+            if wanted != n_threads:
+                self._open_or_admit(shared, claim, n_threads, wanted)
+                n_threads = wanted
+            status = self._run_slice(shared, quota)
+            seconds, next_seconds = time.perf_counter() - start, PATIENCE
+            if thread_count is not None:
+                # To a thread count, a job without steps is one step.
+                done = int(shared.control[_STEPS_DONE] if has_steps else status == fields.OVER)
+                thread_count.record(seconds, done - recorded)
+                recorded, next_seconds = done, thread_count.slice(PATIENCE)
+            quota = max(1, int(quota * min(4.0, next_seconds / max(seconds, 1e-6))))
+
+    def _open_or_admit(self, shared: _Shared, claim: int, before: int, n_threads: int) -> None:
+        """Open the job to so many threads; if it was open `before` to more or to fewer, send out or admit helpers."""
+        if before > 0:
+            self._step.admit(shared.control_at, shared.members_at, n_threads)
+        else:
+            self._step.open_job(shared.control_at, shared.members_at, claim, n_threads)
+        for number in range(1, n_threads):
+            if shared.wake[number]:
+                thread_pool.lend(self._helper(shared, number))
+
+    def _run_slice(self, shared: _Shared, quota: int) -> int:
+        """Have the leader process `quota`, or what is left of the job; return BUSY or OVER."""
+        run, job_at, work_at = self._step.run, self._job_at, self._work_at[0]
+        shared.quota[0] = quota
+        status: int = run(job_at, shared.control_at, shared.members_at, work_at)
+        while status == fields.WAITING:
+            time.sleep(0)
+            status = run(job_at, shared.control_at, shared.members_at, work_at)
+        return status
+
+    def _helper(self, shared: _Shared, number: int) -> Callable[[], None]:
         """What a helper does as member `number`. It keeps a reference to the memory, not to the crew."""
-        run, memory = self._step.run, (self._job, self._control, self._members, self.work[number])
-        job_at, control_at, work_at = self._job_at, self._control_at, self._work_at[number]
-        me_at = self._members_at + number * fields.MEMBER.itemsize
-        held, quota, refill = self._held, self._quota, self._refill
+        run, job_at, control_at, work_at = (
+            self._step.run,
+            self._job_at,
+            shared.control_at,
+            self._work_at[number],
+        )
+        me_at = shared.members_at + number * fields.MEMBER.itemsize
+        memory = self._job, shared, self.work[number]
 
         def take_part(_alive: object = memory) -> None:  # the memory lives as long as this function
-            held[number], quota[number] = 0, refill[number]
+            shared.held[number], shared.quota[number] = fields.FREE, shared.refill[number]
             while run(job_at, control_at, me_at, work_at) != fields.OVER:
                 time.sleep(0)
 

@@ -570,7 +570,7 @@ class Engine:
     ) -> tuple[int, bool]:
         """See ``Crew.run``."""
         quota = max(1, int(FIRST_CALL * self.network.widths[0] // max(self._size, 1)))
-        return self._crew.run(job, claim, n_threads, quota, thread_count)
+        return self._crew.run(job, claim, n_threads if thread_count is None else thread_count, quota)
 
     def _check_params(self, params: Parameters, name: str = "params", *, written: bool = False) -> None:
         """Raise an error unless kernels may read and, where they are `written`, write these parameters."""
@@ -598,7 +598,7 @@ def _forget_threads() -> None:
     """In a forked child, which has no thread but this one: none holds a lock, works on a job or listens for one."""
     for engine in _engines:
         engine._turn = Turn()
-        engine._crew.reset()
+        engine._crew.forget_helpers()
 
 
 if hasattr(os, "register_at_fork"):

@@ -114,9 +114,12 @@ def _threads(_: str) -> None:
     from fastae.kernels import step
 
     job, control, members = fields.Job(), np.zeros(fields.CONTROL_BYTES, np.int8), np.zeros(1, fields.MEMBER)
+    members["held"] = fields.FREE
     control_at, members_at = address(control), address(members)
     step.open_job(control_at, members_at, fields.FINISHED_CLAIM, 1)
+    step.admit(control_at, members_at, 1)
     step.run(ctypes.addressof(job), control_at, members_at, 0)
+    step.abandon(control_at)
 
 
 def _functions(element: str) -> None:

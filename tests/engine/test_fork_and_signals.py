@@ -102,6 +102,61 @@ def test_ctrl_c_several_times_over():
     assert out.split() == ["interrupted"]
 
 
+# Steps that signals interrupt again and again, 20 us apart, wherever Python is in the engine: also while it handles an
+# interrupt. Then the parameters are those after a whole number of steps, and no helper changes them any more.
+STORM = """
+    import signal, time
+    import numpy as np, fastae
+    from fastae.engine import thread_pool, warmup
+    from fastae.optimizers import State
+    warmup.warm_up()  # Numba itself does not bear interrupts
+    thread_pool.available_cpus = lambda: 3
+    network = fastae.Network.autoencoder(30, 8)
+    engine, start = fastae.Engine(network, {n_threads}), fastae.Parameters.random(network, 0)
+    rng = np.random.default_rng(0)
+    X, steps = rng.random((1000, 30), np.float32), 200
+
+    def take(steps, params, state):
+        rates = np.full(steps, 1e-3)
+        gradient = fastae.Parameters(network)
+        engine.run_steps(params, X, gradient=gradient, rates=rates, optimizer=fastae.Adam(), state=state)
+
+    def interrupt(number, frame):
+        while frame is not None:
+            if "fastae" in frame.f_code.co_filename:
+                raise KeyboardInterrupt
+            frame = frame.f_back
+
+    params = start.copy()
+    state, whole = State.zeros(params), [start.flat.tobytes()]
+    for state.steps in range(steps):
+        take(1, params, state)
+        whole.append(params.flat.tobytes())
+    signal.signal(signal.SIGALRM, interrupt)
+    taken = []
+    for _ in range(80):
+        params = start.copy()
+        state = State.zeros(params)
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 4e-3), 2e-5)
+        try:
+            take(steps, params, state)
+        except KeyboardInterrupt:
+            pass
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        taken.append(whole.index(params.flat.tobytes()))
+        time.sleep(0.002)
+        assert params.flat.tobytes() == whole[taken[-1]], "a helper still takes steps"
+    print(sum(0 < count < steps for count in taken))
+"""
+
+
+@posix
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_ctrl_c_at_any_time_leaves_whole_steps(n_threads):
+    interrupted_within = int(run_python(STORM.format(n_threads=n_threads)))
+    assert interrupted_within > 10, "hardly any job was interrupted between its first step and its last"
+
+
 def interrupted(function, before=False):
     """`function`, with Ctrl-C handled right after it, or right `before`, the first time; and the calls of it."""
     calls = []

@@ -441,7 +441,7 @@ class Engine:
         job.seed, job.epoch = seed, epoch
         job.batch, job.first_row, job.as_sums = batch, first_row, sums
         job.weights = address(params.flat if self._weights is None else self._weights)
-        with self._turn:
+        with self._turn.take():
             shards = self._split.most_shards(rows, batch, self._size, job.row_multiple)
             if self._gradients.shape[0] < shards:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
@@ -483,7 +483,7 @@ class Engine:
         job = self._new_job(self._form)
         jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
         job.alpha, job.n_parts, job.gradients = alpha, len(parts), address(parts)
-        with self._turn:
+        with self._turn.take():
             self._run(job, fields.UPDATE, 1)
         return float(losses[0, 0])
 
@@ -525,7 +525,7 @@ class Engine:
         tiles = -(-rows // (self._most_threads * self.tile_rows))
         tile = max(SMALL_TILE, -(-rows // (self._most_threads * tiles)))
         job.batch = min(self.tile_rows, -(-tile // job.row_multiple) * job.row_multiple)
-        with self._turn:
+        with self._turn.take():
             if self._weights is not None:
                 self._prepare_weights(ctypes.addressof(job), self.dtype.itemsize)
             self._share(job, 0, 2.0 * rows * self._size, 1, rows)

@@ -35,7 +35,7 @@ from fastae.kernels.sources import source_hash
 
 
 class _Notices:
-    """What a user at a terminal is told of compilations, each notice once; and why a function could not be kept."""
+    """What a user at a terminal is told of compilations, each fact once; and why compiled code was not kept."""
 
     def __init__(self) -> None:
         self.muted = False
@@ -47,22 +47,21 @@ class _Notices:
         if cache_path is None:
             outlook = "no cache can be written: each run compiles them again"
             self.not_kept.append("no directory can be written by this user alone")
-        elif source_hash() is None or not sources.unchanged():
+        elif not sources.unchanged():
             outlook = f"{_CHANGED}: the next run compiles them again"
+            self._printed.add("not saved")
         else:
             outlook = f"later runs load them from {cache_path}"
         self._print("compiling", f"compiling kernels for this CPU, about 8 s per dtype; {outlook}")
 
     def not_saved(self, reason: str) -> None:
         self.not_kept.append(reason)
-        self._print(
-            "not saved", f"compiled kernels are not saved, so that the next run compiles again: {reason}"
-        )
+        self._print("not saved", f"compiled kernels are not saved: {reason}")
 
-    def _print(self, kind: str, text: str) -> None:
-        if self.muted or kind in self._printed:
+    def _print(self, fact: str, text: str) -> None:
+        if self.muted or fact in self._printed:
             return
-        self._printed.add(kind)
+        self._printed.add(fact)
         if sys.stderr is not None and sys.stderr.isatty():
             print(f"fastae: {text}", file=sys.stderr, flush=True)
 
@@ -149,7 +148,7 @@ def _cache_class() -> type | None:
 
         def save_overload(self, sig: Any, data: Any) -> None:
             try:
-                if source_hash() is not None and sources.unchanged():
+                if sources.unchanged():
                     super().save_overload(sig, data)
                 else:
                     notices.not_saved(_CHANGED)

@@ -12,28 +12,32 @@ from functools import cache
 _DIRECTORY = os.path.dirname(os.path.abspath(__file__))
 
 
-def _stamps() -> dict[str, tuple[int, int, int]]:
-    """Inode, size and time of change of each source file, by name; empty where they cannot be read (in an archive)."""
+def _stamps() -> dict[str, tuple[int, int]]:
+    """Size and time of change of each source file, by name; empty where they cannot be read, as in an archive."""
     try:
         with os.scandir(_DIRECTORY) as entries:
             files = [entry for entry in entries if entry.name.endswith(".py")]
             stats = {file.name: file.stat() for file in files if file.name[:-3].isidentifier()}
     except OSError:
         return {}
-    return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 _IMPORTED = _stamps()
 
 
-def unchanged() -> bool:
-    """Whether the files are still those that were imported."""
-    return bool(_IMPORTED) and _stamps() == _IMPORTED
-
-
 @cache
 def source_hash() -> str | None:
     """SHA-256 over every source file, by name and content; None if they had changed before the first call."""
+    return _hash_of_now()
+
+
+def unchanged() -> bool:
+    """Whether the files are still those that were imported, so that compiled code is that of ``source_hash()``."""
+    return source_hash() is not None and _hash_of_now() == source_hash()
+
+
+def _hash_of_now() -> str | None:
     digest = hashlib.sha256()
     try:
         for name in sorted(_IMPORTED):
@@ -41,4 +45,4 @@ def source_hash() -> str | None:
                 digest.update(name.encode() + b"\0" + file.read() + b"\0")
     except OSError:
         return None
-    return digest.hexdigest() if unchanged() else None
+    return digest.hexdigest() if _IMPORTED and _stamps() == _IMPORTED else None

@@ -11,7 +11,7 @@ import textwrap
 import numpy as np
 import pytest
 from disk import full_disk, names
-from processes import process
+from processes import process, run_python
 from safetensors.numpy import load_file, save_file
 
 import fastae
@@ -347,7 +347,7 @@ def test_the_same_parameters_make_the_same_file(tmp_path):
 
 def test_importing_fastae_does_not_import_safetensors():
     code = "import sys, fastae; fastae.Parameters; assert not {'safetensors', 'numba', 'sklearn'} & {*sys.modules}"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python(code)
 
 
 # -- files that are wrong ---------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import ast
 import os
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 import venv
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from processes import run
 
 import fastae
 from fastae.cli.shared import Activation as CommandActivation
@@ -111,11 +111,10 @@ def environment(place, source, build):
     python = place / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     venv.create(place / "venv", symlinks=sys.platform != "win32")
     script = f"import setuptools.build_meta as backend; backend.{build}({str(place)!r})"
-    subprocess.run([sys.executable, "-c", script], cwd=source, check=True, capture_output=True)
+    done = run([sys.executable, "-c", script], cwd=source)
+    assert done.returncode == 0, done.stderr
     query = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    packages = subprocess.run(
-        [python, "-c", query], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    packages = run([python, "-c", query]).stdout.strip()
     (wheel,) = place.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(packages)
     Path(packages, "others.pth").write_text(sysconfig.get_path("purelib"))
@@ -130,12 +129,10 @@ def test_mypy_reports_what_a_users_program_expects(build, source, tmp_path):
     program.write_text(PROGRAM)
     python = environment(tmp_path, source, build)
     words = ["--strict", "--no-error-summary", "--cache-dir", source / "cache", "--python-executable", python]
-    ran = subprocess.run(
+    ran = run(
         [sys.executable, "-m", "mypy", *words, program.name],
         cwd=tmp_path,
         env={name: value for name, value in os.environ.items() if name not in ("MYPYPATH", "PYTHONPATH")},
-        capture_output=True,
-        text=True,
     )
     assert not ran.stderr
     reported = {}

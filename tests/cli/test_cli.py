@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pandas as pd
+import processes
 import pytest
 from processes import process
 from sklearn.datasets import load_breast_cancer
@@ -35,7 +36,7 @@ def call(*arguments, **options):
 def run(*arguments, **options):
     """The command in a process of its own."""
     words = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, check=False, **options)
+    return processes.run(words, cwd=None, **options)
 
 
 def good(*arguments, **options):
@@ -266,7 +267,7 @@ def test_text_in_and_out_is_utf_8_whatever_the_locale(tmp_path):
     assert scored.returncode == 0
     assert "größe" in scored.stdout
     text = text.encode("latin-1")
-    ran = subprocess.run([*COMMAND, "score", out, "-"], input=text, capture_output=True, check=False)
+    ran = processes.run([*COMMAND, "score", out, "-"], input=text, text=False)
     assert (ran.returncode, ran.stdout) == (1, b"")
     assert ran.stderr.startswith(b"fastae: standard input is not a CSV file in UTF-8")
 
@@ -275,7 +276,7 @@ def test_closed_streams_are_handled(place):
     def closed(redirection, *words):
         line = f'"$@" {redirection}'
         words = ["sh", "-c", line, "sh", *COMMAND, *map(str, words)]
-        return subprocess.run(words, capture_output=True, text=True, check=False)
+        return processes.run(words)
 
     assert closed(">&-", "inspect", place / "model.safetensors").returncode == 0
     ran = closed("<&-", "score", place / "model.safetensors", "-")
@@ -294,7 +295,7 @@ def test_a_pipe_closed_early_is_no_error(place):
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["doctor"]], ids=str)
 def test_a_full_disk_behind_the_output_is_an_error_in_one_line(words):
     with open("/dev/full", "w") as full:
-        ran = subprocess.run([*COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        ran = processes.run([*COMMAND, *words], stdout=full)
     assert (ran.returncode, ran.stderr) == (1, "fastae: [Errno 28] No space left on device\n")
 
 
@@ -508,9 +509,7 @@ def test_shells_complete_commands():
         "COMP_CWORD": "1",
     }
     script = "import sys; sys.argv[0] = 'fastae'; from fastae.cli import main; main()"
-    ran = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
-    )
+    ran = processes.run([sys.executable, "-c", script], env=environment)
     assert ran.stdout.split() == ["score"]
 
 
@@ -594,9 +593,7 @@ def test_nothing_is_compiled_after_warmup():
             engine.loss_and_gradient(params, X), engine.reconstruct(params, X)
         print("late:", len(late.buffer))
     """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], capture_output=True, text=True
-    )
+    done = processes.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)])
     assert done.returncode == 0, done.stderr
     assert re.findall(r"(\w+): ready in", done.stdout) == dtypes()
     assert done.stdout.endswith("late: 0\n")

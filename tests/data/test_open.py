@@ -2,13 +2,13 @@
 
 import io
 import os
-import subprocess
 import sys
 import textwrap
 
 import numpy as np
 import pandas as pd
 import pytest
+from processes import run
 from sklearn.datasets import load_breast_cancer
 from threads import pretend_cpus
 
@@ -668,7 +668,7 @@ def test_four_gigabytes_train_in_the_memory_of_a_chunk(batch_size, rows, tmp_pat
     np.lib.format.open_memmap(path, "w+", np.float32, (rows, 1024))[-1] = 1  # a hole but for its last row
     assert path.stat().st_size > rows << 12
     script = [sys.executable, "-c", textwrap.dedent(TRAIN_AND_MEASURE), path, repr(batch_size)]
-    ran = subprocess.run(script, capture_output=True, text=True, check=False)
+    ran = run(script)
     path.unlink()
     assert ran.returncode == 0, ran.stderr
     grown, loss = ran.stdout.split()

@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from processes import run_python
 
 import fastae
 from fastae.distributed.partitions import LocalEngine
@@ -304,7 +303,7 @@ def test_numpy_data_import_no_dask():
         "import sys, numpy, fastae; fastae.Autoencoder((2,), max_iter=1).fit(numpy.ones((5, 3)));"
         "assert 'dask' not in sys.modules and 'mpi4py' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    run_python(code, PYTHONWARNINGS="ignore")
 
 
 def test_the_command_trains_on_a_cluster(cluster, client, tmp_path):

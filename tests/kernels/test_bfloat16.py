@@ -2,12 +2,11 @@
 
 import ctypes
 import os
-import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from guard import guard_buffers, guarded
 from layers import blocked
@@ -18,7 +17,6 @@ from fastae import reference
 from fastae.kernels import layout
 from fastae.kernels.target import TARGET
 
-HOME = Path(fastae.__file__).resolve().parents[1]
 needs_bfloat16 = pytest.mark.skipif(not TARGET.bfloat16, reason="needs AVX512_BF16")
 
 G = {
@@ -329,7 +327,7 @@ def test_weights_are_rounded_as_w_and_as_its_transpose(turned):
 def run(code, **environment):
     env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_CPU")} | environment
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, cwd=HOME, env=env, capture_output=True, text=True, check=False)
+    done = processes.run(command, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -2,11 +2,11 @@
 
 import itertools
 import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+from processes import run
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
@@ -302,7 +302,7 @@ def test_without_axes_a_new_figure_is_used_and_the_backend_stays():
         "display.figure_.savefig(sys.stdout.buffer, format='png')"
     )
     without = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "MPLBACKEND")}
-    ran = subprocess.run([sys.executable, "-c", code], env=without, capture_output=True)
+    ran = run([sys.executable, "-c", code], env=without, text=False)
     assert ran.returncode == 0, ran.stderr.decode()
     assert ran.stdout.startswith(b"\x89PNG")
 

@@ -14,7 +14,6 @@ import io
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import processes
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -80,7 +80,7 @@ def in_shell(code: str, place: str) -> str:
     """What the commands write to standard output; AssertionError where one fails. ``fastae`` is this Python's."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path}
-    ran = subprocess.run(["sh", "-e", "-c", code], env=environment, capture_output=True, text=True)
+    ran = processes.run(["sh", "-e", "-c", code], cwd=None, env=environment)
     if ran.returncode:
         raise AssertionError(f"{place}: exit status {ran.returncode}\n{ran.stdout}{ran.stderr}")
     return ran.stdout

@@ -57,15 +57,17 @@ def kill_group(child):
     child.wait()
 
 
-def run(command, *, timeout=120, cwd=HOME, env=None):
-    """A command run to its end: returncode, stdout and stderr as text."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with process(command, cwd=cwd, env=env, **pipes) as child:
-        stdout, stderr = child.communicate(timeout=timeout)
+def run(command, *, input=None, timeout=300, cwd=HOME, text=True, **options):
+    """A command run to its end: returncode, stdout and stderr, as text or as bytes."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": text, **options}
+    if input is not None:
+        options["stdin"] = subprocess.PIPE
+    with process(command, cwd=cwd, **options) as child:
+        stdout, stderr = child.communicate(input, timeout=timeout)
     return subprocess.CompletedProcess(command, child.returncode, stdout, stderr)
 
 
-def run_python(code, *, timeout=120, **environment):
+def run_python(code, *, timeout=300, **environment):
     """The output of a child Python that runs `code`; it must end well."""
     command = [sys.executable, "-c", textwrap.dedent(code)]
     result = run(command, timeout=timeout, env={**os.environ, **environment})
@@ -83,7 +85,7 @@ def answer_of_fork(work):
     if child == 0:
         status = 1
         try:
-            signal.alarm(30)
+            signal.alarm(120)
             os.write(write, work())
             status = 0
         finally:

@@ -1,11 +1,13 @@
 """The helpers of tests do what tests rely on: guard pages end a process, and no child outlives its test."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 from processes import process, run
@@ -80,6 +82,17 @@ def test_a_child_and_its_children_are_killed_where_a_test_fails():
         1 / 0  # noqa: B018
     assert child.returncode == -signal.SIGKILL
     assert gone(child.pid)
+
+
+def test_every_child_of_a_test_is_started_where_it_is_killed_in_the_end():
+    starts = re.compile(
+        r"subprocess\.(run|call|check_|Popen)|os\.(system|popen|spawn|posix_spawn)|\bpexpect\b"
+    )
+    files = [path for path in Path(SUPPORT).parent.rglob("*.py") if path.parent != Path(SUPPORT)]
+    assert len(files) > 30
+    assert not [path.name for path in files if starts.search(path.read_text(encoding="utf-8"))], (
+        "use processes.run"
+    )
 
 
 def gone(group):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import _check_feature_names, check_array, check_is_fitted, validate_data
 
+from fastae.checks import check_vector
 from fastae.data.columns import difference_of_names, refuse_columns
 from fastae.data.row_source import ArrayRows, Rows, RowSource
 from fastae.distributed.partitions import is_dask
@@ -36,6 +37,21 @@ def check(model: Any, X: Any, *, reset: bool = False, name: str = "X") -> RowSou
     if array.shape[1] != model.n_features_in_:
         raise ValueError(f"{name} has {array.shape[1]} features, but X has {model.n_features_in_}")
     return ArrayRows(array, name)
+
+
+def check_weight(rows: RowSource, sample_weight: Any) -> np.ndarray | None:
+    """`sample_weight` as an array of float64, one weight for each of the rows; None stays None."""
+    if sample_weight is None:
+        return None
+    if not isinstance(rows, ArrayRows):
+        raise ValueError("sample_weight needs X in memory, on this machine")
+    weight = np.asarray(sample_weight)
+    weight = check_vector(weight if weight.ndim else np.full(len(rows), weight), len(rows), "sample_weight")
+    if not (np.isfinite(weight) & (weight >= 0)).all():
+        raise ValueError("sample_weight must be finite and not negative")
+    if not weight.any():
+        raise ValueError("sample_weight is zero in every row")
+    return weight
 
 
 def in_partitions(X: Any) -> Any:

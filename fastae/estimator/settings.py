@@ -56,7 +56,7 @@ class Settings(BaseEstimator):
     sparsity_target: float = 0.05
     missing: Literal["mask"] | None = None
     n_threads: int | None = None
-    dtype: DType | None = None
+    dtype: DType | Literal["bfloat16"] | None = None
     callback: Callable[[Epoch], bool | None] | None = None
     verbose: int = 0
 
@@ -90,10 +90,14 @@ class Settings(BaseEstimator):
         "sparsity_target": [Interval(Real, 0, 1, closed="neither")],
         "missing": [StrOptions({"mask"}), None],
         "n_threads": [Interval(Integral, 1, None, closed="left"), None],
-        "dtype": [StrOptions({"float32", "float64"}), None, type, np.dtype],
+        "dtype": [StrOptions({"float32", "float64", "bfloat16"}), None, type, np.dtype],
         "callback": [callable, None],
         "verbose": ["verbose"],
     }
+
+    @property
+    def _in_bfloat16(self) -> bool:
+        return isinstance(self.dtype, str) and self.dtype == "bfloat16"
 
     def _optimizer(self, rows: int, steps_per_epoch: int) -> optimizers.Optimizer:
         rate: float | optimizers.Schedule = self.learning_rate_init

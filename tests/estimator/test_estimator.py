@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import tracemalloc
 
 import joblib
 import numpy as np
@@ -596,6 +597,20 @@ def test_a_fit_replaces_parameters_and_keeps_what_others_set_meanwhile():
     assert (old.flat == flat).all()
     model.partial_fit(X)
     assert (old.flat == flat).all()
+
+
+def test_a_fit_takes_no_memory_to_go_back_to():
+    wide = np.random.default_rng(0).random((40, 1200), "f4")
+    options = {"hidden_layer_sizes": (4,), "max_iter": 3, "n_threads": 1, "random_state": 0}
+    size = Autoencoder(**options).fit(wide).params_.flat.nbytes
+    tracemalloc.start()
+    try:
+        Autoencoder(**options).fit(wide)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # parameters, gradient, those of two shards, W' and two moments are 7; two runs to go back to would be 6 more
+    assert peak < 8.5 * size
 
 
 # -- sample_weight ----------------------------------------------------------------------------------------------------

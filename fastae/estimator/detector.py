@@ -12,9 +12,11 @@ from sklearn.utils.validation import check_is_fitted
 from fastae.estimator.autoencoder import Autoencoder, goes_by_steps
 from fastae.estimator.inputs import check, check_here, check_weight, in_partitions
 from fastae.estimator.lazily import also_lazily
+from fastae.estimator.settings import suggests_names
 from fastae.estimator.sklearn_types import OutlierMixin, available_if
 
 
+@suggests_names
 @dataclass(eq=False, repr=False)
 class AutoencoderDetector(OutlierMixin, Autoencoder):
     """Flags outliers: rows that an autoencoder reconstructs poorly.

@@ -8,6 +8,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.decomposition import PCA
@@ -255,6 +256,76 @@ def test_errors_keep_what_float32_could_not():
     plain = X.astype("f4")
     expected = Autoencoder(**QUICK).fit(plain).score(plain)
     assert Autoencoder(**QUICK).fit(small).score(small) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("scale", ["standard", "minmax"])
+@pytest.mark.parametrize("unit", [1e-170, 1e170, 1e300])
+def test_data_of_any_size_are_scaled_alike(scale, unit):
+    options = {**QUICK, "scale": scale}
+    plain, model = Autoencoder(**options).fit(X), Autoencoder(**options).fit(X * unit)
+    np.testing.assert_allclose(model.scale_ * unit, plain.scale_, rtol=1e-12)
+    np.testing.assert_allclose(model.transform(X * unit), plain.transform(X), rtol=1e-7)
+    assert model.score(X * unit) == pytest.approx(plain.score(X), rel=1e-6)
+    in_chunks = fastae.open_rows(X * unit)
+    assert model.score(in_chunks) == model.score(X * unit)
+
+
+@pytest.mark.parametrize("scale", ["standard", "minmax", None])
+def test_a_spread_too_small_for_a_scale_counts_as_none(scale):
+    data = np.column_stack([X, np.where(np.arange(len(X)) % 2, 5e-320, 1e-319)])
+    model = AutoencoderDetector(**{**QUICK, "scale": scale}).fit(data)
+    assert np.isfinite(model.score(data))
+    assert model.scale_ is None or model.scale_[-1] == 1
+    for result in (model.reconstruct(data), model.score_samples(data), model.reconstruction_error(data)):
+        assert np.isfinite(result).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (
+            lambda: Autoencoder(epochs=3),
+            TypeError,
+            "Autoencoder has no argument 'epochs': it is called 'max_iter'",
+        ),
+        (lambda: AutoencoderDetector((3,), lr=1), TypeError, "it is called 'learning_rate_init'"),
+        (lambda: Autoencoder(nonsense=3), TypeError, "nonsense"),
+        (
+            lambda: Autoencoder().fit("a.csv"),
+            TypeError,
+            r"X is the name of a file: pass fastae.open_rows\('a.csv'\)",
+        ),
+        (lambda: Autoencoder().fit(["a.csv", "b.csv"]), TypeError, "pass fastae.open_rows"),
+        (lambda: Autoencoder(**QUICK).fit(X).transform("a.csv"), TypeError, "pass fastae.open_rows"),
+        (
+            lambda: Autoencoder().fit(HOLED),
+            ValueError,
+            "Input X contains NaN: missing='mask' allows missing cells$",
+        ),
+        (
+            lambda: Autoencoder().fit(fastae.open_rows(HOLED)),
+            ValueError,
+            "in column 1: missing='mask' allows",
+        ),
+        (lambda: Autoencoder(**QUICK).fit(X).score(HOLED), ValueError, "missing='mask' allows"),
+        (
+            lambda: Autoencoder(**QUICK).fit(X, X_val=HOLED),
+            ValueError,
+            "X_val contains NaN: missing='mask' allows",
+        ),
+        (lambda: Autoencoder().fit(X * np.inf), ValueError, "Input X contains infinity"),
+        (lambda: Autoencoder().fit(scipy.sparse.csr_array(X)), TypeError, "toarray"),
+        (
+            lambda: fastae.open_rows(scipy.sparse.csr_array(X)),
+            TypeError,
+            r"X is a sparse matrix.*X.toarray\(\)",
+        ),
+        (lambda: fastae.Objective(missing="mask"), TypeError, "missing must be True or False, got 'mask'"),
+    ],
+)
+def test_errors_say_what_helps(call, error, said):
+    with pytest.raises(error, match=said):
+        call()
 
 
 def test_an_option_out_of_range_leaves_no_model_behind():

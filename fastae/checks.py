@@ -18,6 +18,8 @@ def check_matrix(X: npt.ArrayLike, columns: int, name: str) -> np.ndarray:
     """`X` as an array (rows, columns) of a dtype that the kernels read; not copied if it is an array."""
     if np.ma.isMaskedArray(X):
         raise TypeError(f"{name} is a masked array, but its mask would be ignored: fill it with NaN")
+    if hasattr(X, "toarray"):
+        raise TypeError(f"{name} is a sparse matrix, but dense rows are needed: pass {name}.toarray()")
     array = np.asarray(X)
     if array.ndim != 2:
         raise ValueError(f"{name} must be two-dimensional (rows, features), got {array.ndim} dimensions")

@@ -26,6 +26,9 @@ DType = (
 )
 
 
+DRAWN_AT_ONCE = 1 << 18  # weights in ``Parameters.random``
+
+
 @dataclass(frozen=True)
 class Network:
     """A stack of dense layers: ``h_i = g_i(h_{i-1} W_i + b_i)``, with h_0 = x.
@@ -185,7 +188,10 @@ class Parameters(Mapping[str, np.ndarray]):
         for name, shape in network.shapes().items():
             if name.startswith("W"):
                 bound = np.sqrt(6.0 / sum(shape))
-                params[name] = generator.uniform(-bound, bound, shape)
+                blocked, step = params._blocked(name), max(1, DRAWN_AT_ONCE // shape[1])
+                for first in range(0, shape[0], step):  # few rows at a time, as they are drawn in float64
+                    rows = min(step, shape[0] - first)
+                    layout.pack(generator.uniform(-bound, bound, (rows, shape[1])), blocked[:, first:])
         return params
 
     @classmethod

@@ -35,8 +35,8 @@ class Objective:
 
     Raises
     ------
-    ValueError
-        An option is out of range. The message names it.
+    TypeError, ValueError
+        An option has the wrong type or is out of range. The message names it.
     """
 
     alpha: float = 0.0
@@ -57,6 +57,8 @@ class Objective:
             raise ValueError(
                 f"noise_level must be a probability for {self.noise!r}, got {self.noise_level!r}"
             )
+        if not isinstance(self.missing, bool):
+            raise TypeError(f"missing must be True or False, got {self.missing!r}")
         if not 0 < self.sparsity_target < 1:
             raise ValueError(f"sparsity_target must be in (0, 1), got {self.sparsity_target!r}")
 

@@ -49,6 +49,16 @@ class State:
         """
         return cls(0, np.zeros((2, params.flat.size), params.dtype))
 
+    def copy(self) -> "State":
+        """Copy the state.
+
+        Returns
+        -------
+        State
+            The same numbers, with moments of their own.
+        """
+        return State(self.steps, self.moments.copy(), self.epochs)
+
     def check(self, params: Parameters) -> None:
         """Raise a ValueError unless the moments are those of such parameters, contiguous and writeable."""
         if self.moments.shape != (2, params.flat.size) or self.moments.dtype != params.dtype:

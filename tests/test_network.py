@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import tracemalloc
 
 import joblib
 import numpy as np
@@ -290,3 +291,29 @@ def test_pickles_of_earlier_versions_load():
 
     again = pickle.loads(pickle.dumps(Earlier()))
     assert again.flat.tobytes() == parameters.flat.tobytes()
+
+
+def peak_of(function):
+    """What function() allocates at most, in bytes."""
+    function()
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_random_weights_and_files_take_little_more_memory_than_the_weights(tmp_path):
+    network = fastae.Network((1500, 1500), ("identity",))
+    parameters = fastae.Parameters.random(network)
+    size = parameters.flat.nbytes
+    assert peak_of(lambda: fastae.Parameters.random(network)) < 1.6 * size
+    assert peak_of(lambda: parameters.save(tmp_path / "a")) < 2.2 * size
+
+
+def test_random_weights_are_drawn_row_by_row_whatever_their_number():
+    network = fastae.Network((700, 900), ("identity",))
+    bound = np.sqrt(6 / 1600)
+    expected = np.random.default_rng(3).uniform(-bound, bound, (700, 900))
+    np.testing.assert_array_equal(fastae.Parameters.random(network, 3, "float64")["W1"], expected)

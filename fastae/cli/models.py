@@ -96,7 +96,8 @@ def train(
         typer.Option(min=1, help="Maximum number of threads on each machine.", show_default="all CPUs"),
     ] = None,
     dtype: Annotated[
-        Literal["float32", "float64"], typer.Option(help="Floating-point type for training and inference.")
+        Literal["float32", "float64", "bfloat16"],
+        typer.Option(help="Floating-point type for training and inference."),
     ] = "float32",
     checkpoint: Annotated[
         Path | None, typer.Option(help="File from which an interrupted run can resume.")

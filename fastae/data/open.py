@@ -97,6 +97,8 @@ def open_selected(
         rows = frame_rows(source, drop)
     elif np.ma.isMaskedArray(source):
         raise TypeError("X is a masked array: pass X.filled(np.nan)")
+    elif hasattr(source, "toarray"):
+        raise TypeError("X is a sparse matrix, but dense rows are needed: pass X.toarray()")
     else:
         rows = ArrayRows(np.asarray(source), "X", names)
     if names is not None:

@@ -505,6 +505,8 @@ class Engine:
     ) -> np.ndarray:
         """Run rows through layers first .. last - 1: their outputs, or errors if there is a `column_weight`."""
         self._check_params(params)
+        if not isinstance(missing, (bool, np.bool_)):
+            raise TypeError(f"missing must be True or False, got {missing!r}")
         columns = self.network.widths[first]
         X = check_matrix(X, columns, name)
         job = self._new_job(self._form)

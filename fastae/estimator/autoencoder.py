@@ -9,13 +9,14 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from fastae import optimizers
-from fastae.data.row_source import Rows, RowSource
+from fastae.data.row_source import ArrayRows, Rows, RowSource
 from fastae.estimator.callbacks import callbacks
 from fastae.estimator.fitted import FittedModel
-from fastae.estimator.inputs import check
+from fastae.estimator.inputs import check, check_weight
 from fastae.estimator.model_files import ModelFiles
 from fastae.estimator.scaling import shift_and_scale
 from fastae.estimator.sklearn_types import CallbackSupportMixin, available_if, fit_context, with_callbacks
+from fastae.estimator.whole import changed_whole
 from fastae.network import Activation, Network, Parameters
 from fastae.training import lbfgs
 from fastae.training.checkpoint import Checkpoint
@@ -107,8 +108,10 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     n_threads : int or None, default None
         Maximum number of threads on each machine. None: all CPUs that this process may use, or the threads that Dask
         gives to each worker.
-    dtype : "float32", "float64" or None, default None
+    dtype : "float32", "float64", "bfloat16" or None, default None
         Floating-point type for training and inference. None: float32 for float32 data, float64 for all other data.
+        "bfloat16": parameters and results are float32, and matrix products take operands rounded to bfloat16, as
+        ``fastae.Engine`` describes; needs a CPU with AVX512_BF16, and rows on this machine.
     callback : callable or None, default None
         Called with a ``fastae.training.Epoch`` after each epoch. Training stops when it returns True.
     verbose : int, default 0
@@ -144,18 +147,21 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
 
     # -- fitting ------------------------------------------------------------------------------------------------
 
-    @with_callbacks
     @fit_context(prefer_skip_nested_validation=True)
     def fit(
         self,
         X: Any,
         y: Any = None,
+        sample_weight: Any = None,
         *,
         X_val: Any = None,
         checkpoint: str | os.PathLike[str] | None = None,
         resume: bool = False,
     ) -> Self:
         """Train on the rows of `X`.
+
+        A fit takes effect as a whole. After an error or Ctrl-C, the estimator is what it was before the call: the old
+        model, or not fitted. `checkpoint` keeps what an interrupted fit has learned.
 
         Parameters
         ----------
@@ -165,9 +171,13 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             training (``fastae.distributed``); a `batch_size` of "auto" is then 512 rows of each partition.
         y : None, optional
             Ignored.
+        sample_weight : array-like of shape (m,), optional
+            Weight of each row in the loss, in `shift_` and `scale_`, and in the validation loss of the rows that
+            `early_stopping` sets aside: a row of weight 2 counts like two such rows, one of weight 0 not at all.
+            `X` must be in memory. Default: 1.
         X_val : array-like of shape (m', n) or Rows, optional
-            Validation rows: the parameters with the lowest validation loss are kept. With `early_stopping`, these rows
-            also decide when to stop, and no others are set aside.
+            Validation rows, which all count alike: the parameters with the lowest validation loss are kept. With
+            `early_stopping`, these rows also decide when to stop, and no others are set aside.
         checkpoint : path, optional
             File from which an interrupted fit can resume. It is written when training ends and, before that, at most
             every 5 seconds and for at most a twentieth of the time. Not available for "lbfgs".
@@ -189,10 +199,25 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         OSError
             `checkpoint` cannot be written.
         DivergenceError
-            The loss became infinite or NaN. The message says when, and what may help. The estimator keeps the
-            parameters of the last finite loss.
+            The loss became infinite or NaN. The message says when, and what may help.
         """
+        with changed_whole(self) as model:
+            model._fit(X, sample_weight, X_val=X_val, checkpoint=checkpoint, resume=resume)
+        return self
+
+    @with_callbacks
+    def _fit(
+        self,
+        X: Any,
+        sample_weight: Any,
+        *,
+        X_val: Any,
+        checkpoint: str | os.PathLike[str] | None,
+        resume: bool,
+    ) -> None:
+        """See ``fit``, for the copy that it works on."""
         rows = check(self, X, reset=True)
+        weight = check_weight(rows, sample_weight)
         validation = None if X_val is None else check(self, X_val, name="X_val")
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3).tolist()
         saved = Checkpoint.at(checkpoint, resume)
@@ -208,15 +233,18 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             seed = saved.keep("seed", seed)  # random_state may be None
         if self.solver == "lbfgs" and not rows.is_local:
             raise ValueError("solver 'lbfgs' needs X on one machine; 'adam', 'adamw' and 'sgd' do not")
+        validation_weight = None
         if self.early_stopping and validation is None:
             rows, validation = rows.split(self.validation_fraction, int(seed[2]))
-        self._start(rows, seed[0])
-        validate = None if validation is None else self._validation_loss(validation)
+            validation_weight = weight
+        self._start(rows, seed[0], weight)
+        validate = None if validation is None else self._validation_loss(validation, validation_weight)
         stops_early = self.early_stopping or validate is None
         patience = int(self.n_iter_no_change) if stops_early and self.n_iter_no_change < np.inf else None
         self._finish(
             self._train(
                 rows,
+                weight,
                 epochs=self.max_iter,
                 seed=int(seed[1]),
                 validate=validate,
@@ -224,15 +252,14 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
                 checkpoint=saved,
             )
         )
-        return self
 
     @available_if(goes_by_steps)
-    @with_callbacks
     @fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X: Any, y: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Train for one epoch on the rows of `X`, continuing from the last call.
 
-        The first call draws the initial weights, and computes `shift_` and `scale_` from its rows.
+        The first call draws the initial weights, and computes `shift_` and `scale_` from its rows. After an error or
+        Ctrl-C, the estimator is what it was before the call.
 
         Parameters
         ----------
@@ -240,6 +267,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             Training data of this epoch.
         y : None, optional
             Ignored.
+        sample_weight : array-like of shape (m,), optional
+            Weight of each row, as for ``fit``. Default: 1.
 
         Returns
         -------
@@ -255,22 +284,31 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         DivergenceError
             The loss became infinite or NaN.
         """
+        with changed_whole(self) as model:
+            model._partial_fit(X, sample_weight)
+        return self
+
+    @with_callbacks
+    def _partial_fit(self, X: Any, sample_weight: Any) -> None:
+        """See ``partial_fit``, for the copy that it works on."""
         if self.early_stopping:
             raise ValueError("partial_fit cannot be combined with early_stopping=True")
         first = not hasattr(self, "params_")
         rows = check(self, X, reset=first)
+        weight = check_weight(rows, sample_weight)
         if first or not hasattr(self, "_seeds"):
             self._seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3)
         if first:
-            self._start(rows, self._seeds[0])
+            self._start(rows, self._seeds[0], weight)
+        else:  # copies, because the steps write to them
+            self.params_, self._state = self.params_.copy(), self._state.copy()
         seed = int(self._seeds[1]) + self._state.epochs
         curve = [] if first else self.loss_curve_
-        history = self._train(rows, epochs=1, seed=seed)
+        history = self._train(rows, weight, epochs=1, seed=seed)
         history.loss = curve + history.loss
         self._finish(history)
-        return self
 
-    def _start(self, X: RowSource, seed: int) -> None:
+    def _start(self, X: RowSource, seed: int, weight: np.ndarray | None) -> None:
         """Set network, scale, parameters and optimizer state to train from."""
         self._objective()  # an option out of range is an error before there is a model
         n = X.shape[1]
@@ -290,30 +328,47 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             and hasattr(self, "params_")
             and (self.params_.network, self.params_.dtype) == (network, dtype)
         )
-        if not again:
-            self.shift_, self.scale_ = shift_and_scale(self, X)
+        if again:
+            self.params_ = self.params_.copy()  # because the steps write to them
+        else:
+            self.shift_, self.scale_ = shift_and_scale(self, X, weight)
             self.params_ = Parameters.random(network, int(seed), dtype)
         self._state = optimizers.State.zeros(self.params_)
         self.network_ = network
         self._n_features_out = encoder[-1]
 
     def _dtype(self, X: RowSource) -> np.dtype[Any]:
+        """The dtype of the parameters."""
+        if self._in_bfloat16:
+            return np.dtype(np.float32)
         if self.dtype is not None:
             return np.dtype(self.dtype)
         return np.dtype(np.float32 if X.dtype == np.float32 else np.float64)
 
-    def _validation_loss(self, rows: RowSource) -> Callable[[Parameters], float]:
+    def _validation_loss(self, rows: RowSource, weight: np.ndarray | None) -> Callable[[Parameters], float]:
         """A function that gives the loss of these rows at given parameters."""
+        if weight is not None:
+            local = cast(ArrayRows, rows)
+            chosen = weight if local.index is None else weight[local.index]
+            if not chosen.any():
+                raise ValueError("sample_weight is zero in every row that early_stopping sets aside")
+            return lambda params: float(
+                np.average(self._errors(local.array, local.index, params), weights=chosen) / 2
+            )
 
         def validate(params: Parameters) -> float:
             return rows.mean_over_rows(partial(self._model_for(rows)._errors, params=params)) / 2
 
         return validate
 
-    def _train(self, rows: RowSource, **options: Any) -> History:
+    def _train(self, rows: RowSource, weight: np.ndarray | None, **options: Any) -> History:
         """By epochs or by L-BFGS; options are those of ``TrainingOptions`` that are not settings."""
+        if self._in_bfloat16 and not rows.is_local:
+            raise ValueError("dtype 'bfloat16' needs X on one machine; 'float32' does not")
         batch_size = rows.default_batch_size if self.batch_size == "auto" else int(self.batch_size)
         data: dict[str, Any] = {"shift": self.shift_, "scale": self.scale_, "objective": self._objective()}
+        if weight is not None:
+            data["sample_weight"] = weight
         with callbacks(self, rows, options["epochs"]) as callback:
             asked = TrainingOptions(
                 **options,
@@ -323,6 +378,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
                 adaptive=self.learning_rate == "adaptive" and self.solver != "lbfgs",
                 callback=callback,
                 progress=self.verbose > 0,
+                restores=False,  # after an error, nobody sees this copy
             )
             if self.solver == "lbfgs":
                 local = cast(Rows, rows)
@@ -334,9 +390,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             try:
                 return train_on(rows, self.params_, optimizer, self._state, asked, **data)
             except DivergenceError as error:
-                raise DivergenceError(
-                    str(error).replace("lower the learning rate", "lower learning_rate_init")
-                ) from None
+                message = str(error).replace("lower the learning rate", "lower learning_rate_init")
+                raise DivergenceError(message) from None
 
     def _finish(self, history: History) -> None:
         self.loss_curve_, self.validation_loss_curve_ = history.loss, history.validation_loss

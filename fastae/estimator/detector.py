@@ -11,10 +11,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from fastae.estimator.autoencoder import Autoencoder, goes_by_steps
 from fastae.estimator.dask_methods import also_lazily
-from fastae.estimator.inputs import check, check_here, in_partitions
+from fastae.estimator.inputs import check, check_here, check_weight, in_partitions
+from fastae.estimator.settings import suggests_names
 from fastae.estimator.sklearn_types import OutlierMixin, available_if
 
 
+@suggests_names
 @dataclass(eq=False, repr=False)
 class AutoencoderDetector(OutlierMixin, Autoencoder):
     """Flags outliers: rows that an autoencoder reconstructs poorly.
@@ -44,6 +46,7 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         self,
         X: Any,
         y: Any = None,
+        sample_weight: Any = None,
         *,
         X_val: Any = None,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -51,12 +54,16 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
     ) -> Self:
         """Train on the rows of `X`, then set the threshold so that a share `contamination` of them is flagged.
 
+        After an error or Ctrl-C, the detector is what it was before the call, as for ``Autoencoder.fit``.
+
         Parameters
         ----------
         X : array-like of shape (m, n), data frame, Rows, or Dask array or DataFrame
             Training data, as for ``Autoencoder.fit``.
         y : None, optional
             Ignored.
+        sample_weight : array-like of shape (m,), optional
+            Weight of each row, as for ``Autoencoder.fit``; for the threshold, a row of weight 2 counts like two.
         X_val : array-like of shape (m', n) or Rows, optional
             Validation rows, as for ``Autoencoder.fit``.
         checkpoint : path, optional
@@ -74,12 +81,15 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         ValueError, OSError, DivergenceError
             As ``Autoencoder.fit``.
         """
+        return super().fit(X, y, sample_weight, X_val=X_val, checkpoint=checkpoint, resume=resume)
+
+    def _fit(self, X: Any, sample_weight: Any, **options: Any) -> None:
         X = in_partitions(X)  # here, so that a Dask collection is computed once
-        super().fit(X, y, X_val=X_val, checkpoint=checkpoint, resume=resume)
-        return self.set_threshold(contamination=self.contamination, X=X)
+        super()._fit(X, sample_weight, **options)
+        self._set_threshold(self.contamination, X, sample_weight)
 
     @available_if(goes_by_steps)
-    def partial_fit(self, X: Any, y: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Train for one epoch on the rows of `X`, then set the threshold by their scores.
 
         Parameters
@@ -88,6 +98,8 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
             Training data of this epoch, as for ``Autoencoder.partial_fit``.
         y : None, optional
             Ignored.
+        sample_weight : array-like of shape (m,), optional
+            Weight of each row, as for ``fit``.
 
         Returns
         -------
@@ -99,9 +111,12 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         AttributeError, ValueError, DivergenceError
             As ``Autoencoder.partial_fit``.
         """
+        return super().partial_fit(X, y, sample_weight)
+
+    def _partial_fit(self, X: Any, sample_weight: Any) -> None:
         X = in_partitions(X)
-        super().partial_fit(X, y)
-        return self.set_threshold(contamination=self.contamination, X=X)
+        super()._partial_fit(X, sample_weight)
+        self._set_threshold(self.contamination, X, sample_weight)
 
     def set_threshold(
         self,
@@ -144,10 +159,17 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
             return self
         if X is None or not 0 < float(contamination or 0) <= 0.5:
             raise ValueError(f"contamination must be in (0, 0.5], and needs X, got {contamination!r}")
-        rows = check(self, X)
-        errors = rows.map_rows(self._model_for(rows)._mean_errors_of)
-        self.offset_ = float(np.percentile(-errors, 100.0 * float(contamination or 0)))
+        self._set_threshold(float(contamination or 0), X)
         return self
+
+    def _set_threshold(self, contamination: float, X: Any, sample_weight: Any = None) -> None:
+        rows = check(self, X)
+        scores = -rows.map_rows(self._model_for(rows)._mean_errors_of)
+        weight = check_weight(rows, sample_weight)
+        if weight is None:
+            self.offset_ = float(np.percentile(scores, 100.0 * contamination))
+        else:
+            self.offset_ = _percentile_of_repeated(scores, weight, contamination)
 
     @also_lazily
     def score_samples(self, X: Any) -> np.ndarray:
@@ -233,3 +255,14 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
             first += len(part)
         names = getattr(self, "feature_names_in_", None)
         return (features if names is None else np.asarray(names, object)[features]), shares
+
+
+def _percentile_of_repeated(values: np.ndarray, counts: np.ndarray, share: float) -> float:
+    """The percentile, by linear interpolation, of values that are each repeated `counts` times, fractions allowed."""
+    order = np.argsort(values, kind="stable")
+    ends = np.cumsum(counts[order])
+    place = share * max(ends[-1] - 1, 0)
+    last = int(np.flatnonzero(counts[order])[-1])
+    low, high = np.minimum(np.searchsorted(ends, [np.floor(place), np.floor(place) + 1], side="right"), last)
+    below, above = values[order[low]], values[order[high]]
+    return float(below + (above - below) * (place - np.floor(place)))

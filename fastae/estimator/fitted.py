@@ -130,8 +130,11 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         for part in rows.slices():
             statistics.add(part)
             error += self._cell_errors(part).sum(axis=0)
-        spread = statistics.square * (1 if self.scale_ is None else np.square(self.scale_))
-        varies = statistics.most > statistics.least
+        spread = statistics.square_times(1.0 if self.scale_ is None else self.scale_)
+        # A spread too small for float64, such as that of 5e-320 and 1e-319, counts as none, as it does for `scale`.
+        varies = (statistics.most > statistics.least) & (spread > 0)
+        if self.scale_ is not None:
+            varies &= statistics.most - statistics.least > 1 / np.finfo(np.float64).max
         return float(np.mean(np.where(varies, 1 - error / np.where(varies, spread, 1), error == 0)))
 
     # -- within -----------------------------------------------------------------------------------------------
@@ -150,7 +153,8 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
 
     def _engine(self) -> Engine:
         """The engine for these parameters; created when first used, and not saved with the model."""
-        key = (self.params_.network, self.n_threads, self.params_.dtype)
+        dtype: Any = "bfloat16" if self._in_bfloat16 else self.params_.dtype
+        key = (self.params_.network, self.n_threads, dtype)
         if getattr(self, "_engine_key", None) != key:
             self._kept_engine, self._engine_key = Engine(*key), key
         return self._kept_engine

@@ -1,11 +1,14 @@
 """X, as users pass it to an estimator: checked as scikit-learn does, and made a RowSource."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from sklearn.utils.validation import _check_feature_names, check_array, check_is_fitted, validate_data
 
+from fastae.checks import check_vector
 from fastae.data.columns import difference_of_names, refuse_columns
 from fastae.data.row_source import ArrayRows, Rows, RowSource
 from fastae.distributed.partitions import is_dask
@@ -22,20 +25,55 @@ def check(model: Any, X: Any, *, reset: bool = False, name: str = "X") -> RowSou
     }
     if np.ma.isMaskedArray(X):
         raise TypeError(f"{name} is a masked array: pass {name}.filled(np.nan), with missing='mask'")
+    paths = X if isinstance(X, (list, tuple)) else [X]
+    if paths and all(isinstance(path, (str, os.PathLike)) for path in paths):
+        raise TypeError(f"{name} is the name of a file: pass fastae.open_rows({X!r})")
     X = in_partitions(X)
     if isinstance(X, RowSource):
         check_columns(model, X.shape[1], X.feature_names, reset=reset, name=name, source=X.name)
         X.check_not_empty(name)
-        rows = X.checked(allow_nan=model.missing is not None)
-        return ArrayRows(check_array(rows.resident(), input_name=name, **checks)) if rows.in_memory else rows
+        with _suggesting_missing():
+            rows = X.checked(allow_nan=model.missing is not None)
+            return (
+                ArrayRows(check_array(rows.resident(), input_name=name, **checks)) if rows.in_memory else rows
+            )
     refuse_columns(X, name)
     if name == "X":
-        return ArrayRows(validate_data(model, X, reset=reset, **checks))
+        with _suggesting_missing():
+            return ArrayRows(validate_data(model, X, reset=reset, **checks))
     _check_feature_names(model, X, reset=False)
-    array = check_array(X, input_name=name, **checks)
+    with _suggesting_missing():
+        array = check_array(X, input_name=name, **checks)
     if array.shape[1] != model.n_features_in_:
         raise ValueError(f"{name} has {array.shape[1]} features, but X has {model.n_features_in_}")
     return ArrayRows(array, name)
+
+
+@contextmanager
+def _suggesting_missing() -> Iterator[None]:
+    """A context that adds to an error about NaN how to allow it, in place of scikit-learn's advice."""
+    try:
+        yield
+    except ValueError as error:
+        first_line = str(error).partition("\n")[0].rstrip(".")
+        if "contains NaN" not in first_line:
+            raise
+        raise ValueError(f"{first_line}: missing='mask' allows missing cells") from None
+
+
+def check_weight(rows: RowSource, sample_weight: Any) -> np.ndarray | None:
+    """`sample_weight` as an array of float64, one weight for each of the rows; None stays None."""
+    if sample_weight is None:
+        return None
+    if not isinstance(rows, ArrayRows):
+        raise ValueError("sample_weight needs X in memory, on this machine")
+    weight = np.asarray(sample_weight)
+    weight = check_vector(weight if weight.ndim else np.full(len(rows), weight), len(rows), "sample_weight")
+    if not (np.isfinite(weight) & (weight >= 0)).all():
+        raise ValueError("sample_weight must be finite and not negative")
+    if not weight.any():
+        raise ValueError("sample_weight is zero in every row")
+    return weight
 
 
 def in_partitions(X: Any) -> Any:

@@ -9,7 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from fastae import storage
 from fastae.estimator import onnx_export
-from fastae.network import Parameters
+from fastae.network import DType, Parameters
 from fastae.optimizers import State
 
 # Fitted attributes that every model has, and what they are like; a detector has `offset_` as well
@@ -104,29 +104,35 @@ class ModelFiles:
         model._n_features_out = params.network.widths[params.network.code_layer]
         return model  # type: ignore[no-any-return]
 
-    def to_onnx(self: Any, path: str | os.PathLike[str]) -> None:
+    def to_onnx(self: Any, path: str | os.PathLike[str], *, dtype: DType | None = None) -> None:
         """Write the fitted model as an ONNX graph, for example for ONNX Runtime. Needs the extra ``onnx``.
 
-        The graph's input is `X` of shape (rows, n), in the model's dtype and the scale of the data. Its outputs are
+        The graph's input is `X` of shape (rows, n), in `dtype` and the scale of the data. Its outputs are
         `code` and `reconstruction`, equal to ``transform`` and ``reconstruct``; that of a detector also has `score`
-        and `decision`, equal to ``score_samples`` and ``decision_function``. All outputs have the model's dtype.
+        and `decision`, equal to ``score_samples`` and ``decision_function``. All outputs have the same dtype. A runtime
+        refuses an input of any other.
 
         Parameters
         ----------
         path : path
             File to write. It is replaced only once the new one is complete.
+        dtype : "float32", "float64" or NumPy dtype, optional
+            Type of the graph's input, weights and outputs. Default: the model's. Choose "float32" to run a float64
+            model on float32 rows.
 
         Raises
         ------
         NotFittedError
             The model has not been fitted.
+        ValueError
+            `dtype` is neither float32 nor float64.
         ImportError
             onnx is not installed.
         OSError
             The file cannot be written; an existing file stays as it was.
         """
         check_is_fitted(self)
-        graph = onnx_export.build(self).SerializeToString()
+        graph = onnx_export.build(self, dtype).SerializeToString()
         with storage.written_whole(path) as file:
             file.write_bytes(graph)
 

@@ -5,15 +5,18 @@ from typing import Any
 
 import numpy as np
 
+from fastae.network import check_dtype
+
 OPSET, IR = 17, 8  # of 2022, so that older runtimes can read the graph
 _OPERATORS = {"sigmoid": "Sigmoid", "tanh": "Tanh", "relu": "Relu"}
 
 
-def build(model: Any) -> Any:
+def build(model: Any, dtype: Any = None) -> Any:
     """The ``onnx.ModelProto`` of a fitted estimator.
 
-    The input is `X` of shape (rows, n), in the model's dtype and the scale of the data. The outputs are `code` of shape
-    (rows, k) and `reconstruction` of shape (rows, n); for a detector also `score` and `decision`, of shape (rows,).
+    The input is `X` of shape (rows, n), in `dtype`, by default the model's, and the scale of the data. The outputs are
+    `code` of shape (rows, k) and `reconstruction` of shape (rows, n); for a detector also `score` and `decision`, of
+    shape (rows,).
     """
     try:
         import onnx
@@ -21,10 +24,11 @@ def build(model: Any) -> Any:
     except ImportError as error:
         raise ImportError('to_onnx needs onnx: pip install "fastae[onnx]"') from error
     params, network = model.params_, model.network_
-    kind = helper.np_dtype_to_tensor_dtype(params.dtype)
+    dtype = params.dtype if dtype is None else check_dtype(dtype)
+    kind = helper.np_dtype_to_tensor_dtype(dtype)
     nodes, constants, names = [], [], (f"t{number}" for number in itertools.count())
 
-    def constant(value: Any, dtype: Any = params.dtype) -> str:
+    def constant(value: Any, dtype: Any = dtype) -> str:
         constants.append(numpy_helper.from_array(np.asarray(value, dtype), next(names)))
         return str(constants[-1].name)
 
@@ -73,7 +77,7 @@ def build(model: Any) -> Any:
     graph = helper.make_graph(
         nodes,
         type(model).__name__,
-        [helper.make_tensor_value_info("X", kind, ["rows", network.widths[0]])],
+        [helper.make_tensor_value_info("X", kind, ["rows", network.widths[0]], f"rows, in {dtype}")],
         [helper.make_tensor_value_info(name, kind, shape) for name, shape in shapes.items()],
         constants,
     )

@@ -5,8 +5,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import wraps
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,41 @@ _POSITIVE, _NOT_NEGATIVE = Interval(Real, 0, None, closed="neither"), Interval(R
 _FRACTION = Interval(Real, 0, 1, closed="left")
 
 
+# What arguments are called in other libraries: the name here
+_OTHER_NAMES = {
+    "epochs": "max_iter",
+    "n_epochs": "max_iter",
+    "lr": "learning_rate_init",
+    "weight_decay": "alpha",
+    "optimizer": "solver",
+    "patience": "n_iter_no_change",
+    "seed": "random_state",
+    "n_jobs": "n_threads",
+    "hidden": "hidden_layer_sizes",
+}
+
+
+_Class = TypeVar("_Class")
+
+
+def suggests_names(kind: type[_Class]) -> type[_Class]:
+    """A class whose constructor suggests the name used here for an argument that is named as in other libraries."""
+    make: Any = kind.__init__
+
+    @wraps(make)  # so that scikit-learn sees the arguments
+    def checked(self: Any, *args: Any, **settings: Any) -> None:
+        for name in settings:
+            if name in _OTHER_NAMES and name not in self._get_param_names():
+                raise TypeError(
+                    f"{type(self).__name__} has no argument {name!r}: it is called {_OTHER_NAMES[name]!r}"
+                )
+        make(self, *args, **settings)
+
+    kind.__init__ = checked  # type: ignore[method-assign]
+    return kind
+
+
+@suggests_names
 @dataclass(eq=False, repr=False)  # equality and representation are scikit-learn's
 class Settings(BaseEstimator):
     """An estimator's settings, as they were passed to the constructor."""
@@ -56,7 +92,7 @@ class Settings(BaseEstimator):
     sparsity_target: float = 0.05
     missing: Literal["mask"] | None = None
     n_threads: int | None = None
-    dtype: DType | None = None
+    dtype: DType | Literal["bfloat16"] | None = None
     callback: Callable[[Epoch], bool | None] | None = None
     verbose: int = 0
 
@@ -90,10 +126,14 @@ class Settings(BaseEstimator):
         "sparsity_target": [Interval(Real, 0, 1, closed="neither")],
         "missing": [StrOptions({"mask"}), None],
         "n_threads": [Interval(Integral, 1, None, closed="left"), None],
-        "dtype": [StrOptions({"float32", "float64"}), None, type, np.dtype],
+        "dtype": [StrOptions({"float32", "float64", "bfloat16"}), None, type, np.dtype],
         "callback": [callable, None],
         "verbose": ["verbose"],
     }
+
+    @property
+    def _in_bfloat16(self) -> bool:
+        return isinstance(self.dtype, str) and self.dtype == "bfloat16"
 
     def _optimizer(self, rows: int, steps_per_epoch: int) -> optimizers.Optimizer:
         rate: float | optimizers.Schedule = self.learning_rate_init

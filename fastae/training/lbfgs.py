@@ -30,6 +30,7 @@ def minimize(
     scale: np.ndarray | None,
     objective: Objective,
     max_slope: float,
+    sample_weight: np.ndarray | None = None,
 ) -> History:
     """Minimize S over the flat buffer of `params`, in place.
 
@@ -42,7 +43,7 @@ def minimize(
         and no checkpoints.
     max_slope : float
         Stop where no derivative of S is larger.
-    params, rows, engine, shift, scale, objective
+    params, rows, engine, shift, scale, objective, sample_weight
         As for ``fastae.train``.
 
     Raises
@@ -55,6 +56,8 @@ def minimize(
     history = History(state)
     began = time.perf_counter()
     data: dict[str, Any] = {"shift": shift, "scale": scale, "objective": objective, "seed": options.seed}
+    if sample_weight is not None:
+        data["sample_weight"] = sample_weight
 
     def cost(flat: np.ndarray) -> tuple[float, np.ndarray]:
         trial = Parameters(params.network, params.dtype)
@@ -85,8 +88,7 @@ def minimize(
         )
     if not np.isfinite(result.fun):
         raise DivergenceError(
-            f"the loss was not finite in iteration {len(history.loss) + 1}: scale the data, or lower alpha. "
-            "The parameters are back at the last finite loss"
+            f"the loss was not finite in iteration {len(history.loss) + 1}: scale the data, or lower alpha"
         )
     if options.validate is None:
         params.flat[:] = result.x

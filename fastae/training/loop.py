@@ -93,7 +93,7 @@ def descend(
         stored_watch = checkpoint.loop["watch"]
         history = _resumed(checkpoint, state, optimizer, epochs)
         best_flat = checkpoint.restore(params, state, generator)
-    rollback = _Rollback(params, state)
+    rollback = _Rollback(params, state, 2 if options.restores else int(checkpoint is not None))
     began = time.perf_counter() - history.seconds
 
     def write_checkpoint(checkpoint: Checkpoint) -> None:
@@ -130,9 +130,10 @@ def descend(
             if bad.size:
                 rollback.restore(first_step=bad[0] == 0)
                 epoch = len(history.loss) + 1 + int(bad[0]) // steps_per_epoch
-                raise DivergenceError(
-                    _advice(epoch, float(rates[bad[0]]), bool(bad[0] == 0), params, is_finite)
-                )
+                advice = _advice(epoch, float(rates[bad[0]]), bool(bad[0] == 0), params, is_finite)
+                if options.restores and (len(history.loss) or bad[0]):
+                    advice += ". The parameters are back at the last finite loss"
+                raise DivergenceError(advice)
             state.steps += rates.size
             state.epochs += count
             by_epoch = losses.reshape(count, steps_per_epoch, 2)
@@ -150,24 +151,32 @@ def descend(
 
 
 class _Rollback:
-    """Parameters and optimizer state to return to: those before this run of steps, and before the previous one."""
+    """Parameters and optimizer state to return to: those before this run of steps, and before the previous one.
 
-    def __init__(self, params: Parameters, state: State) -> None:
+    A divergence that shows in the first loss of a run goes back to before the previous run. `runs` are kept, 2, 1 or
+    none; memory is allocated for a run when there is one.
+    """
+
+    def __init__(self, params: Parameters, state: State, runs: int) -> None:
         self.params, self.state = params, state
-        self.runs = 0
-        self._saved = [(params.flat.copy(), state.moments.copy(), state.steps) for _ in range(2)]
+        self.runs, self._kept = 0, runs
+        self._saved: list[tuple[np.ndarray, State]] = []
 
     def save(self) -> None:
         """Called before each run."""
-        flat, moments, _ = self._saved[self.runs % 2]
-        flat[:], moments[:] = self.params.flat, self.state.moments
-        self._saved[self.runs % 2] = flat, moments, self.state.steps
+        if self.runs < self._kept:
+            self._saved.append((self.params.flat.copy(), self.state.copy()))
+        elif self._kept:
+            flat, state = self._saved[self.runs % self._kept]
+            flat[:], state.moments[:], state.steps = self.params.flat, self.state.moments, self.state.steps
         self.runs += 1
 
     def restore(self, first_step: bool) -> None:
         """Return to before this run or, if its first loss was not finite, to before the previous run."""
-        flat, moments, steps = self._saved[(self.runs - 1 - (first_step and self.runs > 1)) % 2]
-        self.params.flat[:], self.state.moments[:], self.state.steps = flat, moments, steps
+        if self._kept:
+            back = first_step and self.runs > 1 and self._kept > 1
+            flat, state = self._saved[(self.runs - 1 - back) % self._kept]
+            self.params.flat[:], self.state.moments[:], self.state.steps = flat, state.moments, state.steps
 
 
 def _resumed(checkpoint: Checkpoint, state: State, optimizer: Optimizer, epochs: int) -> History:
@@ -197,7 +206,5 @@ def _advice(
             return f"{when}: params hold NaN or infinity; start from finite ones"
         return f"{when}, before any step: X holds NaN or infinity, or values too large; clean or scale it"
     if not is_finite():
-        return f"{when}: X holds NaN or infinity; clean it. The parameters are back at the last finite loss"
-    return (
-        f"{when}: lower the learning rate, or scale the data. The parameters are back at the last finite loss"
-    )
+        return f"{when}: X holds NaN or infinity; clean it"
+    return f"{when}: lower the learning rate, or scale the data"

@@ -30,6 +30,7 @@ class TrainingOptions:
     progress: bool = False
     checkpoint: str | os.PathLike[str] | Checkpoint | None = None
     resume: bool = False
+    restores: bool = True  # whether `params` and `state` are restored after a divergence
 
     @property
     def watched(self) -> bool:

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.sparse
 from engines import assert_matches_reference, autoencoder
 from numba.core.errors import TypingError
 from processes import run
@@ -172,3 +173,12 @@ def test_a_read_only_buffer_is_read_but_not_written():
     with pytest.raises(ValueError, match=r"params\.flat is read-only"):
         fastae.train(params, X, engine=engine, epochs=1)
     assert (params.flat == before).all()
+
+
+def test_missing_is_a_truth_value_and_a_sparse_matrix_is_named():
+    engine, params, X = autoencoder(12, 4, 5)
+    for method in (engine.reconstruct, engine.encode, engine.errors):
+        with pytest.raises(TypeError, match="missing must be True or False, got 'mask'"):
+            method(params, X, missing="mask")
+        with pytest.raises(TypeError, match=r"X is a sparse matrix.*X\.toarray\(\)"):
+            method(params, scipy.sparse.csr_array(X))

@@ -2,11 +2,13 @@
 
 import copy
 import pickle
+import tracemalloc
 
 import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.decomposition import PCA
@@ -32,7 +34,12 @@ QUICK = {"hidden_layer_sizes": (4,), "max_iter": 20, "random_state": 0}
         AutoencoderDetector(),
         Autoencoder(dtype="float32", output_layer=False, scale=None),
         AutoencoderDetector(solver="lbfgs", missing="mask", max_iter=50),
-    ]
+    ],
+    expected_failed_checks=lambda estimator: (
+        {"check_sample_weight_equivalence_on_dense_data": "float32 does not add up to 7 digits"}
+        if estimator.dtype == "float32"
+        else {}
+    ),
 )
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
@@ -251,6 +258,76 @@ def test_errors_keep_what_float32_could_not():
     assert Autoencoder(**QUICK).fit(small).score(small) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("scale", ["standard", "minmax"])
+@pytest.mark.parametrize("unit", [1e-170, 1e170, 1e300])
+def test_data_of_any_size_are_scaled_alike(scale, unit):
+    options = {**QUICK, "scale": scale}
+    plain, model = Autoencoder(**options).fit(X), Autoencoder(**options).fit(X * unit)
+    np.testing.assert_allclose(model.scale_ * unit, plain.scale_, rtol=1e-12)
+    np.testing.assert_allclose(model.transform(X * unit), plain.transform(X), rtol=1e-7)
+    assert model.score(X * unit) == pytest.approx(plain.score(X), rel=1e-6)
+    in_chunks = fastae.open_rows(X * unit)
+    assert model.score(in_chunks) == model.score(X * unit)
+
+
+@pytest.mark.parametrize("scale", ["standard", "minmax", None])
+def test_a_spread_too_small_for_a_scale_counts_as_none(scale):
+    data = np.column_stack([X, np.where(np.arange(len(X)) % 2, 5e-320, 1e-319)])
+    model = AutoencoderDetector(**{**QUICK, "scale": scale}).fit(data)
+    assert np.isfinite(model.score(data))
+    assert model.scale_ is None or model.scale_[-1] == 1
+    for result in (model.reconstruct(data), model.score_samples(data), model.reconstruction_error(data)):
+        assert np.isfinite(result).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (
+            lambda: Autoencoder(epochs=3),
+            TypeError,
+            "Autoencoder has no argument 'epochs': it is called 'max_iter'",
+        ),
+        (lambda: AutoencoderDetector((3,), lr=1), TypeError, "it is called 'learning_rate_init'"),
+        (lambda: Autoencoder(nonsense=3), TypeError, "nonsense"),
+        (
+            lambda: Autoencoder().fit("a.csv"),
+            TypeError,
+            r"X is the name of a file: pass fastae.open_rows\('a.csv'\)",
+        ),
+        (lambda: Autoencoder().fit(["a.csv", "b.csv"]), TypeError, "pass fastae.open_rows"),
+        (lambda: Autoencoder(**QUICK).fit(X).transform("a.csv"), TypeError, "pass fastae.open_rows"),
+        (
+            lambda: Autoencoder().fit(HOLED),
+            ValueError,
+            "Input X contains NaN: missing='mask' allows missing cells$",
+        ),
+        (
+            lambda: Autoencoder().fit(fastae.open_rows(HOLED)),
+            ValueError,
+            "in column 1: missing='mask' allows",
+        ),
+        (lambda: Autoencoder(**QUICK).fit(X).score(HOLED), ValueError, "missing='mask' allows"),
+        (
+            lambda: Autoencoder(**QUICK).fit(X, X_val=HOLED),
+            ValueError,
+            "X_val contains NaN: missing='mask' allows",
+        ),
+        (lambda: Autoencoder().fit(X * np.inf), ValueError, "Input X contains infinity"),
+        (lambda: Autoencoder().fit(scipy.sparse.csr_array(X)), TypeError, "toarray"),
+        (
+            lambda: fastae.open_rows(scipy.sparse.csr_array(X)),
+            TypeError,
+            r"X is a sparse matrix.*X.toarray\(\)",
+        ),
+        (lambda: fastae.Objective(missing="mask"), TypeError, "missing must be True or False, got 'mask'"),
+    ],
+)
+def test_errors_say_what_helps(call, error, said):
+    with pytest.raises(error, match=said):
+        call()
+
+
 def test_an_option_out_of_range_leaves_no_model_behind():
     model = Autoencoder(noise="mask", noise_level=2, **QUICK)
     for fit in (model.fit, model.partial_fit):
@@ -462,28 +539,235 @@ def test_a_progress_bar_only_where_asked_for(capsys):
     assert "20/20" in capsys.readouterr().err
 
 
-def test_a_divergence_says_what_to_do_and_keeps_finite_parameters():
-    model = Autoencoder(
-        (4,), solver="sgd", learning_rate_init=1e6, max_iter=50, random_state=0, dtype="float32"
-    )
-    with pytest.raises(
-        fastae.DivergenceError, match=r"epoch \d+, at learning rate 1e\+06: lower learning_rate_init"
-    ):
-        model.fit(X)
-    assert np.isfinite(model.params_.flat).all()
-    detector = AutoencoderDetector(**{**model.get_params(), "contamination": 0.1})
-    with pytest.raises(fastae.DivergenceError):
-        detector.fit(X)
-    assert np.isfinite(detector.score_samples(X)).all()
-    with pytest.raises(NotFittedError):  # there is no threshold
-        detector.predict(X)
-
-
-def test_lbfgs_diverging_is_an_error_too():
+def test_a_divergence_says_what_to_do():
+    options = {
+        "solver": "sgd",
+        "learning_rate_init": 1e6,
+        "max_iter": 50,
+        "random_state": 0,
+        "dtype": "float32",
+    }
+    for model in (Autoencoder((4,), **options), AutoencoderDetector((4,), **options)):
+        with pytest.raises(
+            fastae.DivergenceError, match=r"epoch \d+, at learning rate 1e\+06: lower learning_rate_init"
+        ) as caught:
+            model.fit(X)
+        assert "parameters are back" not in str(caught.value)
     model = Autoencoder((4,), solver="lbfgs", scale=None, activation="relu", max_iter=50, random_state=0)
     with pytest.raises(fastae.DivergenceError, match=r"not finite in iteration \d+: scale the data"):
         model.fit(X * 1e100)
-    assert np.isfinite(model.transform(X)).all()
+
+
+# -- a fit takes effect as a whole ------------------------------------------------------------------------------------
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def interrupt(epoch):
+    if epoch.number == 3:
+        raise Interrupted
+
+
+def forbid_threshold(self, *_):
+    raise Interrupted
+
+
+DIVERGES = {"solver": "sgd", "learning_rate_init": 1e6, "max_iter": 50, "scale": None}
+FAILURES = {
+    "interrupted": ({"callback": interrupt}, lambda model: model.fit(X), Interrupted),
+    "interrupted-lbfgs": (
+        {"callback": interrupt, "solver": "lbfgs"},
+        lambda model: model.fit(X),
+        Interrupted,
+    ),
+    "diverged": (DIVERGES, lambda model: model.fit(X), fastae.DivergenceError),
+    "diverged-partly": (DIVERGES, lambda model: model.partial_fit(X * 1e200), fastae.DivergenceError),
+    "other-columns": ({}, lambda model: model.fit(X[:, :5] * np.inf), ValueError),
+    "refused-option": ({"noise": "mask", "noise_level": 2}, lambda model: model.fit(X[:, :5]), ValueError),
+    "frame-refused": (
+        {"noise": "mask", "noise_level": 2},
+        lambda model: model.fit(pd.DataFrame(X[:, :5], columns=list("abcde"))),
+        ValueError,
+    ),
+    "refused-weight": ({}, lambda model: model.fit(X[:, :5], sample_weight=-np.ones(len(X))), ValueError),
+    "partial-fit-refused": ({"early_stopping": True}, lambda model: model.partial_fit(X), ValueError),
+}
+
+
+def state_of(model):
+    """All attributes of a model, with the bits of its arrays."""
+    state = {}
+    for name, value in vars(model).items():
+        if name in ("_kept_engine", "_engine_key"):
+            continue
+        if name == "params_":
+            value = value.flat
+        elif name == "_state":
+            value = (value.steps, value.epochs, value.moments.tobytes())
+        state[name] = value.tobytes() if isinstance(value, np.ndarray) else copy.copy(value)
+    return state
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("before", ["unfitted", "fitted", "partly-fitted", "warm"])
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("kind", [Autoencoder, AutoencoderDetector])
+def test_a_fit_that_fails_changes_nothing(kind, failure, before):
+    options, fit, error = FAILURES[failure]
+    model = kind(**QUICK, warm_start=before == "warm")
+    if before in ("fitted", "warm"):
+        model.fit(X)
+    elif before == "partly-fitted":
+        model.partial_fit(X).partial_fit(X)
+    model.set_params(**options)
+    state = state_of(model)
+    with pytest.raises(error):
+        fit(model)
+    assert state_of(model) == state
+    if before == "unfitted":
+        with pytest.raises(NotFittedError):
+            model.transform(X)
+
+
+def test_a_detector_without_its_new_threshold_is_the_old_one(monkeypatch):
+    model = AutoencoderDetector(**QUICK).fit(X)
+    state, flagged = state_of(model), model.predict(X)
+    monkeypatch.setattr(AutoencoderDetector, "_set_threshold", forbid_threshold)
+    for fit in (model.set_params(contamination=0.3).fit, model.partial_fit):
+        with pytest.raises(Interrupted):
+            fit(X[:100] * 3)
+    assert state_of(model.set_params(contamination=0.1)) == state
+    assert (model.predict(X) == flagged).all()
+
+
+def test_after_a_failed_fit_the_next_one_and_a_checkpoint_go_on(tmp_path):
+    model = AutoencoderDetector(**QUICK, callback=interrupt)
+    with pytest.raises(Interrupted):
+        model.fit(X, checkpoint=tmp_path / "a")
+    model.set_params(callback=None).fit(X, checkpoint=tmp_path / "a", resume=True)
+    straight = AutoencoderDetector(**QUICK).fit(X)
+    assert model.params_.flat.tobytes() == straight.params_.flat.tobytes()
+    assert model.loss_curve_ == straight.loss_curve_
+    assert model.offset_ == straight.offset_
+
+
+def test_a_fit_replaces_parameters_and_keeps_what_others_set_meanwhile():
+    model = Autoencoder(**QUICK).fit(pd.DataFrame(X, columns=list("abcdefghijkl")))
+    old, flat = model.params_, model.params_.flat.copy()
+
+    def meddle(epoch):
+        model.set_params(verbose=0, tol=0.5)
+        model.note_ = epoch.number
+
+    model.set_params(callback=meddle, warm_start=True).fit(X)
+    assert (model.tol, model.note_) == (0.5, 20)
+    assert not hasattr(model, "feature_names_in_")
+    assert model.params_ is not old
+    assert (old.flat == flat).all()
+    model.partial_fit(X)
+    assert (old.flat == flat).all()
+
+
+def test_a_fit_takes_no_memory_to_go_back_to():
+    wide = np.random.default_rng(0).random((40, 1200), "f4")
+    options = {"hidden_layer_sizes": (4,), "max_iter": 3, "n_threads": 1, "random_state": 0}
+    size = Autoencoder(**options).fit(wide).params_.flat.nbytes
+    tracemalloc.start()
+    try:
+        Autoencoder(**options).fit(wide)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # parameters, gradient, those of two shards, W' and two moments are 7; two runs to go back to would be 6 more
+    assert peak < 8.5 * size
+
+
+# -- sample_weight ----------------------------------------------------------------------------------------------------
+
+COUNTS = np.random.default_rng(5).integers(0, 4, len(X))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"solver": "lbfgs"}, {"missing": "mask"}, {"scale": "minmax"}, {"scale": None}]
+)
+def test_a_row_of_weight_two_counts_like_two_rows(options):
+    data = HOLED if "missing" in options else X
+    options = {**QUICK, "batch_size": 10_000, **options}
+    repeated = AutoencoderDetector(**options).fit(data.repeat(COUNTS, axis=0))
+    weighted = AutoencoderDetector(**options).fit(data, sample_weight=COUNTS)
+    np.testing.assert_allclose(weighted.transform(data), repeated.transform(data), rtol=1e-7)
+    np.testing.assert_allclose(weighted.loss_curve_, repeated.loss_curve_, rtol=1e-7)
+    assert weighted.offset_ == pytest.approx(repeated.offset_, rel=1e-7)
+    if weighted.scale_ is not None:
+        np.testing.assert_allclose(weighted.scale_, repeated.scale_, rtol=1e-12)
+    parts = AutoencoderDetector(**options).set_params(solver="adam").partial_fit(data, sample_weight=COUNTS)
+    wholes = AutoencoderDetector(**options).set_params(solver="adam").partial_fit(data.repeat(COUNTS, axis=0))
+    np.testing.assert_allclose(parts.transform(data), wholes.transform(data), rtol=1e-7)
+
+
+def test_weights_of_rows_that_are_set_aside_count_in_the_validation_loss():
+    options = {**QUICK, "early_stopping": True, "validation_fraction": 0.3, "alpha": 0}
+    plain = Autoencoder(**options).fit(X)
+    ones = Autoencoder(**options).fit(X, sample_weight=np.full(len(X), 2.0))
+    np.testing.assert_allclose(ones.validation_loss_curve_, plain.validation_loss_curve_, rtol=1e-9)
+    weight = np.where(np.arange(len(X)) < 130, 1.0, 3.0)
+    model = Autoencoder(**options, tol=0).fit(X, sample_weight=weight)
+    seed = np.random.RandomState(0).randint(np.iinfo(np.int32).max, size=3)[2]
+    aside = fastae.open_rows(X).split(0.3, int(seed))[1].index
+    assert model.n_iter_ == 1 + int(np.argmin(model.validation_loss_curve_)), (
+        "the last epoch is the best here"
+    )
+    errors = model._errors(X, aside, model.params_)
+    assert model.validation_loss_curve_[-1] == pytest.approx(np.average(errors, weights=weight[aside]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [
+        (np.ones(259), r"sample_weight has shape \(259,\)"),
+        (np.ones((260, 1)), "sample_weight has shape"),
+        (np.full(260, np.nan), "sample_weight must be finite and not negative"),
+        (-np.ones(260), "sample_weight must be finite and not negative"),
+        (np.zeros(260), "sample_weight is zero in every row"),
+    ],
+)
+def test_errors_of_weights_name_them(weight, said):
+    for fit in (Autoencoder(**QUICK).fit, Autoencoder(**QUICK).partial_fit):
+        with pytest.raises(ValueError, match=said):
+            fit(X, sample_weight=weight)
+
+
+def test_weights_need_rows_in_memory(tmp_path):
+    np.save(tmp_path / "a.npy", X)
+    with pytest.raises(ValueError, match="sample_weight needs X in memory"):
+        Autoencoder(**QUICK).fit(
+            fastae.open_rows(tmp_path / "a.npy", chunk_bytes=2000), sample_weight=np.ones(260)
+        )
+    Autoencoder(**QUICK).fit(fastae.open_rows(tmp_path / "a.npy"), sample_weight=np.ones(260))
+
+
+# -- bfloat16 ---------------------------------------------------------------------------------------------------------
+
+
+def test_bfloat16_reaches_the_engine_and_the_file(tmp_path, monkeypatch):
+    asked = []
+
+    class Engine(fastae.Engine):
+        def __init__(self, network, n_threads=None, dtype="float32"):
+            asked.append(dtype)
+            super().__init__(network, n_threads, "float32")
+
+    monkeypatch.setattr("fastae.estimator.fitted.Engine", Engine)
+    model = Autoencoder(dtype="bfloat16", **QUICK).fit(X)
+    assert asked == ["bfloat16"]
+    assert model.params_.dtype == np.float32
+    model.save(tmp_path / "a")
+    again = Autoencoder.load(tmp_path / "a")
+    assert again.dtype == "bfloat16"
+    assert np.array_equal(again.transform(X), model.transform(X))
+    assert set(asked) == {"bfloat16"}
 
 
 def test_objectives_reach_training():

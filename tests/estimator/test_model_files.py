@@ -268,6 +268,21 @@ def test_onnx_runtime_does_what_the_model_does(tmp_path, dtype, scale, activatio
     assert names(tmp_path) == ["a.onnx"]
 
 
+def test_a_graph_in_float32_of_a_float64_model_takes_float32_rows(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model, _ = saved(tmp_path, "missing")
+    assert model.params_.dtype == np.float64
+    model.to_onnx(tmp_path / "a.onnx", dtype="float32")
+    graph = onnx.load(tmp_path / "a.onnx").graph
+    assert graph.input[0].doc_string == "rows, in float32"
+    outputs = run(tmp_path / "a.onnx", HOLED.astype("f4"))
+    assert {array.dtype for array in outputs.values()} == {np.dtype("f4")}
+    np.testing.assert_allclose(outputs["code"], model.transform(HOLED), atol=1e-5)
+    np.testing.assert_allclose(outputs["decision"], model.decision_function(HOLED), atol=1e-4)
+    with pytest.raises(ValueError, match="dtype must be float32 or float64"):
+        model.to_onnx(tmp_path / "a.onnx", dtype="float16")
+
+
 def test_an_autoencoders_graph_has_no_scores_and_another_model_would_be_seen(tmp_path):
     pytest.importorskip("onnx")
     model, _ = saved(tmp_path)

@@ -18,7 +18,7 @@ LAYERS = (
     {"distributed"},
     {"estimator"},
     {"plots"},
-    {"cli"},
+    {"cli", "__main__"},
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 ALLOWED = {"fastae"}  # the package itself holds __version__ and loads the rest on demand

@@ -33,7 +33,7 @@ class ParquetRows(Rows):
             if min(groups, default=0) < 0:
                 raise ValueError(f"{path} is not a readable Parquet file: a row group has fewer than 0 rows")
             if selection.keep:
-                self.kept = file.read(columns=list(dict.fromkeys(selection.keep)))
+                self.kept = _plain(file.read(columns=list(dict.fromkeys(selection.keep))))
         self._metadata = metadata
         self.ignored = tuple(column for column in chosen.ignored if column not in index)
         narrow = all(str(type_) in ("float", "halffloat") for type_ in types.values())
@@ -76,6 +76,16 @@ class ParquetRows(Rows):
             raise ValueError(f"{self.name} is not a readable Parquet file: {_one_line(error)}") from None
         except (pyarrow.ArrowException, UnicodeDecodeError, OverflowError) as error:
             raise ValueError(f"{self.name} is not a readable Parquet file: {_one_line(error)}") from None
+
+
+def _plain(table: Any) -> Any:
+    """The table with categories as their values, and without pandas' metadata."""
+    from pyarrow import types
+
+    for place, field in enumerate(table.schema):
+        if types.is_dictionary(field.type):
+            table = table.set_column(place, field.name, table[place].cast(field.type.value_type))
+    return table.replace_schema_metadata()
 
 
 def _one_line(error: Exception) -> str:

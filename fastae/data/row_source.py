@@ -31,6 +31,8 @@ class RowSource(ABC):
     feature_names : sequence of str, or None
     is_local : bool
         Whether this process can read the rows.
+    guess : str
+        How a CSV file's first line was read, where it could have been read in another way; else empty.
     """
 
     name: str
@@ -38,6 +40,7 @@ class RowSource(ABC):
     dtype: np.dtype[Any]
     feature_names: Sequence[str] | None
     is_local: bool
+    guess: str = ""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -131,8 +134,6 @@ class Rows(RowSource):
         Names of the columns, if they have any.
     chunk_bytes : int
         Maximum size of a chunk in bytes; the largest row group of a Parquet file, if that is larger.
-    guess : str
-        How a CSV file's first line was read, where it could have been read in another way; else empty.
     ignored : tuple of str
         Columns of the file that are neither features of the model nor kept.
     kept : pyarrow.Table or None
@@ -143,7 +144,6 @@ class Rows(RowSource):
     chunk_bytes: int
     bounds: np.ndarray  # first row of each piece, the least that is read at once, and m
     is_local = True
-    guess: str = ""
     ignored: tuple[str, ...] = ()
     kept: Any = None
     _allow_nan: bool | None = None  # what iterating checks the rows for; None: nothing

@@ -32,6 +32,7 @@ class JoinedRows(Rows):
         )
         self.ignored = tuple(dict.fromkeys(column for rows in files for column in rows.ignored))
         self.kept = joined_tables([rows.kept for rows in files if rows.kept is not None])
+        self.reads_ahead = any(rows.reads_ahead for rows in files)
         self.bounds = np.cumsum([0, *(size for rows in files for size in np.diff(rows.bounds))])
 
     def read(self, piece: int, out: np.ndarray) -> None:  # noqa: D102

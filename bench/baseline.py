@@ -3,7 +3,7 @@
 Run as ``pytest bench -m baseline`` or by hand:
 
     python -m fastae.bench.baseline                 measure; fail if a ratio has fallen by more than 15%
-    python -m fastae.bench.baseline --keep FIGURES  store the ratios of ``fastae bench --json FIGURES`` for its CPU
+    python -m fastae.bench.baseline --keep FIGURES  store the ratios of ``fastae bench --out FIGURES`` for its CPU
 """
 
 import json

@@ -13,7 +13,7 @@ Names are loaded when they are first used: ``import fastae`` imports neither Num
     distributed/                            the same steps on several machines: Dask, MPI
     estimator/                              Autoencoder and AutoencoderDetector, for scikit-learn users
     plots/  bench/                          plots, and benchmarks against other libraries
-    cli/                                    the command ``fastae``
+    cli/  __main__.py                       the command ``fastae``
 
 A module may import only what is listed before it. ``_moved.py`` maps old module paths to new ones.
 """

@@ -14,6 +14,18 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
+def check_seed(seed: int | np.random.Generator, most: int | None = None) -> None:
+    """Raise a TypeError or ValueError unless `seed` is a Generator or an integer of at least 0 and at most `most`."""
+    if isinstance(seed, np.random.Generator) and most is None:
+        return
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed must be an integer{' or a Generator' * (most is None)}, got {seed!r}")
+    if seed < 0 or (most is not None and seed > most):
+        raise ValueError(
+            f"seed must be at least 0{'' if most is None else f' and at most {most}'}, got {seed}"
+        )
+
+
 def check_matrix(X: npt.ArrayLike, columns: int, name: str) -> np.ndarray:
     """`X` as an array (rows, columns) of a dtype that the kernels read; not copied if it is an array."""
     if np.ma.isMaskedArray(X):

@@ -14,7 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastae import storage
+from fastae.checks import check_seed
 from fastae.kernels import layout
+
+MOST_UNITS = (1 << 31) - 1  # of a layer
 
 Activation = Literal["sigmoid", "tanh", "relu", "identity"]
 DType = (
@@ -61,6 +64,8 @@ class Network:
                 raise TypeError(f"widths must be integers, got {width!r}")
             if width < 1:
                 raise ValueError(f"widths must be at least 1, got {width}")
+            if width > MOST_UNITS:
+                raise ValueError(f"widths must be at most {MOST_UNITS}, got {width}")
         if len(self.widths) < 2:
             raise ValueError(f"widths must name the input and at least one layer, got {tuple(self.widths)}")
         object.__setattr__(self, "widths", tuple(int(width) for width in self.widths))
@@ -183,6 +188,7 @@ class Parameters(Mapping[str, np.ndarray]):
         params : Parameters
             New parameters.
         """
+        check_seed(seed)
         params = cls(network, dtype)
         generator = np.random.default_rng(seed)
         for name, shape in network.shapes().items():

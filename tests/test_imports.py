@@ -23,7 +23,7 @@ LAYERS = (
     {"distributed"},
     {"estimator"},
     {"plots", "bench"},
-    {"cli"},
+    {"cli", "__main__"},
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 ALLOWED = {"fastae"}  # the package itself holds __version__ and loads the rest on demand

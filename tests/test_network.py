@@ -317,3 +317,29 @@ def test_random_weights_are_drawn_row_by_row_whatever_their_number():
     bound = np.sqrt(6 / 1600)
     expected = np.random.default_rng(3).uniform(-bound, bound, (700, 900))
     np.testing.assert_array_equal(fastae.Parameters.random(network, 3, "float64")["W1"], expected)
+
+
+def test_widths_and_seeds_that_no_machine_takes_are_named():
+    network = fastae.Network.autoencoder(4, 2)
+    params, X = fastae.Parameters.random(network), np.zeros((10, 4), "f4")
+    with pytest.raises(ValueError, match=f"widths must be at most {2**31 - 1}, got {2**62}"):
+        fastae.Network.autoencoder(4, 2**62)
+    with pytest.raises(ValueError, match=f"widths must be at most .*, got {2**62}"):
+        fastae.Autoencoder(2**62).fit(X)
+    for seed, error, message in (
+        (-3.7, TypeError, "seed must be an integer or a Generator, got -3.7"),
+        (-3, ValueError, "seed must be at least 0, got -3"),
+        ("1", TypeError, "seed must be an integer or a Generator, got '1'"),
+    ):
+        with pytest.raises(error, match=message):
+            fastae.Parameters.random(network, seed=seed)
+        with pytest.raises(error, match=message):
+            fastae.train(params, X, epochs=1, seed=seed)
+    for seed, error, message in (
+        (2**70, ValueError, f"seed must be at least 0 and at most {2**63 - 1}, got {2**70}"),
+        (-3.7, TypeError, "seed must be an integer, got -3.7"),
+    ):
+        with pytest.raises(error, match=message):
+            fastae.Engine(network).loss_and_gradient(params, X, seed=seed)
+    fastae.train(params, X, epochs=1, seed=2**70, objective=fastae.Objective(noise="mask"))
+    fastae.train(params, X, epochs=1, seed=np.random.default_rng(1))

@@ -7,7 +7,7 @@ gone.
     shared.py   the application, its errors and the printing of results, for all commands
     models.py   train, encode, reconstruct, score, inspect
     machine.py  check-gradients, doctor, demo, bench, warmup
-    outputs.py  files of arrays and scores, written chunk by chunk
+    outputs.py  files of arrays and tables, written chunk by chunk
     figures.py  the plots of train and score
     demo.py     the work of demo
     doctor.py   the work of doctor

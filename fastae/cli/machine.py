@@ -1,5 +1,6 @@
 """The commands that concern this machine: check-gradients, doctor, demo, bench and warmup."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -9,14 +10,14 @@ import typer
 from fastae.cli.shared import Activation, Json, command, print_facts
 
 
-@command
+@command("fastae check-gradients --features 20 --hidden 6 --activation tanh")
 def check_gradients(
     features: Annotated[int, typer.Option(min=1, help="Number of features.")] = 12,
     hidden: Annotated[int, typer.Option(min=1, help="Number of code units.")] = 5,
     activation: Annotated[
         Activation, typer.Option(help="Activation of all layers but the last, which is linear.")
     ] = "sigmoid",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and the rows.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the weights and the rows.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Compare gradients with finite differences.
@@ -40,7 +41,7 @@ def check_gradients(
         raise typer.Exit(1)
 
 
-@command
+@command("fastae doctor")
 def doctor(as_json: Json = False) -> None:
     """Show versions, CPU, threads and the kernel cache.
 
@@ -51,11 +52,13 @@ def doctor(as_json: Json = False) -> None:
     print_facts(report(), as_json)
 
 
-@command
+@command("fastae demo")
 def demo(
     epochs: Annotated[int, typer.Option(min=1, help="Number of epochs over the 1797 digits.")] = 300,
     hidden: Annotated[int, typer.Option(min=1, help="Number of code units.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and the shuffling.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the weights and the shuffling.")
+    ] = 0,
     out: Annotated[Path, typer.Option(help="Image file for the reconstructions; needs matplotlib.")] = Path(
         "fastae-demo.png"
     ),
@@ -88,7 +91,7 @@ def demo(
         console.print('to draw reconstructions, install matplotlib: pip install "fastae\\[plot]"')
 
 
-@command
+@command("fastae bench --quick", "fastae bench --size 30,8,10000 --peers numpy,sklearn --out bench.json")
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Time three of the nine sizes.")] = False,
     size: Annotated[
@@ -103,10 +106,11 @@ def bench(
     plot: Annotated[
         Path | None, typer.Option(help="Draw the results into this image file; needs matplotlib.")
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the results to this file as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this file as JSON.")] = None,
     markdown: Annotated[
         Path | None, typer.Option(help="Replace the table between the two marks in this Markdown file.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Time one loss and gradient against other libraries.
 
@@ -131,7 +135,7 @@ def bench(
         raise typer.BadParameter(str(error), param_hint="--size") from None
     if plot and not find_spec("matplotlib"):
         raise typer.BadParameter('plots need matplotlib: pip install "fastae[plot]"', param_hint="--plot")
-    for hint, path in (("--plot", plot), ("--json", json), ("--markdown", markdown)):
+    for hint, path in (("--plot", plot), ("--out", out), ("--markdown", markdown)):
         if path and not path.parent.is_dir():
             raise typer.BadParameter(f"{path.parent} is not a directory", param_hint=hint)
     try:
@@ -140,14 +144,17 @@ def bench(
         raise typer.BadParameter(f"{markdown}: {error}", param_hint="--markdown") from None
 
     report = reports.Report.run(cases, names, tell=lambda message: typer.echo(message, err=True))
-    console = Console()
-    for line in report.header():
-        console.print(line, highlight=False)
-    console.print(report.details(), report.standing())
-    for line in report.notes():
-        console.print(line, highlight=False, markup=False)
-    if json:
-        json.write_text(report.to_json())
+    if as_json:
+        typer.echo(json.dumps(json.loads(report.to_json())))
+    else:
+        console = Console()
+        for line in report.header():
+            console.print(line, highlight=False)
+        console.print(report.details(), report.standing())
+        for line in report.notes():
+            console.print(line, highlight=False, markup=False)
+    if out:
+        out.write_text(report.to_json())
     if markdown:
         markdown.write_text(reports.splice(text, report.markdown()))
     if plot:
@@ -156,7 +163,7 @@ def bench(
         save(report, plot)
 
 
-@command
+@command("fastae warmup")
 def warmup() -> None:
     """Compile all kernels ahead of time.
 

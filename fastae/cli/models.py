@@ -1,25 +1,38 @@
 """The commands that train and use models: train, encode, reconstruct, score and inspect."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from fastae.cli.shared import Activation, Json, command, print_facts
+from fastae.cli.shared import Activation, Json, command, notice, print_facts, warnings_as_notices
 
 CHUNK_BYTES = 1 << 24  # of rows that encode, reconstruct and score hold at a time
+OPTIONS = {"max_iter": "--epochs", "hidden_layer_sizes": "--hidden"}  # names in messages
 
 Data = Annotated[
     list[Path],
     typer.Argument(
-        help="One or more .npy, .npz, .csv, .tsv or .parquet files of the same columns; - is CSV on standard input."
+        help="One or more .npy, .npz, .csv, .tsv (both also with .gz) or .parquet files of the same columns; "
+        "- is CSV on standard input."
     ),
 ]
 Model = Annotated[Path, typer.Argument(help="Model file, written by train or by Autoencoder.save.")]
 Drop = Annotated[list[str] | None, typer.Option(help="Leave out the column with this name; may be repeated.")]
+Header = Annotated[
+    bool | None,
+    typer.Option(
+        "--header/--no-header",
+        help="Whether the first line of a CSV file holds column names.",
+        show_default="guessed",
+    ),
+]
+Keep = Annotated[
+    list[str] | None, typer.Option(help="Copy this column of the data to the output; may be repeated.")
+]
 Plot = Annotated[Path | None, typer.Option(help="Plot the results into this .png, .svg or .pdf file.")]
 
 
@@ -29,13 +42,36 @@ def _open_model(path: Path) -> Any:
     return Autoencoder.load(path)
 
 
-def _open_data(paths: list[Path], drop: list[str] | None) -> Any:
-    from fastae.data.open import open_rows
+def _open_data(
+    paths: list[Path], drop: list[str] | None, header: bool | None, model: Any, keep: Iterable[str] = ()
+) -> Any:
+    """The rows for a model, in its order of columns; what was guessed and ignored is printed in one line each."""
+    from fastae.data.columns import Selection
+    from fastae.data.open import open_selected
 
-    return open_rows(paths, drop=drop or (), chunk_bytes=CHUNK_BYTES)
+    names = getattr(model, "feature_names_in_", None)
+    only = None if names is None else tuple(names)
+    selection = Selection(tuple(drop or ()), tuple(dict.fromkeys(keep)), only)
+    rows = open_selected(paths, selection, chunk_bytes=CHUNK_BYTES, header=header)
+    _print_guess(rows)
+    if rows.ignored:
+        shown = ", ".join(map(repr, rows.ignored[:5])) + ", ..." * (len(rows.ignored) > 5)
+        notice(
+            f"{rows.name}: ignored what the model does not use: column{'s' * (len(rows.ignored) > 1)} {shown}"
+        )
+    return rows
 
 
-@command
+def _print_guess(rows: Any) -> None:
+    if rows.guess:
+        notice(f"{rows.guess} (--header or --no-header states it)")
+
+
+@command(
+    "fastae train data.csv --hidden 8 --out model.safetensors",
+    "fastae train 'part-*.parquet' --drop id --hidden 64,16 --early-stopping --out model.safetensors",
+    "fastae train data.csv --checkpoint run --resume --out model.safetensors",
+)
 def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="Model file to write, in safetensors format.")],
@@ -90,7 +126,9 @@ def train(
         bool, typer.Option(help="Set a threshold for outliers, needed by `fastae score`.")
     ] = True,
     contamination: Annotated[float, typer.Option(help="Share of the rows to flag as outliers.")] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the batches and the noise.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the weights, the batches and the noise.")
+    ] = 0,
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Maximum number of threads on each machine.", show_default="all CPUs"),
@@ -115,6 +153,7 @@ def train(
         bool, typer.Option("--mpi", help="Train on all ranks of an MPI job; start it with mpirun.")
     ] = False,
     drop: Drop = None,
+    header: Header = None,
     plot: Plot = None,
     as_json: Json = False,
 ) -> None:
@@ -162,8 +201,11 @@ def train(
         callback=last.append,
         verbose=0 if as_json else 1,
     )
-    with _training_rows(data, drop, dask, mpi) as (rows, first):
-        model.fit(rows, checkpoint=checkpoint, resume=resume)
+    with _training_rows(data, drop, header, dask, mpi) as (rows, first):
+        if first:
+            _print_guess(rows)
+        with warnings_as_notices(OPTIONS):
+            model.fit(rows, checkpoint=checkpoint, resume=resume)
         model.set_params(verbose=0, callback=None)
         if not first:
             return
@@ -176,7 +218,7 @@ def train(
             "features": rows.shape[1],
             "hidden": list(widths),
             "epochs": model.n_iter_,
-            "stopped_by": model.stop_reason_,
+            "stopped_by": _stopped_by(model),
             "loss": model.loss_,
             "validation_loss": min(model.validation_loss_curve_, default=None),
             "r2": model.score(rows) if rows.is_local else None,
@@ -186,7 +228,15 @@ def train(
     print_facts(facts, as_json)
 
 
+def _stopped_by(model: Any) -> str:
+    """The option that ended training."""
+    reason: str = model.stop_reason_
+    return {"max_iter": "--epochs", "tol": "--patience"}.get(reason, reason)
+
+
 def _widths(text: str) -> tuple[int, ...]:
+    from fastae.network import MOST_UNITS
+
     try:
         widths = tuple(int(word) for word in text.split(","))
     except ValueError:
@@ -195,12 +245,14 @@ def _widths(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(
             f"must be positive integers such as 64,16, got {text!r}", param_hint="--hidden"
         )
+    if max(widths) > MOST_UNITS:
+        raise typer.BadParameter(f"must be at most {MOST_UNITS}, got {max(widths)}", param_hint="--hidden")
     return widths
 
 
 @contextmanager
 def _training_rows(
-    paths: list[Path], drop: list[str] | None, dask: str | None, mpi: bool
+    paths: list[Path], drop: list[str] | None, header: bool | None, dask: str | None, mpi: bool
 ) -> Iterator[tuple[Any, bool]]:
     """Yield the rows, on this machine or on several, and whether this process is the one that writes the results."""
     from fastae.data.open import open_rows
@@ -211,57 +263,105 @@ def _training_rows(
         from fastae import distributed
 
         with distributed.connect(dask) as client:
-            yield distributed.open_partitions(client, paths, drop or ()), True
+            yield distributed.open_partitions(client, paths, drop or (), header), True
     elif mpi:
         from fastae.distributed.mpi import MPIPartitions, abort_on_error
 
         with abort_on_error() as rank:
-            yield MPIPartitions(open_rows(paths, drop=drop or ())), rank == 0
+            rows = open_rows(paths, drop=drop or (), header=header)
+            partitions = MPIPartitions(rows)
+            partitions.guess = rows.guess
+            yield partitions, rank == 0
     else:
-        yield open_rows(paths, drop=drop or ()), True
+        yield open_rows(paths, drop=drop or (), header=header), True
 
 
-@command
+@command(
+    "fastae encode model.safetensors data.csv --out codes.npy",
+    "fastae encode model.safetensors data.csv --keep id --out codes.parquet",
+)
 def encode(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(help=".npy file to write, with the code of each input row.")],
+    out: Annotated[
+        Path, typer.Option(help=".npy, .csv or .parquet file to write, with the code of each input row.")
+    ],
+    keep: Keep = None,
     drop: Drop = None,
+    header: Header = None,
     as_json: Json = False,
 ) -> None:
-    """Write an .npy file with the code (compressed representation) of each input row."""
-    _run_over("transform", model, data, out, drop, as_json)
+    """Write the code (compressed representation) of each input row.
+
+    An .npy file holds the codes alone; a .csv or .parquet file also has names: code_1, code_2, ...
+    """
+    _run_over("transform", model, data, out, keep, drop, header, as_json)
 
 
-@command
+@command(
+    "fastae reconstruct model.safetensors data.csv --out reconstructions.csv",
+)
 def reconstruct(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option(help=".npy file to write, with one reconstruction per input row.")],
+    out: Annotated[
+        Path,
+        typer.Option(help=".npy, .csv or .parquet file to write, with one reconstruction per input row."),
+    ],
+    keep: Keep = None,
     drop: Drop = None,
+    header: Header = None,
     as_json: Json = False,
 ) -> None:
-    """Write an .npy file with one output row per input row.
+    """Write one reconstruction per input row.
 
     Each output row is the model's reconstruction, in the scale of the data; missing cells are filled in.
     """
-    _run_over("reconstruct", model, data, out, drop, as_json)
+    _run_over("reconstruct", model, data, out, keep, drop, header, as_json)
 
 
 def _run_over(
-    method: str, model: Path, data: list[Path], out: Path, drop: list[str] | None, as_json: bool
+    method: str,
+    path: Path,
+    data: list[Path],
+    out: Path,
+    keep: list[str] | None,
+    drop: list[str] | None,
+    header: bool | None,
+    as_json: bool,
 ) -> None:
     from fastae.cli import outputs
     from fastae.data.open import paths_of
 
-    outputs.check_suffix(out, (".npy",))
-    outputs.check_not_input("--out", out, [model, *paths_of(data)])
-    apply, rows = getattr(_open_model(model), method), _open_data(data, drop)
-    shape, dtype = outputs.save_chunks(out, (apply(part) for part in rows.parts()), len(rows))
+    outputs.check_suffix(out, (".npy", *outputs.TABLES))
+    if keep and out.suffix.lower() == ".npy":
+        raise typer.BadParameter("an .npy file has no names: write .csv or .parquet", param_hint="--keep")
+    outputs.check_not_input("--out", out, [path, *paths_of(data)])
+    model = _open_model(path)
+    apply, kept = getattr(model, method), tuple(dict.fromkeys(keep or ()))
+    rows = _open_data(data, drop, header, model, kept)
+    if out.suffix.lower() == ".npy":
+        shape, dtype = outputs.save_chunks(out, (apply(part) for part in rows.parts()), len(rows))
+    else:
+        width = model.network_.widths[model.network_.code_layer if method == "transform" else 0]
+        names = [f"{'code' if method == 'transform' else 'column'}_{i + 1}" for i in range(width)]
+        if method == "reconstruct":
+            names = list(getattr(model, "feature_names_in_", names))
+
+        def columns(part: Any) -> outputs.Columns:
+            return dict(zip(names, apply(part).T, strict=True))
+
+        as_text = out.suffix.lower() not in outputs.PARQUET
+        outputs.save_tables(out, outputs.tables(rows, columns, kept, as_text=as_text))
+        shape, dtype = (len(rows), len(kept) + width), model.params_.dtype
     print_facts({"file": str(out), "shape": shape, "dtype": dtype.name}, as_json)
 
 
-@command
+@command(
+    "fastae score model.safetensors data.csv --out scores.csv",
+    "fastae score model.safetensors data.csv --keep id --label is_fraud --out scores.parquet",
+    "head -100 data.csv | fastae score model.safetensors - --json",
+)
 def score(
     model: Model,
     data: Data,
@@ -272,7 +372,16 @@ def score(
     top: Annotated[
         int, typer.Option(min=1, help="Number of features to report per row, the worst first.")
     ] = 3,
+    keep: Keep = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            help="Column that is 1 (or true) for outliers and 0 for all other rows: "
+            "report AUROC and average precision."
+        ),
+    ] = None,
     drop: Drop = None,
+    header: Header = None,
     plot: Plot = None,
     as_json: Json = False,
 ) -> None:
@@ -282,40 +391,56 @@ def score(
     mean squared error over the features, in the network's scale; a share is a feature's part of it.
     """
     from fastae.cli import figures, outputs
+    from fastae.cli.labels import detection_quality, labels_of
     from fastae.data.open import paths_of
     from fastae.estimator import AutoencoderDetector
 
     files = paths_of(data)
     if str(out) != "-":
-        outputs.check_suffix(out, (".csv", ".parquet", ".pq"))
+        outputs.check_suffix(out, outputs.TABLES)
         outputs.check_not_input("--out", out, [model, *files])
     if plot is not None:
         outputs.check_not_input("--plot", plot, [model, *files])
         outputs.check_distinct({"--out": out, "--plot": plot})
         figures.check(plot)
-    detector, rows = _open_model(model), _open_data(data, drop)
+    detector = _open_model(model)
     if not isinstance(detector, AutoencoderDetector):
         raise ValueError(f"{model} has no threshold: train the model without --no-detector")
+    kept = tuple(dict.fromkeys(keep or ()))
+    rows = _open_data(data, drop, header, detector, kept if label is None else (*kept, label))
+    labels = None if label is None else labels_of(rows.kept[label], label, rows.name)
+    errors: list[Any] = []
     outliers = 0
 
-    def counted_tables() -> Iterator[outputs.Table]:
+    def columns(part: Any) -> outputs.Columns:
         nonlocal outliers
-        for table in outputs.scores(detector, rows, top):
-            outliers += int(table["outlier"].sum())
-            yield table
+        scores = outputs.scores(detector, part, top)
+        outliers += int(scores["outlier"].sum())
+        if labels is not None:
+            errors.append(scores["error"])
+        return scores
 
-    outputs.save_scores(out, counted_tables(), as_json=as_json)
+    as_text = not as_json if str(out) == "-" else out.suffix.lower() not in outputs.PARQUET
+    outputs.save_tables(out, outputs.tables(rows, columns, kept, as_text=as_text), as_json=as_json)
+    quality = {} if labels is None else detection_quality(labels, errors)
     if plot is not None:
         figures.save_scoring(plot, detector, rows)
     if str(out) != "-":
         facts = {"file": str(out), "rows": len(rows), "outliers": outliers, "threshold": -detector.offset_}
-        print_facts(facts, as_json)
+        print_facts(facts | quality, as_json)
+    elif quality:
+        notice(", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in quality.items()))
 
 
-@command
+@command("fastae inspect model.safetensors")
 def inspect(model: Model, as_json: Json = False) -> None:
     """Show the contents of a model file."""
+    from datetime import datetime
+
+    from fastae import storage
+
     loaded = _open_model(model)
+    written = datetime.fromtimestamp(model.stat().st_mtime)
     network, params = loaded.network_, loaded.params_
     layers = zip(network.widths[1:], network.activations, strict=True)
     facts = {
@@ -327,10 +452,12 @@ def inspect(model: Model, as_json: Json = False) -> None:
         "scale": loaded.scale,
         "missing": loaded.missing,
         "epochs": loaded.n_iter_,
-        "stopped_by": loaded.stop_reason_,
+        "stopped_by": _stopped_by(loaded),
         "loss": loaded.loss_,
         "validation_loss": min(loaded.validation_loss_curve_, default=None),
         "threshold": -loaded.offset_ if hasattr(loaded, "offset_") else None,
+        "date": written.isoformat(" ", "seconds"),
+        "version": storage.read(model).about.get("fastae"),
         "features": list(getattr(loaded, "feature_names_in_", ())) or None,
     }
     print_facts(facts, as_json)

@@ -1,4 +1,4 @@
-"""Output files, written chunk by chunk: arrays as .npy, scores as CSV, JSON lines or Parquet.
+"""Output files, written chunk by chunk: arrays as .npy, tables as CSV, JSON lines or Parquet.
 
 A file appears under its name only once it is complete.
 """
@@ -9,7 +9,7 @@ import math
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,10 +17,14 @@ from typing import Any, TextIO
 import numpy as np
 import typer
 
+from fastae.data.kept import typed
 from fastae.data.row_source import Rows
 from fastae.storage import written_whole
 
-Table = dict[str, np.ndarray]  # columns of equal length
+Columns = dict[str, np.ndarray]  # of equal length, by name
+
+PARQUET = (".parquet", ".pq")
+TABLES = (".csv", *PARQUET)
 
 
 def save_chunks(path: Path, chunks: Iterable[np.ndarray], rows: int) -> tuple[tuple[int, int], np.dtype[Any]]:
@@ -40,25 +44,54 @@ def save_chunks(path: Path, chunks: Iterable[np.ndarray], rows: int) -> tuple[tu
     return shape, dtype
 
 
-def scores(model: Any, rows: Rows, top: int) -> Iterator[Table]:
-    """Yield, chunk by chunk, each row's error, whether it is an outlier, and the `top` features responsible.
+def scores(model: Any, part: Rows, top: int) -> Columns:
+    """Each row's error, whether it is an outlier, and the `top` features responsible.
 
     `model` is a fitted AutoencoderDetector; the error is minus its score.
     """
+    error = -model.score_samples(part)
+    columns = {"error": error, "outlier": -error < model.offset_}
+    features, shares = model.explain(part, top=top)
+    for i in range(features.shape[1]):
+        columns |= {f"feature_{i + 1}": features[:, i], f"share_{i + 1}": shares[:, i]}
+    return columns
+
+
+def tables(
+    rows: Rows, columns_of: Callable[[Rows], Columns], keep: Sequence[str] = (), *, as_text: bool
+) -> Iterator[Any]:
+    """Yield, chunk by chunk, a pyarrow table of the columns `keep` of the rows, then of columns_of(chunk).
+
+    What is kept of CSV has types unless it is written `as_text`.
+    """
+    import pyarrow
+
+    kept_table = rows.kept if as_text or not keep else typed(rows.kept)
+    first = 0
     for part in rows.parts():
-        error = -model.score_samples(part)
-        table = {"error": error, "outlier": -error < model.offset_}
-        features, shares = model.explain(part, top=top)
-        for i in range(features.shape[1]):
-            table |= {f"feature_{i + 1}": features[:, i], f"share_{i + 1}": shares[:, i]}
-        yield table
+        columns = columns_of(part)
+        twice = [name for name in keep if name in columns]
+        if twice:
+            raise ValueError(
+                f"{rows.name}: column {twice[0]!r} cannot be kept: the output has one of that name"
+            )
+        kept = {name: kept_table[name].slice(first, len(part)) for name in keep}
+        arrays = {
+            name: pyarrow.array(column.tolist() if column.dtype == object else column)
+            for name, column in columns.items()
+        }
+        yield pyarrow.table(kept | arrays)
+        first += len(part)
 
 
-def save_scores(path: Path, tables: Iterable[Table], *, as_json: bool = False) -> None:
-    """Write tables one after another to a .csv or .parquet file, or for "-" to standard output as CSV or JSON lines."""
+def save_tables(path: Path, tables: Iterable[Any], *, as_json: bool = False) -> None:
+    """Write pyarrow tables one after another to a .csv or .parquet file, or for "-" to standard output.
+
+    There, they are CSV or JSON lines.
+    """
     if str(path) == "-":
         _write_text(sys.stdout, tables, as_json)
-    elif path.suffix.lower() in (".parquet", ".pq"):
+    elif path.suffix.lower() in PARQUET:
         with written_whole(path) as temporary:
             _write_parquet(temporary, tables)
     else:
@@ -126,31 +159,26 @@ def _identity(file: int | str | os.PathLike[str]) -> tuple[int, int] | None:
     return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
 
 
-def _write_text(file: TextIO, tables: Iterable[Table], as_json: bool) -> None:
-    writer = csv.writer(file, lineterminator="\n")
+def _write_text(file: TextIO, tables: Iterable[Any], as_json: bool) -> None:
+    import pyarrow
+    from pyarrow import csv as arrow_csv
+
     for i, table in enumerate(tables):
-        columns = {
-            name: np.where(column, "true", "false") if column.dtype == bool and not as_json else column
-            for name, column in table.items()
-        }
-        lines = zip(*(column.tolist() for column in columns.values()), strict=True)
         if as_json:
-            file.writelines(json_text(dict(zip(columns, line, strict=True))) + "\n" for line in lines)
+            file.writelines(json_text(row) + "\n" for row in table.to_pylist())
             continue
         if i == 0:
-            writer.writerow(columns)
-        writer.writerows(lines)
+            csv.writer(file, lineterminator="\n").writerow(table.column_names)
+        text = pyarrow.BufferOutputStream()
+        arrow_csv.write_csv(table, text, arrow_csv.WriteOptions(include_header=False, quoting_style="needed"))
+        file.write(text.getvalue().to_pybytes().decode())
 
 
-def _write_parquet(path: Path, tables: Iterable[Table]) -> None:
-    import pyarrow
+def _write_parquet(path: Path, tables: Iterable[Any]) -> None:
     from pyarrow import parquet
 
     with ExitStack() as closing:
         writer = None
         for table in tables:
-            arrow_table = pyarrow.table(
-                {name: pyarrow.array(column.tolist()) for name, column in table.items()}
-            )
-            writer = writer or closing.enter_context(parquet.ParquetWriter(path, arrow_table.schema))
-            writer.write_table(arrow_table)
+            writer = writer or closing.enter_context(parquet.ParquetWriter(path, table.schema))
+            writer.write_table(table)

@@ -1,26 +1,63 @@
 """What all commands share: the application, the handling of errors, and the printing of results."""
 
 import os
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
-Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print results as JSON, one object per line.")]
 Activation = Literal["sigmoid", "tanh", "relu", "identity"]
 
 
+# In order of use, as the help page lists them
+COMMANDS = (
+    "train",
+    "inspect",
+    "score",
+    "encode",
+    "reconstruct",
+    "demo",
+    "doctor",
+    "warmup",
+    "bench",
+    "check-gradients",
+)
+
+
 class _Group(TyperGroup):
-    """Accepts --debug anywhere on the command line."""
+    """Accepts --debug anywhere on the command line, and lists the commands in order of use."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=COMMANDS.index)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         debug = ["--debug"] if "--debug" in args else []
         return super().parse_args(ctx, debug + [word for word in args if word != "--debug"])
 
 
-app = typer.Typer(cls=_Group, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+def _examples(*lines: str) -> str:
+    """The end of a help page; the mark keeps lines from being wrapped."""
+    title = "Example:" if len(lines) == 1 else "Examples:"
+    return f"\b\n{title}\n" + "\n".join(f"  {line}" for line in lines)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_examples(
+        "fastae train data.csv --hidden 8 --out model.safetensors",
+        "fastae score model.safetensors data.csv --out scores.csv",
+        "fastae train --help",
+    ),
+)
 _shown = {"traceback": False}
 
 
@@ -44,35 +81,66 @@ def _main(
     _shown["traceback"] = debug
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a function a command of the app, whose errors become one line and an exit status."""
+def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command of the app, whose errors become one line and an exit status.
 
-    @app.command(name=function.__name__.replace("_", "-"))
-    @wraps(function)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-            print(end="", flush=True)  # so that errors of writing occur here; a closed output has none
-        except (typer.Exit, typer.Abort, typer.BadParameter):
-            raise
-        except BrokenPipeError:  # as with `| head`
-            drop_output()
-            raise typer.Exit(141) from None
-        except KeyboardInterrupt:
-            typer.echo("fastae: interrupted", err=True)
-            raise typer.Exit(130) from None
-        except Exception as error:
-            print_error(error)
-            raise typer.Exit(1) from None
+    The examples end its help page.
+    """
 
-    return run
+    def make(function: Callable[..., None]) -> Callable[..., None]:
+        @app.command(name=function.__name__.replace("_", "-"), epilog=_examples(*examples))
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> None:
+            try:
+                function(*args, **kwargs)
+                print(end="", flush=True)  # so that errors of writing occur here; a closed output has none
+            except (typer.Exit, typer.Abort, typer.BadParameter):
+                raise
+            except BrokenPipeError:  # as with `| head`
+                drop_output()
+                raise typer.Exit(141) from None
+            except KeyboardInterrupt:
+                notice("interrupted")
+                raise typer.Exit(130) from None
+            except Exception as error:
+                print_error(error)
+                raise typer.Exit(1) from None
+
+        return run
+
+    return make
+
+
+def notice(text: str) -> None:
+    """Print one line to standard error."""
+    typer.echo(f"fastae: {text}", err=True)
+
+
+@contextmanager
+def warnings_as_notices(names: Mapping[str, str]) -> Iterator[None]:
+    """A context whose warnings for users are printed in one line, with the options' names for the settings'."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        if not issubclass(category, UserWarning):
+            show_other(message, category, *place, **options)
+            return
+        text = str(message)
+        for setting, option in names.items():
+            text = text.replace(setting, option)
+        notice(text)
+
+    with warnings.catch_warnings():
+        show_other = warnings.showwarning
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
 
 
 def print_error(error: Exception) -> None:
     """Print an error in one line; or, with --debug, raise it."""
     if _shown["traceback"]:
         raise error
-    typer.echo(f"fastae: {_one_line(error)}", err=True)
+    notice(_one_line(error))
 
 
 def drop_output() -> None:

@@ -19,7 +19,8 @@ class Selection:
     keep : tuple of str
         Columns to carry along as they are. They are features only if `only` names them.
     only : sequence of str, or None
-        The features of the model that the rows are for: all other columns are ignored. None: all columns are features.
+        The features of the model that the rows are for, in its order: all other columns are ignored. None: all columns
+        are features.
     """
 
     drop: tuple[str, ...] = ()
@@ -42,7 +43,8 @@ class Selection:
             check_named(self.only, [column for column in columns if column not in self.drop], name)
             unused = [column for column in columns if column not in (*self.only, *self.drop)]
             ignored = tuple(column for column in unused if column not in self.keep)
-            features = kept_columns(columns, (*self.drop, *unused), name)
+            kept_columns(columns, (*self.drop, *unused), name)
+            features = list(self.only)  # in the model's order
         else:
             features = kept_columns(columns, (*self.drop, *self.keep), name)
         features_at, kept_at = (

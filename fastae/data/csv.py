@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fastae.data.columns import Selection, refuse
+from fastae.data.kept import kept_text
 from fastae.data.row_source import Rows
 from fastae.data.spool import Spool
 
@@ -276,7 +277,12 @@ class _Columns:
         """The kept columns as a pyarrow table of text; None if there are none."""
         import pyarrow
 
-        return pyarrow.concat_tables(self.kept_parts) if self.kept_parts else None
+        if not self.kept or not self.names:
+            return None
+        schema = kept_text([self.names[place] for place in self.kept])
+        return (
+            pyarrow.concat_tables(self.kept_parts).cast(schema) if self.kept_parts else schema.empty_table()
+        )
 
     def _array(self, text: bytes, line: int) -> np.ndarray:
         table = self._table(text, line)

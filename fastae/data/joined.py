@@ -1,11 +1,11 @@
 """JoinedRows: several files, one after another, as one matrix."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from fastae.data.columns import check_same_columns
+from fastae.data.kept import joined_tables
 from fastae.data.row_source import ArrayRows, Rows
 
 
@@ -31,7 +31,8 @@ class JoinedRows(Rows):
             guesses[0] + f" (and {len(guesses) - 1} more files)" * (len(guesses) > 1) if guesses else ""
         )
         self.ignored = tuple(dict.fromkeys(column for rows in files for column in rows.ignored))
-        self.kept = _joined_tables([rows.kept for rows in files if rows.kept is not None])
+        self.kept = joined_tables([rows.kept for rows in files if rows.kept is not None])
+        self.reads_ahead = any(rows.reads_ahead for rows in files)
         self.bounds = np.cumsum([0, *(size for rows in files for size in np.diff(rows.bounds))])
 
     def read(self, piece: int, out: np.ndarray) -> None:  # noqa: D102
@@ -42,19 +43,6 @@ class JoinedRows(Rows):
         stored = np.empty(out.shape, rows.dtype)
         rows.read(within, stored)
         out[:] = stored if order is None else stored[:, order]
-
-
-def _joined_tables(tables: Sequence[Any]) -> Any:
-    """Kept columns one after another; as text where their types differ too much. None if there are none."""
-    if not tables:
-        return None
-    import pyarrow
-
-    try:
-        return pyarrow.concat_tables(tables, promote_options="permissive")
-    except pyarrow.ArrowException:
-        text = pyarrow.schema([(column, pyarrow.string()) for column in tables[0].column_names])
-        return pyarrow.concat_tables([table.cast(text) for table in tables])
 
 
 def _order_of_columns(rows: Rows, first: Rows) -> list[int] | None:

@@ -5,7 +5,7 @@ Files are read, not memory-mapped, so that no more than a chunk is ever resident
 
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -22,15 +22,8 @@ class NpyRows(Rows):
     def __init__(self, path: Path, feature_names: tuple[str, ...] | None, chunk_bytes: int) -> None:
         self.path, self.name = path, str(path)
         self.feature_names, self.chunk_bytes = feature_names, chunk_bytes
-        headers = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
         with open(path, "rb") as file:
-            try:
-                shape, self.by_columns, self.stored = headers[np.lib.format.read_magic(file)](file)
-            except (ValueError, KeyError) as error:
-                raise ValueError(f"{path} is not a readable .npy file: {error}") from None
+            shape, self.by_columns, self.stored = _header(file, path)
             self.offset = file.tell()
             size = file.seek(0, os.SEEK_END)
         self.shape, self.dtype = matrix_shape(shape, self.name), numeric(self.stored, self.name)
@@ -56,6 +49,30 @@ class NpyRows(Rows):
             raise ValueError(f"{self.path} ends early: it was changed while being read")
         if not self.stored.isnative:
             out.byteswap(inplace=True)
+
+
+def _header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order (True: by columns) and dtype of an .npy file; a ValueError that names it if it is damaged."""
+    try:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            header = np.lib.format.read_array_header_1_0(file)
+        elif version in (
+            (2, 0),
+            (3, 0),
+        ):  # 3.0 differs in the encoding of field names, which a matrix has none of
+            header = np.lib.format.read_array_header_2_0(file)
+        else:
+            raise ValueError(f"version {version[0]}.{version[1]} of the format is not known")
+        for length in header[0]:
+            if isinstance(length, bool) or not 0 <= length < 1 << 63:
+                raise ValueError(f"its shape is {header[0]}")
+    except OSError:
+        raise
+    except Exception as error:  # of Python's parser, too
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is not a readable .npy file: {reason}") from None
+    return header
 
 
 def bounds_of_pieces(rows: int, row_bytes: int, chunk_bytes: int) -> np.ndarray:

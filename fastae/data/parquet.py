@@ -24,16 +24,17 @@ class ParquetRows(Rows):
         self.name, self.chunk_bytes, self._metadata = path, chunk_bytes, None
         with self._file() as file:
             schema, metadata = file.schema_arrow, file.metadata
-            index = index_columns(schema)
-            chosen = selection.choose(schema.names, len(schema.names), path)
-            columns = [schema.names[place] for place in chosen.features if schema.names[place] not in index]
-            types = {column: schema.field(column).type for column in columns}
-            refuse({column: str(type_) for column, type_ in types.items() if not _is_number(type_)}, path)
+            names, index = schema.names, index_columns(schema)
             groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             if min(groups, default=0) < 0:
-                raise ValueError(f"{path} is not a readable Parquet file: a row group has fewer than 0 rows")
-            if selection.keep:
-                self.kept = file.read(columns=list(dict.fromkeys(selection.keep)))
+                raise ValueError("a row group has fewer than 0 rows")
+        chosen = selection.choose(names, len(names), path)
+        columns = [names[place] for place in chosen.features if names[place] not in index]
+        types = {column: schema.field(column).type for column in columns}
+        refuse({column: str(type_) for column, type_ in types.items() if not _is_number(type_)}, path)
+        if selection.keep:
+            with self._file() as file:
+                self.kept = _plain(file.read(columns=list(dict.fromkeys(selection.keep))))
         self._metadata = metadata
         self.ignored = tuple(column for column in chosen.ignored if column not in index)
         is_single = all(str(type_) in ("float", "halffloat") for type_ in types.values())
@@ -48,7 +49,7 @@ class ParquetRows(Rows):
         with self._file() as file:
             for batch in file.iter_batches(row_groups=[piece], columns=columns):
                 if first + len(batch) > len(out):
-                    raise ValueError(f"{self.name} is damaged: row group {piece + 1} has too many rows")
+                    raise ValueError(f"row group {piece + 1} has more rows than the file says")
                 arrays = [  # null becomes NaN, and large integers are rounded
                     batch.column(column).cast(kind, safe=False).to_numpy(zero_copy_only=False)
                     for column in columns
@@ -59,27 +60,31 @@ class ParquetRows(Rows):
                         part[:, j] = array[start : start + size]
                 first += len(batch)
             if first < len(out):
-                raise ValueError(f"{self.name} is damaged: row group {piece + 1} has too few rows")
+                raise ValueError(f"row group {piece + 1} has fewer rows than the file says")
 
     @contextmanager
     def _file(self) -> Iterator[Any]:
-        """The open file; whatever pyarrow raises about its content becomes a ValueError that names it."""
-        import pyarrow
+        """The open file; whatever its content raises becomes a ValueError that names it."""
         from pyarrow import parquet
 
         try:
             with parquet.ParquetFile(self.name, metadata=self._metadata) as file:
                 yield file
-        except OSError as error:
-            if error.errno is not None:  # of the system: no permission, a directory, ...
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the system: no permission, ...
                 raise
-            raise ValueError(f"{self.name} is not a readable Parquet file: {_one_line(error)}") from None
-        except (pyarrow.ArrowException, UnicodeDecodeError, OverflowError) as error:
-            raise ValueError(f"{self.name} is not a readable Parquet file: {_one_line(error)}") from None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{self.name} is not a readable Parquet file: {reason}") from None
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _plain(table: Any) -> Any:
+    """The table with categories as their values, and without pandas' metadata."""
+    from pyarrow import types
+
+    for place, field in enumerate(table.schema):
+        if types.is_dictionary(field.type):
+            table = table.set_column(place, field.name, table[place].cast(field.type.value_type))
+    return table.replace_schema_metadata()
 
 
 def _is_number(kind: Any) -> bool:

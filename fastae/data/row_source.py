@@ -14,6 +14,7 @@ import numpy as np
 
 from fastae.data.column_statistics import ColumnStatistics
 from fastae.data.columns import matrix_shape, numeric
+from fastae.data.read_ahead import ahead
 
 SLICE_ROWS = 4096  # rows that statistics are computed from at a time
 
@@ -31,6 +32,8 @@ class RowSource(ABC):
     feature_names : sequence of str, or None
     is_local : bool
         Whether this process can read the rows.
+    guess : str
+        How a CSV file's first line was read, where it could have been read in another way; else empty.
     """
 
     name: str
@@ -38,6 +41,7 @@ class RowSource(ABC):
     dtype: np.dtype[Any]
     feature_names: Sequence[str] | None
     is_local: bool
+    guess: str = ""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -131,8 +135,6 @@ class Rows(RowSource):
         Names of the columns, if they have any.
     chunk_bytes : int
         Maximum size of a chunk in bytes; the largest row group of a Parquet file, if that is larger.
-    guess : str
-        How a CSV file's first line was read, where it could have been read in another way; else empty.
     ignored : tuple of str
         Columns of the file that are neither features of the model nor kept.
     kept : pyarrow.Table or None
@@ -143,9 +145,11 @@ class Rows(RowSource):
     chunk_bytes: int
     bounds: np.ndarray  # first row of each piece, the least that is read at once, and m
     is_local = True
-    guess: str = ""
     ignored: tuple[str, ...] = ()
     kept: Any = None
+    reads_ahead = (
+        False  # whether the next chunk is read while one is in use: reading takes time, and twice the memory
+    )
     _allow_nan: bool | None = None  # what iterating checks the rows for; None: nothing
 
     @abstractmethod
@@ -207,10 +211,19 @@ class Rows(RowSource):
         multiple : int, default 1
             Each chunk but the last holds a multiple of this many rows, at most `chunk_rows`.
         """
+        chunks = self._chunks(generator, multiple)
+        return ahead(chunks) if self.reads_ahead and not self.in_memory else chunks
+
+    def _chunks(self, generator: np.random.Generator | None, multiple: int) -> Iterator[Chunk]:
+        """The chunks of ``chunks``, in one buffer; with `reads_ahead`, in two by turns."""
         sizes = np.diff(self.bounds)
         pieces = np.arange(sizes.size) if generator is None else generator.permutation(sizes.size)
         capacity = max(self.chunk_rows, int(sizes.max(initial=0)) + multiple - 1)
-        buffer = np.empty((min(capacity, len(self)), self.shape[1]), self.dtype)
+        buffers = [
+            np.empty((min(capacity, len(self)), self.shape[1]), self.dtype)
+            for _ in range(1 + self.reads_ahead)
+        ]
+        buffer = buffers[0]
         held = first = 0
         for piece in pieces:
             if held + sizes[piece] > capacity:
@@ -223,7 +236,9 @@ class Rows(RowSource):
                     order = generator.permutation(held)
                     yield Chunk(buffer[:held], order[:use], first)
                     rest, first = order[use:], first + held
-                buffer[: held - use] = buffer[rest]
+                buffers.reverse()
+                buffers[0][: held - use] = buffer[rest]
+                buffer = buffers[0]
                 held -= use
             self.read(int(piece), buffer[held : held + sizes[piece]])
             held += int(sizes[piece])

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fastae.checks import check_count, check_index, check_matrix, check_vector
+from fastae.checks import check_count, check_index, check_matrix, check_seed, check_vector
 from fastae.engine import jobs, thread_pool
 from fastae.engine.crew import Crew
 from fastae.engine.thread_count import ThreadCount
@@ -25,6 +25,7 @@ from fastae.network import DType, Network, Parameters, check_dtype
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Optimizer, State
 
+MOST_SEED = (1 << 63) - 1
 SMALL_JOB = 4e6  # FLOPs up to which a job stays on the calling thread
 LARGE_STEP = 100e6  # FLOPs of a step per thread above which all threads are used, without a trial
 KINDS_MOST = 100  # kinds of jobs for which an engine keeps a thread count
@@ -438,6 +439,7 @@ class Engine:
         self._check_params(gradient, "gradient", written=True)
         jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
         jobs.set_objective(job, objective, self.network, unit)
+        check_seed(seed, MOST_SEED)
         job.seed, job.epoch = seed, epoch
         job.batch, job.first_row, job.as_sums = batch, first_row, sums
         job.weights = address(params.flat if self._weights is None else self._weights)

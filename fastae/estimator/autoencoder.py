@@ -14,6 +14,7 @@ from fastae.estimator.callbacks import callbacks
 from fastae.estimator.fitted import FittedModel
 from fastae.estimator.inputs import check, check_weight
 from fastae.estimator.model_files import ModelFiles
+from fastae.estimator.quality import warn_if_code_is_wide, warn_if_still_falling
 from fastae.estimator.scaling import shift_and_scale
 from fastae.estimator.sklearn_types import CallbackSupportMixin, available_if, fit_context, with_callbacks
 from fastae.estimator.whole import changed_whole
@@ -252,6 +253,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
                 checkpoint=saved,
             )
         )
+        warn_if_still_falling(self)
 
     @available_if(goes_by_steps)
     @fit_context(prefer_skip_nested_validation=True)
@@ -336,6 +338,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         self._state = optimizers.State.zeros(self.params_)
         self.network_ = network
         self._n_features_out = encoder[-1]
+        warn_if_code_is_wide(self, encoder[-1], n)
 
     def _dtype(self, X: RowSource) -> np.dtype[Any]:
         """The dtype of the parameters."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastae.checks import check_count, check_index, check_matrix
+from fastae.checks import check_count, check_index, check_matrix, check_seed
 from fastae.data.row_source import ArrayRows, Rows
 from fastae.engine.engine import Engine
 from fastae.network import Parameters
@@ -204,6 +204,7 @@ def train_on(
     batch = min(batch or len(rows), len(rows))
     shuffle = options.shuffle and batch < len(rows)
     local_engine = engine()
+    check_seed(options.seed)
     generator = np.random.default_rng(options.seed)
     noise_seed = draw_noise_seed(generator, objective)
     checkpoint = options.open_checkpoint()

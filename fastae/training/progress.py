@@ -24,17 +24,24 @@ def progress_bar(wanted: bool, epochs: int, rows: int) -> Iterator[Callable[[Epo
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("training", total=epochs, text="")
-        shown = 0.0
+        shown, last = 0.0, None
+
+        def draw(epoch: Epoch) -> None:
+            text = f"loss {epoch.loss:.6g}"
+            if epoch.validation_loss is not None:
+                text += f", validation {epoch.validation_loss:.6g}"
+            text += f", {epoch.number * rows / epoch.seconds:,.0f} rows/s"
+            bar.update(task, completed=epoch.number, text=text)
 
         def show(epoch: Epoch) -> None:
-            nonlocal shown
-            # an update costs as much as a small epoch
-            if epoch.seconds - shown > 0.05 or epoch.number == epochs:
+            nonlocal shown, last
+            last = epoch
+            if epoch.seconds - shown > 0.05:  # an update costs as much as a small epoch
                 shown = epoch.seconds
-                text = f"loss {epoch.loss:.6g}"
-                if epoch.validation_loss is not None:
-                    text += f", validation {epoch.validation_loss:.6g}"
-                text += f", {epoch.number * rows / epoch.seconds:,.0f} rows/s"
-                bar.update(task, completed=epoch.number, text=text)
+                draw(epoch)
 
-        yield show
+        try:
+            yield show
+        finally:
+            if last is not None:  # where training ended, also before the last epoch
+                draw(last)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import sys
 import textwrap
 
@@ -335,6 +336,80 @@ def test_the_former_name_of_chunk_bytes_still_works(tmp_path):
     with pytest.warns(DeprecationWarning, match="block_bytes is now called chunk_bytes"):
         rows = open_rows(path, block_bytes=CHUNK)
     assert rows.chunk_bytes == CHUNK
+
+
+def npy(header, version=(1, 0), content=bytes(60)):
+    text = header.encode("latin1")
+    return (
+        b"\x93NUMPY"
+        + bytes(version)
+        + struct.pack("<H" if version[0] == 1 else "<I", len(text))
+        + text
+        + content
+    )
+
+
+GOOD = "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 5), }\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npy(GOOD.replace("(3", "(-3")), r"its shape is \(-3, 5\)"),
+        (npy(GOOD.replace("5)", "-5)")), r"its shape is \(3, -5\)"),
+        (npy(GOOD.replace("(3", "(True")), r"its shape is \(True, 5\)"),
+        (npy(GOOD.replace("(3, 5", f"(0, {2**63}")), "its shape is"),
+        (npy(GOOD.replace("5), }", "(")), "EOF in multi-line statement"),
+        (npy("(" * 5000), ""),
+        (npy("{'descr': '<f4\n"), ""),
+        (npy("  {'descr':\n '<f4'\n  x"), ""),
+        (npy(GOOD.replace("'descr'", "'d\0scr'")), ""),
+        (npy(GOOD, (4, 0)), "version 4.0 of the format is not known"),
+        (npy(GOOD)[:40], ""),
+        (npy(GOOD)[:7], ""),
+        (b"", ""),
+    ],
+)
+def test_a_damaged_npy_file_is_named(content, message, tmp_path):
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x\.npy is not a readable \.npy file: .*{message}"):
+        open_rows(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_every_version_of_npy_is_read(version, tmp_path):
+    (tmp_path / "x.npy").write_bytes(npy(GOOD, version, np.arange(15, dtype="<f4").tobytes()))
+    np.testing.assert_array_equal(np.asarray(open_rows(tmp_path / "x.npy")), np.arange(15).reshape(3, 5))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_damaged_parquet_file_is_named(seed, tmp_path):
+    path, draw = parquet(tmp_path / "x.parquet", FRAME, row_group_size=60), np.random.default_rng(seed)
+    whole, messages = path.read_bytes(), []
+    for _ in range(60):
+        damaged = bytearray(whole)
+        if draw.random() < 0.2:
+            damaged = damaged[: draw.integers(len(damaged))]
+        else:
+            first = len(damaged) - 3000 if draw.random() < 0.8 else 0  # the footer, above all
+            for place in draw.integers(first, len(damaged), draw.integers(1, 5)):
+                damaged[place] = draw.integers(256)
+        path.write_bytes(damaged)
+        try:
+            np.asarray(open_rows(path))
+        except (ValueError, TypeError) as error:
+            messages.append(str(error))
+    assert len(messages) > 20
+    assert all(str(path) in message and "\n" not in message for message in messages), messages
+
+
+def test_a_parquet_file_that_holds_other_rows_than_it_says_is_refused(tmp_path):
+    path = parquet(tmp_path / "x.parquet", FRAME, row_group_size=60)
+    for size, words in ((61, "fewer"), (59, "more")):
+        rows = open_rows(path)
+        rows.bounds = np.arange(0, 600, size)
+        with pytest.raises(ValueError, match=rf"x\.parquet is not .*: row group 1 has {words} rows than"):
+            rows.read_pieces(0, 1)
 
 
 # -- chunks ------------------------------------------------------------------------------------------------------------

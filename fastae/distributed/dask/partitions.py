@@ -85,7 +85,9 @@ class DaskPartitions(Partitions):
             waiting = [number for number in waiting if self.futures[number].status != "finished"]
 
 
-def open_partitions(client: Client, source: Any, drop: Sequence[str] = ()) -> DaskPartitions:
+def open_partitions(
+    client: Client, source: Any, drop: Sequence[str] = (), header: bool | None = None
+) -> DaskPartitions:
     """The rows of files; each worker reads its part with ``fastae.open_rows``.
 
     Parameters
@@ -95,22 +97,24 @@ def open_partitions(client: Client, source: Any, drop: Sequence[str] = ()) -> Da
         As for ``fastae.open_rows``; the workers must see the same files at these paths.
     drop : sequence of str
         Columns to leave out.
+    header : bool, optional
+        As for ``fastae.open_rows``.
     """
     paths = [os.path.abspath(path) for path in paths_of(source)]
-    rows = open_rows(paths, drop=drop)
+    rows = open_rows(paths, drop=drop, header=header)
     read = dask.delayed(_read)
     arrays = []
     for first, last in cut_rows(rows):
         shape = int(rows.bounds[last] - rows.bounds[first]), rows.shape[1]
-        arrays.append(dask.array.from_delayed(read(paths, drop, first, last), shape, rows.dtype))
+        arrays.append(dask.array.from_delayed(read(paths, drop, header, first, last), shape, rows.dtype))
     partitions = DaskPartitions(client, dask.array.concatenate(arrays))
-    partitions.name = rows.name
+    partitions.name, partitions.guess = rows.name, rows.guess
     partitions.feature_names = None if rows.feature_names is None else list(rows.feature_names)
     return partitions
 
 
-def _read(paths: list[str], drop: Sequence[str], first: int, last: int) -> np.ndarray:
-    return open_rows(paths, drop=drop).read_pieces(first, last)
+def _read(paths: list[str], drop: Sequence[str], header: bool | None, first: int, last: int) -> np.ndarray:
+    return open_rows(paths, drop=drop, header=header).read_pieces(first, last)
 
 
 def names_of(X: Any) -> list[str] | None:

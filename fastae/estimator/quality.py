@@ -1,0 +1,36 @@
+"""Warnings about models that train without an error but are not what the user wants."""
+
+import warnings
+from typing import Any
+
+from sklearn.exceptions import ConvergenceWarning
+
+_SHARE = 0.01  # of the loss, by which the last epochs must have lowered it
+
+
+def warn_if_code_is_wide(model: Any, units: int, columns: int) -> None:
+    """Warn of a code that can hold each row as it is; noise and sparsity make such a code useful."""
+    if units > columns and model.noise is None and not model.sparsity_weight:
+        warnings.warn(
+            f"the code is wider than the data: {units} units for {columns} columns, so that the model can copy its "
+            "input instead of learning from it; choose hidden_layer_sizes below the number of columns, or add noise",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def warn_if_still_falling(model: Any) -> None:
+    """Warn where the last of `max_iter` epochs still lowered the loss by as much as counts as an improvement."""
+    if model.stop_reason_ != "max_iter":
+        return
+    curve = model.validation_loss_curve_ or model.loss_curve_
+    last = min(10, len(curve) // 2)
+    if not last:
+        return
+    fall = min(curve[:-last]) - min(curve[-last:])
+    if fall > max(last * model.tol * model.n_features_in_, _SHARE * min(curve)):
+        warnings.warn(
+            f"the loss was still falling after {len(curve)} epochs: raise max_iter",
+            ConvergenceWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,46 @@
+"""Fits that train without an error, but to a model that is not what the user wants, warn."""
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.exceptions import ConvergenceWarning
+
+from fastae import Autoencoder, AutoencoderDetector
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(500, 3)) @ RNG.normal(size=(3, 12))
+
+
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_a_fit_that_ends_while_the_loss_falls_warns(solver, early_stopping):
+    model = AutoencoderDetector(3, max_iter=8, solver=solver, early_stopping=early_stopping, random_state=0)
+    with pytest.warns(ConvergenceWarning, match="still falling after 8 epochs: raise max_iter"):
+        model.fit(X)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_iter": 2000, "learning_rate_init": 0.03, "n_iter_no_change": 2},  # stopped by tol
+        {"max_iter": 300, "learning_rate_init": 0.03, "learning_rate": "cosine", "n_iter_no_change": np.inf},
+        {"max_iter": 1},
+        {"max_iter": 5, "callback": lambda epoch: epoch.number == 4},
+    ],
+)
+def test_other_fits_do_not(settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Autoencoder(3, random_state=0, **settings).fit(X)
+        Autoencoder(3, random_state=0).partial_fit(X).partial_fit(X)
+
+
+def test_a_code_wider_than_the_data_warns_unless_there_is_noise_or_sparsity():
+    for settings in ({}, {"hidden_layer_sizes": (4, 13)}):
+        with pytest.warns(UserWarning, match=r"wider than the data: (32|13) units for 12 columns"):
+            Autoencoder(max_iter=1, **settings).fit(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for settings in ({"noise": "mask"}, {"sparsity_weight": 0.1}, {"hidden_layer_sizes": (32, 12)}):
+            Autoencoder(max_iter=1, **settings).fit(X)

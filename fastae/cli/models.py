@@ -291,7 +291,7 @@ def encode(
     header: Header = None,
     as_json: Json = False,
 ) -> None:
-    """Write the code (compressed representation) of each input row.
+    """Write the code of each input row: its compressed form.
 
     An .npy file holds the codes alone; a .csv or .parquet file also has names: code_1, code_2, ...
     """

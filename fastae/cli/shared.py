@@ -153,7 +153,8 @@ def _one_line(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     message = next(iter(str(error).splitlines()), "")
     if "contains NaN" in message:
-        message = message.rstrip(".") + ": if cells are missing, train with --missing"
+        what = message.removesuffix(": missing='mask' allows missing cells").rstrip(".")
+        message = f"{what}: if cells are missing, train with --missing"
     if isinstance(error, (ArithmeticError, ImportError, MemoryError, OSError, TypeError, ValueError)):
         return message or type(error).__name__
     return f"{type(error).__name__}: {message} (--debug shows the traceback)"

@@ -23,7 +23,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-fcntl: Any = import_module("fcntl") if os.name == "posix" else None  # Windows has no such locks
+try:
+    fcntl: Any = import_module("fcntl")
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 # Increase it if an older fastae would misread files, or if the layout of checkpoints' buffers changes. 2: with a digest
 FORMAT, READ_FORMATS = 2, (1, 2)

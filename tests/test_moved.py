@@ -2,10 +2,10 @@
 
 import importlib
 import pickle
-import subprocess
 import sys
 
 import pytest
+from processes import run
 
 import fastae
 from fastae._moved import MOVED
@@ -27,7 +27,7 @@ def test_a_pickle_that_names_a_former_path_loads_in_a_new_process():
     former = saved.replace(b"fastae.training.history", b"fastae.history")
     assert former != saved
     code = "import pickle, sys; print(pickle.loads(sys.stdin.buffer.read()).loss)"
-    loaded = subprocess.run([sys.executable, "-c", code], input=former, capture_output=True, check=True)
+    loaded = run([sys.executable, "-c", code], input=former, text=False)
     assert loaded.stdout.split() == [b"[0.5]"]
 
 

@@ -457,9 +457,7 @@ def test_an_output_that_is_an_input_is_refused(link, place, tmp_path):
         assert {name: (tmp_path / name).read_bytes() for name in names} == content
     assert not list(tmp_path.glob("new*"))
     with open(a, "rb") as file:
-        ran = subprocess.run(
-            [*COMMAND, "score", str(model), "-", "--out", str(same(a))], stdin=file, check=False
-        )
+        ran = processes.run([*COMMAND, "score", str(model), "-", "--out", str(same(a))], stdin=file)
     assert (ran.returncode, a.read_bytes()) == (2, content["a.csv"])
 
 

@@ -2,12 +2,12 @@
 
 import json
 import re
-import subprocess
 import sys
 from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
+from processes import run
 from typer.testing import CliRunner
 
 import fastae
@@ -41,7 +41,7 @@ def data(tmp_path):
 
 def test_the_package_is_a_command():
     words = [sys.executable, "-m", "fastae", "-h"]
-    ran = subprocess.run(words, capture_output=True, text=True, check=True)
+    ran = run(words)
     assert ran.stdout.startswith("Usage: python -m fastae [OPTIONS] COMMAND")
 
 

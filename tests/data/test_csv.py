@@ -5,12 +5,12 @@ import gzip
 import io
 import os
 import random
-import subprocess
 import sys
 import textwrap
 
 import numpy as np
 import pytest
+from processes import run
 
 from fastae import Autoencoder, open_rows
 from fastae.data import csv
@@ -118,7 +118,7 @@ def test_reading_takes_the_memory_of_a_few_blocks(suffix, tmp_path):
             file.write(lines)
     small = written(tmp_path, "a\n1\n", "small.csv")
     script = [sys.executable, "-c", textwrap.dedent(READ_AND_MEASURE), tmp_path / f"x{suffix}", small]
-    ran = subprocess.run(script, capture_output=True, text=True, check=True)
+    ran = run(script)
     grown, rows, total = ran.stdout.split()
     assert (int(rows), float(total)) == (5_000_000, 5_000_000 * 11.625)
     assert int(grown) < 60 << 20, "the numbers are 160 MB, the text 100 MB"

@@ -591,7 +591,7 @@ def test_type_checkers_see_every_public_name():
         for node in ast.walk(ast.parse(inspect.getsource(kernels)))
         if isinstance(node, ast.ImportFrom)
         for name in node.names
-        if name.asname
+        if name.asname and node.module != "fastae.kernels"  # a module of the package, not a public name
     }
     assert sorted(seen) == kernels.__all__
     for name, module in seen.items():

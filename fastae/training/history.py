@@ -7,7 +7,10 @@ from fastae.optimizers import State
 
 
 class DivergenceError(ArithmeticError):
-    """The loss became infinite or NaN. The parameters are restored to those of the last finite loss."""
+    """The loss became infinite or NaN.
+
+    ``fastae.train`` restores the parameters to those of the last finite loss; an estimator is as before its fit.
+    """
 
 
 @dataclass(frozen=True)

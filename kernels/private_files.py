@@ -38,7 +38,7 @@ def _check(stats: os.stat_result) -> None:
 
 
 def _check_owner(stats: os.stat_result) -> None:
-    if os.name == "posix" and stats.st_uid != os.geteuid():
+    if hasattr(os, "geteuid") and stats.st_uid != os.geteuid():
         raise PermissionError("it belongs to another user")
 
 

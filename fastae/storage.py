@@ -31,14 +31,11 @@ except ImportError:  # Windows has no such locks
 # Increase it if an older fastae would misread files, or if the layout of checkpoints' buffers changes. 2: with a digest
 FORMAT, READ_FORMATS = 2, (1, 2)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which name no file
-_HIDDEN, _LOCK = (
-    ".fastae-",
-    ".lock",
-)  # how names of files that are being written begin, and those of their locks end
+_HIDDEN = ".fastae-"  # how names of files that are being written begin
+_LOCK = ".lock"  # how names of their locks end
 _SUFFIX_MOST = 16  # bytes of a suffix that a hidden name has too: some writers choose a format by it
-_STALE = (
-    86400.0  # seconds after which a hidden file without a lock is left over: earlier versions had no locks
-)
+# Seconds after which a hidden file without a lock is left over: earlier versions had no locks
+_STALE = 86400.0
 
 
 @contextmanager
@@ -133,7 +130,7 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
         if hidden or unnamed:
             error.filename = os.fspath(path)
         elif error.filename is None and _is_stream(path) and os.fspath(path) not in str(error):
-            reason = f"{error.strerror or error}, for it is not a regular file"
+            reason = f"{error.strerror or error}: not a regular file"
             raise OSError(error.errno or errno.ESPIPE, reason, os.fspath(path)) from error
         raise
 
@@ -165,9 +162,8 @@ def _held_lock(lock: Path) -> int | None:
         return None
     while True:
         handle = os.open(lock, os.O_CREAT | os.O_WRONLY, 0o600)
-        with suppress(
-            OSError
-        ):  # a file system without locks: nobody else gets one there, so the file is left alone
+        # A file system without locks raises: nobody else gets one there, so the file is left alone
+        with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.stat(lock)):

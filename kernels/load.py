@@ -34,6 +34,13 @@ def _row_weight(job, i):  # type: ignore[no-untyped-def]
 
 
 @inlined
+def _zero_rows(like, tile_at, height, columns, first, rows):  # type: ignore[no-untyped-def]
+    """Write zeros to rows first .. first + rows of a blocked tile; `like` is an array of its dtype."""
+    for j in range(in_blocks(columns, LINE // like.itemsize)):
+        zero_lines(like, (tile_at + (j * height + first) * LINE, rows))
+
+
+@inlined
 def _swap_cells(like, job, memory, source, row_at, key):  # type: ignore[no-untyped-def]
     """Replace each cell of a row of the input, with probability noise_level, by that of another row.
 
@@ -102,15 +109,13 @@ def load_tile(out, job_at, work, columns, first, rows, epoch):  # type: ignore[n
     if job.sample_weight != 0:  # a row of weight 0 does not count, whatever it holds
         for i in range(rows):
             if _row_weight(job, first + i) == 0.0:
-                for j in range(in_blocks(columns, LINE // like.itemsize)):
-                    zero_lines(like, (clean_at + (j * height + i) * LINE, 1))
+                _zero_rows(like, clean_at, height, columns, i, 1)
     below = round_up(rows, job.row_multiple) - rows
     if below > 0:
-        for j in range(in_blocks(columns, LINE // like.itemsize)):
-            offset = (j * height + rows) * LINE
-            zero_lines(like, (clean_at + offset, below))
-            zero_lines(like, (input_at + offset, below))
+        _zero_rows(like, clean_at, height, columns, rows, below)
     if corrupted:
+        if below > 0:
+            _zero_rows(like, input_at, height, columns, rows, below)
         _corrupt(like, job, memory, source, input_at, first, rows, epoch)
 
 

@@ -114,9 +114,8 @@ MEMBER_BYTES = MEMBER.itemsize
 # Pauses to wait within a job: longer than a phase of a small step, 0.2 ms if a pause takes 10 ns
 SPINS = 20000
 LISTEN = 20000  # pauses that a helper waits for another job: as long
-HOLDING = (
-    -1
-)  # what ``_next_item`` returns if the member holds an item now; else OVER or WAITING, as ``run`` does
+# What ``_next_item`` returns if the member holds an item now; else OVER or WAITING, as ``run`` does
+HOLDING = -1
 
 # What a job calls by address, other than products: field of the job -> function
 ITEMS = {
@@ -140,7 +139,7 @@ def admit(control_at, members_at, size):  # type: ignore[no-untyped-def]
 
     Sets `wake` of the helpers that sleep, which the caller must wake: they count as `present` from now on.
 
-    control_at   the control block of job.py        members_at   MEMBER (at least size,)
+    control_at   the control words of job.py        members_at   MEMBER (at least size,)
     """
     exchange(control_at + OPEN, size)
     for number in range(1, size):
@@ -173,7 +172,7 @@ def run(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
     """Take part in the job; return OVER, BUSY or WAITING.
 
     job_at       JOB, read only while the job is open
-    control_at   the control block of job.py, shared by the crew
+    control_at   the control words of job.py, shared by the crew
     me_at        MEMBER, this thread's
     work         this thread's memory, mapped by TileMap: an address, since only what the job calls knows its dtype
     """

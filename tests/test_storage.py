@@ -159,9 +159,8 @@ def test_a_read_only_file_is_refused_before_anything_is_written(tmp_path, monkey
     path = tmp_path / "a"
     path.write_text("old")
     access = os.access
-    monkeypatch.setattr(
-        os, "access", lambda where, mode: mode != os.W_OK and access(where, mode)
-    )  # root may write all
+    # Root may write all
+    monkeypatch.setattr(os, "access", lambda where, mode: mode != os.W_OK and access(where, mode))
     for refused in (lambda: storage.check_place(path), lambda: fastae.Parameters(NETWORK).save(path)):
         with pytest.raises(PermissionError, match="a is read-only"):
             refused()

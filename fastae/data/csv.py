@@ -118,9 +118,8 @@ def _blocks(file: BinaryIO, name: str) -> Iterator[bytes]:
         if not more:
             raise ValueError(f"{name} is empty")
         text += more
-    bare = re.sub(
-        rb'(?<![^,;\t\r\n])"[^"]*"', b"x", text[:FIRST_BYTES].lstrip(b"\r\n")
-    )  # without cells in quotes
+    # Cells in quotes may hold delimiters
+    bare = re.sub(rb'(?<![^,;\t\r\n])"[^"]*"', b"x", text[:FIRST_BYTES].lstrip(b"\r\n"))
     first = next((line for line in re.split(rb"[\r\n]", bare) if line.strip()), b"")
     delimiter = max((b",", b";", b"\t"), key=first.count)
     yield delimiter

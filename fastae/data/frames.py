@@ -25,7 +25,6 @@ def frame_rows(frame: Any, drop: tuple[str, ...]) -> Rows:
     array = np.empty(table.shape, np.float32 if all_float32 else np.float64)
     for j, column in enumerate(table.iter_columns()):
         array[:, j] = column.cast(nw.Float32 if all_float32 else nw.Float64).to_numpy()
-    named = any(
-        isinstance(name, str) for name in kept
-    )  # as scikit-learn: other columns have numbers, not names
+    # As in scikit-learn: other columns have numbers, not names
+    named = any(isinstance(name, str) for name in kept)
     return ArrayRows(array, "X", tuple(map(str, kept)) if named else None)

@@ -57,9 +57,8 @@ class Crew:
         self._job = Job()  # the record that helpers read; overwritten only while no job is open
         self._job_at, self._taken_at = ctypes.addressof(self._job), address(self._taken)
         self._shared: _Shared | None = _Shared(len(work))
-        step.abandon(
-            self._shared.control_at
-        )  # compiled now: in ``run``, a signal could interrupt the compiler
+        # Compiled now: in ``run``, a signal could interrupt the compiler
+        step.abandon(self._shared.control_at)
 
     def forget_helpers(self) -> None:
         """Begin the next job with new shared memory, and so with helpers woken anew: present ones hear of no job."""

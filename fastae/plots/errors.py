@@ -274,7 +274,5 @@ class WorstRowsDisplay(Display):
             for line in label.split()
         )
         figure = self.figure_.get_figure(root=True)
-        points = (
-            self.ax_.get_window_extent().width * 72 / figure.dpi
-        )  # the layout takes up to a third of them
-        return widest > 0.6 * points / len(labels)
+        points = self.ax_.get_window_extent().width * 72 / figure.dpi
+        return widest > 0.6 * points / len(labels)  # the layout takes up to a third of the points

@@ -57,9 +57,8 @@ def test_small_steps_take_no_more_threads_than_there_are_cpus(monkeypatch):
 def test_no_step_takes_more_threads_than_there_are_cpus_however_many_are_asked_for(m, monkeypatch):
     pretend_cpus(monkeypatch, 2)
     helpers = Helpers(monkeypatch)
-    assert_matches_reference(
-        *autoencoder(m=m, n_threads=10**6)
-    )  # memory for a million threads would take minutes
+    # Memory for a million threads would take minutes
+    assert_matches_reference(*autoencoder(m=m, n_threads=10**6))
     assert helpers.lent == 2 - 1
 
 

@@ -1,4 +1,7 @@
-"""How a job is cut up: rows into steps and shards, weights into stretches; by the job alone, each part once."""
+"""The split of a job: rows into steps and shards, weights into stretches.
+
+It depends on nothing but the job, and covers each part exactly once.
+"""
 
 from collections import Counter
 

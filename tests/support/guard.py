@@ -31,7 +31,7 @@ def guarded(array, end=True, align=1):
 
 
 def guard_buffers(monkeypatch, end=True):
-    """Have all buffers that engines and parameters allocate from now on end, or begin, at a guard page."""
+    """From now on, allocate every buffer of engines and parameters against a guard page, by its end or its start."""
     plain = layout.aligned_zeros
 
     def aligned_zeros(size, dtype):

@@ -38,9 +38,8 @@ def interruptible():
     ):
         yield
         return
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a child inherits that a signal is ignored, but no handler
+    # A child inherits that a signal is ignored, but no handler
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:

@@ -139,6 +139,7 @@ class Engine:
             stretches=stretches,
             transposed=address(self._transposed),
             transposed_size=transposed,
+            orders=1,
             ones=address(self._ones),
             totals=address(self._totals),
             norms=address(self._norms),
@@ -404,6 +405,9 @@ class Engine:
     ) -> np.ndarray:
         """Take one step per learning rate in `rates`, over successive batches of the rows, in one job.
 
+        `index` holds the numbers of the rows to use, of shape (rows,) or, with an order for each of several epochs,
+        (epochs, rows).
+
         With an `optimizer`, `params` and ``state.moments`` change in place; ``state.steps`` is read but not changed.
         Without one, no parameter changes. `gradient` receives the last step's gradient.
 
@@ -423,8 +427,8 @@ class Engine:
             raise ValueError("sums are of rows: objective must have neither alpha nor sparsity_weight")
         if batch_size is not None:
             check_count("batch_size", batch_size)
-        chosen = None if index is None else check_index(index, X.shape[0])
-        rows = X.shape[0] if chosen is None else chosen.size
+        chosen = None if index is None else check_index(index, X.shape[0], by_epoch=True)
+        rows = X.shape[0] if chosen is None else chosen.shape[-1]
         batch = rows if batch_size is None else min(int(batch_size), rows)
         job = self._new_job(self._form_for(batch, objective))
         alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)

@@ -1,7 +1,8 @@
 """Autoencoder: the estimator that is fitted by epochs of steps or by L-BFGS."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Self, cast
 
@@ -10,11 +11,12 @@ from sklearn.utils import check_random_state
 
 from fastae import optimizers
 from fastae.data.row_source import ArrayRows, Rows, RowSource
+from fastae.estimator.automatic import CODE_MOST, Budget, automatic_code, budget_of, patience
 from fastae.estimator.callbacks import callbacks
 from fastae.estimator.fitted import FittedModel
 from fastae.estimator.inputs import check, check_weight
 from fastae.estimator.model_files import ModelFiles
-from fastae.estimator.quality import warn_if_code_is_wide, warn_if_still_falling
+from fastae.estimator.quality import warn_if_code_is_wide, warn_if_unfinished
 from fastae.estimator.scaling import shift_and_scale
 from fastae.estimator.sklearn_types import CallbackSupportMixin, available_if, fit_context, with_callbacks
 from fastae.estimator.whole import changed_whole
@@ -24,6 +26,7 @@ from fastae.training.checkpoint import Checkpoint
 from fastae.training.gradient_descent import train_on
 from fastae.training.history import DivergenceError, History
 from fastae.training.options import TrainingOptions
+from fastae.training.pca import RANK_TOLERANCE, PrincipalComponents, principal_components, start_at_pca
 
 # Settings that may differ between a checkpoint and the fit that resumes it.
 _MAY_DIFFER = {"max_iter", "n_threads", "warm_start", "callback", "verbose"}
@@ -238,22 +241,28 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         if self.early_stopping and validation is None:
             rows, validation = rows.split(self.validation_fraction, int(seed[2]))
             validation_weight = weight
-        self._start(rows, seed[0], weight)
+        components = self._start(rows, seed[0], weight)
+        budget = budget_of(self, len(rows), max(self.network_.widths), rows.default_batch_size)
+        self.auto_ = self._chosen(budget)
+        if self.verbose and self.auto_:
+            print("auto:", ", ".join(f"{name}={value}" for name, value in self.auto_.items()), file=sys.stderr)
         validate = None if validation is None else self._validation_loss(validation, validation_weight)
         stops_early = self.early_stopping or validate is None
-        patience = int(self.n_iter_no_change) if stops_early and self.n_iter_no_change < np.inf else None
         self._finish(
             self._train(
                 rows,
                 weight,
-                epochs=self.max_iter,
+                budget,
+                self._optimizer(budget.rate, len(rows), -(-len(rows) // budget.batch_size), budget.epochs),
+                epochs=budget.epochs,
                 seed=int(seed[1]),
                 validate=validate,
-                patience=patience,
+                patience=patience(self, budget.epochs) if stops_early else None,
                 checkpoint=saved,
             )
         )
-        warn_if_still_falling(self)
+        self._compare(self._validation_loss(rows, weight)(self.params_), components)
+        warn_if_unfinished(self, budget)
 
     @available_if(goes_by_steps)
     @fit_context(prefer_skip_nested_validation=True)
@@ -306,39 +315,71 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             self.params_, self._state = self.params_.copy(), self._state.copy()
         seed = int(self._seeds[1]) + self._state.epochs
         curve = [] if first else self.loss_curve_
-        history = self._train(rows, weight, epochs=1, seed=seed)
+        budget = budget_of(self, len(rows), max(self.network_.widths), rows.default_batch_size)
+        rate, epochs = budget.rate, None if self.max_iter == "auto" else int(self.max_iter)
+        if self.learning_rate_init == "auto" and self.learning_rate == "cosine" and epochs is None:
+            rate /= 10  # which never falls
+        optimizer = self._optimizer(rate, len(rows), -(-len(rows) // budget.batch_size), epochs)
+        history = self._train(rows, weight, budget, optimizer, epochs=1, seed=seed)
         history.loss = curve + history.loss
         self._finish(history)
 
-    def _start(self, X: RowSource, seed: int, weight: np.ndarray | None) -> None:
-        """Set network, scale, parameters and optimizer state to train from."""
+    def _start(self, X: RowSource, seed: int, weight: np.ndarray | None) -> PrincipalComponents | None:
+        """Set network, scale, parameters and optimizer state to train from; return what the data's PCA is."""
         self._objective()  # an option out of range is an error before there is a model
-        n = X.shape[1]
-        encoder = tuple(np.atleast_1d(self.hidden_layer_sizes).tolist())
-        if not encoder or any(not isinstance(width, int) or width < 1 for width in encoder):
-            raise ValueError(f"hidden_layer_sizes must be positive integers, got {self.hidden_layer_sizes!r}")
-        g = "sigmoid" if self.activation == "logistic" else self.activation
-        widths = (n, *encoder, *encoder[-2::-1], n)
-        activations: tuple[Activation, ...] = (g,) * (len(widths) - 2) + (
-            g if self.output_layer else "identity",
-        )
-        if self.output_layer:
-            widths, activations = (*widths, n), (*activations, "identity")
-        network, dtype = Network(widths, activations, len(encoder)), self._dtype(X)
+        n, dtype = X.shape[1], self._dtype(X)
+        encoder: Sequence[int] | None = None
+        if not isinstance(self.hidden_layer_sizes, str):
+            encoder = np.atleast_1d(self.hidden_layer_sizes).tolist()
+        elif self.warm_start and hasattr(self, "network_") and self.network_.widths[0] == n:
+            encoder = self.network_.widths[1 : self.network_.code_layer + 1]
+        network = None if encoder is None else self._network(n, encoder)
         again = (
             self.warm_start
             and hasattr(self, "params_")
             and (self.params_.network, self.params_.dtype) == (network, dtype)
         )
+        if not again:
+            self.shift_, self.scale_ = shift_and_scale(self, X, weight)
+        data: dict[str, Any] = {} if weight is None else {"sample_weight": weight}
+        components = principal_components(
+            X,
+            max(network.widths if network else (CODE_MOST,)),
+            dtype,
+            n_threads=self.n_threads,
+            shift=self.shift_,
+            scale=self.scale_,
+            missing=self.missing is not None,
+            **data,
+        )
+        if network is None:
+            network = self._network(n, [automatic_code(n, components)])
         if again:
             self.params_ = self.params_.copy()  # because the steps write to them
-        else:
-            self.shift_, self.scale_ = shift_and_scale(self, X, weight)
+        elif components is None or self.init == "random":
             self.params_ = Parameters.random(network, int(seed), dtype)
+        else:
+            self.params_ = start_at_pca(network, components, int(seed), dtype)
         self._state = optimizers.State.zeros(self.params_)
         self.network_ = network
-        self._n_features_out = encoder[-1]
-        warn_if_code_is_wide(self, encoder[-1], n)
+        self._n_features_out = network.widths[network.code_layer]
+        warn_if_code_is_wide(self, self._n_features_out, n)
+        return components
+
+    def _network(self, columns: int, encoder: Sequence[int]) -> Network:
+        """The network whose encoder has these widths."""
+        if not encoder or any(not isinstance(width, int) or width < 1 for width in encoder):
+            raise ValueError(
+                f"hidden_layer_sizes must be 'auto' or positive integers, got {self.hidden_layer_sizes!r}"
+            )
+        g = "sigmoid" if self.activation == "logistic" else self.activation
+        widths = (columns, *encoder, *encoder[-2::-1], columns)
+        activations: tuple[Activation, ...] = (g,) * (len(widths) - 2) + (
+            g if self.output_layer else "identity",
+        )
+        if self.output_layer:
+            widths, activations = (*widths, columns), (*activations, "identity")
+        return Network(widths, activations, len(encoder))
 
     def _dtype(self, X: RowSource) -> np.dtype[Any]:
         """The dtype of the parameters."""
@@ -346,7 +387,31 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             return np.dtype(np.float32)
         if self.dtype is not None:
             return np.dtype(self.dtype)
-        return np.dtype(np.float32 if X.dtype == np.float32 else np.float64)
+        in_float32 = X.dtype == np.float32 or (self.scale is not None and self.solver != "lbfgs")
+        return np.dtype(np.float32 if in_float32 else np.float64)
+
+    def _chosen(self, budget: Budget) -> dict[str, Any]:
+        """What the settings that are "auto" stand for in this fit."""
+        values = {
+            "hidden_layer_sizes": list(self.network_.widths[1 : self.network_.code_layer + 1]),
+            "batch_size": budget.batch_size,
+            "learning_rate_init": budget.rate,
+            "max_iter": budget.epochs,
+            "n_iter_no_change": patience(self, budget.epochs),
+        }
+        if self.solver == "lbfgs":
+            del values["batch_size"], values["learning_rate_init"]
+        return {name: value for name, value in values.items() if isinstance(getattr(self, name), str)}
+
+    def _compare(self, loss: float, components: PrincipalComponents | None) -> None:
+        """Set how large the error of the training rows is next to that of the mean, and of PCA."""
+        self.error_over_mean_ = self.error_over_pca_ = None
+        if components is not None:
+            pca = components.error(self._n_features_out)
+            if components.total > 0:
+                self.error_over_mean_ = 2 * loss / components.total
+            if pca > RANK_TOLERANCE * components.total:
+                self.error_over_pca_ = 2 * loss / pca
 
     def _validation_loss(self, rows: RowSource, weight: np.ndarray | None) -> Callable[[Parameters], float]:
         """A function that gives the loss of these rows at given parameters."""
@@ -364,18 +429,24 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
 
         return validate
 
-    def _train(self, rows: RowSource, weight: np.ndarray | None, **options: Any) -> History:
+    def _train(
+        self,
+        rows: RowSource,
+        weight: np.ndarray | None,
+        budget: Budget,
+        optimizer: optimizers.Optimizer,
+        **options: Any,
+    ) -> History:
         """By epochs or by L-BFGS; options are those of ``TrainingOptions`` that are not settings."""
         if self._in_bfloat16 and not rows.is_local:
             raise ValueError("dtype 'bfloat16' needs X on one machine; 'float32' does not")
-        batch_size = rows.default_batch_size if self.batch_size == "auto" else int(self.batch_size)
         data: dict[str, Any] = {"shift": self.shift_, "scale": self.scale_, "objective": self._objective()}
         if weight is not None:
             data["sample_weight"] = weight
         with callbacks(self, rows, options["epochs"]) as callback:
             asked = TrainingOptions(
                 **options,
-                batch_size=batch_size,
+                batch_size=budget.batch_size,
                 shuffle=self.shuffle,
                 tol=self.tol * rows.shape[1],
                 adaptive=self.learning_rate == "adaptive" and self.solver != "lbfgs",
@@ -388,7 +459,6 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
                 return lbfgs.minimize(
                     self.params_, local, self._state, asked, engine=self._engine(), max_slope=self.tol, **data
                 )
-            optimizer = self._optimizer(len(rows), -(-len(rows) // min(batch_size, len(rows))))
             data |= {"engine": self._engine, "n_threads": self.n_threads}
             try:
                 return train_on(rows, self.params_, optimizer, self._state, asked, **data)

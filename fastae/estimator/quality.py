@@ -5,7 +5,10 @@ from typing import Any
 
 from sklearn.exceptions import ConvergenceWarning
 
+from fastae.estimator.automatic import Budget
+
 _SHARE = 0.01  # of the loss, by which the last epochs must have lowered it
+_FEW = 0.25  # of the steps of an automatic budget
 
 
 def warn_if_code_is_wide(model: Any, units: int, columns: int) -> None:
@@ -19,18 +22,24 @@ def warn_if_code_is_wide(model: Any, units: int, columns: int) -> None:
         )
 
 
-def warn_if_still_falling(model: Any) -> None:
-    """Warn where the last of `max_iter` epochs still lowered the loss by as much as counts as an improvement."""
+def warn_if_unfinished(model: Any, budget: Budget) -> None:
+    """Warn where training ended with `max_iter` epochs although more of them would have lowered the loss."""
     if model.stop_reason_ != "max_iter":
         return
     curve = model.validation_loss_curve_ or model.loss_curve_
     last = min(10, len(curve) // 2)
+    if model.learning_rate == "cosine" and model.solver != "lbfgs":
+        # The loss settles as the rate falls to 0, however few the steps are; so their number counts as well.
+        steps = model.n_iter_ * -(-budget.rows // budget.batch_size)
+        if steps >= _FEW * budget.steps:
+            return
+        last = len(curve) // 2
     if not last:
         return
     fall = min(curve[:-last]) - min(curve[-last:])
     if fall > max(last * model.tol * model.n_features_in_, _SHARE * min(curve)):
         warnings.warn(
-            f"the loss was still falling after {len(curve)} epochs: raise max_iter",
+            f"the loss was still falling after {len(curve)} epochs: raise max_iter, or leave it at 'auto'",
             ConvergenceWarning,
             stacklevel=4,
         )

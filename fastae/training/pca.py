@@ -1,0 +1,184 @@
+"""Principal components of the rows, and the parameters at which a network reconstructs each row as PCA does.
+
+The second moments need no code of their own: the gradient of a linear network n -> n, at zero weights, is minus the mean
+of z z' over the rows z that the network sees, and that of its bias is minus their mean. So they are computed by the
+engine that trains, on all cores, with the same bits for any number of threads and machines, chunk by chunk where rows
+are in files, and with the same weights and missing cells.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+
+from fastae.data.row_source import Rows, RowSource
+from fastae.engine.engine import Engine
+from fastae.network import Activation, DType, Network, Parameters
+from fastae.objective import Objective
+from fastae.training.streaming import loss_and_gradient
+
+COLUMNS_MOST = 4096  # a matrix of n x n numbers is computed, and decomposed
+ALL_COMPONENTS_MOST = 1024  # columns up to which all components are computed, otherwise the first ones only
+RANK_TOLERANCE = 1e-6  # a component of less than this share of the first one's variance is rounding
+
+# Where each activation is nearly linear: pre-activations with this mean and standard deviation, and its slope there
+_LINEAR: dict[Activation, tuple[float, float, float]] = {
+    "sigmoid": (0.0, 0.5, 0.25),
+    "tanh": (0.0, 0.25, 1.0),
+    "relu": (3.0, 1.0, 1.0),
+    "identity": (0.0, 1.0, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class PrincipalComponents:
+    """Principal components of rows z of n columns, as a network sees them: shifted and scaled.
+
+    Attributes
+    ----------
+    mean : ndarray of shape (n,), float64
+    deviation : ndarray of shape (n,), float64
+        Standard deviation of each column.
+    directions : ndarray of shape (n, r), float64
+        Orthonormal columns, by falling variance.
+    variances : ndarray of shape (r,), float64
+        Of the rows along each direction.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    directions: np.ndarray
+    variances: np.ndarray
+
+    @property
+    def total(self) -> float:
+        """The variance of all columns: the mean squared distance of a row from the mean."""
+        return float(np.square(self.deviation).sum())
+
+    def error(self, components: int) -> float:
+        """The mean squared distance of a row from its reconstruction by so many components, r at most."""
+        return max(self.total - float(self.variances[:components].sum()), 0.0)
+
+    def components_for(self, share: float) -> int:
+        """The least number of components that hold this share of the variance, or r."""
+        held = np.cumsum(self.variances)
+        return int(min(np.searchsorted(held, share * self.total) + 1, max(len(held), 1)))
+
+
+@singledispatch
+def loss_and_gradient_of(
+    source: Any,
+    params: Parameters,
+    *,
+    n_threads: int | None,
+    shift: np.ndarray | None,
+    scale: np.ndarray | None,
+    objective: Objective,
+    sample_weight: np.ndarray | None = None,
+) -> tuple[float, Parameters]:
+    """``Engine.loss_and_gradient`` over any kind of ``RowSource``, as ``train_on`` trains on it."""
+    rows: Rows = source.loaded()
+    data: dict[str, Any] = {} if sample_weight is None else {"sample_weight": sample_weight}
+    engine = Engine(params.network, n_threads, params.dtype)
+    return loss_and_gradient(engine, params, rows, shift=shift, scale=scale, objective=objective, **data)
+
+
+def principal_components(
+    source: RowSource, most: int, dtype: DType, *, shift: np.ndarray | None, missing: bool, **data: Any
+) -> PrincipalComponents | None:
+    """The principal components of the rows; None if there are too many columns, or values too large for `dtype`.
+
+    Parameters
+    ----------
+    source : RowSource
+    most : int
+        Components that are needed; more may be returned.
+    dtype : dtype
+        Type of the arithmetic, up to the covariance matrix.
+    missing : bool
+        Whether cells that are NaN are missing; they count as the mean.
+    shift, data
+        `n_threads`, `shift`, `scale` and `sample_weight` as for ``loss_and_gradient_of``.
+    """
+    columns = source.shape[1]
+    if columns > COLUMNS_MOST:
+        return None
+    linear = Parameters(Network((columns, columns), ("identity",), 1), dtype)
+    centre = np.zeros(columns)
+    if shift is None:  # without which a large mean would swallow the spread
+        shift = centre = np.nan_to_num(source.column_statistics().mean)
+    objective = Objective(missing=missing)
+    _, gradient = loss_and_gradient_of(source, linear, shift=shift, objective=objective, **data)
+    if not np.isfinite(gradient.flat).all():
+        return None
+    mean = -gradient["b1"].astype(np.float64)
+    moments = -gradient["W1"].astype(np.float64)
+    covariance = (moments + moments.T) / 2 - np.outer(mean, mean)
+    if columns <= ALL_COMPONENTS_MOST:
+        variances, directions = np.linalg.eigh(covariance)
+        variances, directions = variances[::-1], directions[:, ::-1]
+    else:
+        from sklearn.utils.extmath import randomized_svd
+
+        directions, variances, _ = randomized_svd(covariance, most, random_state=0)
+    rank = int((variances > RANK_TOLERANCE * max(variances[0], 0.0)).sum())
+    # The sign of a direction is arbitrary; its largest component is positive here, so that it is the same everywhere.
+    directions = directions[:, :rank]
+    largest = np.abs(directions).argmax(axis=0)
+    signs = np.sign(directions[largest, np.arange(rank)])
+    deviation = np.sqrt(np.maximum(np.diagonal(covariance), 0))
+    return PrincipalComponents(centre + mean, deviation, directions * signs, variances[:rank])
+
+
+def start_at_pca(
+    network: Network, components: PrincipalComponents, seed: int | np.random.Generator, dtype: DType
+) -> Parameters:
+    """Parameters at which the network reconstructs rows as PCA with as many components as code units does.
+
+    Units carry principal components or, in layers of n units and more beyond the code, columns of the reconstruction,
+    in a range in which the activation is nearly linear. Units that have nothing to carry get random weights, as
+    ``Parameters.random`` draws them, and lead nowhere at first.
+    """
+    if network.activations[-1] != "identity":
+        raise ValueError(f"PCA needs a linear last layer, got {network.activations[-1]!r}")
+    params = Parameters.random(network, seed, dtype)
+    widths, last = network.widths, network.n_layers
+    n, rank = widths[0], components.directions.shape[1]
+    # What units of the layer below carry: h = offset + slope (z - mean) carried, and carried @ restored is a projection
+    carried, restored, offset, slope = np.eye(n), np.eye(n), components.mean, 1.0
+    kept = rank
+    for layer in range(1, last + 1):
+        activation, width = network.activations[layer - 1], widths[layer]
+        kept = min(kept, width)
+        centre, spread, next_slope = _LINEAR[activation]
+        directions, variances = components.directions[:, :kept], components.variances[:kept]
+        if layer == last:
+            wanted, back, centre = directions @ directions.T, np.eye(n), components.mean
+        elif layer > network.code_layer and width >= n:
+            factor = spread / max(float(components.deviation.max()), np.finfo(np.float32).tiny)
+            wanted, back = directions @ directions.T * factor, np.eye(n) / factor
+        else:
+            factors = spread / np.sqrt(variances)
+            wanted, back = directions * factors, (directions / factors).T
+        weights = np.array(params[f"W{layer}"], np.float64)
+        bias = np.zeros(width)
+        units = wanted.shape[1]
+        weights[:, :units] = 0
+        weights[carried.shape[1] :] = 0  # units that carry nothing lead nowhere
+        weights[: carried.shape[1], :units] = restored @ wanted / slope
+        bias[:units] = centre
+        bias[:units] -= offset @ weights[: carried.shape[1], :units]
+        params[f"W{layer}"], params[f"b{layer}"] = weights, bias
+        carried, restored, slope = wanted, back, next_slope
+        offset = np.full(units, _VALUE[activation](_LINEAR[activation][0]))
+    return params
+
+
+_VALUE: dict[Activation, Callable[[float], float]] = {
+    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+    "tanh": np.tanh,
+    "relu": lambda z: max(z, 0.0),
+    "identity": lambda z: z,
+}

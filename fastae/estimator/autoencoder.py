@@ -11,7 +11,7 @@ from sklearn.utils import check_random_state
 
 from fastae import optimizers
 from fastae.data.row_source import ArrayRows, Rows, RowSource
-from fastae.estimator.automatic import CODE_MOST, Budget, automatic_code, budget_of, patience
+from fastae.estimator.automatic import CODE_MOST, FLOAT32_ROWS, Budget, automatic_code, budget_of, patience
 from fastae.estimator.callbacks import callbacks
 from fastae.estimator.fitted import FittedModel
 from fastae.estimator.inputs import check, check_weight
@@ -46,29 +46,38 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
 
     Parameters
     ----------
-    hidden_layer_sizes : int or sequence of int, default (32,)
+    hidden_layer_sizes : int, sequence of int or "auto", default "auto"
         Widths of the encoder's layers; the last one is the code. The decoder mirrors the encoder, up to n features.
+        "auto": one layer of as many units as principal components hold 90% of the variance, n / 2 and 256 at most.
     output_layer : bool, default True
         Add a final linear layer of n outputs. Without it, the decoder's last layer is linear itself.
     activation : "sigmoid", "logistic", "tanh", "relu" or "identity", default "sigmoid"
         Activation of all other layers; "logistic" is another name for "sigmoid".
+    init : "pca" or "random", default "pca"
+        Parameters to start from. "pca": those at which the network reconstructs each row as PCA with as many components
+        does, with all units in the nearly linear range of the activation. "random": Glorot-uniform weights, as for
+        ``fastae.Parameters.random``; also taken for more than 4096 columns.
     solver : "adam", "adamw", "sgd" or "lbfgs", default "adam"
         Optimizer. "lbfgs" uses all rows in every iteration; the others take steps over mini-batches.
     alpha : float, default 1e-4
         L2 penalty as in MLPRegressor: adds alpha/(2m) sum(W^2) to the loss of a batch of m rows. For "adamw", the
         decoupled weight decay instead.
     batch_size : int or "auto", default "auto"
-        Rows per step; "auto" is min(200, m). Not used by "lbfgs".
-    learning_rate : "constant", "invscaling", "adaptive" or "cosine", default "constant"
+        Rows per step. "auto": min(200, m); more where one epoch would otherwise exceed the steps of `max_iter`. Not
+        used by "lbfgs".
+    learning_rate : "constant", "invscaling", "adaptive" or "cosine", default "cosine"
         Learning-rate schedule. "constant" keeps `learning_rate_init`. "invscaling" divides it by (r + 1)^power_t,
         where r is the number of rows processed in earlier epochs. "adaptive" divides it by 5 whenever training would
         stop. "cosine" lowers it to 0 along half a cosine over `max_iter` epochs. Not used by "lbfgs".
-    learning_rate_init : float, default 0.001
-        Learning rate of the first step.
+    learning_rate_init : float or "auto", default "auto"
+        Learning rate of the first step. "auto": 0.03, or 0.01 for "sgd", times min(1, sqrt(64 / w)) for a widest layer
+        of w units. ``partial_fit``, which does not know when training ends, keeps a tenth of it.
     power_t : float, default 0.5
         Exponent of "invscaling".
-    max_iter : int, default 200
-        Maximum number of epochs; of iterations for "lbfgs".
+    max_iter : int or "auto", default "auto"
+        Maximum number of epochs; of iterations for "lbfgs". "auto": as many as make up 12,000 sqrt(64 / w) steps for a
+        widest layer of w units, 30,000 at most; fewer for batches of more than 200 rows, by the square root of their
+        size; and at most 5 steps per row. At least 1 epoch. For "lbfgs", 1000.
     shuffle : bool, default True
         Draw the rows of each batch at random, without replacement, in a new order each epoch.
     random_state : int, RandomState or None, default None
@@ -76,16 +85,17 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     tol : float, default 1e-4
         Smallest decrease of the loss per feature, `loss_` / n, that counts as an improvement. "lbfgs" also stops when
         no component of the gradient is larger than `tol`.
-    n_iter_no_change : int, default 10
+    n_iter_no_change : int or "auto", default "auto"
         Training stops after more than this many consecutive epochs without an improvement of the validation loss, or
-        without validation rows, of the loss. ``numpy.inf``: never.
+        without validation rows, of the loss. ``numpy.inf``: never. "auto": a tenth of the epochs, at least 10, with
+        `early_stopping`; otherwise never for "cosine", whose last epochs are the best, and 10 for other schedules.
     momentum : float, default 0.9
         Momentum of "sgd", in [0, 1).
     nesterovs_momentum : bool, default True
         Use Nesterov's momentum for "sgd".
     beta_1 : float, default 0.9
         Decay rate of the first moment, for "adam" and "adamw", in [0, 1).
-    beta_2 : float, default 0.999
+    beta_2 : float, default 0.99
         Decay rate of the second moment, for "adam" and "adamw", in [0, 1).
     epsilon : float, default 1e-8
         Added to the denominator of a step of "adam" or "adamw".
@@ -113,9 +123,11 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         Maximum number of threads on each machine. None: all CPUs that this process may use, or the threads that Dask
         gives to each worker.
     dtype : "float32", "float64", "bfloat16" or None, default None
-        Floating-point type for training and inference. None: float32 for float32 data, float64 for all other data.
-        "bfloat16": parameters and results are float32, and matrix products take operands rounded to bfloat16, as
-        ``fastae.Engine`` describes; needs a CPU with AVX512_BF16, and rows on this machine.
+        Floating-point type for training and inference. None: float32, to which rows are rounded once they are scaled;
+        but float64 for data that are not float32 where `scale` is None, `solver` is "lbfgs" or m is below 1000. Results
+        then have the dtype of `X`, or float64 for integers. "bfloat16": parameters and results are float32, and matrix products take
+        operands rounded to bfloat16, as ``fastae.Engine`` describes; needs a CPU with AVX512_BF16, and rows on this
+        machine.
     callback : callable or None, default None
         Called with a ``fastae.training.Epoch`` after each epoch. Training stops when it returns True.
     verbose : int, default 0
@@ -137,6 +149,14 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         Loss of each epoch, in the network's scale.
     validation_loss_curve_ : list of float
         Validation loss after each epoch, in the network's scale; empty without validation rows.
+    error_over_mean_ : float or None
+        Mean squared error of the training rows, in the network's scale, divided by that of the columns' means. None
+        where all rows are alike, or there are more than 4096 columns.
+    error_over_pca_ : float or None
+        The same divided by the error of PCA with as many components as code units: below 1, the model beats PCA. None
+        where that error is 0, or there are more than 4096 columns.
+    auto_ : dict
+        The values of the settings that are "auto", by name.
     n_iter_ : int
         Number of epochs, or of iterations for "lbfgs".
     stop_reason_ : "max_iter", "tol" or "callback"
@@ -147,6 +167,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         Names of the features; only where the training data have names.
     """
 
+    network_: Network
     _state: optimizers.State
 
     # -- fitting ------------------------------------------------------------------------------------------------
@@ -245,7 +266,9 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         budget = budget_of(self, len(rows), max(self.network_.widths), rows.default_batch_size)
         self.auto_ = self._chosen(budget)
         if self.verbose and self.auto_:
-            print("auto:", ", ".join(f"{name}={value}" for name, value in self.auto_.items()), file=sys.stderr)
+            print(
+                "auto:", ", ".join(f"{name}={value}" for name, value in self.auto_.items()), file=sys.stderr
+            )
         validate = None if validation is None else self._validation_loss(validation, validation_weight)
         stops_early = self.early_stopping or validate is None
         self._finish(
@@ -368,7 +391,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
 
     def _network(self, columns: int, encoder: Sequence[int]) -> Network:
         """The network whose encoder has these widths."""
-        if not encoder or any(not isinstance(width, int) or width < 1 for width in encoder):
+        if not len(encoder) or any(not isinstance(width, int) or width < 1 for width in encoder):
             raise ValueError(
                 f"hidden_layer_sizes must be 'auto' or positive integers, got {self.hidden_layer_sizes!r}"
             )
@@ -387,8 +410,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             return np.dtype(np.float32)
         if self.dtype is not None:
             return np.dtype(self.dtype)
-        in_float32 = X.dtype == np.float32 or (self.scale is not None and self.solver != "lbfgs")
-        return np.dtype(np.float32 if in_float32 else np.float64)
+        suffices = self.scale is not None and self.solver != "lbfgs" and len(X) >= FLOAT32_ROWS
+        return np.dtype(np.float32 if suffices or X.dtype == np.float32 else np.float64)
 
     def _chosen(self, budget: Budget) -> dict[str, Any]:
         """What the settings that are "auto" stand for in this fit."""

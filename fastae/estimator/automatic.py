@@ -13,7 +13,7 @@ from fastae.training.pca import PrincipalComponents
 
 STEPS = 12_000  # of a network of up to WIDTH columns
 STEPS_MOST = 30_000
-STEPS_LEAST = 100
+STEPS_LEAST = 200
 STEPS_PER_ROW = 5  # few rows are soon learned by heart
 WIDTH = 64
 ROWS_PER_STEP = 200
@@ -21,6 +21,7 @@ ITERATIONS = 1000  # of L-BFGS
 RATE, SGD_RATE = 0.03, 0.01
 CODE_VARIANCE = 0.9  # share of the variance that as many components as an automatic code has units hold
 CODE_MOST = 256  # units of an automatic code
+FLOAT32_ROWS = 1000  # rows from which float32 is fast enough to matter, and what it rounds does not
 
 
 @dataclass(frozen=True)

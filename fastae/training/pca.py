@@ -1,15 +1,14 @@
 """Principal components of the rows, and the parameters at which a network reconstructs each row as PCA does.
 
-The second moments need no code of their own: the gradient of a linear network n -> n, at zero weights, is minus the mean
-of z z' over the rows z that the network sees, and that of its bias is minus their mean. So they are computed by the
-engine that trains, on all cores, with the same bits for any number of threads and machines, chunk by chunk where rows
-are in files, and with the same weights and missing cells.
+The second moments need no code of their own: the gradient of a linear network n -> n, at zero weights, is minus the
+mean of z z' over the rows z that the network sees, and that of its bias is minus their mean. So the engine that trains
+computes them, on all cores, with the same bits for any number of threads and machines, chunk by chunk where rows are in
+files, and with the same weights and missing cells.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,12 +22,21 @@ COLUMNS_MOST = 4096  # a matrix of n x n numbers is computed, and decomposed
 ALL_COMPONENTS_MOST = 1024  # columns up to which all components are computed, otherwise the first ones only
 RANK_TOLERANCE = 1e-6  # a component of less than this share of the first one's variance is rounding
 
-# Where each activation is nearly linear: pre-activations with this mean and standard deviation, and its slope there
-_LINEAR: dict[Activation, tuple[float, float, float]] = {
-    "sigmoid": (0.0, 0.5, 0.25),
-    "tanh": (0.0, 0.25, 1.0),
-    "relu": (3.0, 1.0, 1.0),
-    "identity": (0.0, 1.0, 1.0),
+
+class _Range(NamedTuple):
+    """Where an activation is nearly linear."""
+
+    mean: float  # of the pre-activations
+    spread: float  # their standard deviation
+    value: float  # of the activation, at their mean
+    slope: float
+
+
+_RANGES: dict[Activation, _Range] = {
+    "sigmoid": _Range(0.0, 0.5, 0.5, 0.25),
+    "tanh": _Range(0.0, 0.25, 0.0, 1.0),
+    "relu": _Range(3.0, 1.0, 3.0, 1.0),
+    "identity": _Range(0.0, 1.0, 0.0, 1.0),
 }
 
 
@@ -64,7 +72,7 @@ class PrincipalComponents:
     def components_for(self, share: float) -> int:
         """The least number of components that hold this share of the variance, or r."""
         held = np.cumsum(self.variances)
-        return int(min(np.searchsorted(held, share * self.total) + 1, max(len(held), 1)))
+        return min(int(np.searchsorted(held, share * self.total)) + 1, max(len(held), 1))
 
 
 @singledispatch
@@ -145,40 +153,30 @@ def start_at_pca(
         raise ValueError(f"PCA needs a linear last layer, got {network.activations[-1]!r}")
     params = Parameters.random(network, seed, dtype)
     widths, last = network.widths, network.n_layers
-    n, rank = widths[0], components.directions.shape[1]
-    # What units of the layer below carry: h = offset + slope (z - mean) carried, and carried @ restored is a projection
-    carried, restored, offset, slope = np.eye(n), np.eye(n), components.mean, 1.0
-    kept = rank
+    n, kept = widths[0], components.directions.shape[1]
+    # Units of the layer below are offset + slope (z - mean) @ carried, and carried @ restored is a projection
+    carried, restored = np.eye(n), np.eye(n)
+    offset, slope = components.mean, 1.0
     for layer in range(1, last + 1):
-        activation, width = network.activations[layer - 1], widths[layer]
-        kept = min(kept, width)
-        centre, spread, next_slope = _LINEAR[activation]
+        kept = min(kept, widths[layer])
         directions, variances = components.directions[:, :kept], components.variances[:kept]
+        mean, spread, value, next_slope = _RANGES[network.activations[layer - 1]]
+        middle: np.ndarray
         if layer == last:
-            wanted, back, centre = directions @ directions.T, np.eye(n), components.mean
-        elif layer > network.code_layer and width >= n:
-            factor = spread / max(float(components.deviation.max()), np.finfo(np.float32).tiny)
-            wanted, back = directions @ directions.T * factor, np.eye(n) / factor
+            wanted, back, middle = directions @ directions.T, np.eye(n), components.mean
+        elif layer > network.code_layer and widths[layer] >= n:
+            factor = spread / max(components.deviation.max(), np.finfo(np.float32).tiny)
+            wanted, back, middle = directions @ directions.T * factor, np.eye(n) / factor, np.full(n, mean)
         else:
             factors = spread / np.sqrt(variances)
-            wanted, back = directions * factors, (directions / factors).T
-        weights = np.array(params[f"W{layer}"], np.float64)
-        bias = np.zeros(width)
-        units = wanted.shape[1]
-        weights[:, :units] = 0
-        weights[carried.shape[1] :] = 0  # units that carry nothing lead nowhere
-        weights[: carried.shape[1], :units] = restored @ wanted / slope
-        bias[:units] = centre
-        bias[:units] -= offset @ weights[: carried.shape[1], :units]
+            wanted, back, middle = directions * factors, (directions / factors).T, np.full(kept, mean)
+        used, units = carried.shape[1], wanted.shape[1]
+        weights, bias = np.array(params[f"W{layer}"], np.float64), np.zeros(widths[layer])
+        weights[used:] = 0
+        weights[:used, :units] = restored @ wanted / slope
+        weights[used:, :units] = 0
+        bias[:units] = middle - offset @ weights[:used, :units]
         params[f"W{layer}"], params[f"b{layer}"] = weights, bias
         carried, restored, slope = wanted, back, next_slope
-        offset = np.full(units, _VALUE[activation](_LINEAR[activation][0]))
+        offset = np.full(units, value)
     return params
-
-
-_VALUE: dict[Activation, Callable[[float], float]] = {
-    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
-    "tanh": np.tanh,
-    "relu": lambda z: max(z, 0.0),
-    "identity": lambda z: z,
-}

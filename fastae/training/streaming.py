@@ -50,7 +50,9 @@ def run_epoch(
     if rows.in_memory:
         epochs = 1 if generator is None else rates.size // -(-len(rows) // batch_size)
         chunks = [chunk for _ in range(epochs) for chunk in rows.chunks(generator)]
-        order = chunks[0].order if epochs == 1 else np.stack([cast(np.ndarray, chunk.order) for chunk in chunks])
+        order = (
+            chunks[0].order if epochs == 1 else np.stack([cast(np.ndarray, chunk.order) for chunk in chunks])
+        )
         return engine.run_steps(
             params,
             chunks[0].rows,

@@ -153,7 +153,9 @@ def _one_line(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     message = next(iter(str(error).splitlines()), "")
     if "contains NaN" in message:
-        what = message.removesuffix(": missing='mask' allows missing cells").rstrip(".")
+        from fastae.data.row_source import NAN_ADVICE
+
+        what = message.removesuffix(NAN_ADVICE).rstrip(".")
         message = f"{what}: if cells are missing, train with --missing"
     if isinstance(error, (ArithmeticError, ImportError, MemoryError, OSError, TypeError, ValueError)):
         return message or type(error).__name__

@@ -239,6 +239,7 @@ def test_what_is_no_matrix_of_numbers_is_refused():
         (np.ma.array(X, mask=X > 1), TypeError, "X is a masked array"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), ValueError, "X has more than one column 'a'"),
         (pd.DataFrame({"a": pd.Categorical(["x"])}), TypeError, "X: not numeric: column 'a'"),
+        (pd.DataFrame({0: pd.arrays.SparseArray([1, 0])}), TypeError, r"column 0 \(Sparse\[int64, 0\]\)"),
     ):
         with pytest.raises(error, match=message):
             open_rows(source)
@@ -655,20 +656,26 @@ def test_a_stream_of_holes_is_scaled_and_scored_as_the_array(tmp_path):
     np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-10)
     np.testing.assert_array_equal(theirs.reconstruction_error(rows), theirs.reconstruction_error(holed))
     assert theirs.score(rows) == pytest.approx(theirs.score(holed), rel=1e-12)
-    with pytest.raises(ValueError, match=r"x\.npy contains NaN in column 1$"):
-        Autoencoder(**QUICK).fit(rows)
+    said = r"x\.npy contains NaN in column 1: missing='mask' allows missing cells$"
+    for settings in (
+        {},
+        {"scale": None},
+        {"scale": None, "solver": "lbfgs"},
+    ):  # without scale, training meets it
+        with pytest.raises(ValueError, match=said):
+            Autoencoder(**QUICK | settings).fit(rows)
+    model = Autoencoder(**QUICK).partial_fit(np.nan_to_num(holed))
+    for call in (model.partial_fit, model.transform, model.score):
+        with pytest.raises(ValueError, match=said):
+            call(rows)
 
 
-@pytest.mark.parametrize(
-    ("chunk_bytes", "nan_hint"),
-    [(1 << 26, ": missing='mask' allows missing cells"), (CHUNK, "")],
-    ids=["array", "stream"],
-)
-def test_no_rows_and_what_is_not_finite_are_named_with_the_file(chunk_bytes, nan_hint, tmp_path):
+@pytest.mark.parametrize("chunk_bytes", [1 << 26, CHUNK], ids=["array", "stream"])
+def test_no_rows_and_what_is_not_finite_are_named_with_the_file(chunk_bytes, tmp_path):
     path, frame = tmp_path / "x.parquet", pd.DataFrame(BIG[:, :6], columns=NAMES)
     model, asked = Autoencoder((2,), max_iter=1, batch_size=500), {"chunk_bytes": chunk_bytes}
     for value, missing, said, hint in (
-        (np.nan, None, "contains NaN", nan_hint),
+        (np.nan, None, "contains NaN", ": missing='mask' allows missing cells"),
         (-np.inf, None, "contains infinity", ""),
         (np.inf, "mask", "contains infinity", ""),
     ):

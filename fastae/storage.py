@@ -73,6 +73,8 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 def check_place(path: str | os.PathLike[str]) -> None:
     """Raise the OSError that writing a file at `path` would raise; it names the path. A pipe is not opened."""
     name, mode = os.fspath(path), None
+    if not os.path.basename(name):
+        raise IsADirectoryError(f"{name!r} is not the name of a file")
     with suppress(FileNotFoundError, NotADirectoryError):
         mode = os.stat(path).st_mode
     if mode is not None and stat.S_ISDIR(mode):

@@ -104,7 +104,8 @@ class DistributedEngine(PartitionedEngine):
         self._lost_in_a_row = [0] * len(self.partition_sizes)
         self._held: list[_Held] = []
         self._workers: set[str] = set()
-        self._spread()
+        with says_if_closed(self.client):
+            self._spread()
 
     def sums(self, flat: np.ndarray, step: StepRequest) -> Sum | None:
         """The root's sum, from all workers; where a worker is lost, others compute its part."""

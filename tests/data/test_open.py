@@ -287,6 +287,9 @@ def test_errors_name_the_file_and_what_is_wrong(tmp_path):
         return path
 
     good = saved(tmp_path, X).read_bytes()
+    np.savez(tmp_path / "good.npz", X)
+    shifted = bytearray((tmp_path / "good.npz").read_bytes())
+    shifted[-6] ^= 0xFF  # where the directory of the archive begins: its members then begin before the file
     for path, error, message in (
         (tmp_path / "no.npy", FileNotFoundError, "no.npy"),
         (tmp_path / "no.csv", FileNotFoundError, "no.csv"),
@@ -295,7 +298,13 @@ def test_errors_name_the_file_and_what_is_wrong(tmp_path):
         (broken("cut.npy", good[:-1]), ValueError, "cut.npy ends early"),
         (broken("bad.npy", b"abc"), ValueError, "bad.npy is not a readable .npy file"),
         (broken("bad.npz", b"abc"), ValueError, "bad.npz is not a readable .npz file"),
+        (
+            broken("shifted.npz", shifted),
+            ValueError,
+            "shifted.npz is not a readable .npz file: .*Invalid argument",
+        ),
         (broken("bad.parquet", b"abc"), ValueError, "bad.parquet is not a readable Parquet file"),
+        (parquet(tmp_path / "none.parquet", FRAME[[]]), ValueError, "none.parquet has no columns"),
         (broken("empty.csv", b"\n"), ValueError, "empty.csv is empty"),
         (broken("utf.csv", b"a,\xff\n1,2\n"), ValueError, "utf.csv is not a CSV file in UTF-8"),
         (broken("ragged.csv", b"a,b\n1,2\n1,2,3\n"), ValueError, "line 3 has 3 cells, the first line 2"),

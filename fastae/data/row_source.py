@@ -423,6 +423,7 @@ class _Part(Rows):
         self.whole, self.fraction, self.seed, self.most = whole, fraction, seed, most
         self.name, self.dtype, self.feature_names = whole.name, whole.dtype, whole.feature_names
         self.chunk_bytes, self._allow_nan = whole.chunk_bytes, whole._allow_nan
+        self.reads_ahead = whole.reads_ahead
         sizes = [len(self._drawn(piece, int(size))) for piece, size in enumerate(np.diff(whole.bounds))]
         self.bounds = np.cumsum([0, *sizes])
         self.shape = (int(self.bounds[-1]), whole.shape[1])

@@ -363,11 +363,11 @@ def read(path: str | os.PathLike[str]) -> Stored:
     """
     from safetensors import SafetensorError, safe_open
 
-    name = os.fspath(path)
-    with open(path, "rb"):  # raises Python's own errors, which name the file
+    name = os.fsdecode(path)
+    with open(name, "rb"):  # raises Python's own errors, which name the file
         pass
     try:
-        with safe_open(path, framework="np") as file:
+        with safe_open(name, framework="np") as file:
             metadata = file.metadata() or {}
             about = _about(name, metadata.get("fastae"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}

@@ -386,6 +386,11 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path):
         fastae.Parameters.load(tmp_path)
 
 
+def test_a_path_may_be_bytes(tmp_path):
+    fastae.Parameters(NETWORK).save(tmp_path / "a")
+    assert fastae.Parameters.load(bytes(tmp_path / "a")).network == NETWORK
+
+
 @pytest.mark.parametrize(
     ("metadata", "said"),
     [

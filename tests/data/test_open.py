@@ -256,6 +256,7 @@ def test_columns_can_be_left_out(tmp_path):
     csv = tmp_path / "x.csv"
     frame.to_csv(csv, index=False)
     for source in (frame, csv, parquet(tmp_path / "x.parquet", frame)):
+        assert open_rows(source, drop="name").feature_names == NAMES
         rows = open_rows(source, drop=["name", NAMES[2]])
         assert rows.feature_names == NAMES[:2] + NAMES[3:]
         np.testing.assert_array_equal(rows.resident(), np.delete(X, 2, axis=1))
@@ -329,6 +330,8 @@ def test_errors_name_the_file_and_what_is_wrong(tmp_path):
         open_rows(X, feature_names=["a", "b"])
     with pytest.raises(ValueError, match="feature_names cannot be given"):
         open_rows(FRAME, feature_names=NAMES)
+    with pytest.raises(TypeError, match=r"chunk_bytes must be an integer, got 1000000000.0"):
+        open_rows(X, chunk_bytes=1e9)
     with pytest.raises(ValueError, match="chunk_bytes must be at least 1, got 0"):
         open_rows(X, chunk_bytes=0)
     parquet(tmp_path / "part-1.parquet", FRAME)

@@ -307,6 +307,8 @@ def test_errors_name_the_file_and_what_is_wrong(tmp_path):
         (broken("bad.parquet", b"abc"), ValueError, "bad.parquet is not a readable Parquet file"),
         (parquet(tmp_path / "none.parquet", FRAME[[]]), ValueError, "none.parquet has no columns"),
         (broken("empty.csv", b"\n"), ValueError, "empty.csv is empty"),
+        (broken("open.csv", b'"a\n\n'), ValueError, "open.csv has no first row: .* its quote is not closed"),
+        (broken("blank.csv", "\u00a0\n".encode()), ValueError, "blank.csv has no first row: it is blank"),
         (broken("utf.csv", b"a,\xff\n1,2\n"), ValueError, "utf.csv is not a CSV file in UTF-8"),
         (broken("ragged.csv", b"a,b\n1,2\n1,2,3\n"), ValueError, "line 3 has 3 cells, the first line 2"),
         (broken("long.csv", b'a,b\n1,"' + b"x" * 140_000), ValueError, "long.csv: line 2: field larger than"),

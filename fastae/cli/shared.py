@@ -96,7 +96,11 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
                 print(end="", flush=True)  # so that errors of writing occur here; a closed output has none
             except (typer.Exit, typer.Abort, typer.BadParameter):
                 raise
-            except BrokenPipeError:  # as with `| head`
+            except BrokenPipeError as error:
+                if (
+                    error.filename is not None
+                ):  # of --out: what was to be written is lost; not so with `| head`
+                    print_error(error)
                 drop_output()
                 raise typer.Exit(141) from None
             except KeyboardInterrupt:

@@ -387,7 +387,7 @@ def test_errors_are_one_line_that_names_the_problem(place, tmp_path):
         (("encode", model, empty, "--out", tmp_path / "z.npy"), f"{empty} has no rows"),
         (("score", model, empty), f"{empty} has no rows"),
         (("train", empty, "--out", tmp_path / "m"), f"{empty} has no rows"),
-        (("train", data, "--hidden", 10**9, "--out", tmp_path / "m"), "Unable to allocate"),
+        (("train", data, "--hidden", 10**9, "--out", tmp_path / "m"), "GiB for its parameters"),
     ):
         ran = call(*words)
         assert ran.exit_code == 1, (words, ran.output)

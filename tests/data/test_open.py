@@ -425,6 +425,15 @@ def test_a_parquet_file_that_holds_other_rows_than_it_says_is_refused(tmp_path):
         rows.bounds = np.arange(0, 600, size)
         with pytest.raises(ValueError, match=rf"x\.parquet is not .*: row group 1 has {words} rows than"):
             rows.read_pieces(0, 1)
+    whole = path.read_bytes()
+    first = (
+        len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    )  # of the footer, which has the file's rows early
+    count, other = (bytes([n << 1 & 127 | 128, n >> 6]) for n in (len(FRAME), len(FRAME) + 1))
+    assert count in whole[first:]
+    path.write_bytes(whole[:first] + whole[first:].replace(count, other, 1))
+    with pytest.raises(ValueError, match=r"x\.parquet is not .*: its row groups have"):
+        open_rows(path)
 
 
 # -- chunks ------------------------------------------------------------------------------------------------------------

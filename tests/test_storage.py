@@ -134,6 +134,9 @@ def test_a_directory_in_the_files_place_is_an_error_that_names_it(tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(IsADirectoryError, match="a is a directory"):
         fastae.Parameters(NETWORK).save(tmp_path / "a")
+    for name in ("", f"{tmp_path}/new/"):
+        with pytest.raises(IsADirectoryError, match=f"'{name}' is not the name of a file"):
+            fastae.Parameters(NETWORK).save(name)
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -381,6 +384,11 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path):
         fastae.Parameters.load(tmp_path / "none")
     with pytest.raises(IsADirectoryError):
         fastae.Parameters.load(tmp_path)
+
+
+def test_a_path_may_be_bytes(tmp_path):
+    fastae.Parameters(NETWORK).save(tmp_path / "a")
+    assert fastae.Parameters.load(bytes(tmp_path / "a")).network == NETWORK
 
 
 @pytest.mark.parametrize(

@@ -144,8 +144,12 @@ def refuse_types(table: Any, name: str) -> None:
     """Raise a TypeError that names the columns of a narwhals DataFrame that are not numeric."""
     import narwhals as nw
 
-    types = table.schema.items()
-    refuse({name: str(kind) for name, kind in types if not (kind.is_numeric() or kind == nw.Boolean)}, name)
+    refused = {}
+    for (column, kind), cells in zip(table.schema.items(), table.iter_columns(), strict=True):
+        if not (kind.is_numeric() or kind == nw.Boolean):
+            native = getattr(cells.to_native(), "dtype", kind)  # such as pandas' Sparse[float64, 0]
+            refused[column] = str(native if kind == nw.Unknown else kind)
+    refuse(refused, name)
 
 
 def matrix_shape(shape: tuple[int, ...], name: str) -> tuple[int, int]:

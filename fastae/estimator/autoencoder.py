@@ -18,7 +18,7 @@ from fastae.estimator.quality import warn_if_code_is_wide, warn_if_still_falling
 from fastae.estimator.scaling import shift_and_scale
 from fastae.estimator.sklearn_types import CallbackSupportMixin, available_if, fit_context, with_callbacks
 from fastae.estimator.whole import changed_whole
-from fastae.network import Activation, Network, Parameters
+from fastae.network import MOST_UNITS, Activation, Network, Parameters
 from fastae.training import lbfgs
 from fastae.training.checkpoint import Checkpoint
 from fastae.training.gradient_descent import train_on
@@ -317,6 +317,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         encoder = tuple(np.atleast_1d(self.hidden_layer_sizes).tolist())
         if not encoder or any(not isinstance(width, int) or width < 1 for width in encoder):
             raise ValueError(f"hidden_layer_sizes must be positive integers, got {self.hidden_layer_sizes!r}")
+        if max(encoder) > MOST_UNITS:
+            raise ValueError(f"hidden_layer_sizes must be at most {MOST_UNITS}, got {max(encoder)}")
         g = "sigmoid" if self.activation == "logistic" else self.activation
         widths = (n, *encoder, *encoder[-2::-1], n)
         activations: tuple[Activation, ...] = (g,) * (len(widths) - 2) + (
@@ -383,16 +385,24 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
                 progress=self.verbose > 0,
                 restores=False,  # after an error, nobody sees this copy
             )
-            if self.solver == "lbfgs":
-                local = cast(Rows, rows)
-                return lbfgs.minimize(
-                    self.params_, local, self._state, asked, engine=self._engine(), max_slope=self.tol, **data
-                )
-            optimizer = self._optimizer(len(rows), -(-len(rows) // min(batch_size, len(rows))))
-            data |= {"engine": self._engine, "n_threads": self.n_threads}
             try:
+                if self.solver == "lbfgs":
+                    local = cast(Rows, rows)
+                    return lbfgs.minimize(
+                        self.params_,
+                        local,
+                        self._state,
+                        asked,
+                        engine=self._engine(),
+                        max_slope=self.tol,
+                        **data,
+                    )
+                optimizer = self._optimizer(len(rows), -(-len(rows) // min(batch_size, len(rows))))
+                data |= {"engine": self._engine, "n_threads": self.n_threads}
                 return train_on(rows, self.params_, optimizer, self._state, asked, **data)
             except DivergenceError as error:
+                for _ in rows if isinstance(rows, Rows) else ():
+                    pass  # an error if they hold NaN or infinity, which names the column
                 message = str(error).replace("lower the learning rate", "lower learning_rate_init")
                 raise DivergenceError(message) from None
 

@@ -328,10 +328,13 @@ def test_wrong_arguments_are_named_and_change_nothing(arguments, error, message)
         (lambda: fastae.Adam(epsilon=0), "epsilon must be positive"),
         (lambda: fastae.AdamW(weight_decay=-1), "weight_decay must be not negative"),
         (lambda: cosine(0.1, 10, warmup=10), "warmup must be less than steps"),
+        (lambda: fastae.SGD(learning_rate="0.1"), "learning_rate must be a number, got '0.1'"),
+        (lambda: fastae.Adam(epsilon=None), "epsilon must be a number, got None"),
+        (lambda: fastae.train(start(), "a.csv"), r"pass fastae.open_rows\('a.csv'\)"),
     ],
 )
 def test_wrong_settings_are_named(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         make()
 
 

@@ -123,5 +123,13 @@ def test_the_bar_ends_where_training_ended(capsys):
             for epoch in range(1, number + 1):
                 show(fastae.training.Epoch(epoch, 10, 1.0 / epoch, 0.1, 1e-3 * epoch, None))
         last = capsys.readouterr().err
-        assert f"{number}/10" in last.replace(" ", "")
-        assert f"loss {1.0 / number:.6g}" in last
+        assert f"epoch {number}/10, loss {1.0 / number:.5g}" in last
+
+
+def test_the_bar_gives_way_before_anything_is_cut_in_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with progress_bar(True, 2000, 1000) as show:
+        show(fastae.training.Epoch(2000, 2000, 0.123456, 0.1, 1.0, None, 10.23456))
+    last = capsys.readouterr().err
+    assert " epoch 2000/2000, loss 0.12346, validation 10.235, 2,000,000 rows/s " in last
+    assert "…" not in last

@@ -95,7 +95,7 @@ def demo(
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Time three of the nine sizes.")] = False,
     size: Annotated[
-        list[str] | None, typer.Option(help="Time this size, n,k,m, instead; may be repeated.")
+        list[str] | None, typer.Option(metavar="N,K,M", help="Time this size instead; may be repeated.")
     ] = None,
     peers: Annotated[
         str | None,

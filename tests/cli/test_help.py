@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import fastae
 from fastae.cli import app
+from fastae.engine.warmup import dtypes
 from fastae.training.progress import progress_bar
 
 COMMANDS = [
@@ -115,6 +116,18 @@ def test_inspect_shows_when_and_by_which_version_a_model_was_written(data, tmp_p
     facts = json.loads(call("inspect", tmp_path / "m", "--json").stdout)
     assert facts["version"] == fastae.__version__
     assert abs(datetime.now() - datetime.fromisoformat(facts["date"])) < timedelta(hours=1)
+
+
+@pytest.mark.parametrize("dtype", dtypes())
+def test_inspect_shows_the_dtype_of_the_products(dtype, data, tmp_path):
+    call("train", data, "--hidden", 3, "--epochs", 1, "--dtype", dtype, "--out", tmp_path / "m")
+    assert json.loads(call("inspect", tmp_path / "m", "--json").stdout)["dtype"] == dtype
+
+
+def test_help_names_a_column_not_a_type_of_python():
+    assert {"--keep COLUMN", "--drop COLUMN", "--label COLUMN"} <= set(
+        re.findall(r"--[a-z]+ [A-Z]+", call("score", "-h").stdout)
+    )
 
 
 def test_the_bar_ends_where_training_ended(capsys):

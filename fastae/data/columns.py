@@ -31,11 +31,11 @@ class Selection:
         """What to read of these columns, or of `width` columns without names; a ValueError if one is missing."""
         if columns is None:
             if self.keep:
-                raise ValueError(f"{name} has no column names: {self.keep[0]!r} cannot be kept")
+                raise ValueError(f"{name} has no column names, and so no column {self.keep[0]!r}")
             return Chosen(list(range(width)), [], ())
         for column in self.keep:
             if column not in columns:
-                raise ValueError(f"{name} has no column {column!r} to keep")
+                raise ValueError(f"{name} has no column {column!r}")
             if list(columns).count(column) > 1:
                 raise ValueError(f"{name} has more than one column {column!r}")
         ignored: tuple[str, ...] = ()

@@ -30,6 +30,7 @@ NETWORK = fastae.Network.autoencoder(9, 4)
 X = np.random.default_rng(0).normal(size=(4000, 9)) @ np.random.default_rng(1).normal(size=(9, 9))
 PARTITIONS = [X[first : first + 450] for first in range(0, 4000, 450)]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:distributed", "ignore::DeprecationWarning")
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # on Windows, SIGTERM ends a process at once
 
 
 def three_workers():
@@ -69,7 +70,7 @@ def start(dtype="float32"):
 def kill(client, count=1):
     """kill -9 of some workers; their nannies start others."""
     for pid in list(client.run(os.getpid).values())[:count]:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, KILL)
 
 
 OPTIONS = {"epochs": 6, "batch_size": 900, "seed": 2}
@@ -132,7 +133,7 @@ def _train_while_killing(client, kills, epochs):
         if asked in at:
             pids = list(client.run(os.getpid).values())
             killed.append(pids[len(killed) % len(pids)])
-            os.kill(killed[-1], signal.SIGKILL)
+            os.kill(killed[-1], KILL)
         return ask(*arguments)
 
     engine._ask = ask_and_kill

@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+from processes import interruptible
 from threads import pretend_cpus
 
 import fastae
@@ -249,9 +250,10 @@ def test_an_interrupt_leaves_whole_epochs():
     params, twin = start(), start()
     state = State.zeros(params)
     timer = threading.Timer(0.5, _thread.interrupt_main)
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        fastae.train(params, big, epochs=10**6, batch_size=1000, state=state)
+    with interruptible():
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            fastae.train(params, big, epochs=10**6, batch_size=1000, state=state)
     timer.join()
     assert state.steps % 20 == 0
     fastae.train(twin, big, epochs=state.steps // 20, batch_size=1000)

@@ -39,7 +39,7 @@ def key(machine: dict[str, Any] | None = None) -> str:
 
 def stored() -> dict[str, Any]:
     """All baselines, by machine."""
-    baselines: dict[str, Any] = json.loads(FILE.read_text())
+    baselines: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
     return baselines
 
 
@@ -48,7 +48,7 @@ def keep(report: Report) -> None:
     baselines = stored() | {
         key(report.machine): {"versions": report.machine["versions"], "ratios": ratios_of(report)}
     }
-    FILE.write_text(json.dumps(baselines, indent=1, sort_keys=True) + "\n")
+    FILE.write_text(json.dumps(baselines, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def fallen(report: Report, before: dict[str, dict[str, float]]) -> dict[tuple[str, str], str]:
@@ -82,7 +82,7 @@ def check(cases: list[Case], tell: Callable[[str], Any] = lambda words: None) ->
 def main(arguments: list[str]) -> int:
     """Returns the exit status: 1 if a ratio has fallen, 2 without a baseline of this machine."""
     if arguments[:1] == ["--keep"]:
-        keep(Report.from_json(Path(arguments[1]).read_text()))
+        keep(Report.from_json(Path(arguments[1]).read_text(encoding="utf-8")))
         return 0
     lines = check(CASES, partial(print, file=sys.stderr))
     if lines is None:

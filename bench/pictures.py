@@ -73,13 +73,12 @@ def _draw_roofline(axis: Any, comparisons: list[Comparison]) -> None:
         places, [c.ceiling for c in ordered], width=0.7, color="#edf0f3", label="ceiling: FMA and sigmoids"
     )
     axis.plot(places, [c.share_of_peak() for c in ordered], "o-", color=OURS, markersize=7, label="fastae")
-    for place, c in zip(
-        places, ordered, strict=True
-    ):  # below: above, the line of the peak would go through some
+    for place, c in zip(places, ordered, strict=True):
         share = c.share_of_peak()
+        up = 1 if share < 0.9 else -1  # above, where the best peer's line is not, but clear of the peak's
         axis.annotate(
-            f"{share:.0%}", (place, share), (0, -7), textcoords="offset points",
-            ha="center", va="top", fontsize=8, color=OURS,
+            f"{share:.0%}", (place, share), (0, 7 * up), textcoords="offset points",
+            ha="center", va="bottom" if up > 0 else "top", fontsize=8, color=OURS,
         )  # fmt: skip
     if all(c.best_peer for c in ordered):
         best = [c.share_of_peak(c.best_peer) for c in ordered if c.best_peer]

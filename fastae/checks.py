@@ -1,5 +1,9 @@
 """Checks of arguments: each returns an array that the kernels can read, or raises an error that names the argument."""
 
+import os
+from numbers import Real
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +18,12 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
+def check_number(name: str, value: Any) -> None:
+    """Raise a TypeError unless `value` is a real number."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
 def check_seed(seed: int | np.random.Generator, most: int | None = None) -> None:
     """Raise a TypeError or ValueError unless `seed` is a Generator or an integer of at least 0 and at most `most`."""
     if isinstance(seed, np.random.Generator) and most is None:
@@ -26,8 +36,16 @@ def check_seed(seed: int | np.random.Generator, most: int | None = None) -> None
         )
 
 
+def refuse_paths(X: Any, name: str) -> None:
+    """Raise a TypeError if `X` is the name of a file, or several."""
+    paths = X if isinstance(X, (list, tuple)) else [X]
+    if paths and all(isinstance(path, (str, os.PathLike)) for path in paths):
+        raise TypeError(f"{name} is the name of a file: pass fastae.open_rows({X!r})")
+
+
 def check_matrix(X: npt.ArrayLike, columns: int, name: str) -> np.ndarray:
     """`X` as an array (rows, columns) of a dtype that the kernels read; not copied if it is an array."""
+    refuse_paths(X, name)
     if np.ma.isMaskedArray(X):
         raise TypeError(f"{name} is a masked array, but its mask would be ignored: fill it with NaN")
     if hasattr(X, "toarray"):

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastae import reference
+from fastae.checks import check_seed
 from fastae.engine.engine import Engine
 from fastae.network import Activation, Network, Parameters
 
@@ -72,7 +73,8 @@ def check_gradients(
     Raises
     ------
     ValueError, TypeError
-        As `fastae.reference.forward` and `fastae.reference.cost`, or `step` or `n_samples` is not positive.
+        As `fastae.reference.forward` and `fastae.reference.cost`, or `step` or `n_samples` is not positive, or `seed`
+        is not an integer of at least 0.
 
     Notes
     -----
@@ -97,6 +99,7 @@ def check_gradients(
     >>> max(errors.values()) < 1e-7
     True
     """
+    check_seed(seed)
     if not step > 0:
         raise ValueError(f"step is {step}, but a positive number is wanted")
     if n_samples is not None and n_samples < 1:

@@ -153,7 +153,13 @@ class Parameters(Mapping[str, np.ndarray]):
         self.network = network
         self.dtype = check_dtype(dtype)
         self.plan, size, _ = layout.plan(network.widths, network.activations, self.dtype)
-        self._flat = layout.aligned_zeros(size, self.dtype)
+        try:
+            self._flat = layout.aligned_zeros(size, self.dtype)
+        except MemoryError:
+            gib = size * self.dtype.itemsize / 2**30
+            raise MemoryError(
+                f"a network of widths {network.widths} needs {gib:.3g} GiB for its parameters"
+            ) from None
         self._shapes = _shapes(network.widths)
 
     @property

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from fastae.checks import check_number
+
 NOISES = ("gaussian", "mask", "swap")
 
 Noise = Literal["gaussian", "mask", "swap"]
@@ -47,6 +49,8 @@ class Objective:
     missing: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("alpha", "sparsity_weight", "noise_level", "sparsity_target"):
+            check_number(name, getattr(self, name))
         for name in ("alpha", "sparsity_weight", "noise_level"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from fastae.checks import check_number
 from fastae.network import Parameters
 
 Schedule = Callable[[npt.NDArray[np.int64]], npt.ArrayLike]
@@ -82,8 +83,8 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         if not callable(self.learning_rate):
-            _check("learning_rate", self.learning_rate, self.learning_rate > 0, "positive")
-        _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "not negative")
+            _check("learning_rate", self.learning_rate, lambda x: x > 0, "positive")
+        _check("weight_decay", self.weight_decay, lambda x: x >= 0, "not negative")
 
     def rates(self, first: int, count: int) -> npt.NDArray[np.float64]:
         """The learning rates of `count` steps from step `first` on.
@@ -127,7 +128,7 @@ class SGD(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
+        _check("momentum", self.momentum, lambda x: 0 <= x < 1, "in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +159,9 @@ class Adam(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("beta_1", self.beta_1, 0 <= self.beta_1 < 1, "in [0, 1)")
-        _check("beta_2", self.beta_2, 0 <= self.beta_2 < 1, "in [0, 1)")
-        _check("epsilon", self.epsilon, self.epsilon > 0, "positive")
+        _check("beta_1", self.beta_1, lambda x: 0 <= x < 1, "in [0, 1)")
+        _check("beta_2", self.beta_2, lambda x: 0 <= x < 1, "in [0, 1)")
+        _check("epsilon", self.epsilon, lambda x: x > 0, "positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +238,8 @@ def inverse_scaling(rate: float, power: float = 0.5) -> Schedule:
     return lambda step: rate / (step + 1.0) ** power
 
 
-def _check(name: str, value: float, good: bool, wanted: str) -> None:
-    """Raise a ValueError that names `name` unless the value is `good` and finite."""
-    if not good or not np.isfinite(value):
+def _check(name: str, value: float, is_good: Callable[[float], bool], wanted: str) -> None:
+    """Raise a TypeError or ValueError that names `name` unless the value is a good and finite number."""
+    check_number(name, value)
+    if not is_good(value) or not np.isfinite(value):
         raise ValueError(f"{name} must be {wanted} and finite, got {value!r}")

@@ -17,6 +17,7 @@ dz{L} = dxhat * g'(z{L}). Results are float32 if x and all parameters are, other
 to.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -206,7 +207,7 @@ def step(
     Returns
     -------
     dict of str to ndarray
-        The parameters after the step, by the names of `params`.
+        The parameters after the step, by the names of `params` and in their dtype.
     """
     o, after = optimizer, {}
     rate = float(o.rates(t - 1, 1)[0])
@@ -218,7 +219,8 @@ def step(
                 o.beta_1 * u + (1 - o.beta_1) * g,
                 o.beta_2 * s + (1 - o.beta_2) * g**2,
             )
-            correction = np.sqrt(1 - o.beta_2**t) / (1 - o.beta_1**t)
+            # math, not np: a NumPy scalar would turn float32 into float64
+            correction = math.sqrt(1 - o.beta_2**t) / (1 - o.beta_1**t)
             move = -rate * correction * u / (np.sqrt(s) + o.epsilon)
         else:
             v = moments[name] = o.momentum * moments.get(name, 0) - rate * g

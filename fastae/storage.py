@@ -73,6 +73,8 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 def check_place(path: str | os.PathLike[str]) -> None:
     """Raise the OSError that writing a file at `path` would raise; it names the path. A pipe is not opened."""
     name, mode = os.fspath(path), None
+    if not os.path.basename(name):
+        raise IsADirectoryError(f"{name!r} is not the name of a file")
     with suppress(FileNotFoundError, NotADirectoryError):
         mode = os.stat(path).st_mode
     if mode is not None and stat.S_ISDIR(mode):
@@ -361,11 +363,11 @@ def read(path: str | os.PathLike[str]) -> Stored:
     """
     from safetensors import SafetensorError, safe_open
 
-    name = os.fspath(path)
-    with open(path, "rb"):  # raises Python's own errors, which name the file
+    name = os.fsdecode(path)
+    with open(name, "rb"):  # raises Python's own errors, which name the file
         pass
     try:
-        with safe_open(path, framework="np") as file:
+        with safe_open(name, framework="np") as file:
             metadata = file.metadata() or {}
             about = _about(name, metadata.get("fastae"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}

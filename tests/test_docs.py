@@ -17,12 +17,12 @@ def test_the_pages_code_runs_and_prints_what_the_page_says(page, tmp_path, monke
         pytest.importorskip("matplotlib")
     assert run(page) >= sum(block.needs is None for block in blocks(page))
     for picture in tmp_path.glob("*.png"):  # what a page draws, it shows
-        assert f"images/{picture.name}" in page.read_text()
+        assert f"images/{picture.name}" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_python_is_kept_from_running(page):
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     openings = FENCE.findall(text)[::2]
     assert set(openings) <= {"python", "sh", "text", ""}
     assert openings.count("python") == sum(not block.shell for block in blocks(page))
@@ -48,7 +48,7 @@ def test_a_page_that_says_something_else_fails(tmp_path):
     text = "```python\na = 2\n```\n\n<!-- needs: nothing_of_this_name -->\n```python\na = 3\n```\n\n"
     page.write_text(f"{text}```python\nprint('a is', a)\n```\n\n```text\na is 2\n```\n")
     assert run(page) == 2
-    page.write_text(page.read_text().replace("a is 2", "a is 4"))
+    page.write_text(page.read_text(encoding="utf-8").replace("a is 2", "a is 4"))
     with pytest.raises(AssertionError, match=r"page.md:10: this block prints\na is 2\n\nand not\na is 4"):
         run(page)
 
@@ -57,7 +57,7 @@ def test_a_page_whose_command_fails_or_says_something_else_fails(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("```sh\nnot run\n```\n\n<!-- runs -->\n```sh\nfastae --version\n```\n")
     assert run(page) == 1
-    page.write_text(page.read_text().replace("--version", "--versoin"))
+    page.write_text(page.read_text(encoding="utf-8").replace("--version", "--versoin"))
     with pytest.raises(AssertionError, match=r"page.md:6: exit status 2"):
         run(page)
     page.write_text("<!-- runs -->\n```sh\necho a is 4\n```\n\n```text\na is 2\n```\n")
@@ -80,4 +80,4 @@ def test_there_are_code_blocks_links_and_both_commands():
     assert any(target.endswith(".png") for page in PAGES for target in links(page))
     assert "pip install . && fastae demo\n" in README
     assert 'pip install -e ".[test]" && pytest\n' in README
-    assert 'pip install -e ".[test]"\npytest\n' in (ROOT / ".ci" / "run").read_text()
+    assert 'pip install -e ".[test]"\npytest\n' in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

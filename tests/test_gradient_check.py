@@ -170,6 +170,8 @@ def test_errors_name_the_argument():
         check_gradients(params, X, step=0)
     with pytest.raises(ValueError, match="n_samples is 0, but a positive number is wanted"):
         check_gradients(params, X, n_samples=0)
+    with pytest.raises(TypeError, match=r"seed must be an integer or a Generator, got -3.7"):
+        check_gradients(params, X, seed=-3.7)
     with pytest.raises(ValueError, match="x has 4 features, but W1 takes 5"):
         check_gradients(params, X[:, :4])
     with pytest.raises(ValueError, match=r"gradient of b2 has shape \(5, 1\), but \(5,\) is wanted"):

@@ -319,12 +319,23 @@ def test_random_weights_are_drawn_row_by_row_whatever_their_number():
     np.testing.assert_array_equal(fastae.Parameters.random(network, 3, "float64")["W1"], expected)
 
 
+def test_parameters_that_memory_cannot_hold_name_the_widths(monkeypatch):
+    def full(*_):
+        raise MemoryError("Unable to allocate")
+
+    monkeypatch.setattr(layout, "aligned_zeros", full)
+    with pytest.raises(
+        MemoryError, match=r"network of widths \(4, 2, 4, 4\) needs .* GiB for its parameters"
+    ):
+        fastae.Parameters(fastae.Network.autoencoder(4, 2))
+
+
 def test_widths_and_seeds_that_no_machine_takes_are_named():
     network = fastae.Network.autoencoder(4, 2)
     params, X = fastae.Parameters.random(network), np.zeros((10, 4), "f4")
     with pytest.raises(ValueError, match=f"widths must be at most {2**31 - 1}, got {2**62}"):
         fastae.Network.autoencoder(4, 2**62)
-    with pytest.raises(ValueError, match=f"widths must be at most .*, got {2**62}"):
+    with pytest.raises(ValueError, match=f"hidden_layer_sizes must be at most {2**31 - 1}, got {2**62}"):
         fastae.Autoencoder(2**62).fit(X)
     for seed, error, message in (
         (-3.7, TypeError, "seed must be an integer or a Generator, got -3.7"),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from objectives import OBJECTIVES
 from threads import pretend_cpus
 
 import fastae
@@ -12,17 +13,6 @@ NETWORK = fastae.Network.autoencoder(N, K)
 X = np.random.default_rng(2).normal(size=(M, N))
 HOLED = np.where(np.random.default_rng(4).random((M, N)) < 0.2, np.nan, X)
 WEIGHT = np.random.default_rng(5).integers(0, 4, M).astype(float)
-OBJECTIVES = {
-    "alpha": fastae.Objective(alpha=5.0),
-    "sparse": fastae.Objective(sparsity_weight=0.7, sparsity_target=0.1),
-    "gaussian": fastae.Objective(noise="gaussian", noise_level=0.5),
-    "mask": fastae.Objective(noise="mask", noise_level=0.3),
-    "swap": fastae.Objective(noise="swap", noise_level=0.3),
-    "missing": fastae.Objective(missing=True),
-    "all": fastae.Objective(
-        alpha=1.0, sparsity_weight=0.3, sparsity_target=0.2, noise="gaussian", noise_level=0.2, missing=True
-    ),
-}
 
 
 def setting(dtype="float64", network=NETWORK, n_threads=2):
@@ -213,8 +203,9 @@ def test_noise_is_new_in_every_epoch_and_goes_on_with_the_state():
         ({"noise_level": -0.1}, "noise_level must be finite"),
         ({"sparsity_weight": float("inf")}, "sparsity_weight must be finite"),
         ({"sparsity_target": 1.0}, r"sparsity_target must be in \(0, 1\)"),
+        ({"alpha": "0.1"}, "alpha must be a number, got '0.1'"),
     ],
 )
 def test_options_out_of_range_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         fastae.Objective(**options)

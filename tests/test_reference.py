@@ -10,6 +10,7 @@ from math import log
 import numpy as np
 import pytest
 
+import fastae
 from fastae import reference
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "identity")
@@ -126,6 +127,17 @@ def test_dtype_stays(activation, dtype):
     t = reference.forward(x, params, (activation,) * 2)
     d = reference.backward(x, params, (activation,) * 2, w)
     assert {a.dtype for a in (*t.values(), *d.values(), reference.cost(x, t["xhat"], w))} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "optimizer", [fastae.SGD(momentum=0.9), fastae.Adam(), fastae.AdamW(weight_decay=0.1)]
+)
+def test_dtype_stays_in_training(optimizer, dtype):
+    """The demo and the benches of epochs time it: in float64 it would be no fair peer of float32."""
+    params, x = random_network((4, 3, 4), dtype=dtype), np.ones((5, 4), dtype)
+    after, _ = reference.train(params, x, optimizer=optimizer, epochs=2, batch_size=2, alpha=0.5)
+    assert {array.dtype for array in after.values()} == {np.dtype(dtype)}
 
 
 def test_float32_agrees_with_float64(x):

@@ -18,6 +18,7 @@ import fastae
 from fastae import reference, storage
 from fastae.kernels import layout
 
+posix = pytest.mark.skipif(os.name != "posix", reason="needs pipes, owners and modes of POSIX")
 NETWORK = fastae.Network((12, 20, 5, 12), ("relu", "tanh", "identity"), code_layer=2)
 
 
@@ -77,6 +78,7 @@ def test_a_block_that_writes_nothing_is_an_error_and_leaves_the_old_file(tmp_pat
     assert path.read_text() == "old"
 
 
+@posix
 def test_links_are_followed_modes_kept_and_devices_left_alone(tmp_path):
     path, link = tmp_path / "a.txt", tmp_path / "link.txt"
     path.write_text("old")
@@ -92,6 +94,7 @@ def test_links_are_followed_modes_kept_and_devices_left_alone(tmp_path):
     assert not os.path.isfile("/dev/null")
 
 
+@posix
 def test_a_pipe_is_written_into_and_stays_one(tmp_path):
     pipe, params = tmp_path / "pipe", fastae.Parameters.random(NETWORK, seed=1)
     os.mkfifo(pipe)
@@ -134,6 +137,9 @@ def test_a_directory_in_the_files_place_is_an_error_that_names_it(tmp_path):
     (tmp_path / "a").mkdir()
     with pytest.raises(IsADirectoryError, match="a is a directory"):
         fastae.Parameters(NETWORK).save(tmp_path / "a")
+    for name in ("", f"{tmp_path}/new/"):
+        with pytest.raises(IsADirectoryError, match=f"'{name}' is not the name of a file"):
+            fastae.Parameters(NETWORK).save(name)
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -167,6 +173,7 @@ def test_a_read_only_file_is_refused_before_anything_is_written(tmp_path, monkey
     assert path.read_text() == "old"
 
 
+@posix
 def test_owner_and_group_are_kept_and_hard_links_keep_the_old_content(tmp_path, monkeypatch):
     path, link, asked = tmp_path / "a", tmp_path / "link", []
 
@@ -184,6 +191,7 @@ def test_owner_and_group_are_kept_and_hard_links_keep_the_old_content(tmp_path, 
     assert (path.read_text(), link.read_text()) == ("new", "old")
 
 
+@posix
 def test_a_directory_that_may_be_written_but_not_read_takes_files(tmp_path, monkeypatch):
     opened, listed = os.open, os.scandir
 
@@ -268,6 +276,7 @@ def test_a_pipe_of_the_shell_receives_the_whole_file(tmp_path, place):
     assert (params.flat == fastae.Parameters.random(params.network).flat).all()
 
 
+@posix
 def test_a_descriptor_nobody_reads_is_refused_at_once(tmp_path):
     read, write = os.pipe()
     try:
@@ -281,6 +290,7 @@ def test_a_descriptor_nobody_reads_is_refused_at_once(tmp_path):
         storage.check_place(f"/dev/fd/{write}")
 
 
+@posix
 def test_an_error_of_a_pipe_names_it(tmp_path):
     pipe = tmp_path / "fifo.parquet"
     os.mkfifo(pipe)
@@ -381,6 +391,11 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path):
         fastae.Parameters.load(tmp_path / "none")
     with pytest.raises(IsADirectoryError):
         fastae.Parameters.load(tmp_path)
+
+
+def test_a_path_may_be_bytes(tmp_path):
+    fastae.Parameters(NETWORK).save(tmp_path / "a")
+    assert fastae.Parameters.load(bytes(tmp_path / "a")).network == NETWORK
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,8 @@ def test_mypy_reports_what_a_users_program_expects(build, source, tmp_path):
 
 @pytest.mark.parametrize("package", [fastae, fastae.kernels], ids=lambda package: package.__name__)
 def test_type_checkers_see_every_name_that_is_loaded_when_first_used(package):
-    blocks = [node for node in ast.parse(Path(package.__file__).read_text()).body if isinstance(node, ast.If)]
+    text = Path(package.__file__).read_text(encoding="utf-8")
+    blocks = [node for node in ast.parse(text).body if isinstance(node, ast.If)]
     (declared,) = (block.body for block in blocks if ast.unparse(block.test) == "TYPE_CHECKING")
     loaded = {*package._HOME, *getattr(package, "_MODULES", ())} - {
         "rows"

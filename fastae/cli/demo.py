@@ -133,7 +133,7 @@ def table(result: Result) -> "Table":
     comparison = Table(
         title=f"digits: {rows} rows, {features} features, {result.hidden} code units",
         caption=(
-            f"Both take the same steps: Adam, batches of {BATCH_SIZE}, from the same weights. NumPy is "
+            f"Both take the same steps in float32: Adam, batches of {BATCH_SIZE}, from the same weights. NumPy is "
             "fastae.reference, on 1 BLAS thread or all, whichever is faster. Epochs are timed in turn, as in "
             f"fastae bench; the times are medians of {ROUNDS}."
         ),

@@ -95,7 +95,7 @@ def demo(
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Time three of the nine sizes.")] = False,
     size: Annotated[
-        list[str] | None, typer.Option(help="Time this size, n,k,m, instead; may be repeated.")
+        list[str] | None, typer.Option(metavar="N,K,M", help="Time this size instead; may be repeated.")
     ] = None,
     peers: Annotated[
         str | None,
@@ -139,7 +139,7 @@ def bench(
         if path and not path.parent.is_dir():
             raise typer.BadParameter(f"{path.parent} is not a directory", param_hint=hint)
     try:
-        text = reports.splice(markdown.read_text(), "") if markdown else ""
+        text = reports.splice(markdown.read_text(encoding="utf-8"), "") if markdown else ""
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{markdown}: {error}", param_hint="--markdown") from None
 
@@ -154,9 +154,9 @@ def bench(
         for line in report.notes():
             console.print(line, highlight=False, markup=False)
     if out:
-        out.write_text(report.to_json())
+        out.write_text(report.to_json(), encoding="utf-8")
     if markdown:
-        markdown.write_text(reports.splice(text, report.markdown()))
+        markdown.write_text(reports.splice(text, report.markdown()), encoding="utf-8")
     if plot:
         from fastae.bench.pictures import save
 

@@ -21,7 +21,10 @@ Data = Annotated[
     ),
 ]
 Model = Annotated[Path, typer.Argument(help="Model file, written by train or by Autoencoder.save.")]
-Drop = Annotated[list[str] | None, typer.Option(help="Leave out the column with this name; may be repeated.")]
+Drop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="COLUMN", help="Leave out the column with this name; may be repeated."),
+]
 Header = Annotated[
     bool | None,
     typer.Option(
@@ -31,7 +34,8 @@ Header = Annotated[
     ),
 ]
 Keep = Annotated[
-    list[str] | None, typer.Option(help="Copy this column of the data to the output; may be repeated.")
+    list[str] | None,
+    typer.Option(metavar="COLUMN", help="Copy this column of the data to the output; may be repeated."),
 ]
 Plot = Annotated[Path | None, typer.Option(help="Plot the results into this .png, .svg or .pdf file.")]
 
@@ -376,8 +380,9 @@ def score(
     label: Annotated[
         str | None,
         typer.Option(
+            metavar="COLUMN",
             help="Column that is 1 (or true) for outliers and 0 for all other rows: "
-            "report AUROC and average precision."
+            "report AUROC and average precision.",
         ),
     ] = None,
     drop: Drop = None,
@@ -448,7 +453,7 @@ def inspect(model: Model, as_json: Json = False) -> None:
         "network": " -> ".join([str(network.widths[0]), *(f"{width} {g}" for width, g in layers)]),
         "code": network.widths[network.code_layer],
         "parameters": sum(array.size for array in params.values()),
-        "dtype": params.dtype.name,
+        "dtype": loaded.dtype if loaded.dtype == "bfloat16" else params.dtype.name,
         "scale": loaded.scale,
         "missing": loaded.missing,
         "epochs": loaded.n_iter_,

@@ -167,10 +167,16 @@ def _write_text(file: TextIO, tables: Iterable[Any], as_json: bool) -> None:
         if as_json:
             file.writelines(json_text(row) + "\n" for row in table.to_pylist())
             continue
+        text = pyarrow.BufferOutputStream()
+        try:
+            arrow_csv.write_csv(
+                table, text, arrow_csv.WriteOptions(include_header=False, quoting_style="needed")
+            )
+        except pyarrow.ArrowInvalid as error:  # a list, for example
+            names = [repr(field.name) for field in table.schema if str(error).endswith(str(field.type))]
+            raise ValueError(f"column {', '.join(names)} cannot be kept in CSV: {error}") from None
         if i == 0:
             csv.writer(file, lineterminator="\n").writerow(table.column_names)
-        text = pyarrow.BufferOutputStream()
-        arrow_csv.write_csv(table, text, arrow_csv.WriteOptions(include_header=False, quoting_style="needed"))
         file.write(text.getvalue().to_pybytes().decode())
 
 

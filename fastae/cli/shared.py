@@ -96,7 +96,11 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
                 print(end="", flush=True)  # so that errors of writing occur here; a closed output has none
             except (typer.Exit, typer.Abort, typer.BadParameter):
                 raise
-            except BrokenPipeError:  # as with `| head`
+            except BrokenPipeError as error:
+                if (
+                    error.filename is not None
+                ):  # of --out: what was to be written is lost; not so with `| head`
+                    print_error(error)
                 drop_output()
                 raise typer.Exit(141) from None
             except KeyboardInterrupt:
@@ -153,7 +157,9 @@ def _one_line(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     message = next(iter(str(error).splitlines()), "")
     if "contains NaN" in message:
-        what = message.removesuffix(": missing='mask' allows missing cells").rstrip(".")
+        from fastae.data.row_source import NAN_ADVICE
+
+        what = message.removesuffix(NAN_ADVICE).rstrip(".")
         message = f"{what}: if cells are missing, train with --missing"
     if isinstance(error, (ArithmeticError, ImportError, MemoryError, OSError, TypeError, ValueError)):
         return message or type(error).__name__

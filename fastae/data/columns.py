@@ -31,11 +31,11 @@ class Selection:
         """What to read of these columns, or of `width` columns without names; a ValueError if one is missing."""
         if columns is None:
             if self.keep:
-                raise ValueError(f"{name} has no column names: {self.keep[0]!r} cannot be kept")
+                raise ValueError(f"{name} has no column names, and so no column {self.keep[0]!r}")
             return Chosen(list(range(width)), [], ())
         for column in self.keep:
             if column not in columns:
-                raise ValueError(f"{name} has no column {column!r} to keep")
+                raise ValueError(f"{name} has no column {column!r}")
             if list(columns).count(column) > 1:
                 raise ValueError(f"{name} has more than one column {column!r}")
         ignored: tuple[str, ...] = ()
@@ -144,8 +144,12 @@ def refuse_types(table: Any, name: str) -> None:
     """Raise a TypeError that names the columns of a narwhals DataFrame that are not numeric."""
     import narwhals as nw
 
-    types = table.schema.items()
-    refuse({name: str(kind) for name, kind in types if not (kind.is_numeric() or kind == nw.Boolean)}, name)
+    refused = {}
+    for (column, kind), cells in zip(table.schema.items(), table.iter_columns(), strict=True):
+        if not (kind.is_numeric() or kind == nw.Boolean):
+            native = getattr(cells.to_native(), "dtype", kind)  # such as pandas' Sparse[float64, 0]
+            refused[column] = str(native if kind == nw.Unknown else kind)
+    refuse(refused, name)
 
 
 def matrix_shape(shape: tuple[int, ...], name: str) -> tuple[int, int]:

@@ -199,7 +199,9 @@ def _first_rows(block: bytes, delimiter: str, name: str) -> tuple[list[str], lis
 
     reader = csv.reader(lines(), delimiter=delimiter)
     try:
-        first = next(row for row in reader if taken[-1].strip())
+        first = next((row for row in reader if taken[-1].strip()), None)
+        if first is None:
+            raise ValueError(f"{name} has no first row: it is blank, or its quote is not closed")
         text = "".join(taken).encode()
         return first, [row for row in islice(reader, GUESS_ROWS) if not _is_blank(row)], text
     except csv.Error as error:

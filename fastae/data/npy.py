@@ -96,9 +96,8 @@ def _npz_array(path: str) -> np.ndarray:
                     f"it must hold a single array, or one named X, but it holds {', '.join(names) or 'nothing'}"
                 )
             return np.asarray(arrays[name])
-    except (ValueError, EOFError, AttributeError) as error:
-        raise ValueError(f"{path} is not a readable .npz file: {error}") from None
-    except OSError:
-        raise
     except Exception as error:  # zipfile.BadZipFile, and whatever a damaged member raises
-        raise ValueError(f"{path} is not a readable .npz file: {error}") from None
+        if isinstance(error, OSError) and error.filename is not None:  # no such file, no permission, ...
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is not a readable .npz file: {reason}") from None

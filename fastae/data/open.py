@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fastae.checks import check_count
 from fastae.data.columns import Selection, is_frame
 from fastae.data.csv import csv_rows
 from fastae.data.frames import frame_rows
@@ -45,8 +46,8 @@ def open_rows(
         array, or one named X. Missing cells become NaN.
     feature_names : iterable of str, optional
         Names of the columns, if `source` has none.
-    drop : iterable of str, default ()
-        Names of columns to leave out.
+    drop : str or iterable of str, default ()
+        Name or names of columns to leave out.
     chunk_bytes : int, default 67108864
         Memory for one chunk of a file, in bytes (64 MiB by default); a Parquet file takes two, since the next chunk
         is read while one is in use. With more of it, mini-batches mix rows from more places of the file.
@@ -73,7 +74,8 @@ def open_rows(
     if block_bytes is not None:
         warnings.warn("block_bytes is now called chunk_bytes", DeprecationWarning, stacklevel=2)
         chunk_bytes = block_bytes
-    return open_selected(source, Selection(drop=tuple(drop)), feature_names, chunk_bytes, header)
+    dropped = (drop,) if isinstance(drop, str) else tuple(drop)
+    return open_selected(source, Selection(drop=dropped), feature_names, chunk_bytes, header)
 
 
 def open_selected(
@@ -86,8 +88,7 @@ def open_selected(
     """``open_rows`` for a selection of columns; those that `selection` keeps are the rows' `kept`."""
     names = None if feature_names is None else tuple(map(str, feature_names))
     drop = selection.drop
-    if chunk_bytes < 1:
-        raise ValueError(f"chunk_bytes must be at least 1, got {chunk_bytes!r}")
+    check_count("chunk_bytes", chunk_bytes)
     rows: Rows
     if paths := paths_of(source):
         spool = Spool(chunk_bytes)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastae.data.columns import Selection, index_columns, refuse
+from fastae.data.columns import Selection, index_columns, matrix_shape, refuse
 from fastae.data.row_source import Rows
 
 COPIED_BYTES = 1 << 18  # of rows, copied column by column at a time: they stay in the cache
@@ -28,6 +28,8 @@ class ParquetRows(Rows):
             groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             if min(groups, default=0) < 0:
                 raise ValueError("a row group has fewer than 0 rows")
+            if sum(groups) != metadata.num_rows:
+                raise ValueError(f"its row groups have {sum(groups)} rows, but the file {metadata.num_rows}")
         chosen = selection.choose(names, len(names), path)
         columns = [names[place] for place in chosen.features if names[place] not in index]
         types = {column: schema.field(column).type for column in columns}
@@ -39,7 +41,10 @@ class ParquetRows(Rows):
         self.ignored = tuple(column for column in chosen.ignored if column not in index)
         is_single = all(str(type_) in ("float", "halffloat") for type_ in types.values())
         self.bounds = np.cumsum([0, *groups])
-        self.shape, self.feature_names = (int(self.bounds[-1]), len(columns)), tuple(columns)
+        self.shape, self.feature_names = (
+            matrix_shape((int(self.bounds[-1]), len(columns)), path),
+            tuple(columns),
+        )
         self.dtype = np.dtype(np.float32 if is_single else np.float64)
 
     def read(self, piece: int, out: np.ndarray) -> None:  # noqa: D102

@@ -17,6 +17,7 @@ from fastae.data.columns import matrix_shape, numeric
 from fastae.data.read_ahead import ahead
 
 SLICE_ROWS = 4096  # rows that statistics are computed from at a time
+NAN_ADVICE = ": missing='mask' allows missing cells"  # the end of a model's error about NaN
 
 
 class RowSource(ABC):
@@ -290,9 +291,10 @@ class Rows(RowSource):
         if not bad.any():
             return
         column = int(bad.any(axis=0).argmax())
-        value = "NaN" if np.isnan(rows[bad[:, column], column]).any() else "infinity"
+        is_nan = np.isnan(rows[bad[:, column], column]).any()
+        value, advice = ("NaN", NAN_ADVICE) if is_nan else ("infinity", "")
         column_name = column + 1 if self.feature_names is None else repr(self.feature_names[column])
-        raise ValueError(f"{self.name} contains {value} in column {column_name}")
+        raise ValueError(f"{self.name} contains {value} in column {column_name}{advice}")
 
     def checked(self, *, allow_nan: bool) -> Self:
         """The same rows; iterating over them raises a ValueError for infinity or, unless allowed, NaN."""
@@ -421,6 +423,7 @@ class _Part(Rows):
         self.whole, self.fraction, self.seed, self.most = whole, fraction, seed, most
         self.name, self.dtype, self.feature_names = whole.name, whole.dtype, whole.feature_names
         self.chunk_bytes, self._allow_nan = whole.chunk_bytes, whole._allow_nan
+        self.reads_ahead = whole.reads_ahead
         sizes = [len(self._drawn(piece, int(size))) for piece, size in enumerate(np.diff(whole.bounds))]
         self.bounds = np.cumsum([0, *sizes])
         self.shape = (int(self.bounds[-1]), whole.shape[1])

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from fastae.checks import check_count
 from fastae.data.column_statistics import ColumnStatistics
-from fastae.data.row_source import Rows, RowSource
+from fastae.data.row_source import ArrayRows, Rows, RowSource
 from fastae.distributed.reduction_tree import Node, Sum
 from fastae.distributed.worker_part import Setup, StepRequest, WorkerPart, make_setup, without_penalty
 from fastae.engine.engine import Engine
@@ -115,9 +115,7 @@ class Partitions(RowSource):
 
 
 def _check_finite(partition: np.ndarray, allow_nan: bool) -> None:
-    from sklearn.utils import assert_all_finite
-
-    assert_all_finite(partition, allow_nan=allow_nan, input_name="X")
+    ArrayRows(partition).checked(allow_nan=allow_nan)
 
 
 def _apply(partition: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:

@@ -20,7 +20,7 @@ from fastae.estimator.quality import warn_if_code_is_wide, warn_if_unfinished
 from fastae.estimator.scaling import shift_and_scale
 from fastae.estimator.sklearn_types import CallbackSupportMixin, available_if, fit_context, with_callbacks
 from fastae.estimator.whole import changed_whole
-from fastae.network import Activation, Network, Parameters
+from fastae.network import MOST_UNITS, Activation, Network, Parameters
 from fastae.training import lbfgs
 from fastae.training.checkpoint import Checkpoint
 from fastae.training.gradient_descent import train_on
@@ -125,9 +125,9 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     dtype : "float32", "float64", "bfloat16" or None, default None
         Floating-point type for training and inference. None: float32, to which rows are rounded once they are scaled;
         but float64 for data that are not float32 where `scale` is None, `solver` is "lbfgs" or m is below 1000. Results
-        then have the dtype of `X`, or float64 for integers. "bfloat16": parameters and results are float32, and matrix products take
-        operands rounded to bfloat16, as ``fastae.Engine`` describes; needs a CPU with AVX512_BF16, and rows on this
-        machine.
+        then have the dtype of `X`, or float64 for integers. "bfloat16": parameters and results are float32, and matrix
+        products take operands rounded to bfloat16, as ``fastae.Engine`` describes; needs a CPU with AVX512_BF16, and
+        rows on this machine.
     callback : callable or None, default None
         Called with a ``fastae.training.Epoch`` after each epoch. Training stops when it returns True.
     verbose : int, default 0
@@ -351,7 +351,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         """Set network, scale, parameters and optimizer state to train from; return what the data's PCA is."""
         self._objective()  # an option out of range is an error before there is a model
         n, dtype = X.shape[1], self._dtype(X)
-        encoder: Sequence[int] | None = None
+        encoder: Sequence[Any] | None = None
         if not isinstance(self.hidden_layer_sizes, str):
             encoder = np.atleast_1d(self.hidden_layer_sizes).tolist()
         elif self.warm_start and hasattr(self, "network_") and self.network_.widths[0] == n:
@@ -389,12 +389,14 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         warn_if_code_is_wide(self, self._n_features_out, n)
         return components
 
-    def _network(self, columns: int, encoder: Sequence[int]) -> Network:
+    def _network(self, columns: int, encoder: Sequence[Any]) -> Network:
         """The network whose encoder has these widths."""
-        if not len(encoder) or any(not isinstance(width, int) or width < 1 for width in encoder):
+        if not encoder or any(not isinstance(width, int) or width < 1 for width in encoder):
             raise ValueError(
                 f"hidden_layer_sizes must be 'auto' or positive integers, got {self.hidden_layer_sizes!r}"
             )
+        if max(encoder) > MOST_UNITS:
+            raise ValueError(f"hidden_layer_sizes must be at most {MOST_UNITS}, got {max(encoder)}")
         g = "sigmoid" if self.activation == "logistic" else self.activation
         widths = (columns, *encoder, *encoder[-2::-1], columns)
         activations: tuple[Activation, ...] = (g,) * (len(widths) - 2) + (
@@ -477,15 +479,23 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
                 progress=self.verbose > 0,
                 restores=False,  # after an error, nobody sees this copy
             )
-            if self.solver == "lbfgs":
-                local = cast(Rows, rows)
-                return lbfgs.minimize(
-                    self.params_, local, self._state, asked, engine=self._engine(), max_slope=self.tol, **data
-                )
-            data |= {"engine": self._engine, "n_threads": self.n_threads}
             try:
+                if self.solver == "lbfgs":
+                    local = cast(Rows, rows)
+                    return lbfgs.minimize(
+                        self.params_,
+                        local,
+                        self._state,
+                        asked,
+                        engine=self._engine(),
+                        max_slope=self.tol,
+                        **data,
+                    )
+                data |= {"engine": self._engine, "n_threads": self.n_threads}
                 return train_on(rows, self.params_, optimizer, self._state, asked, **data)
             except DivergenceError as error:
+                for _ in rows if isinstance(rows, Rows) else ():
+                    pass  # an error if they hold NaN or infinity, which names the column
                 message = str(error).replace("lower the learning rate", "lower learning_rate_init")
                 raise DivergenceError(message) from None
 

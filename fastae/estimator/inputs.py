@@ -1,6 +1,5 @@
 """X, as users pass it to an estimator: checked as scikit-learn does, and made a RowSource."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,9 +7,9 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import _check_feature_names, check_array, check_is_fitted, validate_data
 
-from fastae.checks import check_vector
+from fastae.checks import check_vector, refuse_paths
 from fastae.data.columns import difference_of_names, refuse_columns
-from fastae.data.row_source import ArrayRows, Rows, RowSource
+from fastae.data.row_source import NAN_ADVICE, ArrayRows, Rows, RowSource
 from fastae.distributed.partitions import is_dask
 
 
@@ -25,18 +24,13 @@ def check(model: Any, X: Any, *, reset: bool = False, name: str = "X") -> RowSou
     }
     if np.ma.isMaskedArray(X):
         raise TypeError(f"{name} is a masked array: pass {name}.filled(np.nan), with missing='mask'")
-    paths = X if isinstance(X, (list, tuple)) else [X]
-    if paths and all(isinstance(path, (str, os.PathLike)) for path in paths):
-        raise TypeError(f"{name} is the name of a file: pass fastae.open_rows({X!r})")
+    refuse_paths(X, name)
     X = in_partitions(X)
     if isinstance(X, RowSource):
         check_columns(model, X.shape[1], X.feature_names, reset=reset, name=name, source=X.name)
         X.check_not_empty(name)
-        with _suggesting_missing():
-            rows = X.checked(allow_nan=model.missing is not None)
-            return (
-                ArrayRows(check_array(rows.resident(), input_name=name, **checks)) if rows.in_memory else rows
-            )
+        rows = X.checked(allow_nan=model.missing is not None)
+        return ArrayRows(check_array(rows.resident(), input_name=name, **checks)) if rows.in_memory else rows
     refuse_columns(X, name)
     if name == "X":
         with _suggesting_missing():
@@ -51,14 +45,14 @@ def check(model: Any, X: Any, *, reset: bool = False, name: str = "X") -> RowSou
 
 @contextmanager
 def _suggesting_missing() -> Iterator[None]:
-    """A context that adds to an error about NaN how to allow it, in place of scikit-learn's advice."""
+    """A context that adds to scikit-learn's error about NaN how to allow it, in place of its advice."""
     try:
         yield
     except ValueError as error:
         first_line = str(error).partition("\n")[0].rstrip(".")
         if "contains NaN" not in first_line:
             raise
-        raise ValueError(f"{first_line}: missing='mask' allows missing cells") from None
+        raise ValueError(first_line + NAN_ADVICE) from None
 
 
 def check_weight(rows: RowSource, sample_weight: Any) -> np.ndarray | None:

@@ -18,7 +18,7 @@ def warn_if_code_is_wide(model: Any, units: int, columns: int) -> None:
             f"the code is wider than the data: {units} units for {columns} columns, so that the model can copy its "
             "input instead of learning from it; choose hidden_layer_sizes below the number of columns, or add noise",
             UserWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
 
 

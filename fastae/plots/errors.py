@@ -110,6 +110,8 @@ class ErrorHistogramDisplay(Display):
             matplotlib is not installed.
         """
         ax = self._open(ax, (6.5, 4))
+        from matplotlib.ticker import MaxNLocator
+
         out = self.error > self.threshold
         kinds, word = self.labels, "rows above"
         if kinds is None:
@@ -134,6 +136,7 @@ class ErrorHistogramDisplay(Display):
             ax.set_xscale("log")
             label_logarithmic(ax.xaxis, self.bin_edges[0], self.bin_edges[-1])
         ax.set(xlabel="error: mean squared error over features, in the network's scale", ylabel="rows")
+        ax.yaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
         ax.grid(alpha=0.3)
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, fontsize="small")
         return self

@@ -110,7 +110,7 @@ class LossCurveDisplay(Display):
         if shown.min() > 0 and self.loss.max() > 3 * self.loss.min():
             ax.set_yscale("log")
             label_logarithmic(ax.yaxis, shown.min(), shown.max())
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.grid(alpha=0.3)
         ax.legend()
         return self

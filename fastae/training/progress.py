@@ -13,23 +13,23 @@ def progress_bar(wanted: bool, epochs: int, rows: int) -> Iterator[Callable[[Epo
         yield lambda epoch: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
+    # In a narrow terminal, the bar becomes shorter before anything is cut
     columns = (
-        TextColumn("training"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}"),
-        TimeRemainingColumn(),
+        TextColumn("epoch {task.completed}/{task.total}{task.fields[text]}"),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("training", total=epochs, text="")
         shown, last = 0.0, None
 
         def draw(epoch: Epoch) -> None:
-            text = f"loss {epoch.loss:.6g}"
+            text = f", loss {epoch.loss:.5g}"
             if epoch.validation_loss is not None:
-                text += f", validation {epoch.validation_loss:.6g}"
+                text += f", validation {epoch.validation_loss:.5g}"
             text += f", {epoch.number * rows / epoch.seconds:,.0f} rows/s"
             bar.update(task, completed=epoch.number, text=text)
 

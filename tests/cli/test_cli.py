@@ -291,6 +291,19 @@ def test_a_pipe_closed_early_is_no_error(place):
         assert child.wait(timeout=60) == 141
 
 
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="pipes have no names")
+def test_a_model_that_nobody_would_read_is_not_trained(place):
+    read, write = os.pipe()
+    os.close(read)
+    out = f"/dev/fd/{write}"
+    words = [*COMMAND, "train", str(place / "all.csv"), *QUICK, "--out", out]
+    try:
+        ran = processes.run(words, pass_fds=[write])
+    finally:
+        os.close(write)
+    assert (ran.returncode, ran.stderr) == (141, f"fastae: {out}: nobody reads from this pipe\n")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no full device")
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["doctor"]], ids=str)
 def test_a_full_disk_behind_the_output_is_an_error_in_one_line(words):
@@ -374,7 +387,7 @@ def test_errors_are_one_line_that_names_the_problem(place, tmp_path):
         (("encode", model, empty, "--out", tmp_path / "z.npy"), f"{empty} has no rows"),
         (("score", model, empty), f"{empty} has no rows"),
         (("train", empty, "--out", tmp_path / "m"), f"{empty} has no rows"),
-        (("train", data, "--hidden", 10**9, "--out", tmp_path / "m"), "Unable to allocate"),
+        (("train", data, "--hidden", 10**9, "--out", tmp_path / "m"), "GiB for its parameters"),
     ):
         ran = call(*words)
         assert ran.exit_code == 1, (words, ran.output)

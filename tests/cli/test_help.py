@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import fastae
 from fastae.cli import app
+from fastae.engine.warmup import dtypes
 from fastae.training.progress import progress_bar
 
 COMMANDS = [
@@ -117,11 +118,31 @@ def test_inspect_shows_when_and_by_which_version_a_model_was_written(data, tmp_p
     assert abs(datetime.now() - datetime.fromisoformat(facts["date"])) < timedelta(hours=1)
 
 
+@pytest.mark.parametrize("dtype", dtypes())
+def test_inspect_shows_the_dtype_of_the_products(dtype, data, tmp_path):
+    call("train", data, "--hidden", 3, "--epochs", 1, "--dtype", dtype, "--out", tmp_path / "m")
+    assert json.loads(call("inspect", tmp_path / "m", "--json").stdout)["dtype"] == dtype
+
+
+def test_help_names_a_column_not_a_type_of_python():
+    assert {"--keep COLUMN", "--drop COLUMN", "--label COLUMN"} <= set(
+        re.findall(r"--[a-z]+ [A-Z]+", call("score", "-h").stdout)
+    )
+
+
 def test_the_bar_ends_where_training_ended(capsys):
     for number in (3, 10):
         with progress_bar(True, 10, 100) as show:
             for epoch in range(1, number + 1):
                 show(fastae.training.Epoch(epoch, 10, 1.0 / epoch, 0.1, 1e-3 * epoch, None))
         last = capsys.readouterr().err
-        assert f"{number}/10" in last.replace(" ", "")
-        assert f"loss {1.0 / number:.6g}" in last
+        assert f"epoch {number}/10, loss {1.0 / number:.5g}" in last
+
+
+def test_the_bar_gives_way_before_anything_is_cut_in_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with progress_bar(True, 2000, 1000) as show:
+        show(fastae.training.Epoch(2000, 2000, 0.123456, 0.1, 1.0, None, 10.23456))
+    last = capsys.readouterr().err
+    assert " epoch 2000/2000, loss 0.12346, validation 10.235, 2,000,000 rows/s " in last
+    assert "…" not in last

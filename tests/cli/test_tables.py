@@ -146,14 +146,17 @@ def test_what_cannot_be_kept_is_said(place, tmp_path):
     model, data = place / "model", place / "x.csv"
     np.save(tmp_path / "x.npy", DATA.data.to_numpy())
     DATA.data.assign(error=1).to_csv(tmp_path / "e.csv", index=False)
+    DATA.data.assign(l=[[1, 2]] * 569).to_parquet(tmp_path / "l.parquet", index=False)
     for words, message in (
-        (("score", model, data, "--keep", "no"), "x.csv has no column 'no' to keep"),
-        (("score", model, tmp_path / "x.npy", "--keep", "id"), "has no column names: 'id' cannot be kept"),
+        (("score", model, data, "--keep", "no"), "x.csv has no column 'no'\n"),
+        (("score", model, data, "--label", "no"), "x.csv has no column 'no'\n"),
+        (("score", model, tmp_path / "x.npy", "--keep", "id"), "has no column names, and so no column 'id'"),
+        (("score", model, tmp_path / "l.parquet", "--keep", "l"), "column 'l' cannot be kept in CSV: "),
         (("score", model, tmp_path / "e.csv", "--keep", "error"), "the output has one of that name"),
         (("encode", model, data, "--keep", "id", "--out", tmp_path / "z.npy"), "an .npy file has no names"),
     ):
         ran = call(*words)
-        assert ran.exit_code > 0, words
+        assert (ran.exit_code > 0, ran.stdout) == (True, ""), words
         assert message in ran.stderr
     assert not list(tmp_path.glob("z*"))
 

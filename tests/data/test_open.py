@@ -239,6 +239,7 @@ def test_what_is_no_matrix_of_numbers_is_refused():
         (np.ma.array(X, mask=X > 1), TypeError, "X is a masked array"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), ValueError, "X has more than one column 'a'"),
         (pd.DataFrame({"a": pd.Categorical(["x"])}), TypeError, "X: not numeric: column 'a'"),
+        (pd.DataFrame({0: pd.arrays.SparseArray([1, 0])}), TypeError, r"column 0 \(Sparse\[int64, 0\]\)"),
     ):
         with pytest.raises(error, match=message):
             open_rows(source)
@@ -255,6 +256,7 @@ def test_columns_can_be_left_out(tmp_path):
     csv = tmp_path / "x.csv"
     frame.to_csv(csv, index=False)
     for source in (frame, csv, parquet(tmp_path / "x.parquet", frame)):
+        assert open_rows(source, drop="name").feature_names == NAMES
         rows = open_rows(source, drop=["name", NAMES[2]])
         assert rows.feature_names == NAMES[:2] + NAMES[3:]
         np.testing.assert_array_equal(rows.resident(), np.delete(X, 2, axis=1))
@@ -286,6 +288,9 @@ def test_errors_name_the_file_and_what_is_wrong(tmp_path):
         return path
 
     good = saved(tmp_path, X).read_bytes()
+    np.savez(tmp_path / "good.npz", X)
+    shifted = bytearray((tmp_path / "good.npz").read_bytes())
+    shifted[-6] ^= 0xFF  # where the directory of the archive begins: its members then begin before the file
     for path, error, message in (
         (tmp_path / "no.npy", FileNotFoundError, "no.npy"),
         (tmp_path / "no.csv", FileNotFoundError, "no.csv"),
@@ -294,8 +299,16 @@ def test_errors_name_the_file_and_what_is_wrong(tmp_path):
         (broken("cut.npy", good[:-1]), ValueError, "cut.npy ends early"),
         (broken("bad.npy", b"abc"), ValueError, "bad.npy is not a readable .npy file"),
         (broken("bad.npz", b"abc"), ValueError, "bad.npz is not a readable .npz file"),
+        (
+            broken("shifted.npz", shifted),
+            ValueError,
+            "shifted.npz is not a readable .npz file: .*Invalid argument",
+        ),
         (broken("bad.parquet", b"abc"), ValueError, "bad.parquet is not a readable Parquet file"),
+        (parquet(tmp_path / "none.parquet", FRAME[[]]), ValueError, "none.parquet has no columns"),
         (broken("empty.csv", b"\n"), ValueError, "empty.csv is empty"),
+        (broken("open.csv", b'"a\n\n'), ValueError, "open.csv has no first row: .* its quote is not closed"),
+        (broken("blank.csv", "\u00a0\n".encode()), ValueError, "blank.csv has no first row: it is blank"),
         (broken("utf.csv", b"a,\xff\n1,2\n"), ValueError, "utf.csv is not a CSV file in UTF-8"),
         (broken("ragged.csv", b"a,b\n1,2\n1,2,3\n"), ValueError, "line 3 has 3 cells, the first line 2"),
         (broken("long.csv", b'a,b\n1,"' + b"x" * 140_000), ValueError, "long.csv: line 2: field larger than"),
@@ -319,6 +332,8 @@ def test_errors_name_the_file_and_what_is_wrong(tmp_path):
         open_rows(X, feature_names=["a", "b"])
     with pytest.raises(ValueError, match="feature_names cannot be given"):
         open_rows(FRAME, feature_names=NAMES)
+    with pytest.raises(TypeError, match=r"chunk_bytes must be an integer, got 1000000000.0"):
+        open_rows(X, chunk_bytes=1e9)
     with pytest.raises(ValueError, match="chunk_bytes must be at least 1, got 0"):
         open_rows(X, chunk_bytes=0)
     parquet(tmp_path / "part-1.parquet", FRAME)
@@ -410,6 +425,15 @@ def test_a_parquet_file_that_holds_other_rows_than_it_says_is_refused(tmp_path):
         rows.bounds = np.arange(0, 600, size)
         with pytest.raises(ValueError, match=rf"x\.parquet is not .*: row group 1 has {words} rows than"):
             rows.read_pieces(0, 1)
+    whole = path.read_bytes()
+    first = (
+        len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    )  # of the footer, which has the file's rows early
+    count, other = (bytes([n << 1 & 127 | 128, n >> 6]) for n in (len(FRAME), len(FRAME) + 1))
+    assert count in whole[first:]
+    path.write_bytes(whole[:first] + whole[first:].replace(count, other, 1))
+    with pytest.raises(ValueError, match=r"x\.parquet is not .*: its row groups have"):
+        open_rows(path)
 
 
 # -- chunks ------------------------------------------------------------------------------------------------------------
@@ -655,20 +679,26 @@ def test_a_stream_of_holes_is_scaled_and_scored_as_the_array(tmp_path):
     np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-10)
     np.testing.assert_array_equal(theirs.reconstruction_error(rows), theirs.reconstruction_error(holed))
     assert theirs.score(rows) == pytest.approx(theirs.score(holed), rel=1e-12)
-    with pytest.raises(ValueError, match=r"x\.npy contains NaN in column 1$"):
-        Autoencoder(**QUICK).fit(rows)
+    said = r"x\.npy contains NaN in column 1: missing='mask' allows missing cells$"
+    for settings in (
+        {},
+        {"scale": None},
+        {"scale": None, "solver": "lbfgs"},
+    ):  # without scale, training meets it
+        with pytest.raises(ValueError, match=said):
+            Autoencoder(**QUICK | settings).fit(rows)
+    model = Autoencoder(**QUICK).partial_fit(np.nan_to_num(holed))
+    for call in (model.partial_fit, model.transform, model.score):
+        with pytest.raises(ValueError, match=said):
+            call(rows)
 
 
-@pytest.mark.parametrize(
-    ("chunk_bytes", "nan_hint"),
-    [(1 << 26, ": missing='mask' allows missing cells"), (CHUNK, "")],
-    ids=["array", "stream"],
-)
-def test_no_rows_and_what_is_not_finite_are_named_with_the_file(chunk_bytes, nan_hint, tmp_path):
+@pytest.mark.parametrize("chunk_bytes", [1 << 26, CHUNK], ids=["array", "stream"])
+def test_no_rows_and_what_is_not_finite_are_named_with_the_file(chunk_bytes, tmp_path):
     path, frame = tmp_path / "x.parquet", pd.DataFrame(BIG[:, :6], columns=NAMES)
     model, asked = Autoencoder((2,), max_iter=1, batch_size=500), {"chunk_bytes": chunk_bytes}
     for value, missing, said, hint in (
-        (np.nan, None, "contains NaN", nan_hint),
+        (np.nan, None, "contains NaN", ": missing='mask' allows missing cells"),
         (-np.inf, None, "contains infinity", ""),
         (np.inf, "mask", "contains infinity", ""),
     ):

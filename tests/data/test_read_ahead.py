@@ -42,6 +42,15 @@ def test_the_next_chunk_is_read_while_one_is_in_use(several, tmp_path, monkeypat
     assert not threads()
 
 
+def test_rows_that_are_split_are_read_ahead_too(tmp_path):
+    for part in opened(tmp_path).split(0.4, seed=0):
+        chunks = part.chunks()
+        next(chunks)
+        assert threads()
+        chunks.close()
+        assert not threads()
+
+
 def test_chunks_are_those_that_are_not_read_ahead(tmp_path, monkeypatch):
     def drawn():
         chunks = opened(tmp_path).chunks(np.random.default_rng(1), multiple=64)

@@ -12,6 +12,7 @@ from processes import run_python
 import fastae
 from fastae.distributed.partitions import LocalEngine
 
+dask = pytest.importorskip("dask")
 da = pytest.importorskip("dask.array")
 dd = pytest.importorskip("dask.dataframe")
 distributed = pytest.importorskip("dask.distributed")
@@ -29,6 +30,7 @@ NETWORK = fastae.Network.autoencoder(9, 4)
 X = np.random.default_rng(0).normal(size=(4000, 9)) @ np.random.default_rng(1).normal(size=(9, 9))
 PARTITIONS = [X[first : first + 450] for first in range(0, 4000, 450)]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:distributed", "ignore::DeprecationWarning")
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # on Windows, SIGTERM ends a process at once
 
 
 def three_workers():
@@ -68,7 +70,7 @@ def start(dtype="float32"):
 def kill(client, count=1):
     """kill -9 of some workers; their nannies start others."""
     for pid in list(client.run(os.getpid).values())[:count]:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, KILL)
 
 
 OPTIONS = {"epochs": 6, "batch_size": 900, "seed": 2}
@@ -131,7 +133,7 @@ def _train_while_killing(client, kills, epochs):
         if asked in at:
             pids = list(client.run(os.getpid).values())
             killed.append(pids[len(killed) % len(pids)])
-            os.kill(killed[-1], signal.SIGKILL)
+            os.kill(killed[-1], KILL)
         return ask(*arguments)
 
     engine._ask = ask_and_kill
@@ -264,12 +266,23 @@ def test_wrong_arguments_are_named(client):
         DistributedEngine(client, fastae.Network.autoencoder(5, 2), array())
     with pytest.raises(ValueError, match="X contains NaN"):
         fastae.Autoencoder((2,)).fit(da.where(array() > 1, np.nan, array()))
+    blocks = [da.from_array(X[:450]), da.from_delayed(dask.delayed(X[:450, :8]), (450, 9), float)]
+    narrow = da.concatenate(blocks)
+    with pytest.raises(ValueError, match=r"partition 1 of X has shape \(450, 8\), but X has 9 columns"):
+        fastae.Autoencoder((2,)).fit(narrow)
     with pytest.raises(ValueError, match="early_stopping needs X_val"):
         fastae.Autoencoder((2,), early_stopping=True).fit(array())
     with pytest.raises(ValueError, match="solver 'lbfgs' needs X on one machine"):
         fastae.Autoencoder((2,), solver="lbfgs").fit(array())
     with pytest.raises(ZeroDivisionError):
         DaskPartitions(client, array().map_blocks(lambda rows: 1 / 0, dtype=float, meta=np.empty((0, 0))))
+
+
+def test_a_client_that_is_closed_during_a_fit_is_named(cluster):
+    with distributed.Client(cluster) as client:
+        model = fastae.Autoencoder((2,), max_iter=5, callback=lambda _: client.close())
+        with pytest.raises(LostPartitionError, match="cannot be reached: the Dask client is closed"):
+            model.fit(array())
 
 
 def test_files_are_read_by_the_workers(client, tmp_path):

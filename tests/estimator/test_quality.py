@@ -1,6 +1,7 @@
 """Fits that train without an error, but to a model that is not what the user wants, warn."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,8 +39,9 @@ def test_other_fits_do_not(settings):
 
 def test_a_code_wider_than_the_data_warns_unless_there_is_noise_or_sparsity():
     for settings in ({}, {"hidden_layer_sizes": (4, 13)}):
-        with pytest.warns(UserWarning, match=r"wider than the data: (32|13) units for 12 columns"):
+        with pytest.warns(UserWarning, match=r"wider than the data: (32|13) units for 12 columns") as caught:
             Autoencoder(max_iter=1, **settings).fit(X)
+        assert {Path(warning.filename).name for warning in caught} == {"autoencoder.py"}  # not scikit-learn's
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for settings in ({"noise": "mask"}, {"sparsity_weight": 0.1}, {"hidden_layer_sizes": (32, 12)}):

@@ -10,6 +10,7 @@ import processes
 import pytest
 from guard import guard_buffers, guarded
 from layers import blocked
+from objectives import OBJECTIVES
 from threads import pretend_cpus
 
 import fastae
@@ -139,19 +140,6 @@ def test_gradient_points_where_that_in_float32_does(n, k):
     assert loss == pytest.approx(exact_loss, rel=1e-3)
     for name in exact:
         assert cosine(gradient[name], exact[name]) >= 0.9999, name
-
-
-OBJECTIVES = {
-    "alpha": fastae.Objective(alpha=5.0),
-    "sparse": fastae.Objective(sparsity_weight=7.0, sparsity_target=0.1),
-    "gaussian": fastae.Objective(noise="gaussian", noise_level=0.5),
-    "mask": fastae.Objective(noise="mask", noise_level=0.3),
-    "swap": fastae.Objective(noise="swap", noise_level=0.3),
-    "missing": fastae.Objective(missing=True),
-    "all": fastae.Objective(
-        alpha=1.0, sparsity_weight=0.3, sparsity_target=0.2, noise="gaussian", noise_level=0.2, missing=True
-    ),
-}
 
 
 @needs_bfloat16

@@ -231,6 +231,17 @@ def test_histogram_of_few_errors_counts_them_all(error, threshold, ax):
     assert np.all(np.diff(display.bin_edges) > 0)
 
 
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_epochs_and_counts_of_rows_are_labelled_with_whole_numbers(count, ax):
+    plots.LossCurveDisplay(np.linspace(1, 0.9, count)).plot(ax)
+    ticks = [*ax.get_xticks()]
+    below = Figure().subplots()
+    plots.ErrorHistogramDisplay(np.full(count, 0.3), 1.0).plot(below)
+    ticks += [*below.get_yticks()]
+    assert len(ticks) >= 2
+    assert np.array_equal(ticks, np.round(ticks))
+
+
 @pytest.mark.parametrize("frame", [True, False], ids=["names", "numbers"])
 def test_worst_rows_are_those_of_the_largest_error_and_shares_are_explains(detector, tumours, frame, ax):
     X, fitted, names = tumours.data, detector, list(tumours.data.columns)

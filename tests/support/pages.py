@@ -46,7 +46,7 @@ class Block(NamedTuple):
 
 def blocks(page: Path) -> list[Block]:
     """The blocks that run, in order."""
-    text, parts = page.read_text(), []
+    text, parts = page.read_text(encoding="utf-8"), []
     for match in BLOCK.finditer(text):
         line, shell = text.count("\n", 0, match.start("code")), match["runs"] is not None
         parts.append(Block(line, match["needs"], shell, match["code"], match["output"]))

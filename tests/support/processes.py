@@ -31,7 +31,10 @@ def process(command, **options):
 
 @contextlib.contextmanager
 def interruptible():
-    """Children that start meanwhile can be interrupted, also where the tests ignore SIGINT: in the background, say."""
+    """Let this process, and children that start meanwhile, be interrupted, also where the tests ignore SIGINT.
+
+    Started in the background of a script, they do.
+    """
     if (
         signal.getsignal(signal.SIGINT) != signal.SIG_IGN
         or threading.current_thread() is not threading.main_thread()

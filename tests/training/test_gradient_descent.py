@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+from processes import interruptible
 from threads import pretend_cpus
 
 import fastae
@@ -249,9 +250,10 @@ def test_an_interrupt_leaves_whole_epochs():
     params, twin = start(), start()
     state = State.zeros(params)
     timer = threading.Timer(0.5, _thread.interrupt_main)
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        fastae.train(params, big, epochs=10**6, batch_size=1000, state=state)
+    with interruptible():
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            fastae.train(params, big, epochs=10**6, batch_size=1000, state=state)
     timer.join()
     assert state.steps % 20 == 0
     fastae.train(twin, big, epochs=state.steps // 20, batch_size=1000)
@@ -328,10 +330,13 @@ def test_wrong_arguments_are_named_and_change_nothing(arguments, error, message)
         (lambda: fastae.Adam(epsilon=0), "epsilon must be positive"),
         (lambda: fastae.AdamW(weight_decay=-1), "weight_decay must be not negative"),
         (lambda: cosine(0.1, 10, warmup=10), "warmup must be less than steps"),
+        (lambda: fastae.SGD(learning_rate="0.1"), "learning_rate must be a number, got '0.1'"),
+        (lambda: fastae.Adam(epsilon=None), "epsilon must be a number, got None"),
+        (lambda: fastae.train(start(), "a.csv"), r"pass fastae.open_rows\('a.csv'\)"),
     ],
 )
 def test_wrong_settings_are_named(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         make()
 
 

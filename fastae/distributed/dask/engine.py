@@ -11,7 +11,7 @@ import numpy.typing as npt
 from dask.distributed import Client, Future, KilledWorker, get_worker
 
 from fastae.distributed.dask.cluster import check_client
-from fastae.distributed.dask.partitions import DaskPartitions, LostPartitionError
+from fastae.distributed.dask.partitions import DaskPartitions, LostPartitionError, says_if_closed
 from fastae.distributed.dask.placement import place
 from fastae.distributed.partitions import PartitionedEngine, make_engine
 from fastae.distributed.reduction_tree import Node, Sum, assemble
@@ -104,20 +104,22 @@ class DistributedEngine(PartitionedEngine):
         self._lost_in_a_row = [0] * len(self.partition_sizes)
         self._held: list[_Held] = []
         self._workers: set[str] = set()
-        self._spread()
+        with says_if_closed(self.client):
+            self._spread()
 
     def sums(self, flat: np.ndarray, step: StepRequest) -> Sum | None:
         """The root's sum, from all workers; where a worker is lost, others compute its part."""
-        if step.number == 0:
-            self._spread()
         sums: dict[Node, Sum | None] = {}
-        asked = list(self._held)
-        while asked:
-            answers = self._ask(asked, flat, step)
-            lost = [held for held, answer in zip(asked, answers, strict=True) if answer is None]
-            for answer in answers:
-                sums |= answer or {}
-            asked = self._replace(lost) if lost else []
+        with says_if_closed(self.client):
+            if step.number == 0:
+                self._spread()
+            asked = list(self._held)
+            while asked:
+                answers = self._ask(asked, flat, step)
+                lost = [held for held, answer in zip(asked, answers, strict=True) if answer is None]
+                for answer in answers:
+                    sums |= answer or {}
+                asked = self._replace(lost) if lost else []
         self._lost_in_a_row = [0] * len(self.partition_sizes)
         return assemble(sums, self.root)
 

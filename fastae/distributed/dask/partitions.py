@@ -1,8 +1,9 @@
 """DaskPartitions: the partitions of a Dask collection, or of files, as NumPy arrays on the workers."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from typing import Any
 
 import dask
@@ -19,6 +20,19 @@ from fastae.distributed.partitions import Partitions, cut_rows, is_dask
 
 class LostPartitionError(RuntimeError):
     """A partition is lost for good. The parameters are those of the last complete epoch."""
+
+
+@contextmanager
+def says_if_closed(client: Client) -> Iterator[None]:
+    """A context whose errors say that the client is closed, if it is: Dask's own say many things."""
+    try:
+        yield
+    except Exception as error:
+        if client.status not in ("closing", "closed"):
+            raise
+        raise LostPartitionError(
+            "the partitions of X cannot be reached: the Dask client is closed"
+        ) from error
 
 
 class DaskPartitions(Partitions):
@@ -49,14 +63,21 @@ class DaskPartitions(Partitions):
         self.dtype = array.dtype
         futures = {future.key: future for future in futures_of(client.persist(array))}
         self.futures = [futures[key] for key in flatten(array.__dask_keys__())]
-        self.partition_sizes: list[int] = self.each(len)
+        shapes = self.each(np.shape)
+        for number, shape in enumerate(shapes):
+            if shape[1:] != array.shape[1:]:
+                raise ValueError(
+                    f"partition {number} of X has shape {shape}, but X has {array.shape[1]} columns"
+                )
+        self.partition_sizes: list[int] = [shape[0] for shape in shapes]
         self.shape = sum(self.partition_sizes), int(array.shape[1])
 
     def each(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """function(partition, *args) of every partition, in order."""
-        self.settle(range(len(self.futures)))
-        tasks = [self.client.submit(function, future, *args, pure=False) for future in self.futures]
-        return list(self.client.gather(tasks))
+        with says_if_closed(self.client):
+            self.settle(range(len(self.futures)))
+            tasks = [self.client.submit(function, future, *args, pure=False) for future in self.futures]
+            return list(self.client.gather(tasks))
 
     def settle(self, numbers: Iterable[int]) -> None:
         """Wait until the partitions `numbers` are on workers; Dask computes lost ones again."""

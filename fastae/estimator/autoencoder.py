@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self, cast
 
@@ -71,7 +72,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         stop. "cosine" lowers it to 0 along half a cosine over `max_iter` epochs. Not used by "lbfgs".
     learning_rate_init : float or "auto", default "auto"
         Learning rate of the first step. "auto": 0.03, or 0.01 for "sgd", times min(1, sqrt(64 / w)) for a widest layer
-        of w units. ``partial_fit``, which does not know when training ends, keeps a tenth of it.
+        of w units; a tenth of it in ``partial_fit`` with "cosine", where it does not fall.
     power_t : float, default 0.5
         Exponent of "invscaling".
     max_iter : int or "auto", default "auto"
@@ -151,10 +152,10 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         Validation loss after each epoch, in the network's scale; empty without validation rows.
     error_over_mean_ : float or None
         Mean squared error of the training rows, in the network's scale, divided by that of the columns' means. None
-        where all rows are alike, or there are more than 4096 columns.
+        where all rows are alike, there are more than 4096 columns, or after ``partial_fit``.
     error_over_pca_ : float or None
         The same divided by the error of PCA with as many components as code units: below 1, the model beats PCA. None
-        where that error is 0, or there are more than 4096 columns.
+        where that error is 0, and where `error_over_mean_` is None.
     auto_ : dict
         The values of the settings that are "auto", by name.
     n_iter_ : int
@@ -292,7 +293,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Train for one epoch on the rows of `X`, continuing from the last call.
 
-        The first call draws the initial weights, and computes `shift_` and `scale_` from its rows. After an error or
+        The first call computes the initial parameters, `shift_` and `scale_` from its rows. The learning rate of
+        "cosine" does not fall, as it is not known when training ends. After an error or
         Ctrl-C, the estimator is what it was before the call.
 
         Parameters
@@ -339,13 +341,14 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         seed = int(self._seeds[1]) + self._state.epochs
         curve = [] if first else self.loss_curve_
         budget = budget_of(self, len(rows), max(self.network_.widths), rows.default_batch_size)
-        rate, epochs = budget.rate, None if self.max_iter == "auto" else int(self.max_iter)
-        if self.learning_rate_init == "auto" and self.learning_rate == "cosine" and epochs is None:
-            rate /= 10  # which never falls
-        optimizer = self._optimizer(rate, len(rows), -(-len(rows) // budget.batch_size), epochs)
+        if self.learning_rate == "cosine" and self.learning_rate_init == "auto":
+            budget = replace(budget, rate=budget.rate / 10)  # which will not fall
+        self.auto_ = self._chosen(replace(budget, epochs=1))
+        optimizer = self._optimizer(budget.rate, len(rows), -(-len(rows) // budget.batch_size), None)
         history = self._train(rows, weight, budget, optimizer, epochs=1, seed=seed)
         history.loss = curve + history.loss
         self._finish(history)
+        self.error_over_mean_ = self.error_over_pca_ = None
 
     def _start(self, X: RowSource, seed: int, weight: np.ndarray | None) -> PrincipalComponents | None:
         """Set network, scale, parameters and optimizer state to train from; return what the data's PCA is."""
@@ -367,7 +370,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         data: dict[str, Any] = {} if weight is None else {"sample_weight": weight}
         components = principal_components(
             X,
-            max(network.widths if network else (CODE_MOST,)),
+            max(network.widths[1 : network.code_layer + 1]) if network else CODE_MOST,
             dtype,
             n_threads=self.n_threads,
             shift=self.shift_,
@@ -430,7 +433,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
 
     def _compare(self, loss: float, components: PrincipalComponents | None) -> None:
         """Set how large the error of the training rows is next to that of the mean, and of PCA."""
-        self.error_over_mean_ = self.error_over_pca_ = None
+        self.error_over_mean_: float | None = None
+        self.error_over_pca_: float | None = None
         if components is not None:
             pca = components.error(self._n_features_out)
             if components.total > 0:

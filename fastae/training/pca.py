@@ -122,8 +122,11 @@ def principal_components(
     if not np.isfinite(gradient.flat).all():
         return None
     mean = -gradient["b1"].astype(np.float64)
-    moments = -gradient["W1"].astype(np.float64)
-    covariance = (moments + moments.T) / 2 - np.outer(mean, mean)
+    covariance = np.asarray(gradient["W1"], np.float64 if columns <= ALL_COMPONENTS_MOST else np.float32)
+    del linear, gradient  # up to several copies of this matrix exist at a time
+    covariance += covariance.T
+    covariance /= -2
+    covariance -= np.outer(mean, mean).astype(covariance.dtype, copy=False)
     if columns <= ALL_COMPONENTS_MOST:
         variances, directions = np.linalg.eigh(covariance)
         variances, directions = variances[::-1], directions[:, ::-1]
@@ -152,31 +155,34 @@ def start_at_pca(
     if network.activations[-1] != "identity":
         raise ValueError(f"PCA needs a linear last layer, got {network.activations[-1]!r}")
     params = Parameters.random(network, seed, dtype)
-    widths, last = network.widths, network.n_layers
-    n, kept = widths[0], components.directions.shape[1]
-    # Units of the layer below are offset + slope (z - mean) @ carried, and carried @ restored is a projection
-    carried, restored = np.eye(n), np.eye(n)
-    offset, slope = components.mean, 1.0
+    n, last, kept = network.widths[0], network.n_layers, components.directions.shape[1]
+    # Units of the layer below are offset + slope * (carried, times factor), where the first `kept` principal components
+    # of z are carried or, `of_columns`, the columns of z - mean that they reconstruct
+    of_columns, factor, slope = True, np.ones(n), 1.0
+    offset = components.mean
     for layer in range(1, last + 1):
-        kept = min(kept, widths[layer])
-        directions, variances = components.directions[:, :kept], components.variances[:kept]
+        width, used = network.widths[layer], offset.size
         mean, spread, value, next_slope = _RANGES[network.activations[layer - 1]]
-        middle: np.ndarray
-        if layer == last:
-            wanted, back, middle = directions @ directions.T, np.eye(n), components.mean
-        elif layer > network.code_layer and widths[layer] >= n:
-            factor = spread / max(components.deviation.max(), np.finfo(np.float32).tiny)
-            wanted, back, middle = directions @ directions.T * factor, np.eye(n) / factor, np.full(n, mean)
+        kept = min(kept, width)
+        directions, below = components.directions[:, :kept], factor
+        to_columns = layer == last or (layer > network.code_layer and width >= n)
+        if to_columns:
+            largest = max(components.deviation.max(), np.finfo(np.float32).tiny)
+            factor = np.full(n, 1.0 if layer == last else spread / largest)
         else:
-            factors = spread / np.sqrt(variances)
-            wanted, back, middle = directions * factors, (directions / factors).T, np.full(kept, mean)
-        used, units = carried.shape[1], wanted.shape[1]
-        weights, bias = np.array(params[f"W{layer}"], np.float64), np.zeros(widths[layer])
+            factor = spread / np.sqrt(components.variances[:kept])
+        block = np.zeros((used, factor.size), params.dtype)
+        if of_columns == to_columns:
+            np.fill_diagonal(block, factor / below[: factor.size])
+        elif to_columns:
+            block[:kept] = (directions * (factor[:, np.newaxis] / below[:kept])).T
+        else:
+            block[:] = directions * (factor / below[:, np.newaxis])
+        block /= slope
+        weights, bias = params[f"W{layer}"], np.zeros(width)
         weights[used:] = 0
-        weights[:used, :units] = restored @ wanted / slope
-        weights[used:, :units] = 0
-        bias[:units] = middle - offset @ weights[:used, :units]
+        weights[:used, : factor.size] = block
+        bias[: factor.size] = (components.mean if layer == last else mean) - offset @ block
         params[f"W{layer}"], params[f"b{layer}"] = weights, bias
-        carried, restored, slope = wanted, back, next_slope
-        offset = np.full(units, value)
+        of_columns, slope, offset = to_columns, next_slope, np.full(factor.size, value)
     return params

@@ -12,7 +12,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fastae.checks import check_count, check_index, check_matrix, check_seed, check_vector
+from fastae.checks import (
+    check_count,
+    check_index,
+    check_matrix,
+    check_seed,
+    check_vector,
+    check_weights,
+    in_units,
+)
 from fastae.engine import jobs, thread_pool
 from fastae.engine.crew import Crew
 from fastae.engine.thread_count import ThreadCount
@@ -411,8 +419,9 @@ class Engine:
         gradient are sums over the rows of that part, for ``combine_sums``. The noise depends on `seed`, on the row and
         on the epoch; `epoch` is the number of the first one.
 
-        Returns an array of shape (steps, 2): the loss of each step before its update, and the sum of its rows' weights.
-        If a loss is not finite, its step is not taken, and the array ends with it.
+        Returns an array of shape (steps, 2): the loss of each step before its update, and the sum of its rows' weights,
+        which may be in another unit than `sample_weight`, the same for all steps, unless they are `sums`. If a loss is
+        not finite, its step is not taken, and the array ends with it.
         """
         X = check_matrix(X, self.network.widths[0], "X")
         if self.network.widths[-1] != self.network.widths[0]:
@@ -430,7 +439,7 @@ class Engine:
         alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
         unit = 1.0  # in which job.sample_weight is measured
         if sample_weight is not None:
-            weights, unit = jobs.sample_weights(sample_weight, X.shape[0], chosen)
+            weights, unit = in_units(check_weights(sample_weight, X.shape[0]), chosen)
             alive.append(weights)
             job.sample_weight = address(weights)
         rates = np.ascontiguousarray(rates, np.float64)
@@ -452,9 +461,8 @@ class Engine:
             if shards == 1 and flops < SMALL_JOB:
                 flops = 0.0  # one shard is one item: other threads would find almost nothing to do
             done, diverged = self._share(job, fields.TRANSPOSE, flops, rates.size, batch)
-        losses[:, 1] *= unit
         if sums and unit != 1:
-            losses[:, 0] *= unit
+            losses *= unit
             gradient.flat *= gradient.dtype.type(unit)
         return losses[: done + diverged]
 

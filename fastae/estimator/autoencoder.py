@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from fastae import optimizers
+from fastae.checks import in_units
 from fastae.data.row_source import ArrayRows, Rows, RowSource
 from fastae.estimator.callbacks import callbacks
 from fastae.estimator.fitted import FittedModel
@@ -355,6 +356,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             chosen = weight if local.index is None else weight[local.index]
             if not chosen.any():
                 raise ValueError("sample_weight is zero in every row that early_stopping sets aside")
+            chosen, _ = in_units(chosen)
             return lambda params: float(
                 np.average(self._errors(local.array, local.index, params), weights=chosen) / 2
             )

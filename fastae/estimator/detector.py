@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
+from fastae.checks import in_units
 from fastae.estimator.autoencoder import Autoencoder, goes_by_steps
 from fastae.estimator.dask_methods import also_lazily
 from fastae.estimator.inputs import check, check_here, check_weight, in_partitions
@@ -63,7 +64,8 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         y : None, optional
             Ignored.
         sample_weight : array-like of shape (m,), optional
-            Weight of each row, as for ``Autoencoder.fit``; for the threshold, a row of weight 2 counts like two.
+            Weight of each row, as for ``Autoencoder.fit``; for the threshold, a row of weight 2 counts like two
+            (weights with a mean below 1 are multiplied so that it is 1).
         X_val : array-like of shape (m', n) or Rows, optional
             Validation rows, as for ``Autoencoder.fit``.
         checkpoint : path, optional
@@ -258,11 +260,17 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
 
 
 def _percentile_of_repeated(values: np.ndarray, counts: np.ndarray, share: float) -> float:
-    """The percentile, by linear interpolation, of values that are each repeated `counts` times, fractions allowed."""
+    """The percentile, by linear interpolation, of values that are each repeated `counts` times, fractions allowed.
+
+    Counts with a mean below 1 are relative: they are multiplied so that their mean is 1.
+    """
     order = np.argsort(values, kind="stable")
-    ends = np.cumsum(counts[order])
-    place = share * max(ends[-1] - 1, 0)
-    last = int(np.flatnonzero(counts[order])[-1])
-    low, high = np.minimum(np.searchsorted(ends, [np.floor(place), np.floor(place) + 1], side="right"), last)
-    below, above = values[order[low]], values[order[high]]
-    return float(below + (above - below) * (place - np.floor(place)))
+    counts, unit = in_units(counts[order])
+    ends = np.cumsum(counts)
+    # What counts once; where that is next to nothing, neighbours are the same value
+    one = max(min(1 / unit, ends[-1] / np.count_nonzero(counts)), ends[-1] * 1e-12)
+    place, fraction = np.divmod(share * (ends[-1] - one), one)
+    last = int(np.flatnonzero(counts)[-1])
+    places = np.array([place, place + 1]) * one + 1e-9 * one  # `ends` are rounded
+    below, above = values[order[np.minimum(np.searchsorted(ends, places, side="right"), last)]]
+    return float(below + (above - below) * (fraction / one))

@@ -910,6 +910,8 @@ def test_the_threshold_can_be_set_after_fitting():
         {"contamination": 0.7, "X": X},
         {"error": np.nan},
         {"error": -1.0},
+        {"error": "much"},
+        {"contamination": "few", "X": X},
         {"error": 1.0, "X": X},
     ):
         with pytest.raises(

@@ -302,6 +302,13 @@ MOMENTS = (2, start().flat.size)
         ({"params": {}}, TypeError, "params must be Parameters"),
         ({"engine": fastae.Engine(NETWORK)}, ValueError, "params are float64"),
         ({"state": State(0, np.zeros((2, 3)))}, ValueError, "state holds moments of shape"),
+        ({"state": State(0, [[0.0], [0.0]])}, TypeError, "state.moments must be an array, got list"),
+        ({"state": State(-1, np.zeros(MOMENTS))}, ValueError, "state.steps must be an integer of at least 0"),
+        (
+            {"state": State(1.5, np.zeros(MOMENTS))},
+            ValueError,
+            "state.steps must be an integer of at least 0",
+        ),
         ({"state": "adam"}, TypeError, "state must be a State"),
         ({"state": State(0, np.zeros(MOMENTS, order="F"))}, ValueError, "state holds moments that are"),
         ({"state": State(0, np.broadcast_to(0.0, MOMENTS))}, ValueError, "state holds moments that are"),

@@ -155,11 +155,15 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         if (error is None) == (contamination is None):
             raise ValueError("set_threshold needs either error, or contamination with X")
         if error is not None:
-            if not isinstance(error, Real) or not error >= 0 or X is not None:
+            if not isinstance(error, (int, float, np.number)) or not error >= 0 or X is not None:
                 raise ValueError(f"error must not be negative, and cannot be combined with X, got {error!r}")
             self.offset_ = -float(error)
             return self
-        if X is None or not isinstance(contamination, Real) or not 0 < contamination <= 0.5:
+        if (
+            X is None
+            or not isinstance(contamination, (int, float, np.number))
+            or not 0 < contamination <= 0.5
+        ):
             raise ValueError(f"contamination must be in (0, 0.5], and needs X, got {contamination!r}")
         self._set_threshold(float(contamination), X)
         return self

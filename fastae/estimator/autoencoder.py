@@ -176,7 +176,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         sample_weight : array-like of shape (m,), optional
             Weight of each row in the loss, in `shift_` and `scale_`, and in the validation loss of the rows that
             `early_stopping` sets aside: a row of weight 2 counts like two such rows, one of weight 0 not at all.
-            `X` must be in memory. Default: 1.
+            `alpha` is divided by the sum of a batch's weights, so weights much smaller than 1 make it count more. `X`
+            must be in memory. Default: 1.
         X_val : array-like of shape (m', n) or Rows, optional
             Validation rows, which all count alike: the parameters with the lowest validation loss are kept. With
             `early_stopping`, these rows also decide when to stop, and no others are set aside.

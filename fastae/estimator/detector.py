@@ -148,24 +148,23 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         ------
         NotFittedError
             The detector has not been fitted.
-        ValueError
-            An argument is out of range, or the arguments do not go together.
+        TypeError, ValueError
+            An argument has the wrong type or is out of range, or the arguments do not go together.
         """
         check_is_fitted(self)
         if (error is None) == (contamination is None):
             raise ValueError("set_threshold needs either error, or contamination with X")
+        name, given = ("error", error) if contamination is None else ("contamination", contamination)
+        if not isinstance(given, (int, float, np.number)):
+            raise TypeError(f"{name} must be a number, got {given!r}")
         if error is not None:
-            if not isinstance(error, (int, float, np.number)) or not error >= 0 or X is not None:
+            if not error >= 0 or X is not None:
                 raise ValueError(f"error must not be negative, and cannot be combined with X, got {error!r}")
             self.offset_ = -float(error)
             return self
-        if (
-            X is None
-            or not isinstance(contamination, (int, float, np.number))
-            or not 0 < contamination <= 0.5
-        ):
+        if X is None or not 0 < given <= 0.5:
             raise ValueError(f"contamination must be in (0, 0.5], and needs X, got {contamination!r}")
-        self._set_threshold(float(contamination), X)
+        self._set_threshold(float(given), X)
         return self
 
     def _set_threshold(self, contamination: float, X: Any, sample_weight: Any = None) -> None:

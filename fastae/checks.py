@@ -75,6 +75,29 @@ def check_vector(value: npt.ArrayLike, size: int, name: str) -> np.ndarray:
     return np.ascontiguousarray(array, np.float64)
 
 
+def check_weights(sample_weight: npt.ArrayLike, rows: int) -> np.ndarray:
+    """`sample_weight` as a contiguous float64 array (rows,), finite and not negative."""
+    weights = check_vector(sample_weight, rows, "sample_weight")
+    if not (weights >= 0).all() or not np.isfinite(weights).all():
+        raise ValueError("sample_weight must be finite and not negative")
+    return weights
+
+
+def in_units(weights: np.ndarray, index: np.ndarray | None = None) -> tuple[np.ndarray, float]:
+    """Weights of rows divided by a unit, so that those of the rows in `index` have a finite sum; and the unit.
+
+    The unit is a power of two, and 1 for ordinary weights: quotients of weights keep their bits.
+    """
+    largest = (weights if index is None else weights[index]).max(initial=0.0)
+    if not largest > 0:
+        raise ValueError("sample_weight is zero in every row")
+    if 2.0**-30 < largest < 2.0**30:
+        return weights, 1.0
+    unit = float(2.0 ** np.floor(np.log2(largest)))
+    with np.errstate(over="ignore"):  # of rows that are not in `index`
+        return weights / unit, unit
+
+
 def check_index(index: npt.ArrayLike, rows: int, *, by_epoch: bool = False) -> npt.NDArray[np.int64]:
     """`index` as a contiguous int64 array: numbers of rows of a matrix that has `rows` rows.
 

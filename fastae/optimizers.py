@@ -61,7 +61,14 @@ class State:
         return State(self.steps, self.moments.copy(), self.epochs)
 
     def check(self, params: Parameters) -> None:
-        """Raise a ValueError unless the moments are those of such parameters, contiguous and writeable."""
+        """Raise an error unless the moments are those of such parameters, contiguous and writeable."""
+        for name in ("steps", "epochs"):
+            if not isinstance(getattr(self, name), (int, np.integer)) or getattr(self, name) < 0:
+                raise ValueError(
+                    f"state.{name} must be an integer of at least 0, got {getattr(self, name)!r}"
+                )
+        if not isinstance(self.moments, np.ndarray):
+            raise TypeError(f"state.moments must be an array, got {type(self.moments).__name__}")
         if self.moments.shape != (2, params.flat.size) or self.moments.dtype != params.dtype:
             raise ValueError(
                 f"state holds moments of shape {self.moments.shape} and dtype {self.moments.dtype}, but params "

@@ -127,7 +127,10 @@ def cost(
     if x.shape != xhat.shape:
         raise ValueError(f"xhat has shape {xhat.shape}, but x has shape {x.shape}")
     w, total = _weights(sample_weight, x)
-    S: np.floating[Any] = np.sum(w * (xhat - x) ** 2) / (2 * total)
+    square = (xhat - x) ** 2
+    if sample_weight is not None:
+        square = w * np.where(w > 0, square, 0)  # a row of weight 0 does not count, whatever it holds
+    S: np.floating[Any] = np.sum(square) / (2 * total)
     return S
 
 
@@ -165,13 +168,15 @@ def backward(
     """
     x, params, activations = _check(x, params, activations)
     last = len(activations)
+    w, total = _weights(sample_weight, x)
+    if sample_weight is not None:
+        x = np.where(w > 0, x, 0)  # a row of weight 0 does not count, whatever it holds
     t = forward(x, params, activations)
     xhat = t["xhat"]
     if xhat.shape != x.shape:
         raise ValueError(f"W{last} gives {xhat.shape[1]} features, but x has {x.shape[1]}")
     h = [x, *(t[f"h{layer}"] for layer in range(1, last)), xhat]  # h[l - 1] goes into layer l, h[l] comes out
 
-    w, total = _weights(sample_weight, x)
     d = {"dxhat": w * (xhat - x) / total}
     dh = d["dxhat"]
     for layer in range(last, 0, -1):
@@ -350,15 +355,16 @@ def _floats(arrays: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
 
 
 def _weights(sample_weight: npt.ArrayLike | None, x: Array) -> tuple[Any, Any]:
-    """The rows' weights as a column, and their sum: 1 and m where `sample_weight` is None."""
+    """The rows' weights as a column, in a unit of their largest, and their sum; 1 and m without `sample_weight`."""
     m = x.shape[0]
     if sample_weight is None:
         return 1, m
-    w = np.asarray(sample_weight, dtype=x.dtype)
+    w = np.asarray(sample_weight, np.float64)
     if w.shape != (m,):
         raise ValueError(f"sample_weight has shape {w.shape}, but x has {m} rows")
     if not (np.all(np.isfinite(w)) and np.all(w >= 0) and np.any(w > 0)):
         raise ValueError(
             "sample_weight has a negative or not finite entry or is all zero, but w >= 0 is wanted"
         )
+    w = (w / w.max()).astype(x.dtype)
     return w[:, np.newaxis], w.sum()

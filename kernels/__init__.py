@@ -28,6 +28,7 @@ A map, from the call down:
     target.py       the CPU that Numba compiles for, and its register tiles
     compiler.py     the decorators of jitted functions, and their cache on disk
     sources.py      the hash of these files, and whether they changed since they were imported
+    fork.py         a fork waits for threads that import the compiler or compile
     private_files.py  files with digests, in directories that only this user can write to
     dense_layer.py  for users: one layer at a time on the caller's arrays; nothing else calls it
 """
@@ -39,6 +40,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fastae.kernels import sources as sources  # before all others: it looks at the files as they are imported
+
+from fastae.kernels import fork as fork  # isort: skip
 
 if TYPE_CHECKING:  # what type checkers see; at run time __getattr__ loads each name when it is first used
     from fastae.kernels.activations import exp as exp
@@ -72,7 +75,8 @@ if not TYPE_CHECKING:  # which would take it to have every name
     def __getattr__(name: str) -> Any:
         if name not in _HOME:
             raise AttributeError(f"module 'fastae.kernels' has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"fastae.kernels.{_HOME[name]}"), name)
+        with fork.importing:
+            value = getattr(importlib.import_module(f"fastae.kernels.{_HOME[name]}"), name)
         globals()[name] = value
         return value
 

@@ -185,6 +185,21 @@ def test_integer_weights_repeat_rows(params, x):
         np.testing.assert_allclose(weighted[f"d{name}"], plain[f"d{name}"], rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_rows_of_weight_zero_and_the_unit_of_weights_do_not_count(params, x):
+    w = np.array([1.0, 0.0, 2.0, 1.0, 0.0, 3.0, 1.0])
+    clean, holed = np.where(w[:, np.newaxis] > 0, x, 0), np.where(w[:, np.newaxis] > 0, x, np.nan)
+    plain = reference.backward(clean, params, sample_weight=w)
+    scaled = reference.backward(holed, params, sample_weight=w * 5e307)
+    for name in plain:
+        np.testing.assert_array_equal(scaled[name], plain[name], strict=True)
+    cost = [
+        reference.cost(x, reference.forward(x, params)["xhat"], weight)
+        for x, weight in ((clean, w), (holed, w * 5e307))
+    ]
+    assert cost[0] == cost[1] > 0
+
+
 def test_activations_are_the_networks_unless_given(params, x):
     class Parameters(dict):
         class network:

@@ -1,7 +1,7 @@
 """Reading ahead: the next chunk is read while the last one is in use."""
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -14,11 +14,11 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
     also where that is left early.
     """
     with ThreadPoolExecutor(1, "fastae-read-ahead") as thread:
-
-        def request() -> "Future[Item | None]":
-            return thread.submit(next, items, None)
-
-        coming = request()
+        try:
+            coming = thread.submit(next, items, None)
+        except RuntimeError:  # no thread can be started
+            yield from items
+            return
         while (item := coming.result()) is not None:
-            coming = request()
+            coming = thread.submit(next, items, None)
             yield item

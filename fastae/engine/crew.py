@@ -32,8 +32,8 @@ class _Shared:
         self.members["number"] = np.arange(size)
         self.control_at, self.members_at = address(self.control), address(self.members)
         # Views of one field each, kept because creating one takes as long as all else that a call does with it.
-        self.held, self.quota, self.refill, self.wake = (
-            self.members[name] for name in ("held", "quota", "refill", "wake")
+        self.held, self.quota, self.refill, self.present, self.wake = (
+            self.members[name] for name in ("held", "quota", "refill", "present", "wake")
         )
 
 
@@ -134,7 +134,10 @@ class Crew:
             self._step.open_job(shared.control_at, shared.members_at, claim, n_threads)
         for number in range(1, n_threads):
             if shared.wake[number]:
-                thread_pool.lend(self._helper(shared, number))
+                try:
+                    thread_pool.lend(self._helper(shared, number))
+                except RuntimeError:  # no thread can be started: go on with those there are
+                    shared.present[number] = 0  # the next job tries again
 
     def _run_slice(self, shared: _Shared, quota: int) -> int:
         """Have the leader process `quota`, or what is left of the job; return BUSY or OVER."""

@@ -12,13 +12,21 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fastae.checks import check_count, check_index, check_matrix, check_seed, check_vector
+from fastae.checks import (
+    check_count,
+    check_index,
+    check_matrix,
+    check_seed,
+    check_vector,
+    check_weights,
+    in_units,
+)
 from fastae.engine import jobs, thread_pool
 from fastae.engine.crew import Crew
 from fastae.engine.thread_count import ThreadCount
 from fastae.engine.turn import Turn
+from fastae.kernels import fork, layout
 from fastae.kernels import job as fields
-from fastae.kernels import layout
 from fastae.kernels.job import Job
 from fastae.kernels.layout import address
 from fastae.network import DType, Network, Parameters, check_dtype
@@ -59,7 +67,7 @@ class Engine:
     Notes
     -----
     Several Python threads may use an engine; their calls run one after another. Calls of two engines run side by side.
-    An engine still works in a forked child process.
+    An engine still works in a forked child process. A fork waits for other threads that compile.
     """
 
     def __init__(
@@ -79,20 +87,21 @@ class Engine:
         self._most_threads = min(self.n_threads, thread_pool.available_cpus())
         self.dtype = check_dtype("float32" if in_bfloat16 else dtype)
 
-        from numba import config  # here, not above: the compiler is loaded when the first engine is created
+        with fork.importing:  # here, not above: the compiler is loaded when the first engine is created
+            from numba import config
 
-        if config.DISABLE_JIT:
-            raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels run only when compiled")
-        from fastae.kernels import forms, split, step, stretch, tile
-        from fastae.kernels.target import TARGET
+            if config.DISABLE_JIT:
+                raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels run only when compiled")
+            from fastae.kernels import forms, split, step, stretch, tile
+            from fastae.kernels.target import TARGET
 
-        if in_bfloat16 and not TARGET.bfloat16:
+        self._forms = forms.forms_of("bfloat16" if in_bfloat16 else self.dtype.name)
+        if not self._forms:
             raise RuntimeError(
                 f"dtype bfloat16 requires a CPU with AVX512_BF16, but kernels are compiled for {TARGET.cpu}"
             )
         self._split, self._all_forms = split, forms
         self._addresses, self._prepare_weights = step.addresses, stretch.prepare_weights
-        self._forms = forms.forms_of("bfloat16" if in_bfloat16 else self.dtype.name)
         self._form = self._forms[0]
         widths, dtype, lanes = network.widths, self.dtype, layout.lanes(self.dtype)
         self.plan, size, transposed = layout.plan(widths, network.activations, dtype)
@@ -415,8 +424,9 @@ class Engine:
         gradient are sums over the rows of that part, for ``combine_sums``. The noise depends on `seed`, on the row and
         on the epoch; `epoch` is the number of the first one.
 
-        Returns an array of shape (steps, 2): the loss of each step before its update, and the sum of its rows' weights.
-        If a loss is not finite, its step is not taken, and the array ends with it.
+        Returns an array of shape (steps, 2): the loss of each step before its update, and the sum of its rows' weights,
+        which may be in another unit than `sample_weight`, the same for all steps, unless they are `sums`. If a loss is
+        not finite, its step is not taken, and the array ends with it.
         """
         X = check_matrix(X, self.network.widths[0], "X")
         if self.network.widths[-1] != self.network.widths[0]:
@@ -434,7 +444,7 @@ class Engine:
         alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
         unit = 1.0  # in which job.sample_weight is measured
         if sample_weight is not None:
-            weights, unit = jobs.sample_weights(sample_weight, X.shape[0], chosen)
+            weights, unit = in_units(check_weights(sample_weight, X.shape[0]), chosen)
             alive.append(weights)
             job.sample_weight = address(weights)
         rates = np.ascontiguousarray(rates, np.float64)
@@ -453,12 +463,11 @@ class Engine:
                 self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
             job.gradients = address(self._gradients)
             flops = 6.0 * batch * self._size
-            if shards == 1 and flops < SMALL_JOB:
-                flops = 0.0  # one shard is one item: other threads would find almost nothing to do
-            done, diverged = self._share(job, fields.TRANSPOSE, flops, rates.size, batch)
-        losses[:, 1] *= unit
+            # One shard is one item: other threads would find almost nothing to do, however many steps there are
+            alone = shards == 1 and flops < SMALL_JOB
+            done, diverged = self._share(job, fields.TRANSPOSE, flops, rates.size, batch, alone=alone)
         if sums and unit != 1:
-            losses[:, 0] *= unit
+            losses *= unit
             gradient.flat *= gradient.dtype.type(unit)
         return losses[: done + diverged]
 
@@ -560,9 +569,11 @@ class Engine:
                 setattr(blank, name, place)
         return Job.from_buffer_copy(blank)
 
-    def _share(self, job: Job, claim: int, flops: float, steps: int, rows: int) -> tuple[int, bool]:
-        """Run the job on as many threads as are fastest, given the FLOPs and the rows of each of its steps."""
-        if flops * steps <= SMALL_JOB:
+    def _share(
+        self, job: Job, claim: int, flops: float, steps: int, rows: int, *, alone: bool = False
+    ) -> tuple[int, bool]:
+        """Run the job on as many threads as are fastest, given the FLOPs and rows of each step; or on one, `alone`."""
+        if alone or flops * steps <= SMALL_JOB:
             return self._run(job, claim, 1)
         if self._most_threads == 1 or flops > LARGE_STEP * self._most_threads:
             return self._run(job, claim, self._most_threads)

@@ -72,25 +72,6 @@ def set_matrix(
     return alive
 
 
-def sample_weights(
-    sample_weight: npt.ArrayLike, rows: int, index: np.ndarray | None
-) -> tuple[np.ndarray, float]:
-    """The rows' weights, divided by a unit that brings them into float32's range, and the unit.
-
-    The mean S does not depend on the unit.
-    """
-    weights = check_vector(sample_weight, rows, "sample_weight")
-    if not (weights >= 0).all() or not np.isfinite(weights).all():
-        raise ValueError("sample_weight must be finite and not negative")
-    largest = (weights if index is None else weights[index]).max()
-    if not largest > 0:
-        raise ValueError("sample_weight is zero in every row")
-    if 2.0**-30 < largest < 2.0**30:
-        return weights, 1.0
-    unit = float(2.0 ** np.floor(np.log2(largest)))
-    return weights / unit, unit
-
-
 def set_steps(
     job: Job,
     params: Parameters,
@@ -125,6 +106,8 @@ def set_steps(
 def set_objective(job: Job, objective: Objective, network: Network, unit: float) -> None:
     """Set what a job minimises, with weights in `unit`, and the noise and missing cells of its input."""
     job.alpha, job.missing = objective.alpha / unit, objective.missing
+    if not np.isfinite(job.alpha):
+        raise ValueError(f"sample_weight is too small: alpha divided by weights of {unit:.0e} is infinite")
     job.noise, job.noise_level = _NOISES[objective.noise], objective.noise_level
     job.sparsity_target, job.sparsity_weight = objective.sparsity_target, objective.sparsity_weight
     job.sparse = objective.sparsity_weight > 0

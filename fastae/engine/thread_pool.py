@@ -78,7 +78,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def lend(work: Callable[[], object]) -> None:
-    """Let an idle helper, or a new one, call work(); return at once. Its errors go to ``threading.excepthook``."""
+    """Let an idle helper, or a new one, call work(); return at once. Its errors go to ``threading.excepthook``.
+
+    A RuntimeError if none is idle and no thread can be started, as where the system limits the number of processes.
+    """
     try:
         helper = _idle.pop()
     except IndexError:

@@ -16,9 +16,9 @@ from fastae.kernels.layout import address
 
 def dtypes() -> list[str]:
     """The dtypes that an engine can have on the CPU that kernels are compiled for."""
-    from fastae.kernels.target import TARGET
+    from fastae.kernels.forms import forms_of
 
-    return ["float32"] + ["bfloat16"] * TARGET.bfloat16 + ["float64"]
+    return [dtype for dtype in ("float32", "bfloat16", "float64") if forms_of(dtype)]
 
 
 def warm_up(dtype: str = "float32") -> float:

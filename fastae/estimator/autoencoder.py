@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from fastae import optimizers
+from fastae.checks import in_units
 from fastae.data.row_source import ArrayRows, Rows, RowSource
 from fastae.estimator.automatic import CODE_MOST, FLOAT32_ROWS, Budget, automatic_code, budget_of, patience
 from fastae.estimator.callbacks import callbacks
@@ -169,6 +170,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     """
 
     network_: Network
+    error_over_mean_: float | None
+    error_over_pca_: float | None
     _state: optimizers.State
 
     # -- fitting ------------------------------------------------------------------------------------------------
@@ -200,7 +203,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         sample_weight : array-like of shape (m,), optional
             Weight of each row in the loss, in `shift_` and `scale_`, and in the validation loss of the rows that
             `early_stopping` sets aside: a row of weight 2 counts like two such rows, one of weight 0 not at all.
-            `X` must be in memory. Default: 1.
+            `alpha` is divided by the sum of a batch's weights, so weights much smaller than 1 make it count more. `X`
+            must be in memory. Default: 1.
         X_val : array-like of shape (m', n) or Rows, optional
             Validation rows, which all count alike: the parameters with the lowest validation loss are kept. With
             `early_stopping`, these rows also decide when to stop, and no others are set aside.
@@ -433,8 +437,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
 
     def _compare(self, loss: float, components: PrincipalComponents | None) -> None:
         """Set how large the error of the training rows is next to that of the mean, and of PCA."""
-        self.error_over_mean_: float | None = None
-        self.error_over_pca_: float | None = None
+        self.error_over_mean_ = self.error_over_pca_ = None
         if components is not None:
             pca = components.error(self._n_features_out)
             if components.total > 0:
@@ -449,6 +452,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             chosen = weight if local.index is None else weight[local.index]
             if not chosen.any():
                 raise ValueError("sample_weight is zero in every row that early_stopping sets aside")
+            chosen, _ = in_units(chosen)
             return lambda params: float(
                 np.average(self._errors(local.array, local.index, params), weights=chosen) / 2
             )

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
+from fastae.checks import in_units
 from fastae.estimator.autoencoder import Autoencoder, goes_by_steps
 from fastae.estimator.dask_methods import also_lazily
 from fastae.estimator.inputs import check, check_here, check_weight, in_partitions
@@ -63,7 +64,8 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         y : None, optional
             Ignored.
         sample_weight : array-like of shape (m,), optional
-            Weight of each row, as for ``Autoencoder.fit``; for the threshold, a row of weight 2 counts like two.
+            Weight of each row, as for ``Autoencoder.fit``; for the threshold, a row of weight 2 counts like two
+            (weights with a mean below 1 are multiplied so that it is 1).
         X_val : array-like of shape (m', n) or Rows, optional
             Validation rows, as for ``Autoencoder.fit``.
         checkpoint : path, optional
@@ -146,20 +148,23 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         ------
         NotFittedError
             The detector has not been fitted.
-        ValueError
-            An argument is out of range, or the arguments do not go together.
+        TypeError, ValueError
+            An argument has the wrong type or is out of range, or the arguments do not go together.
         """
         check_is_fitted(self)
         if (error is None) == (contamination is None):
             raise ValueError("set_threshold needs either error, or contamination with X")
+        name, given = ("error", error) if contamination is None else ("contamination", contamination)
+        if not isinstance(given, (int, float, np.number)):
+            raise TypeError(f"{name} must be a number, got {given!r}")
         if error is not None:
             if not error >= 0 or X is not None:
                 raise ValueError(f"error must not be negative, and cannot be combined with X, got {error!r}")
             self.offset_ = -float(error)
             return self
-        if X is None or not 0 < float(contamination or 0) <= 0.5:
+        if X is None or not 0 < given <= 0.5:
             raise ValueError(f"contamination must be in (0, 0.5], and needs X, got {contamination!r}")
-        self._set_threshold(float(contamination or 0), X)
+        self._set_threshold(float(given), X)
         return self
 
     def _set_threshold(self, contamination: float, X: Any, sample_weight: Any = None) -> None:
@@ -258,11 +263,17 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
 
 
 def _percentile_of_repeated(values: np.ndarray, counts: np.ndarray, share: float) -> float:
-    """The percentile, by linear interpolation, of values that are each repeated `counts` times, fractions allowed."""
+    """The percentile, by linear interpolation, of values that are each repeated `counts` times, fractions allowed.
+
+    Counts with a mean below 1 are relative: they are multiplied so that their mean is 1.
+    """
     order = np.argsort(values, kind="stable")
-    ends = np.cumsum(counts[order])
-    place = share * max(ends[-1] - 1, 0)
-    last = int(np.flatnonzero(counts[order])[-1])
-    low, high = np.minimum(np.searchsorted(ends, [np.floor(place), np.floor(place) + 1], side="right"), last)
-    below, above = values[order[low]], values[order[high]]
-    return float(below + (above - below) * (place - np.floor(place)))
+    counts, unit = in_units(counts[order])
+    ends = np.cumsum(counts)
+    # What counts once; where that is next to nothing, neighbours are the same value
+    one = max(min(1 / unit, ends[-1] / np.count_nonzero(counts)), ends[-1] * 1e-12)
+    place, fraction = np.divmod(share * (ends[-1] - one), one)
+    last = int(np.flatnonzero(counts)[-1])
+    places = np.array([place, place + 1]) * one + 1e-9 * one  # `ends` are rounded
+    below, above = values[order[np.minimum(np.searchsorted(ends, places, side="right"), last)]]
+    return float(below + (above - below) * (fraction / one))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import _check_feature_names, check_array, check_is_fitted, validate_data
 
-from fastae.checks import check_vector, refuse_paths
+from fastae.checks import check_weights, refuse_paths
 from fastae.data.columns import difference_of_names, refuse_columns
 from fastae.data.row_source import NAN_ADVICE, ArrayRows, Rows, RowSource
 from fastae.distributed.partitions import is_dask
@@ -62,9 +62,7 @@ def check_weight(rows: RowSource, sample_weight: Any) -> np.ndarray | None:
     if not isinstance(rows, ArrayRows):
         raise ValueError("sample_weight needs X in memory, on this machine")
     weight = np.asarray(sample_weight)
-    weight = check_vector(weight if weight.ndim else np.full(len(rows), weight), len(rows), "sample_weight")
-    if not (np.isfinite(weight) & (weight >= 0)).all():
-        raise ValueError("sample_weight must be finite and not negative")
+    weight = check_weights(weight if weight.ndim else np.full(len(rows), weight), len(rows))
     if not weight.any():
         raise ValueError("sample_weight is zero in every row")
     return weight

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from fastae.checks import in_units
 from fastae.data.row_source import SLICE_ROWS, ArrayRows, RowSource
 
 
@@ -24,7 +25,7 @@ def shift_and_scale(model: Any, X: RowSource, weight: np.ndarray | None = None) 
     else:
         shift, spread = statistics.mean, statistics.deviation
         if weight is not None:
-            shift, spread = _weighted(cast(ArrayRows, X), weight[counted], statistics.exponent)
+            shift, spread = _weighted(cast(ArrayRows, X), in_units(weight[counted])[0], statistics.exponent)
         # The spread of a constant column is only rounding; the bound is scikit-learn's.
         spread[spread <= len(X) * np.finfo(np.float64).eps * np.abs(shift)] = 0
     shift, spread = np.nan_to_num(shift), np.nan_to_num(spread)

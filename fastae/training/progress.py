@@ -22,7 +22,8 @@ def progress_bar(wanted: bool, epochs: int, rows: int) -> Iterator[Callable[[Epo
         TextColumn("epoch {task.completed}/{task.total}{task.fields[text]}"),
         TimeRemainingColumn(table_column=Column(no_wrap=True)),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    # Refreshed here, not by a thread of its own, which cannot be started everywhere
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as bar:
         task = bar.add_task("training", total=epochs, text="")
         shown, last = 0.0, None
 
@@ -31,12 +32,12 @@ def progress_bar(wanted: bool, epochs: int, rows: int) -> Iterator[Callable[[Epo
             if epoch.validation_loss is not None:
                 text += f", validation {epoch.validation_loss:.5g}"
             text += f", {epoch.number * rows / epoch.seconds:,.0f} rows/s"
-            bar.update(task, completed=epoch.number, text=text)
+            bar.update(task, completed=epoch.number, text=text, refresh=True)
 
         def show(epoch: Epoch) -> None:
             nonlocal shown, last
             last = epoch
-            if epoch.seconds - shown > 0.05:  # an update costs as much as a small epoch
+            if epoch.seconds - shown > 0.1:  # an update costs as much as a small epoch
                 shown = epoch.seconds
                 draw(epoch)
 

@@ -89,3 +89,15 @@ def test_an_error_of_the_reader_is_raised_and_ends_the_thread():
     assert not threads()
     assert list(ahead(iter([]))) == []
     assert list(ahead(iter([1, 2, 3]))) == [1, 2, 3]
+
+
+def test_where_no_thread_can_be_started_chunks_are_read_when_they_are_asked_for(tmp_path, monkeypatch):
+    wanted = [chunk.rows.copy() for chunk in opened(tmp_path).chunks()]
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    read = [chunk.rows.copy() for chunk in opened(tmp_path).chunks()]
+    assert len(read) == len(wanted) > 2
+    assert all((one == other).all() for one, other in zip(read, wanted, strict=True))

@@ -401,3 +401,29 @@ def test_workers_use_their_own_threads_or_as_many_as_are_asked_for():
             assert newest == (n_threads or 2)
             engine.train(params, **OPTIONS)
             assert params.flat.tobytes() == alone()[0]
+
+
+def test_a_cluster_in_this_process_whose_client_is_not_the_default_one_keeps_its_actors():
+    """There the actors that come back hold no reference to themselves, and Dask removed them between two steps."""
+    out = run_python(
+        """
+        import gc
+        import dask.array as da, numpy as np
+        from dask.distributed import Client, LocalCluster
+        import fastae
+        from fastae.distributed import DistributedEngine
+
+        network, X = fastae.Network.autoencoder(8, 2), np.random.default_rng(0).normal(size=(2000, 8))
+        params = fastae.Parameters.random(network)
+        cluster = LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None)
+        with cluster, Client(cluster, set_as_default=False) as client:
+            engine = DistributedEngine(client, network, da.from_array(X, chunks=(500, 8)))
+            for _ in range(3):
+                gc.collect()
+                loss, _ = engine.loss_and_gradient(params)
+                client.run(gc.collect)
+            assert abs(loss / fastae.Engine(network).loss_and_gradient(params, X)[0] - 1) < 1e-5
+        print("done")
+        """
+    )
+    assert out.split() == ["done"]

@@ -1,17 +1,20 @@
 """Forked children and Ctrl-C: the engine works on, and its results stay right."""
 
+import logging
 import os
 import threading
 
 import numpy as np
 import pytest
 from engines import autoencoder, bits
+from numba.core.compiler_lock import global_compiler_lock
 from processes import answer_of_fork, run_python
 from threads import pretend_cpus, replace
 
 import fastae
 from fastae.engine import thread_pool
-from fastae.kernels import step
+from fastae.kernels import fork, step
+from fastae.kernels.compiler import kernel
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -43,6 +46,34 @@ def test_works_in_a_child_forked_while_another_thread_uses_the_engine():
     finally:
         stop.set()
         user.join()
+
+
+@forks
+@pytest.mark.parametrize("lock", [fork.importing, global_compiler_lock], ids=["importing", "compiling"])
+def test_works_in_a_child_forked_while_another_thread_imports_the_compiler_or_compiles(lock):
+    """With the lock's owner gone, the child would wait for it forever; so the fork waits for the owner."""
+    locked, forked = threading.Event(), threading.Event()
+
+    def compile_slowly():
+        with lock:
+            locked.set()
+            forked.wait(0.3)  # for nothing, unless the fork does not wait
+            logging.getLogger(f"takes the lock of logging {lock}")
+
+    def compile_in_child():
+        engine = fastae.Engine(parameters.network, 1)
+        return bits(engine.loss_and_gradient(parameters, X)) + bytes([kernel(lambda x: x + 1)(2)])
+
+    engine, parameters, X = autoencoder(m=100)
+    wanted = bits(engine.loss_and_gradient(parameters, X)) + b"\3"
+    other = threading.Thread(target=compile_slowly)
+    other.start()
+    assert locked.wait(60)
+    try:
+        assert answer_of_fork(compile_in_child) == wanted
+    finally:
+        forked.set()
+        other.join()
 
 
 # A job that takes minutes, interrupted while it is under way; then the same engine computes as before.
@@ -122,6 +153,8 @@ STORM = """
         engine.run_steps(params, X, gradient=gradient, rates=rates, optimizer=fastae.Adam(), state=state)
 
     def interrupt(number, frame):
+        if frame.f_code is interrupt.__code__:  # on a busy machine, it would interrupt itself without end
+            return
         while frame is not None:
             if "fastae" in frame.f_code.co_filename:
                 raise KeyboardInterrupt

@@ -56,3 +56,27 @@ def test_a_row_of_weight_zero_does_not_count():
     assert bits(engine.loss_and_gradient(parameters, X, sample_weight=weight)) == bits(
         engine.loss_and_gradient(parameters, other, sample_weight=weight)
     )
+
+
+@pytest.mark.parametrize("last", [1.0, 1e308])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_weights_whose_sum_is_infinite_are_weights_like_any_other(dtype, last):
+    """Their history too: a loss of each epoch is a mean over its batches, by the sums of their weights."""
+    network = fastae.Network.autoencoder(30, 8)
+    _, X = problem(network, 300, dtype)
+    losses = []
+    for largest in (2.0**10, 2.0**1023):
+        params = fastae.Parameters.random(network, 0, dtype)
+        weight = np.full(300, largest)
+        weight[-1] *= last / 1e308
+        losses.append(fastae.train(params, X, epochs=3, batch_size=70, sample_weight=weight).loss)
+    assert np.isfinite(losses).all()
+    assert losses[0] == losses[1]
+
+
+def test_weights_so_small_that_the_penalty_is_infinite_are_refused():
+    engine, parameters, X = autoencoder(m=30)
+    with pytest.raises(ValueError, match="sample_weight is too small: alpha"):
+        engine.loss_and_gradient(
+            parameters, X, sample_weight=np.full(30, 5e-324), objective=fastae.Objective(alpha=0.1)
+        )

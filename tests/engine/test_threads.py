@@ -1,5 +1,7 @@
 """Threads: an engine used from several Python threads, its helpers, and what their floating-point state is after."""
 
+import threading
+
 import numpy as np
 import pytest
 from engines import assert_matches_reference, autoencoder, bits
@@ -96,3 +98,25 @@ def test_floating_point_state_of_helpers_is_unchanged(monkeypatch):
     helpers.wait()
     assert len(seen) == helpers.lent > 1
     assert all(seen)
+
+
+def test_where_no_thread_can_be_started_the_threads_there_are_do_the_work(monkeypatch):
+    pretend_cpus(monkeypatch, 3)
+    engine, parameters, X = autoencoder(m=100_000, n_threads=3)  # large: on all threads
+    wanted = bits(fastae.Engine(engine.network, 1).loss_and_gradient(parameters, X))
+    refused = []
+
+    def refuse(thread):
+        refused.append(thread)
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(thread_pool, "_idle", [])
+        patched.setattr(threading.Thread, "start", refuse)
+        for _ in range(2):
+            assert bits(engine.loss_and_gradient(parameters, X)) == wanted
+    assert len(refused) == 2 * 2
+    helpers = Helpers(monkeypatch)
+    assert bits(engine.loss_and_gradient(parameters, X)) == wanted
+    assert helpers.lent == 2  # it asks again
+    helpers.wait()

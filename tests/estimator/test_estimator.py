@@ -738,6 +738,31 @@ def test_weights_of_rows_that_are_set_aside_count_in_the_validation_loss():
     assert model.validation_loss_curve_[-1] == pytest.approx(np.average(errors, weights=weight[aside]) / 2)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("options", [{}, {"early_stopping": True}, {"solver": "lbfgs"}, {"scale": "minmax"}])
+def test_weights_whose_sum_is_infinite_are_weights_like_any_other(options):
+    options = {**QUICK, "alpha": 0, **options}
+    wanted = AutoencoderDetector(**options).fit(X, sample_weight=COUNTS)
+    model = AutoencoderDetector(**options).fit(X, sample_weight=COUNTS * 2.0**1022)
+    assert model.loss_curve_ == wanted.loss_curve_
+    assert model.validation_loss_curve_ == wanted.validation_loss_curve_
+    assert model.offset_ == pytest.approx(
+        np.quantile(np.repeat(wanted.score_samples(X), 10_000 * COUNTS), 0.1)
+    )
+
+
+@pytest.mark.parametrize("total", [1e-300, 1.0, 100.0])
+def test_weights_that_add_up_to_little_still_flag_the_contamination(total):
+    model = AutoencoderDetector(**QUICK, alpha=0, contamination=0.2)
+    plain = model.fit(X).offset_
+    assert model.fit(X, sample_weight=np.full(len(X), total / len(X))).offset_ == pytest.approx(
+        plain, rel=1e-9
+    )
+    weight = np.random.default_rng(0).random(len(X))
+    flagged = model.fit(X, sample_weight=weight * (total / weight.sum())).predict(X) < 0
+    assert np.average(flagged, weights=weight) == pytest.approx(0.2, abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("weight", "said"),
     [
@@ -905,6 +930,9 @@ def test_the_threshold_can_be_set_after_fitting():
         with pytest.raises(
             ValueError, match=r"set_threshold needs|contamination must be|error must not be negative"
         ):
+            model.set_threshold(**wrong)
+    for wrong in ({"error": "much"}, {"contamination": "few", "X": X}):
+        with pytest.raises(TypeError, match=r"(error|contamination) must be a number"):
             model.set_threshold(**wrong)
 
 

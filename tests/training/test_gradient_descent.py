@@ -273,7 +273,11 @@ def test_an_error_in_a_callback_comes_through_after_whole_epochs():
     assert np.array_equal(params.flat, twin.flat)
 
 
-def test_progress_shows_the_loss_on_stderr(capsys):
+def test_progress_shows_the_loss_on_stderr(capsys, monkeypatch):
+    def refuse(_):  # a bar needs no thread, which a limit on processes may refuse
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
     fastae.train(start(), X, epochs=5, progress=True)
     shown = capsys.readouterr()
     assert "5/5" in shown.err
@@ -300,6 +304,13 @@ MOMENTS = (2, start().flat.size)
         ({"params": {}}, TypeError, "params must be Parameters"),
         ({"engine": fastae.Engine(NETWORK)}, ValueError, "params are float64"),
         ({"state": State(0, np.zeros((2, 3)))}, ValueError, "state holds moments of shape"),
+        ({"state": State(0, [[0.0], [0.0]])}, TypeError, "state.moments must be an array, got list"),
+        ({"state": State(-1, np.zeros(MOMENTS))}, ValueError, "state.steps must be an integer of at least 0"),
+        (
+            {"state": State(1.5, np.zeros(MOMENTS))},
+            ValueError,
+            "state.steps must be an integer of at least 0",
+        ),
         ({"state": "adam"}, TypeError, "state must be a State"),
         ({"state": State(0, np.zeros(MOMENTS, order="F"))}, ValueError, "state holds moments that are"),
         ({"state": State(0, np.broadcast_to(0.0, MOMENTS))}, ValueError, "state holds moments that are"),

@@ -91,8 +91,8 @@ def test_a_network_starts_where_pca_ends(widths, code_layer, activation):
     engine = fastae.Engine(params.network, dtype=np.float64)
     pca = PCA(3).fit(X)
     by_pca = pca.inverse_transform(pca.transform(X))
-    # Sigmoid, tanh and relu are only nearly linear there.
-    tolerance = 1e-10 if activation == "identity" else 0.15 * X.std()
+    # The others are only nearly linear there, layer upon layer.
+    tolerance = 1e-10 if activation == "identity" else 0.05 * len(widths) * X.std()
     assert np.sqrt(np.square(engine.reconstruct(params, X) - by_pca).mean()) < tolerance
     loss, gradient = engine.loss_and_gradient(params, X)
     assert loss < components.error(3) / 2 + tolerance * components.total / 20

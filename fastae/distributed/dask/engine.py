@@ -46,11 +46,12 @@ class _Actor(WorkerPart):
 
 @dataclass(eq=False)
 class _Held:
-    """An actor, its worker, and the numbers of the partitions it holds."""
+    """An actor, its worker, and the numbers of the partitions it holds; the future keeps the actor alive."""
 
     address: str
     numbers: list[int]
     actor: Any
+    future: Future
 
 
 class DistributedEngine(PartitionedEngine):
@@ -212,7 +213,7 @@ class DistributedEngine(PartitionedEngine):
                 if actor is None:
                     lost += placed[address]
                 else:
-                    built.append(_Held(address, placed[address], actor))
+                    built.append(_Held(address, placed[address], actor, future))
             self._count_lost(lost)
             placed = self._place(sorted(lost)) if lost else {}
         return built

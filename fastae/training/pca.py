@@ -122,12 +122,13 @@ def principal_components(
     if not np.isfinite(gradient.flat).all():
         return None
     mean = -gradient["b1"].astype(np.float64)
-    covariance = np.asarray(gradient["W1"], np.float64 if columns <= ALL_COMPONENTS_MOST else np.float32)
+    wide = columns > ALL_COMPONENTS_MOST
+    covariance: np.ndarray = gradient["W1"].astype(np.float32 if wide else np.float64)
     del linear, gradient  # up to several copies of this matrix exist at a time
     covariance += covariance.T
     covariance /= -2
     covariance -= np.outer(mean, mean).astype(covariance.dtype, copy=False)
-    if columns <= ALL_COMPONENTS_MOST:
+    if not wide:
         variances, directions = np.linalg.eigh(covariance)
         variances, directions = variances[::-1], directions[:, ::-1]
     else:

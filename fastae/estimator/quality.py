@@ -39,7 +39,7 @@ def warn_if_unfinished(model: Any, budget: Budget) -> None:
     fall = min(curve[:-last]) - min(curve[-last:])
     if fall > max(last * model.tol * model.n_features_in_, _SHARE * min(curve)):
         warnings.warn(
-            f"the loss was still falling after {len(curve)} epochs: raise max_iter, or leave it at 'auto'",
+            f"the loss was still falling after {len(curve)} epochs: raise max_iter",
             ConvergenceWarning,
             stacklevel=4,
         )

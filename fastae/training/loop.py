@@ -191,7 +191,7 @@ def _resumed(checkpoint: Checkpoint, state: State, optimizer: Optimizer, epochs:
     if (rate := optimizer.rates(step, 1)[0]) != was:
         raise ValueError(
             f"{checkpoint.path} belongs to another run: learning_rate was {was!r} in step {step}, "
-            f"and is {float(rate)!r} now"
+            f"and is {float(rate)!r} now; the rates of a cosine depend on the number of epochs"
         )
     if history.stop_reason == "callback":  # a run that a callback stopped can be resumed
         history.stop_reason = "epochs"

@@ -18,7 +18,7 @@ from fastae.estimator.callbacks import callbacks
 from fastae.estimator.fitted import FittedModel
 from fastae.estimator.inputs import check, check_weight
 from fastae.estimator.model_files import ModelFiles
-from fastae.estimator.quality import warn_if_code_is_wide, warn_if_unfinished
+from fastae.estimator.quality import warn_if_code_is_wide, warn_if_unfinished, warn_if_worse_than_pca
 from fastae.estimator.scaling import shift_and_scale
 from fastae.estimator.sklearn_types import CallbackSupportMixin, available_if, fit_context, with_callbacks
 from fastae.estimator.whole import changed_whole
@@ -291,6 +291,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         )
         self._compare(self._validation_loss(rows, weight)(self.params_), components)
         warn_if_unfinished(self, budget)
+        warn_if_worse_than_pca(self)
 
     @available_if(goes_by_steps)
     @fit_context(prefer_skip_nested_validation=True)

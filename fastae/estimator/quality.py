@@ -9,6 +9,7 @@ from fastae.estimator.automatic import Budget
 
 _SHARE = 0.01  # of the loss, by which the last epochs must have lowered it
 _FEW = 0.25  # of the steps of an automatic budget
+_WORSE = 1.15  # times the error of PCA
 
 
 def warn_if_code_is_wide(model: Any, units: int, columns: int) -> None:
@@ -19,6 +20,20 @@ def warn_if_code_is_wide(model: Any, units: int, columns: int) -> None:
             "input instead of learning from it; choose hidden_layer_sizes below the number of columns, or add noise",
             UserWarning,
             stacklevel=3,
+        )
+
+
+def warn_if_worse_than_pca(model: Any) -> None:
+    """Warn where PCA with as many components reconstructs the training rows better by more than a little."""
+    ratio = model.error_over_pca_
+    if ratio is not None and ratio > _WORSE and model.noise is None and not model.sparsity_weight:
+        advice = "raise max_iter, or lower learning_rate_init"
+        if model.scale is None:
+            advice += ", or set scale"
+        warnings.warn(
+            f"the error is {ratio:.1f} times that of PCA with as many components: {advice}",
+            ConvergenceWarning,
+            stacklevel=4,
         )
 
 

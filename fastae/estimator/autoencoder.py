@@ -57,8 +57,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         Activation of all other layers; "logistic" is another name for "sigmoid".
     init : "pca" or "random", default "pca"
         Parameters to start from. "pca": those at which the network reconstructs each row as PCA with as many components
-        does, with all units in the nearly linear range of the activation. "random": Glorot-uniform weights, as for
-        ``fastae.Parameters.random``; also taken for more than 4096 columns.
+        does, with all units in the nearly linear range of the activation; PCA of more than 4096 columns goes by 1024
+        of the rows. "random": Glorot-uniform weights, as for ``fastae.Parameters.random``.
     solver : "adam", "adamw", "sgd" or "lbfgs", default "adam"
         Optimizer. "lbfgs" uses all rows in every iteration; the others take steps over mini-batches.
     alpha : float, default 1e-4
@@ -153,7 +153,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         Validation loss after each epoch, in the network's scale; empty without validation rows.
     error_over_mean_ : float or None
         Mean squared error of the training rows, in the network's scale, divided by that of the columns' means. None
-        where all rows are alike, there are more than 4096 columns, or after ``partial_fit``.
+        where all rows are alike, and after ``partial_fit``. Of more than 4096 columns, the latter error is estimated
+        from 1024 rows; it is None where these are on several machines.
     error_over_pca_ : float or None
         The same divided by the error of PCA with as many components as code units: below 1, the model beats PCA. None
         where that error is 0, and where `error_over_mean_` is None.
@@ -372,7 +373,6 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         )
         if not again:
             self.shift_, self.scale_ = shift_and_scale(self, X, weight)
-        data: dict[str, Any] = {} if weight is None else {"sample_weight": weight}
         components = principal_components(
             X,
             max(network.widths[1 : network.code_layer + 1]) if network else CODE_MOST,
@@ -381,7 +381,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             shift=self.shift_,
             scale=self.scale_,
             missing=self.missing is not None,
-            **data,
+            sample_weight=weight,
         )
         if network is None:
             network = self._network(n, [automatic_code(n, components)])

@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastae.checks import in_units
 from fastae.data.row_source import Rows, RowSource
 from fastae.engine.engine import Engine
 from fastae.network import Activation, DType, Network, Parameters
 from fastae.objective import Objective
 from fastae.training.streaming import loss_and_gradient
 
-COLUMNS_MOST = 4096  # a matrix of n x n numbers is computed, and decomposed
+COLUMNS_MOST = 4096  # up to which a matrix of n x n numbers is computed, and decomposed
+ROWS_MOST = 1024  # that stand for all where there are more columns
 ALL_COMPONENTS_MOST = 1024  # columns up to which all components are computed, otherwise the first ones only
 RANK_TOLERANCE = 1e-6  # a component of less than this share of the first one's variance is rounding
 
@@ -94,9 +96,20 @@ def loss_and_gradient_of(
 
 
 def principal_components(
-    source: RowSource, most: int, dtype: DType, *, shift: np.ndarray | None, missing: bool, **data: Any
+    source: RowSource,
+    most: int,
+    dtype: DType,
+    *,
+    shift: np.ndarray | None,
+    scale: np.ndarray | None,
+    missing: bool,
+    n_threads: int | None,
+    sample_weight: np.ndarray | None = None,
 ) -> PrincipalComponents | None:
-    """The principal components of the rows; None if there are too many columns, or values too large for `dtype`.
+    """The principal components of the rows; None where values are too large for `dtype`.
+
+    Those of more than `COLUMNS_MOST` columns are computed from `ROWS_MOST` of the rows, or not at all (None) where rows
+    are on several machines.
 
     Parameters
     ----------
@@ -107,18 +120,25 @@ def principal_components(
         Type of the arithmetic, up to the covariance matrix.
     missing : bool
         Whether cells that are NaN are missing; they count as the mean.
-    shift, data
-        `n_threads`, `shift`, `scale` and `sample_weight` as for ``loss_and_gradient_of``.
+    shift, scale, n_threads, sample_weight
+        As for ``loss_and_gradient_of``.
     """
     columns = source.shape[1]
-    if columns > COLUMNS_MOST:
-        return None
-    linear = Parameters(Network((columns, columns), ("identity",), 1), dtype)
     centre = np.zeros(columns)
     if shift is None:  # without which a large mean would swallow the spread
         shift = centre = np.nan_to_num(source.column_statistics().mean)
-    objective = Objective(missing=missing)
-    _, gradient = loss_and_gradient_of(source, linear, shift=shift, objective=objective, **data)
+    if columns > COLUMNS_MOST:
+        return _of_few_rows(source, most, centre, shift, scale, sample_weight) if source.is_local else None
+    linear = Parameters(Network((columns, columns), ("identity",), 1), dtype)
+    _, gradient = loss_and_gradient_of(
+        source,
+        linear,
+        n_threads=n_threads,
+        shift=shift,
+        scale=scale,
+        objective=Objective(missing=missing),
+        **({} if sample_weight is None else {"sample_weight": sample_weight}),
+    )
     if not np.isfinite(gradient.flat).all():
         return None
     mean = -gradient["b1"].astype(np.float64)
@@ -132,16 +152,50 @@ def principal_components(
         variances, directions = np.linalg.eigh(covariance)
         variances, directions = variances[::-1], directions[:, ::-1]
     else:
-        from sklearn.utils.extmath import randomized_svd
+        directions, variances, _ = _svd(covariance, most)
+    return _described(centre + mean, np.diagonal(covariance), directions, variances)
 
-        directions, variances, _ = randomized_svd(covariance, most, random_state=0)
+
+def _of_few_rows(
+    source: Any,
+    most: int,
+    centre: np.ndarray,
+    shift: np.ndarray,
+    scale: np.ndarray | None,
+    sample_weight: np.ndarray | None,
+) -> PrincipalComponents | None:
+    """Principal components from at most `ROWS_MOST` rows, evenly spread over all."""
+    numbers = np.unique(np.linspace(0, len(source) - 1, min(len(source), ROWS_MOST)).astype(np.int64))
+    rows = np.nan_to_num((np.asarray(source.take(numbers)) - shift) * (1.0 if scale is None else scale))
+    weight = np.ones(len(rows))
+    if sample_weight is not None:
+        index = getattr(source, "index", None)
+        weight, _ = in_units((sample_weight if index is None else sample_weight[index])[numbers])
+    weight = weight / weight.sum()
+    mean = weight @ rows
+    rows = (rows - mean) * np.sqrt(weight)[:, np.newaxis]
+    if not np.isfinite(rows).all():
+        return None
+    _, singular, directions = _svd(rows, min(most, len(rows)))
+    return _described(centre + mean, np.square(rows).sum(axis=0), directions.T, np.square(singular))
+
+
+def _svd(matrix: np.ndarray, most: int) -> Any:
+    """The first singular vectors and values, by a randomised method (Halko, Martinsson and Tropp, 2011)."""
+    from sklearn.utils.extmath import randomized_svd
+
+    return randomized_svd(matrix, most, random_state=0)
+
+
+def _described(
+    mean: np.ndarray, variance: np.ndarray, directions: np.ndarray, variances: np.ndarray
+) -> PrincipalComponents:
+    """Principal components without those that are rounding, and with signs that are the same everywhere."""
     rank = int((variances > RANK_TOLERANCE * max(variances[0], 0.0)).sum())
-    # The sign of a direction is arbitrary; its largest component is positive here, so that it is the same everywhere.
     directions = directions[:, :rank]
     largest = np.abs(directions).argmax(axis=0)
     signs = np.sign(directions[largest, np.arange(rank)])
-    deviation = np.sqrt(np.maximum(np.diagonal(covariance), 0))
-    return PrincipalComponents(centre + mean, deviation, directions * signs, variances[:rank])
+    return PrincipalComponents(mean, np.sqrt(np.maximum(variance, 0)), directions * signs, variances[:rank])
 
 
 def start_at_pca(

@@ -70,7 +70,6 @@ def test_the_rank_counts_and_wide_rows_have_as_many_components_as_asked_for():
     assert ours.directions.shape == (1100, 4)
     np.testing.assert_allclose(ours.variances, theirs.explained_variance_ * 49 / 50, rtol=1e-3)
     assert ours.error(4) == pytest.approx(wide.var(0).sum() - ours.variances.sum(), rel=1e-3)
-    assert components_of(np.zeros((2, 5000))) is None
     assert components_of(X * 1e30, dtype=np.float32) is None
 
 
@@ -105,6 +104,25 @@ def test_units_beyond_the_rank_are_drawn_at_random():
     assert np.array_equal(first["W1"][:, :2], second["W1"][:, :2])
     assert not np.array_equal(first["W1"][:, 2:], second["W1"][:, 2:])
     assert not first["W2"][2:].any()
+
+
+def test_more_columns_than_a_matrix_may_have_go_by_some_of_the_rows(tmp_path):
+    wide = RNG.normal(size=(80, 6)) @ RNG.normal(size=(6, 5000)) + 0.01 * RNG.normal(size=(80, 5000)) + 9
+    wide = wide.astype("f4")
+    theirs = PCA(4, svd_solver="full").fit(wide)
+    np.save(tmp_path / "x.npy", wide)
+    rows = fastae.open_rows(tmp_path / "x.npy", chunk_bytes=10 * 5000 * 4)
+    of_file = principal_components(rows, 4, np.float32, shift=None, scale=None, missing=False, n_threads=1)
+    for ours in (components_of(wide, 4, np.float32), of_file):
+        np.testing.assert_allclose(ours.variances, theirs.explained_variance_ * 79 / 80, rtol=1e-4)
+        np.testing.assert_allclose(np.abs((ours.directions.T * theirs.components_).sum(1)), 1, rtol=1e-4)
+        assert ours.error(4) == pytest.approx(wide.var(0).sum() - ours.variances.sum(), rel=1e-3)
+        np.testing.assert_allclose(ours.mean, wide.mean(0), rtol=1e-4)
+    weight = RNG.integers(0, 3, 80)
+    weighted = components_of(wide, 4, np.float32, sample_weight=weight.astype(float))
+    np.testing.assert_allclose(weighted.deviation, np.repeat(wide, weight, axis=0).std(0), rtol=1e-3)
+    many = np.concatenate([wide] * 20)
+    np.testing.assert_allclose(components_of(many, 4, np.float32).variances, of_file.variances, rtol=0.1)
 
 
 def test_the_last_layer_must_be_linear():

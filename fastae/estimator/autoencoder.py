@@ -72,8 +72,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         where r is the number of rows processed in earlier epochs. "adaptive" divides it by 5 whenever training would
         stop. "cosine" lowers it to 0 along half a cosine over `max_iter` epochs. Not used by "lbfgs".
     learning_rate_init : float or "auto", default "auto"
-        Learning rate of the first step. "auto": 0.03, or 0.01 for "sgd", times min(1, sqrt(64 / w)) for a widest layer
-        of w units; a tenth of it in ``partial_fit`` with "cosine", where it does not fall.
+        Learning rate of the first step. "auto": 0.03, or 0.01 for "sgd", times min(1, 64 / w)^(2/3) for a widest
+        layer of w units; a tenth of it in ``partial_fit`` with "cosine", where it does not fall.
     power_t : float, default 0.5
         Exponent of "invscaling".
     max_iter : int or "auto", default "auto"

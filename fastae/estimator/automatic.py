@@ -73,7 +73,8 @@ def budget_of(model: Any, rows: int, widest: int, default_batch: int) -> Budget:
         epochs = ITERATIONS if model.solver == "lbfgs" else max(round(steps / ceil(rows / batch)), 1)
     rate = model.learning_rate_init
     if rate == "auto":
-        rate = float(f"{min(narrowing, 1.0) * (SGD_RATE if model.solver == 'sgd' else RATE):.2g}")
+        rate = SGD_RATE if model.solver == "sgd" else RATE
+        rate = float(f"{rate * min(WIDTH / widest, 1.0) ** (2 / 3):.2g}")
     return Budget(rows, steps, batch, int(epochs), float(rate))
 
 

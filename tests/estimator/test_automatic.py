@@ -35,7 +35,7 @@ class Asked:
         (10, 5, 200, 10, 200, 0.03),  # the least
         (300, 30, 1500, 200, 750, 0.03),  # five steps a row
         (10_000, 64, 12_000, 200, 240, 0.03),
-        (10_000, 256, 6_000, 200, 120, 0.015),  # wide layers: fewer and smaller steps
+        (10_000, 256, 6_000, 200, 120, 0.012),  # wide layers: fewer and smaller steps
         (10_000, 4, 30_000, 200, 600, 0.03),  # the most
         (10_000_000, 64, 5_876, 834, 1, 0.03),  # all rows once, in larger batches
     ],

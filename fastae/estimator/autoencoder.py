@@ -73,7 +73,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         stop. "cosine" lowers it to 0 along half a cosine over `max_iter` epochs. Not used by "lbfgs".
     learning_rate_init : float or "auto", default "auto"
         Learning rate of the first step. "auto": 0.03, or 0.01 for "sgd", times min(1, 64 / w)^(2/3) for a widest
-        layer of w units; a tenth of it in ``partial_fit`` with "cosine", where it does not fall.
+        layer of w units, and times s / 1000 for fewer than 1000 steps s from "pca"; a tenth of it in ``partial_fit``
+        with "cosine", where it does not fall.
     power_t : float, default 0.5
         Exponent of "invscaling".
     max_iter : int or "auto", default "auto"
@@ -215,7 +216,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         resume : bool, default False
             Resume from `checkpoint`; the result has the same bits as that of a fit that was never interrupted. Without
             such a file, training starts from the beginning. `X` and the settings must be the same, except for
-            `max_iter`, which may be larger.
+            `max_iter`, which may be larger unless `learning_rate` is "cosine".
 
         Returns
         -------
@@ -272,9 +273,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         budget = budget_of(self, len(rows), max(self.network_.widths), rows.default_batch_size)
         self.auto_ = self._chosen(budget)
         if self.verbose and self.auto_:
-            print(
-                "auto:", ", ".join(f"{name}={value}" for name, value in self.auto_.items()), file=sys.stderr
-            )
+            chosen = (f"{name}={value}" for name, value in self.auto_.items() if value is not None)
+            print("auto:", ", ".join(chosen), file=sys.stderr)
         validate = None if validation is None else self._validation_loss(validation, validation_weight)
         stops_early = self.early_stopping or validate is None
         self._finish(
@@ -360,6 +360,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         """Set network, scale, parameters and optimizer state to train from; return what the data's PCA is."""
         self._objective()  # an option out of range is an error before there is a model
         n, dtype = X.shape[1], self._dtype(X)
+        if self.warm_start and self.dtype is None and hasattr(self, "params_"):
+            dtype = self.params_.dtype
         encoder: Sequence[Any] | None = None
         if not isinstance(self.hidden_layer_sizes, str):
             encoder = np.atleast_1d(self.hidden_layer_sizes).tolist()

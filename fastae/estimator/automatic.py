@@ -19,6 +19,7 @@ WIDTH = 64
 ROWS_PER_STEP = 200
 ITERATIONS = 1000  # of L-BFGS
 RATE, SGD_RATE = 0.03, 0.01
+ENOUGH_STEPS = 1000  # for these rates, from the start at PCA
 CODE_VARIANCE = 0.9  # share of the variance that as many components as an automatic code has units hold
 CODE_MOST = 256  # units of an automatic code
 FLOAT32_ROWS = 1000  # rows from which float32 is fast enough to matter, and what it rounds does not
@@ -74,7 +75,10 @@ def budget_of(model: Any, rows: int, widest: int, default_batch: int) -> Budget:
     rate = model.learning_rate_init
     if rate == "auto":
         rate = SGD_RATE if model.solver == "sgd" else RATE
-        rate = float(f"{rate * min(WIDTH / widest, 1.0) ** (2 / 3):.2g}")
+        rate *= min(WIDTH / widest, 1.0) ** (2 / 3)
+        if model.init == "pca":  # which a few large steps would only leave
+            rate *= min(epochs * ceil(rows / batch) / ENOUGH_STEPS, 1.0)
+        rate = float(f"{rate:.2g}")
     return Budget(rows, steps, batch, int(epochs), float(rate))
 
 

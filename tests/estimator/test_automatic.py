@@ -27,12 +27,13 @@ class Asked:
     n_iter_no_change: object = "auto"
     early_stopping: bool = False
     solver: str = "adam"
+    init: str = "pca"
 
 
 @pytest.mark.parametrize(
     ("rows", "widest", "steps", "batch", "epochs", "rate"),
     [
-        (10, 5, 200, 10, 200, 0.03),  # the least
+        (10, 5, 200, 10, 200, 0.006),  # the least
         (300, 30, 1500, 200, 750, 0.03),  # five steps a row
         (10_000, 64, 12_000, 200, 240, 0.03),
         (10_000, 256, 6_000, 200, 120, 0.012),  # wide layers: fewer and smaller steps
@@ -52,6 +53,8 @@ def test_what_the_user_sets_is_taken_and_the_rest_follows():
     assert (budget.batch_size, budget.rate) == (3200, 0.5)
     assert budget.epochs == round(3000 / 32)  # four times fewer steps for batches sixteen times as large
     assert budget_of(Asked(max_iter=7), 100_000, 64, 200).epochs == 7
+    assert budget_of(Asked(max_iter=7), 1000, 64, 200).rate == 0.001  # 35 steps do not take it far from PCA
+    assert budget_of(Asked(max_iter=7, init="random"), 1000, 64, 200).rate == 0.03
     assert budget_of(Asked(solver="sgd"), 100_000, 64, 200).rate == 0.01
     assert budget_of(Asked(solver="lbfgs"), 100_000, 64, 200).epochs == 1000
     assert budget_of(Asked(batch_size=500), 20, 64, 20).batch_size == 20

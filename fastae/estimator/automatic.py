@@ -76,7 +76,9 @@ def budget_of(model: Any, rows: int, widest: int, default_batch: int) -> Budget:
     if rate == "auto":
         rate = SGD_RATE if model.solver == "sgd" else RATE
         rate *= min(WIDTH / widest, 1.0) ** (2 / 3)
-        if model.init == "pca":  # which a few large steps would only leave
+        if (
+            model.init == "pca" and model.learning_rate == "cosine"
+        ):  # a few large steps would only lead away from it
             rate *= min(epochs * ceil(rows / batch) / ENOUGH_STEPS, 1.0)
         rate = float(f"{rate:.2g}")
     return Budget(rows, steps, batch, int(epochs), float(rate))

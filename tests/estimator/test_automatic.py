@@ -53,7 +53,7 @@ def test_what_the_user_sets_is_taken_and_the_rest_follows():
     assert (budget.batch_size, budget.rate) == (3200, 0.5)
     assert budget.epochs == round(3000 / 32)  # four times fewer steps for batches sixteen times as large
     assert budget_of(Asked(max_iter=7), 100_000, 64, 200).epochs == 7
-    assert budget_of(Asked(max_iter=7), 1000, 64, 200).rate == 0.001  # 35 steps do not take it far from PCA
+    assert budget_of(Asked(max_iter=7), 1000, 64, 200).rate == 0.0011  # 35 steps do not take it far from PCA
     assert budget_of(Asked(max_iter=7, init="random"), 1000, 64, 200).rate == 0.03
     assert budget_of(Asked(solver="sgd"), 100_000, 64, 200).rate == 0.01
     assert budget_of(Asked(solver="lbfgs"), 100_000, 64, 200).epochs == 1000

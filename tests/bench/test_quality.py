@@ -296,7 +296,9 @@ def test_a_new_process_trains(tmp_path):
     assert point.seconds > 0
     assert 0 < point.error < 0.5
     of = Race("no such set", "", 0.1, 1.0, of.curves)
-    with pytest.raises(RuntimeError, match=r"(?s)sklearn, same recipe failed in a new process: .*no such set"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)sklearn, same recipe failed in a new process: .*no such set"
+    ):
         quality.add_cold(of, None)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from fastae.bench.compare import Comparison
 from fastae.bench.quality import Race
@@ -48,9 +48,12 @@ def save_quality(report: QualityReport, path: str | Path) -> None:
     """Draw the held-out error against seconds, both logarithmic: a panel per data set, a line per contender."""
     across = min(ACROSS, len(report.races))
     down = -(-len(report.races) // across)
-    figure = Figure(figsize=(10, 1.2 + 2.6 * down), layout="constrained")
-    figure.suptitle("Held-out error against seconds of training", color=TEXT, fontsize=12)
-    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    heights = [0.3 + 2.6 * down, 0.9]
+    figure = Figure(figsize=(10, sum(heights)), layout="constrained")
+    parts: Any = figure.subfigures(2, height_ratios=heights)
+    upper, lower = parts
+    upper.suptitle("Held-out error against seconds of training", color=TEXT, fontsize=12)
+    axes = list(upper.subplots(down, across, squeeze=False).flat)
     for axis, of in zip(axes, report.races, strict=False):
         _draw_race(axis, of)
     for axis in axes[len(report.races) :]:
@@ -61,10 +64,8 @@ def save_quality(report: QualityReport, path: str | Path) -> None:
         str(line.get_label()): line for axis in axes[: len(report.races)] for line in axis.get_lines()
     }
     shown = {name: lines[name] for name in ["fastae", *report.names, "target"] if name in lines}
-    figure.legend(
-        shown.values(), shown.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=8
-    )
-    figure.supxlabel(_machine(report.machine), color=BEST, fontsize=7)
+    lower.legend(shown.values(), shown.keys(), loc="upper center", ncols=5, frameon=False, fontsize=8)
+    lower.supxlabel(_machine(report.machine), color=BEST, fontsize=8)
     FigureCanvasAgg(figure).print_figure(str(path), dpi=150)
 
 
@@ -88,6 +89,11 @@ def _draw_race(axis: Any, of: Race) -> None:
             axis.plot(point.seconds, point.error, "o", markersize=7, color=LIBRARIES[name.split(",")[0]])
     axis.set_xscale("log")
     axis.set_yscale("log")
+    for side in (axis.xaxis, axis.yaxis):
+        low, high = side.get_view_interval()
+        side.set_major_locator(LogLocator(subs=(1.0,) if high > 30 * low else (1.0, 2.0, 5.0)))
+        side.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+        side.set_minor_formatter(NullFormatter())
     axis.set_title(of.name, fontsize=9, color=TEXT, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(which="both", colors=TEXT, labelsize=7)

@@ -1,6 +1,6 @@
 """Time to quality: seconds from the call until the held-out error is near the best known, beside other libraries.
 
-A library's curve consists of whole trainings of 1/16, 1/8, ..., 4 times fastae's automatic budget, each with a schedule
+A library's curve consists of whole trainings of 1/16, 1/8, ..., 8 times fastae's automatic budget, each with a schedule
 of its own; the time to the target is that of the first one that reaches it. Where the learning rate is constant, a
 longer training is the shorter one continued. Compilation is included by repeating that training in a new process whose
 caches are empty; otherwise, everything has been compiled before. The report is in ``quality_report.py``.
@@ -25,7 +25,7 @@ from fastae.bench.quality_peers import CONTENDERS, Advance
 from fastae.bench.rounds import REST
 from fastae.engine import thread_pool
 
-FACTORS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # of the unit of steps
+FACTORS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)  # of the unit of steps
 LIMIT = 5.0  # seconds that a training may be expected to take
 SHORT = 1.0  # the same for one beyond the target, which only completes the curve
 TRIAL = 20  # steps of the trial of a number of threads

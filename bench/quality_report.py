@@ -127,12 +127,13 @@ class QualityReport:
         lines = [
             f"Seconds from the call until the held-out error is within {WITHIN - 1:.0%} of the best known: 75/25 "
             "split, columns standardised by the training rows, code of n / 4 units. "
-            f"{seeds} at each of 1/16, 1/8, ..., 4 times fastae's automatic budget; the first that reaches the target "
+            f"{seeds} at each of 1/16, 1/8, ..., 8 times fastae's automatic budget; the first that reaches the target "
             f"counts. No training was begun that would have taken over {self.limit:g} s.",
             "Same recipe: fastae's network, start at PCA, batch, steps, cosine schedule and Adam's decay rates. "
             "Defaults: the same network from the library's random weights, Adam at a constant 0.001; for pyod, all its "
             "own. Each peer uses one thread or all, whichever is faster for it (JAX always all).",
-            "not reached (e): the lowest error was e times the best known.",
+            "Errors are multiples of the best known error; the target stands beside the set. Not reached (e): the "
+            "lowest error was e.",
         ]
         if any(of.best is None for of in self.races):
             lines.append(
@@ -160,11 +161,11 @@ class QualityReport:
         return lines
 
     def details(self) -> Table:
-        """A table of all contenders on all sets."""
+        """A table of all contenders on all sets, with their targets; errors are multiples of the best known."""
         compiling = ["compiling"] if self.cold else []
-        shown = table("set", "threads", "steps", "seconds", *compiling, "error / best", "speedup")
+        shown = table("set", "threads", "steps", "seconds", *compiling, "error", "speedup")
         for of in self.races:
-            shown.add_row(f"{of.name}: {of.size}, target {of.target:.4g}", style="bold")
+            shown.add_row(f"{of.name} ({of.target:.3g})", style="bold")
             ours = of.seconds("fastae")
             for name, curve in of.curves.items():
                 point = curve.reached(of.target)

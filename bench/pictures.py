@@ -89,9 +89,9 @@ def _draw_race(axis: Any, of: Race) -> None:
             axis.plot(point.seconds, point.error, "o", markersize=7, color=LIBRARIES[name.split(",")[0]])
     axis.set_xscale("log")
     axis.set_yscale("log")
-    for side in (axis.xaxis, axis.yaxis):
-        low, high = side.get_view_interval()
-        side.set_major_locator(LogLocator(subs=(1.0,) if high > 30 * low else (1.0, 2.0, 5.0)))
+    for side, (low, high) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
+        few = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
+        side.set_major_locator(LogLocator(subs=few, numticks=20))
         side.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
         side.set_minor_formatter(NullFormatter())
     axis.set_title(of.name, fontsize=9, color=TEXT, loc="left")

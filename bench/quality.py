@@ -26,7 +26,7 @@ from fastae.bench.rounds import REST
 from fastae.engine import thread_pool
 
 FACTORS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)  # of the unit of steps
-LIMIT = 5.0  # seconds that a training may be expected to take
+LIMIT = 4.0  # seconds that a training may be expected to take
 SHORT = 1.0  # the same for one beyond the target, which only completes the curve
 TRIAL = 20  # steps of the trial of a number of threads
 SETS_TARGET = "torch, defaults"  # whose error is the target where no best error is known

@@ -124,7 +124,7 @@ def bench(
     ] = False,
     limit: Annotated[
         float, typer.Option(min=0, help="With --quality, begin no training that would take more seconds.")
-    ] = 5.0,
+    ] = 4.0,
     seeds: Annotated[
         int, typer.Option(min=1, help="With --quality, trainings at each budget, of which the median counts.")
     ] = 1,

@@ -102,7 +102,7 @@ class Task:
     train, test : ndarray of float32
         Rows in the network's scale.
     budget : Budget
-        fastae's automatic steps, batch size and learning rate.
+        fastae's automatic steps and batch size.
     """
 
     data_set: DataSet
@@ -146,6 +146,11 @@ class Task:
         return fastae.Autoencoder(
             self.hidden, max_iter=epochs, random_state=seed, **self.data_set.settings, **settings
         )
+
+    def rate(self, steps: int) -> float:
+        """fastae's automatic learning rate for so many steps."""
+        model = self.model(max(1, round(steps / self.steps_per_epoch)), 0)
+        return budget_of(model, len(self.train), max(self.network.widths), ROWS_PER_STEP).rate
 
     def error(self, reconstruct: Callable[[np.ndarray], np.ndarray]) -> float:
         """Mean squared error of the cells of the held-out rows."""

@@ -114,7 +114,7 @@ def by_sklearn(task: Task, seed: int, steps: int, compiled: bool, *, same: bool)
         start = start_of(task, seed)
         for theirs, ours in zip(model.coefs_ + model.intercepts_, start[::2] + start[1::2], strict=True):
             theirs[...] = ours
-    rates = cosine(task.budget.rate, max(1, round(steps / epoch)))
+    rates = cosine(task.rate(steps), max(1, round(steps / epoch)))
 
     def advance(steps: int) -> Reconstruct:
         for number in range(max(1, round(steps / epoch))):
@@ -173,7 +173,7 @@ def by_torch(task: Task, seed: int, steps: int, compiled: bool, *, same: bool) -
                 arrays.append(generator.uniform(-(rows**-0.5), rows**-0.5, shape).astype(np.float32))
     p = [torch.tensor(array, requires_grad=not compiled) for array in arrays]
     data, batch, activations = torch.from_numpy(task.train), task.budget.batch_size, task.network.activations
-    rates = cosine(task.budget.rate, steps) if same else np.full(steps, DEFAULT_RATE)
+    rates = cosine(task.rate(steps), steps) if same else np.full(steps, DEFAULT_RATE)
     beta_2 = BETA_2 if same else DEFAULT_BETA_2
     t = 0
     if compiled:
@@ -254,7 +254,7 @@ def by_jax(task: Task, seed: int, steps: int, compiled: bool, *, same: bool) -> 
     zeros = [jnp.zeros_like(array) for array in p]
     state: Any = (p, zeros, zeros, jnp.float32(0))
     data, batch = jnp.asarray(task.train), task.budget.batch_size
-    rates = cosine(task.budget.rate, steps) if same else np.full(steps, DEFAULT_RATE)
+    rates = cosine(task.rate(steps), steps) if same else np.full(steps, DEFAULT_RATE)
     beta_2 = np.float32(BETA_2 if same else DEFAULT_BETA_2)
     t = 0
 

@@ -98,7 +98,7 @@ def train(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Rows per step.", show_default="200, or all rows if there are fewer"),
+        typer.Option(min=1, help="Rows per step.", show_default="128, or all rows if there are fewer"),
     ] = None,
     learning_rate: Annotated[
         float | None,

@@ -65,7 +65,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         L2 penalty as in MLPRegressor: adds alpha/(2m) sum(W^2) to the loss of a batch of m rows. For "adamw", the
         decoupled weight decay instead.
     batch_size : int or "auto", default "auto"
-        Rows per step. "auto": min(200, m); more where one epoch would otherwise exceed the steps of `max_iter`. Not
+        Rows per step. "auto": min(128, m); more where one epoch would otherwise exceed the steps of `max_iter`. Not
         used by "lbfgs".
     learning_rate : "constant", "invscaling", "adaptive" or "cosine", default "cosine"
         Learning-rate schedule. "constant" keeps `learning_rate_init`. "invscaling" divides it by (r + 1)^power_t,
@@ -79,8 +79,9 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         Exponent of "invscaling".
     max_iter : int or "auto", default "auto"
         Maximum number of epochs; of iterations for "lbfgs". "auto": as many as make up 12,000 sqrt(64 / w) steps for a
-        widest layer of w units, 30,000 at most; fewer for batches of more than 200 rows, by the square root of their
-        size; and at most 5 steps per row. At least 1 epoch. For "lbfgs", 1000.
+        widest layer of w units, or 12,000 (64 / w) where w is below 64, and 50,000 at most; fewer for batches of more
+        than 128 rows, by the square root of their size; and at most 5 steps per row. At least 1 epoch. For "lbfgs",
+        1000.
     shuffle : bool, default True
         Draw the rows of each batch at random, without replacement, in a new order each epoch.
     random_state : int, RandomState or None, default None

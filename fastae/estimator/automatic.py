@@ -12,11 +12,11 @@ import numpy as np
 from fastae.training.pca import PrincipalComponents
 
 STEPS = 12_000  # of a network of up to WIDTH columns
-STEPS_MOST = 30_000
+STEPS_MOST = 50_000
 STEPS_LEAST = 200
 STEPS_PER_ROW = 5  # few rows are soon learned by heart
 WIDTH = 64
-ROWS_PER_STEP = 200
+ROWS_PER_STEP = 128
 ITERATIONS = 1000  # of L-BFGS
 RATE, SGD_RATE = 0.03, 0.01
 ENOUGH_STEPS = 1000  # for these rates, from the start at PCA
@@ -61,8 +61,10 @@ def budget_of(model: Any, rows: int, widest: int, default_batch: int) -> Budget:
     default_batch : int
         Rows per step that suit where the rows are.
     """
-    narrowing = sqrt(WIDTH / widest)
-    most = max(min(round(STEPS * narrowing), STEPS_MOST), 1)
+    narrowing = (
+        WIDTH / widest
+    )  # narrow layers take little time; in wide ones, a step changes more weights at once
+    most = max(min(round(STEPS * (narrowing if narrowing > 1 else sqrt(narrowing))), STEPS_MOST), 1)
     batch = model.batch_size
     if batch == "auto":
         batch = max(default_batch, ceil(rows / most))
@@ -75,7 +77,7 @@ def budget_of(model: Any, rows: int, widest: int, default_batch: int) -> Budget:
     rate = model.learning_rate_init
     if rate == "auto":
         rate = SGD_RATE if model.solver == "sgd" else RATE
-        rate *= min(WIDTH / widest, 1.0) ** (2 / 3)
+        rate *= min(narrowing, 1.0) ** (2 / 3)
         if (
             model.init == "pca" and model.learning_rate == "cosine"
         ):  # a few large steps would only lead away from it

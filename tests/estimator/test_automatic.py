@@ -34,29 +34,30 @@ class Asked:
     ("rows", "widest", "steps", "batch", "epochs", "rate"),
     [
         (10, 5, 200, 10, 200, 0.006),  # the least
-        (300, 30, 1500, 200, 750, 0.03),  # five steps a row
-        (10_000, 64, 12_000, 200, 240, 0.03),
-        (10_000, 256, 6_000, 200, 120, 0.012),  # wide layers: fewer and smaller steps
-        (10_000, 4, 30_000, 200, 600, 0.03),  # the most
-        (10_000_000, 64, 5_876, 834, 1, 0.03),  # all rows once, in larger batches
+        (300, 30, 1500, 128, 500, 0.03),  # five steps a row
+        (10_000, 64, 12_000, 128, 152, 0.03),
+        (10_000, 256, 6_000, 128, 76, 0.012),  # wide layers: fewer and smaller steps
+        (10_000, 32, 24_000, 128, 304, 0.03),
+        (100_000, 4, 50_000, 128, 64, 0.03),  # the most
+        (10_000_000, 64, 4_701, 834, 1, 0.03),  # all rows once, in larger batches
     ],
 )
 def test_the_budget_grows_with_rows_and_falls_with_columns(rows, widest, steps, batch, epochs, rate):
-    budget = budget_of(Asked(), rows, widest, min(200, rows))
+    budget = budget_of(Asked(), rows, widest, min(128, rows))
     assert (budget.batch_size, budget.epochs, budget.rate) == (batch, epochs, rate)
     assert budget.steps == pytest.approx(steps, abs=1)
 
 
 def test_what_the_user_sets_is_taken_and_the_rest_follows():
-    asked = Asked(batch_size=3200, learning_rate_init=0.5)
-    budget = budget_of(asked, 100_000, 64, 200)
-    assert (budget.batch_size, budget.rate) == (3200, 0.5)
-    assert budget.epochs == round(3000 / 32)  # four times fewer steps for batches sixteen times as large
-    assert budget_of(Asked(max_iter=7), 100_000, 64, 200).epochs == 7
-    assert budget_of(Asked(max_iter=7), 1000, 64, 200).rate == 0.0011  # 35 steps do not take it far from PCA
-    assert budget_of(Asked(max_iter=7, init="random"), 1000, 64, 200).rate == 0.03
-    assert budget_of(Asked(solver="sgd"), 100_000, 64, 200).rate == 0.01
-    assert budget_of(Asked(solver="lbfgs"), 100_000, 64, 200).epochs == 1000
+    asked = Asked(batch_size=2048, learning_rate_init=0.5)
+    budget = budget_of(asked, 100_000, 64, 128)
+    assert (budget.batch_size, budget.rate) == (2048, 0.5)
+    assert budget.epochs == round(3000 / 49)  # four times fewer steps for batches sixteen times as large
+    assert budget_of(Asked(max_iter=7), 100_000, 64, 128).epochs == 7
+    assert budget_of(Asked(max_iter=7), 1000, 64, 128).rate == 0.0017  # 56 steps do not take it far from PCA
+    assert budget_of(Asked(max_iter=7, init="random"), 1000, 64, 128).rate == 0.03
+    assert budget_of(Asked(solver="sgd"), 100_000, 64, 128).rate == 0.01
+    assert budget_of(Asked(solver="lbfgs"), 100_000, 64, 128).epochs == 1000
     assert budget_of(Asked(batch_size=500), 20, 64, 20).batch_size == 20
 
 
@@ -73,14 +74,14 @@ def test_what_was_chosen_is_an_attribute_and_printed(capsys):
     model = Autoencoder(random_state=0, verbose=1).fit(X)
     assert model.auto_ == {
         "hidden_layer_sizes": [4],
-        "batch_size": 200,
+        "batch_size": 128,
         "learning_rate_init": 0.03,
-        "max_iter": 1000,
+        "max_iter": 500,
         "n_iter_no_change": None,
     }
-    assert model.n_iter_ == 1000
+    assert model.n_iter_ == 500
     said = capsys.readouterr().err
-    assert "auto: hidden_layer_sizes=[4], batch_size=200, learning_rate_init=0.03, max_iter=1000" in said
+    assert "auto: hidden_layer_sizes=[4], batch_size=128, learning_rate_init=0.03, max_iter=500" in said
     model = Autoencoder(
         3, max_iter=5, batch_size=50, learning_rate_init=0.01, n_iter_no_change=5, verbose=1, random_state=0
     )

@@ -78,8 +78,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     power_t : float, default 0.5
         Exponent of "invscaling".
     max_iter : int or "auto", default "auto"
-        Maximum number of epochs; of iterations for "lbfgs". "auto": as many as make up 12,000 sqrt(64 / w) steps for a
-        widest layer of w units, or 12,000 (64 / w) where w is below 64, and 50,000 at most; fewer for batches of more
+        Maximum number of epochs; of iterations for "lbfgs". "auto": as many as make up 11,000 sqrt(64 / w) steps for a
+        widest layer of w units, or 11,000 (64 / w) where w is below 64, and 50,000 at most; fewer for batches of more
         than 128 rows, by the square root of their size; and at most 5 steps per row. At least 1 epoch. For "lbfgs",
         1000.
     shuffle : bool, default True

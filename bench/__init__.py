@@ -7,6 +7,9 @@ A map, from the command down:
     rounds.py       timing in turn, A B A B, after a rest; pools.py sets thread counts
     step_peers.py   one loss and gradient in NumPy, scikit-learn, torch and JAX; epoch_peers.py: an epoch of Adam
     cases.py        the nine networks, their data, the check of a gradient
+    quality_report.py  ``fastae bench --quality``: seconds to a good model, as tables, Markdown and JSON
+    quality.py      one data set: error against seconds for fastae and the peers, in turn; compilation in new processes
+    quality_peers.py   whole trainings in each library; quality_cases.py: the data sets, and their best known errors
     distributed.py  the cost of a step over Dask workers: ``python -m fastae.bench.distributed``
     probe.py        the ceilings: FMA peak and sigmoid rate
     machine.py      what figures depend on: CPU, threads, load, versions

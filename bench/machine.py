@@ -10,7 +10,7 @@ from fastae.bench.pools import blas_libraries
 from fastae.engine import thread_pool
 from fastae.kernels.target import TARGET
 
-_PACKAGES = ("numpy", "scipy", "numba", "scikit-learn", "torch", "jax")
+_PACKAGES = ("numpy", "scipy", "numba", "scikit-learn", "torch", "jax", "pyod")
 _PREFIXES = ("OPENBLAS_", "OMP_", "MKL_", "GOTO_", "NUMBA_", "XLA_", "BLIS_")
 
 

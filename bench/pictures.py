@@ -1,18 +1,24 @@
-"""A picture of the report: all times at every size, and the share of the FMA peak against n. Needs matplotlib."""
+"""Pictures of the reports; they need matplotlib.
+
+Of steps: all times at every size, and the share of the FMA peak against n. Of quality: error against seconds.
+"""
 
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from fastae.bench.compare import Comparison
+from fastae.bench.quality import Race
+from fastae.bench.quality_report import QualityReport
 from fastae.bench.report import Report, label, milliseconds
 from fastae.bench.step_peers import PEERS
 
 OURS, BEST, PEER, ROUGH, TEXT = "#d1495b", "#5b6b7b", "#a9b4bf", "#dfe4e9", "#333333"
 ACROSS = 3  # panels in a row
+LIBRARIES = {"fastae": OURS, "sklearn": "#e09f3e", "torch": "#7b5ea7", "jax": "#2a9d8f", "pyod": "#5b6b7b"}
 
 
 def save(report: Report, path: str | Path) -> None:
@@ -33,11 +39,64 @@ def save(report: Report, path: str | Path) -> None:
     for axis in axes[len(comparisons) :]:
         axis.set_axis_off()
     _draw_roofline(lower.subplots(), comparisons)
-    cpu, target, threads = (report.machine[name] for name in ("cpu", "target", "threads"))
-    versions = ", ".join(f"{name} {v}" for name, v in report.machine["versions"].items())
     starred = "   * lower precision" if any(not PEERS[name].exact for name in report.peers) else ""
-    lower.supxlabel(f"{cpu} ({target}), {threads} threads; {versions}{starred}", color=BEST, fontsize=8)
+    lower.supxlabel(f"{_machine(report.machine)}{starred}", color=BEST, fontsize=8)
     FigureCanvasAgg(figure).print_figure(str(path), dpi=150)
+
+
+def save_quality(report: QualityReport, path: str | Path) -> None:
+    """Draw the held-out error against seconds, both logarithmic: a panel per data set, a line per contender."""
+    across = min(ACROSS, len(report.races))
+    down = -(-len(report.races) // across)
+    heights = [0.3 + 2.6 * down, 0.9]
+    figure = Figure(figsize=(10, sum(heights)), layout="constrained")
+    parts: Any = figure.subfigures(2, height_ratios=heights)
+    upper, lower = parts
+    upper.suptitle("Held-out error against seconds of training", color=TEXT, fontsize=12)
+    axes = list(upper.subplots(down, across, squeeze=False).flat)
+    for axis, of in zip(axes, report.races, strict=False):
+        _draw_race(axis, of)
+    for axis in axes[len(report.races) :]:
+        axis.set_axis_off()
+    for axis in axes[len(report.races) - across : len(report.races)]:
+        axis.set_xlabel("seconds", fontsize=8, color=TEXT)
+    lines: dict[str, Any] = {
+        str(line.get_label()): line for axis in axes[: len(report.races)] for line in axis.get_lines()
+    }
+    shown = {name: lines[name] for name in ["fastae", *report.names, "target"] if name in lines}
+    lower.legend(shown.values(), shown.keys(), loc="upper center", ncols=5, frameon=False, fontsize=8)
+    lower.supxlabel(_machine(report.machine), color=BEST, fontsize=8)
+    FigureCanvasAgg(figure).print_figure(str(path), dpi=150)
+
+
+def _machine(of: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {v}" for name, v in of["versions"].items())
+    return f"{of['cpu']} ({of['target']}), {of['threads']} threads; {versions}"
+
+
+def _draw_race(axis: Any, of: Race) -> None:
+    axis.axhline(of.target, color=TEXT, linewidth=0.8, linestyle=":", label="target")
+    for name, curve in of.curves.items():
+        points, ours = curve.points, name == "fastae"
+        axis.plot(
+            [point.seconds for point in points],
+            [point.error for point in points],
+            "--" if name.endswith("defaults") else "-",
+            marker="o", markersize=3, linewidth=2 if ours else 1.2, zorder=3 if ours else 2,
+            color=LIBRARIES[name.split(",")[0]], label=name,
+        )  # fmt: skip
+        if point := curve.reached(of.target):
+            axis.plot(point.seconds, point.error, "o", markersize=7, color=LIBRARIES[name.split(",")[0]])
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    for side, (low, high) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
+        few = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
+        side.set_major_locator(LogLocator(subs=few, numticks=20))
+        side.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+        side.set_minor_formatter(NullFormatter())
+    axis.set_title(of.name, fontsize=9, color=TEXT, loc="left")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(which="both", colors=TEXT, labelsize=7)
 
 
 def _draw_bars(axis: Any, comparison: Comparison) -> None:

@@ -103,15 +103,7 @@ class Report:
 
     def header(self) -> list[str]:
         """Lines that describe the machine."""
-        m = self.machine
-        lines = [
-            f"{m['cpu']} ({m['target']}, {m['features']}), {m['threads']} threads, load {m['load']}",
-            f"Python {m['python']}, {', '.join(f'{name} {v}' for name, v in m['versions'].items())}",
-            f"{m['system']}; BLAS: {'; '.join(m['blas'])}",
-        ]
-        if m["environment"]:
-            lines.append("environment: " + " ".join(f"{name}={v}" for name, v in m["environment"].items()))
-        return lines
+        return machine_lines(self.machine)
 
     def notes(self) -> list[str]:
         """How to read the table, and warnings about the run."""
@@ -149,12 +141,12 @@ class Report:
 
     def details(self) -> Table:
         """A table of all times."""
-        table = _table("n, k, m", "threads", "ms", "p10", "p90", "GF/s", "FMA", "speedup")
+        shown = table("n, k, m", "threads", "ms", "p10", "p90", "GF/s", "FMA", "speedup")
         for c in self.comparisons:
-            table.add_row(_size(c.case), style="bold")
+            shown.add_row(_size(c.case), style="bold")
             for name in ("fastae", *self.peers):
                 low, middle, high = milliseconds(c.timings[name])
-                table.add_row(
+                shown.add_row(
                     f"  {label(name)}",
                     str(c.threads[name]),
                     *(middle, low, high),
@@ -162,15 +154,15 @@ class Report:
                     f"{c.share_of_peak(name):.0%}",
                     f"{c.ratios[name]:.2f}x" if name in c.ratios else "",
                 )
-        return table
+        return shown
 
     def standing(self) -> Table:
         """A table of our speed against the best peer and the ceilings, with the targets."""
-        table = _table("n, k, m", "best peer", "speedup", "target", "FMA", "target", "+ sigmoid")
-        table.caption = f"target for the mean speedup over all {len(CASES)} sizes: {TARGET_MEAN}x"
+        shown = table("n, k, m", "best peer", "speedup", "target", "FMA", "target", "+ sigmoid")
+        shown.caption = f"target for the mean speedup over all {len(CASES)} sizes: {TARGET_MEAN}x"
         for c in self.comparisons:
             best = c.best_peer
-            table.add_row(
+            shown.add_row(
                 _size(c.case),
                 best or "",
                 f"{c.ratios[best]:.2f}x" if best else "",
@@ -179,7 +171,7 @@ class Report:
                 f"{c.case.target:.0%}" if c.case.target else "",
                 f"{c.share_of_ceiling():.0%}",
             )
-        return table
+        return shown
 
     def markdown(self) -> str:
         """The section for the README: the table in milliseconds, then notes and header."""
@@ -196,9 +188,9 @@ class Report:
                     f"{c.share_of_ceiling():.0%}",
                 ]
             )
-        table = ["| " + " | ".join(line) + " |" for line in lines]
+        rows = ["| " + " | ".join(line) + " |" for line in lines]
         return (
-            "\n".join([*table, "", "Milliseconds. " + "\n".join(self.notes()), "", "\n".join(self.header())])
+            "\n".join([*rows, "", "Milliseconds. " + "\n".join(self.notes()), "", "\n".join(self.header())])
             + "\n"
         )
 
@@ -206,19 +198,33 @@ class Report:
 MARKS = "<!-- fastae bench -->\n", "<!-- end of fastae bench -->\n"
 
 
-def splice(text: str, inner: str) -> str:
+def splice(text: str, inner: str, marks: tuple[str, str] = MARKS) -> str:
     """`text` with the part between the two marks replaced; ValueError if a mark is missing."""
-    if not all(text.count(mark) == 1 for mark in MARKS):
-        raise ValueError(f"no lines {' and '.join(mark.strip() for mark in MARKS)}")
-    head, rest = text.split(MARKS[0])
-    return head + MARKS[0] + inner + MARKS[1] + rest.split(MARKS[1])[1]
+    if not all(text.count(mark) == 1 for mark in marks):
+        raise ValueError(f"no lines {' and '.join(mark.strip() for mark in marks)}")
+    head, rest = text.split(marks[0])
+    return head + marks[0] + inner + marks[1] + rest.split(marks[1])[1]
 
 
-def _table(*heads: str) -> Table:
-    table = Table(box=box.SIMPLE, pad_edge=False)
+def machine_lines(of: dict[str, Any]) -> list[str]:
+    """Lines that describe a machine, from ``machine.describe``."""
+    lines = [
+        f"{of['cpu']} ({of['target']}, {of['features']}), {of['threads']} threads, load {of['load']}",
+        f"Python {of['python']}, {', '.join(f'{name} {v}' for name, v in of['versions'].items())}",
+        f"{of['system']}; BLAS: {'; '.join(of['blas'])}",
+    ]
+    if of["environment"]:
+        lines.append("environment: " + " ".join(f"{name}={v}" for name, v in of["environment"].items()))
+    return lines
+
+
+def table(*heads: str) -> Table:
+    """A table with these heads; columns of words are flush left."""
+    shown = Table(box=box.SIMPLE, pad_edge=False)
     for head in heads:
-        table.add_column(head, justify="left" if head in ("n, k, m", "best peer") else "right", no_wrap=True)
-    return table
+        words = head in ("n, k, m", "best peer", "set")
+        shown.add_column(head, justify="left" if words else "right", no_wrap=True)
+    return shown
 
 
 def _size(case: Case) -> str:

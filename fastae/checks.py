@@ -98,12 +98,15 @@ def in_units(weights: np.ndarray, index: np.ndarray | None = None) -> tuple[np.n
         return weights / unit, unit
 
 
-def check_index(index: npt.ArrayLike, rows: int) -> npt.NDArray[np.int64]:
-    """`index` as a contiguous int64 array: numbers of rows of a matrix that has `rows` rows."""
+def check_index(index: npt.ArrayLike, rows: int, *, by_epoch: bool = False) -> npt.NDArray[np.int64]:
+    """`index` as a contiguous int64 array: numbers of rows of a matrix that has `rows` rows.
+
+    With `by_epoch`, it may be two-dimensional: one line of numbers for each epoch.
+    """
     array = np.asarray(index)
     if array.size == 0:
         raise ValueError("index is empty")
-    if array.ndim != 1 or array.dtype.kind not in "iu":
+    if array.ndim not in ((1, 2) if by_epoch else (1,)) or array.dtype.kind not in "iu":
         raise TypeError(
             f"index must be a one-dimensional array of integers, got {array.ndim}-d {array.dtype}"
         )

@@ -36,7 +36,8 @@ class Job(ctypes.Structure):
     row_stride: int
     column_stride: int
     kind: int  # the id of X's dtype, by KINDS
-    index: int  # int64 (rows,): the rows of X to use
+    index: int  # int64 (orders, rows): the rows of X to use, in the order of each epoch
+    orders: int  # epochs of the steps that have an order of their own, or 1
     sample_weight: int  # float64 (rows of X,)
     shift: int  # float64 (columns,), padded
     scale: int  # float64 (columns,), padded

@@ -41,7 +41,7 @@ def _zero_rows(like, tile_at, height, columns, first, rows):  # type: ignore[no-
 
 
 @inlined
-def _swap_cells(like, job, memory, source, row_at, key):  # type: ignore[no-untyped-def]
+def _swap_cells(like, job, memory, source, row_at, key, epoch_first):  # type: ignore[no-untyped-def]
     """Replace each cell of a row of the input, with probability noise_level, by that of another row.
 
     A missing cell, or one of a row of weight 0, is swapped in as 0 if it is NaN. Any other NaN is an error in the data:
@@ -50,17 +50,19 @@ def _swap_cells(like, job, memory, source, row_at, key):  # type: ignore[no-unty
     memory   TileMap of the thread's memory      source   Source: X
     row_at   the address of the row's first line in (blocks, height, lanes); `like` is an array of their dtype
     key      the row's, by ``row_key``
+    epoch_first   the first of the rows that this epoch walks through
     """
     lanes = LINE // like.itemsize
     replacement = array_at(memory.cell, (1,), like.dtype)
     for c in range(source.columns):
         other = swapped(key, c, job.noise_level, job.rows)
         if other >= 0:
-            load_rows(like, memory.cell, 1, column_of(source, c), other, 1, memory.gathered)
+            row = epoch_first + other
+            load_rows(like, memory.cell, 1, column_of(source, c), row, 1, memory.gathered)
             cell_at = row_at + c // lanes * job.height * LINE + c % lanes * like.itemsize
             cell, value = array_at(cell_at, (1,), like.dtype), replacement[0]
             if cell[0] == cell[0]:
-                ignored = value != value and (job.missing != 0 or _row_weight(job, other) == 0.0)
+                ignored = value != value and (job.missing != 0 or _row_weight(job, row) == 0.0)
                 cell[0] = 0.0 if ignored else value
 
 
@@ -79,7 +81,7 @@ def _corrupt(like, job, memory, source, input_at, first, rows, epoch):  # type: 
             like, row_at, clean_at, job.height, source.columns, key, job.noise, memory.level, job.missing
         )
         if job.noise == SWAP:
-            _swap_cells(like, job, memory, source, row_at, key)
+            _swap_cells(like, job, memory, source, row_at, key, first - first % job.rows)
 
 
 @ByAddress

@@ -69,10 +69,13 @@ def most_shards(rows: int, batch: int, n_parameters: int, multiple: int) -> int:
 
 @callee
 def rows_in_step(job, step):  # type: ignore[no-untyped-def]
-    """First row and row count of a step's batch. Steps go through the rows batch by batch, epoch after epoch."""
+    """First row and row count of a step's batch. Steps go through the rows batch by batch, epoch after epoch.
+
+    Where `index` holds an order for each epoch, rows are counted through all of it.
+    """
     per_epoch = (job.rows + job.batch - 1) // job.batch
-    first = step % per_epoch * job.batch
-    return first, min(job.batch, job.rows - first)
+    epoch, first = step // per_epoch, step % per_epoch * job.batch
+    return epoch % job.orders * job.rows + first, min(job.batch, job.rows - first)
 
 
 @callee

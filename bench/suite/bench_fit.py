@@ -34,8 +34,8 @@ def test_fit(benchmark, case):
         "n_iter_no_change": 10**6,
         "alpha": 0.0,
     }
-    common |= {"activation": "logistic", "random_state": 0, "warm_start": True}
-    ours = fastae.Autoencoder((k,), scale=None, **common)
+    common |= {"activation": "logistic", "random_state": 0, "warm_start": True, "beta_2": 0.999}
+    ours = fastae.Autoencoder((k,), scale=None, learning_rate="constant", dtype=X.dtype, **common)
     theirs = MLPRegressor(hidden_layer_sizes=(k, n), **common)
     models = {"fastae": (ours, (X,)), "sklearn": (theirs, (X, X))}
     with warnings.catch_warnings():

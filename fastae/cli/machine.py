@@ -1,6 +1,7 @@
 """The commands that concern this machine: check-gradients, doctor, demo, bench and warmup."""
 
 import json
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -91,12 +92,42 @@ def demo(
         console.print('to draw reconstructions, install matplotlib: pip install "fastae\\[plot]"')
 
 
-@command("fastae bench --quick", "fastae bench --size 30,8,10000 --peers numpy,sklearn --out bench.json")
+@command(
+    "fastae bench --quick",
+    "fastae bench --size 30,8,10000 --peers numpy,sklearn --out bench.json",
+    "fastae bench --quality --sets digits --peers sklearn,torch",
+)
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Time three of the nine sizes.")] = False,
     size: Annotated[
         list[str] | None, typer.Option(metavar="N,K,M", help="Time this size instead; may be repeated.")
     ] = None,
+    quality: Annotated[
+        bool,
+        typer.Option("--quality", help="Time whole trainings instead, until the held-out error is low."),
+    ] = False,
+    sets: Annotated[
+        str | None,
+        typer.Option(
+            help="Data sets of --quality, separated by commas.", show_default="six, where they are present"
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FASTAE_ADBENCH",
+            help="Directory with the ADBench sets (.npz) of --quality.",
+        ),
+    ] = None,
+    compiling: Annotated[
+        bool, typer.Option("--compiling", help="With --quality, also time with compilation included.")
+    ] = False,
+    limit: Annotated[
+        float, typer.Option(min=0, help="With --quality, begin no training that would take more seconds.")
+    ] = 4.0,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="With --quality, trainings at each budget, of which the median counts.")
+    ] = 1,
     peers: Annotated[
         str | None,
         typer.Option(
@@ -114,19 +145,26 @@ def bench(
 ) -> None:
     """Time one loss and gradient against other libraries.
 
-    NumPy, scikit-learn, torch and JAX take turns, and the result is also given as a share of the CPU's peak.
+    NumPy, scikit-learn, torch and JAX take turns, and the result is also given as a share of the CPU's peak. With
+    --quality, whole trainings are timed, until the error of held-out rows is within 10% of the best known.
     """
     from rich.console import Console
 
     from fastae.bench import report as reports
     from fastae.bench.cases import CASES, Case
+    from fastae.bench.quality_cases import SETS
+    from fastae.bench.quality_peers import LIBRARIES
+    from fastae.bench.quality_report import MARKS, QualityReport
     from fastae.bench.step_peers import PEERS
 
-    names = None if peers is None else [name.strip() for name in peers.split(",")]
-    if unknown := set(names or ()) - set(PEERS):
-        raise typer.BadParameter(
-            f"unknown peer {', '.join(sorted(unknown))}; known are {', '.join(PEERS)}", param_hint="--peers"
-        )
+    names = _known("peer", peers, LIBRARIES if quality else PEERS, "--peers")
+    chosen = _known("set", sets, SETS, "--sets")
+    if quality and (quick or size):
+        raise typer.BadParameter("choose data sets by --sets", param_hint="--quick" if quick else "--size")
+    if not quality and (chosen or compiling):
+        raise typer.BadParameter("needs --quality", param_hint="--sets" if chosen else "--compiling")
+    if quality and data and not data.is_dir():
+        raise typer.BadParameter(f"{data} is not a directory", param_hint="--data")
     cases = reports.QUICK if quick else CASES
     try:
         if size:
@@ -139,28 +177,55 @@ def bench(
         if path and not path.parent.is_dir():
             raise typer.BadParameter(f"{path.parent} is not a directory", param_hint=hint)
     try:
-        text = reports.splice(markdown.read_text(encoding="utf-8"), "") if markdown else ""
+        marks = MARKS if quality else reports.MARKS
+        text = reports.splice(markdown.read_text(encoding="utf-8"), "", marks) if markdown else ""
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{markdown}: {error}", param_hint="--markdown") from None
 
-    report = reports.Report.run(cases, names, tell=lambda message: typer.echo(message, err=True))
+    def tell(message: str) -> None:
+        typer.echo(message, err=True)
+
+    report: reports.Report | QualityReport
+    if quality:
+        report = QualityReport.run(
+            chosen, names, folder=data, limit=limit, seeds=seeds, cold=compiling, tell=tell
+        )
+        if not report.races:
+            raise ValueError("; ".join(f"{name}: {why}" for name, why in report.missing.items()))
+    else:
+        report = reports.Report.run(cases, names, tell=tell)
     if as_json:
         typer.echo(json.dumps(json.loads(report.to_json())))
     else:
         console = Console()
         for line in report.header():
             console.print(line, highlight=False)
-        console.print(report.details(), report.standing())
+        console.print(report.details())
+        if isinstance(report, reports.Report):
+            console.print(report.standing())
         for line in report.notes():
             console.print(line, highlight=False, markup=False)
     if out:
         out.write_text(report.to_json(), encoding="utf-8")
     if markdown:
-        markdown.write_text(reports.splice(text, report.markdown()), encoding="utf-8")
+        markdown.write_text(reports.splice(text, report.markdown(), marks), encoding="utf-8")
     if plot:
-        from fastae.bench.pictures import save
+        from fastae.bench import pictures
 
-        save(report, plot)
+        if isinstance(report, reports.Report):
+            pictures.save(report, plot)
+        else:
+            pictures.save_quality(report, plot)
+
+
+def _known(what: str, words: str | None, known: Iterable[str], hint: str) -> list[str] | None:
+    """The names in `words`, separated by commas; None where the option was not given."""
+    names = None if words is None else [name.strip() for name in words.split(",")]
+    if unknown := set(names or ()) - set(known):
+        raise typer.BadParameter(
+            f"unknown {what} {', '.join(sorted(unknown))}; known are {', '.join(known)}", param_hint=hint
+        )
+    return names
 
 
 @command("fastae warmup")

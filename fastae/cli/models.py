@@ -1,6 +1,5 @@
 """The commands that train and use models: train, encode, reconstruct, score and inspect."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,19 +81,33 @@ def train(
     hidden: Annotated[
         str,
         typer.Option(
-            help="Units per encoder layer; the last is the code (the compressed representation). For example 64,16."
+            help="Units per encoder layer; the last is the code (the compressed representation). For example 64,16; "
+            "auto: one layer, of as many units as principal components hold 90% of the variance."
         ),
-    ] = "32",
+    ] = "auto",
     activation: Annotated[
         Activation, typer.Option(help="Activation of all layers but the last.")
     ] = "sigmoid",
+    init: Annotated[
+        Literal["pca", "random"], typer.Option(help="Start where PCA ends, or from random weights.")
+    ] = "pca",
     solver: Annotated[Literal["adam", "adamw", "sgd", "lbfgs"], typer.Option(help="Optimizer.")] = "adam",
-    epochs: Annotated[int, typer.Option(min=1, help="Maximum number of epochs.")] = 200,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Maximum number of epochs.", show_default="by rows and columns"),
+    ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Rows per step.", show_default="200, or all rows if there are fewer"),
+        typer.Option(min=1, help="Rows per step.", show_default="128, or all rows if there are fewer"),
     ] = None,
-    learning_rate: Annotated[float, typer.Option(help="Learning rate.")] = 0.001,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Learning rate of the first step.", show_default="0.03, less for wide layers"),
+    ] = None,
+    schedule: Annotated[
+        Literal["cosine", "constant", "invscaling", "adaptive"],
+        typer.Option(help="How the learning rate falls."),
+    ] = "cosine",
     alpha: Annotated[
         float, typer.Option(help="L2 penalty on the weights; with adamw, decoupled weight decay.")
     ] = 1e-4,
@@ -119,13 +132,14 @@ def train(
         ),
     ] = False,
     patience: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=1,
             help="Stop after more than this many epochs without an improvement in the validation loss (with "
             "--early-stopping), else in the loss.",
+            show_default="10 or a tenth of the epochs with --early-stopping, never with cosine",
         ),
-    ] = 10,
+    ] = None,
     detector: Annotated[
         bool, typer.Option(help="Set a threshold for outliers, needed by `fastae score`.")
     ] = True,
@@ -163,11 +177,12 @@ def train(
 ) -> None:
     """Train an autoencoder and write a model file."""
     widths = _widths(hidden)
+    import time
+
     from fastae import storage
     from fastae.cli import figures, outputs
     from fastae.data.open import paths_of
     from fastae.estimator import Autoencoder, AutoencoderDetector
-    from fastae.training.history import Epoch
 
     if str(out) == "-":
         raise typer.BadParameter("a model is written to a file, not to standard output", param_hint="--out")
@@ -183,34 +198,36 @@ def train(
         raise typer.BadParameter(
             "plots need the rows on this machine: leave out --dask and --mpi", param_hint="--plot"
         )
-    last: deque[Epoch] = deque(maxlen=1)
     model: Any = AutoencoderDetector(contamination=contamination) if detector else Autoencoder()
     model.set_params(
         hidden_layer_sizes=widths,
         activation=activation,
+        init=init,
         solver=solver,
-        max_iter=epochs,
+        max_iter=epochs or "auto",
         batch_size=batch_size or "auto",
-        learning_rate_init=learning_rate,
+        learning_rate=schedule,
+        learning_rate_init="auto" if learning_rate is None else learning_rate,
         alpha=alpha,
         scale=None if scale == "none" else scale,
         missing="mask" if missing else None,
         noise=None if noise == "none" else noise,
         noise_level=noise_level,
         early_stopping=early_stopping,
-        n_iter_no_change=patience,
+        n_iter_no_change=patience or "auto",
         random_state=seed,
         n_threads=threads,
         dtype=dtype,
-        callback=last.append,
         verbose=0 if as_json else 1,
     )
     with _training_rows(data, drop, header, dask, mpi) as (rows, first):
         if first:
             _print_guess(rows)
+        began = time.perf_counter()
         with warnings_as_notices(OPTIONS):
             model.fit(rows, checkpoint=checkpoint, resume=resume)
-        model.set_params(verbose=0, callback=None)
+        seconds = time.perf_counter() - began
+        model.set_params(verbose=0)
         if not first:
             return
         model.save(out)
@@ -220,14 +237,16 @@ def train(
             "model": str(out),
             "rows": len(rows),
             "features": rows.shape[1],
-            "hidden": list(widths),
+            "hidden": list(model.network_.widths[1 : model.network_.code_layer + 1]),
             "epochs": model.n_iter_,
             "stopped_by": _stopped_by(model),
             "loss": model.loss_,
             "validation_loss": min(model.validation_loss_curve_, default=None),
+            "error_over_mean": model.error_over_mean_,
+            "error_over_pca": model.error_over_pca_,
             "r2": model.score(rows) if rows.is_local else None,
             "threshold": -model.offset_ if detector else None,
-            "seconds": last[0].seconds if last else None,
+            "seconds": seconds,
         }
     print_facts(facts, as_json)
 
@@ -238,16 +257,18 @@ def _stopped_by(model: Any) -> str:
     return {"max_iter": "--epochs", "tol": "--patience"}.get(reason, reason)
 
 
-def _widths(text: str) -> tuple[int, ...]:
+def _widths(text: str) -> tuple[int, ...] | Literal["auto"]:
     from fastae.network import MOST_UNITS
 
+    if text == "auto":
+        return "auto"
     try:
         widths = tuple(int(word) for word in text.split(","))
     except ValueError:
         widths = ()
     if not widths or min(widths) < 1:
         raise typer.BadParameter(
-            f"must be positive integers such as 64,16, got {text!r}", param_hint="--hidden"
+            f"must be auto, or positive integers such as 64,16, got {text!r}", param_hint="--hidden"
         )
     if max(widths) > MOST_UNITS:
         raise typer.BadParameter(f"must be at most {MOST_UNITS}, got {max(widths)}", param_hint="--hidden")

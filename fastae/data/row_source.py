@@ -184,8 +184,8 @@ class Rows(RowSource):
 
     @property
     def default_batch_size(self) -> int:
-        """200, as scikit-learn's MLPRegressor, or all rows."""
-        return min(200, len(self))
+        """128, or all rows."""
+        return min(128, len(self))
 
     def resident(self) -> "np.ndarray | Rows":
         """The whole matrix as an array where it fits in a chunk, else these rows."""

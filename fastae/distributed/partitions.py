@@ -30,6 +30,7 @@ from fastae.training.gradient_descent import train_on
 from fastae.training.history import Epoch, History
 from fastae.training.loop import check_start, descend, draw_noise_seed
 from fastae.training.options import TrainingOptions
+from fastae.training.pca import loss_and_gradient_of
 
 __all__ = [
     "LocalEngine",
@@ -412,6 +413,14 @@ def _train_on_partitions(
 ) -> History:
     trainer = make_engine(source, params.network, n_threads=n_threads, dtype=params.dtype, **data)
     return trainer.train_with(params, optimizer, state, options)
+
+
+@loss_and_gradient_of.register
+def _loss_and_gradient_of_partitions(
+    source: Partitions, params: Parameters, *, n_threads: int | None, **data: Any
+) -> tuple[float, Parameters]:
+    engine = make_engine(source, params.network, n_threads=n_threads, dtype=params.dtype, **data)
+    return engine.loss_and_gradient(params)
 
 
 def cut_rows(rows: Rows) -> list[tuple[int, int]]:

@@ -148,6 +148,7 @@ class Engine:
             stretches=stretches,
             transposed=address(self._transposed),
             transposed_size=transposed,
+            orders=1,
             ones=address(self._ones),
             totals=address(self._totals),
             norms=address(self._norms),
@@ -413,6 +414,9 @@ class Engine:
     ) -> np.ndarray:
         """Take one step per learning rate in `rates`, over successive batches of the rows, in one job.
 
+        `index` holds the numbers of the rows to use, of shape (rows,) or, with an order for each of several epochs,
+        (epochs, rows).
+
         With an `optimizer`, `params` and ``state.moments`` change in place; ``state.steps`` is read but not changed.
         Without one, no parameter changes. `gradient` receives the last step's gradient.
 
@@ -433,9 +437,14 @@ class Engine:
             raise ValueError("sums are of rows: objective must have neither alpha nor sparsity_weight")
         if batch_size is not None:
             check_count("batch_size", batch_size)
-        chosen = None if index is None else check_index(index, X.shape[0])
-        rows = X.shape[0] if chosen is None else chosen.size
+        rates = np.ascontiguousarray(rates, np.float64)
+        chosen = None if index is None else check_index(index, X.shape[0], by_epoch=rates.size > 1)
+        rows = X.shape[0] if chosen is None else chosen.shape[-1]
         batch = rows if batch_size is None else min(int(batch_size), rows)
+        if chosen is not None and chosen.ndim == 2 and rates.size != len(chosen) * -(-rows // batch):
+            raise ValueError(
+                f"index orders the rows of {len(chosen)} epochs, but rates are of {rates.size} steps of {batch} rows"
+            )
         job = self._new_job(self._form_for(batch, objective))
         alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
         unit = 1.0  # in which job.sample_weight is measured
@@ -443,7 +452,6 @@ class Engine:
             weights, unit = in_units(check_weights(sample_weight, X.shape[0]), chosen)
             alive.append(weights)
             job.sample_weight = address(weights)
-        rates = np.ascontiguousarray(rates, np.float64)
         losses = np.zeros((rates.size, 2))
         self._check_params(params, written=optimizer is not None)
         self._check_params(gradient, "gradient", written=True)

@@ -63,7 +63,7 @@ def set_matrix(
     alive = [X]
     if index is not None:
         alive.append(index)
-        job.index, job.rows = address(index), index.size
+        job.index, job.rows, job.orders = address(index), index.shape[-1], index.size // index.shape[-1]
     if shift is not None or scale is not None:
         shifts = padded(0.0 if shift is None else _finite(shift, columns, "shift"), columns, dtype)
         scales = padded(1.0 if scale is None else _finite(scale, columns, "scale"), columns, dtype)

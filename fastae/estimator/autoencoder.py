@@ -1,7 +1,9 @@
 """Autoencoder: the estimator that is fitted by epochs of steps or by L-BFGS."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self, cast
 
@@ -11,11 +13,12 @@ from sklearn.utils import check_random_state
 from fastae import optimizers
 from fastae.checks import in_units
 from fastae.data.row_source import ArrayRows, Rows, RowSource
+from fastae.estimator.automatic import CODE_MOST, FLOAT32_ROWS, Budget, automatic_code, budget_of, patience
 from fastae.estimator.callbacks import callbacks
 from fastae.estimator.fitted import FittedModel
 from fastae.estimator.inputs import check, check_weight
 from fastae.estimator.model_files import ModelFiles
-from fastae.estimator.quality import warn_if_code_is_wide, warn_if_still_falling
+from fastae.estimator.quality import warn_if_code_is_wide, warn_if_unfinished, warn_if_worse_than_pca
 from fastae.estimator.scaling import shift_and_scale
 from fastae.estimator.sklearn_types import CallbackSupportMixin, available_if, fit_context, with_callbacks
 from fastae.estimator.whole import changed_whole
@@ -25,6 +28,7 @@ from fastae.training.checkpoint import Checkpoint
 from fastae.training.gradient_descent import train_on
 from fastae.training.history import DivergenceError, History
 from fastae.training.options import TrainingOptions
+from fastae.training.pca import RANK_TOLERANCE, PrincipalComponents, principal_components, start_at_pca
 
 # Settings that may differ between a checkpoint and the fit that resumes it.
 _MAY_DIFFER = {"max_iter", "n_threads", "warm_start", "callback", "verbose"}
@@ -44,29 +48,40 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
 
     Parameters
     ----------
-    hidden_layer_sizes : int or sequence of int, default (32,)
+    hidden_layer_sizes : int, sequence of int or "auto", default "auto"
         Widths of the encoder's layers; the last one is the code. The decoder mirrors the encoder, up to n features.
+        "auto": one layer of as many units as principal components hold 90% of the variance, n / 2 and 256 at most.
     output_layer : bool, default True
         Add a final linear layer of n outputs. Without it, the decoder's last layer is linear itself.
     activation : "sigmoid", "logistic", "tanh", "relu" or "identity", default "sigmoid"
         Activation of all other layers; "logistic" is another name for "sigmoid".
+    init : "pca" or "random", default "pca"
+        Parameters to start from. "pca": those at which the network reconstructs each row as PCA with as many components
+        does, with all units in the nearly linear range of the activation; PCA of more than 4096 columns goes by 1024
+        of the rows. "random": Glorot-uniform weights, as for ``fastae.Parameters.random``.
     solver : "adam", "adamw", "sgd" or "lbfgs", default "adam"
         Optimizer. "lbfgs" uses all rows in every iteration; the others take steps over mini-batches.
     alpha : float, default 1e-4
         L2 penalty as in MLPRegressor: adds alpha/(2m) sum(W^2) to the loss of a batch of m rows. For "adamw", the
         decoupled weight decay instead.
     batch_size : int or "auto", default "auto"
-        Rows per step; "auto" is min(200, m). Not used by "lbfgs".
-    learning_rate : "constant", "invscaling", "adaptive" or "cosine", default "constant"
+        Rows per step. "auto": min(128, m); more where one epoch would otherwise exceed the steps of `max_iter`. Not
+        used by "lbfgs".
+    learning_rate : "constant", "invscaling", "adaptive" or "cosine", default "cosine"
         Learning-rate schedule. "constant" keeps `learning_rate_init`. "invscaling" divides it by (r + 1)^power_t,
         where r is the number of rows processed in earlier epochs. "adaptive" divides it by 5 whenever training would
         stop. "cosine" lowers it to 0 along half a cosine over `max_iter` epochs. Not used by "lbfgs".
-    learning_rate_init : float, default 0.001
-        Learning rate of the first step.
+    learning_rate_init : float or "auto", default "auto"
+        Learning rate of the first step. "auto": 0.03, or 0.01 for "sgd", times min(1, 64 / w)^(2/3) for a widest
+        layer of w units, and times s / 1000 for fewer than 1000 steps s from "pca"; a tenth of it in ``partial_fit``
+        with "cosine", where it does not fall.
     power_t : float, default 0.5
         Exponent of "invscaling".
-    max_iter : int, default 200
-        Maximum number of epochs; of iterations for "lbfgs".
+    max_iter : int or "auto", default "auto"
+        Maximum number of epochs; of iterations for "lbfgs". "auto": as many as make up 11,000 sqrt(64 / w) steps for a
+        widest layer of w units, or 11,000 (64 / w) where w is below 64, and 50,000 at most; fewer for batches of more
+        than 128 rows, by the square root of their size; and at most 5 steps per row. At least 1 epoch. For "lbfgs",
+        1000.
     shuffle : bool, default True
         Draw the rows of each batch at random, without replacement, in a new order each epoch.
     random_state : int, RandomState or None, default None
@@ -74,16 +89,17 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     tol : float, default 1e-4
         Smallest decrease of the loss per feature, `loss_` / n, that counts as an improvement. "lbfgs" also stops when
         no component of the gradient is larger than `tol`.
-    n_iter_no_change : int, default 10
+    n_iter_no_change : int or "auto", default "auto"
         Training stops after more than this many consecutive epochs without an improvement of the validation loss, or
-        without validation rows, of the loss. ``numpy.inf``: never.
+        without validation rows, of the loss. ``numpy.inf``: never. "auto": a tenth of the epochs, at least 10, with
+        `early_stopping`; otherwise never for "cosine", whose last epochs are the best, and 10 for other schedules.
     momentum : float, default 0.9
         Momentum of "sgd", in [0, 1).
     nesterovs_momentum : bool, default True
         Use Nesterov's momentum for "sgd".
     beta_1 : float, default 0.9
         Decay rate of the first moment, for "adam" and "adamw", in [0, 1).
-    beta_2 : float, default 0.999
+    beta_2 : float, default 0.99
         Decay rate of the second moment, for "adam" and "adamw", in [0, 1).
     epsilon : float, default 1e-8
         Added to the denominator of a step of "adam" or "adamw".
@@ -111,9 +127,11 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         Maximum number of threads on each machine. None: all CPUs that this process may use, or the threads that Dask
         gives to each worker.
     dtype : "float32", "float64", "bfloat16" or None, default None
-        Floating-point type for training and inference. None: float32 for float32 data, float64 for all other data.
-        "bfloat16": parameters and results are float32, and matrix products take operands rounded to bfloat16, as
-        ``fastae.Engine`` describes; needs a CPU with AVX512_BF16, and rows on this machine.
+        Floating-point type for training and inference. None: float32, to which rows are rounded once they are scaled;
+        but float64 for data that are not float32 where `scale` is None, `solver` is "lbfgs" or m is below 1000. Results
+        then have the dtype of `X`, or float64 for integers. "bfloat16": parameters and results are float32, and matrix
+        products take operands rounded to bfloat16, as ``fastae.Engine`` describes; needs a CPU with AVX512_BF16, and
+        rows on this machine.
     callback : callable or None, default None
         Called with a ``fastae.training.Epoch`` after each epoch. Training stops when it returns True.
     verbose : int, default 0
@@ -135,6 +153,15 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         Loss of each epoch, in the network's scale.
     validation_loss_curve_ : list of float
         Validation loss after each epoch, in the network's scale; empty without validation rows.
+    error_over_mean_ : float or None
+        Mean squared error of the training rows, in the network's scale, divided by that of the columns' means. None
+        where all rows are alike, and after ``partial_fit``. Of more than 4096 columns, the latter error is estimated
+        from 1024 rows; it is None where these are on several machines.
+    error_over_pca_ : float or None
+        The same divided by the error of PCA with as many components as code units: below 1, the model beats PCA. None
+        where that error is 0, and where `error_over_mean_` is None.
+    auto_ : dict
+        The values of the settings that are "auto", by name.
     n_iter_ : int
         Number of epochs, or of iterations for "lbfgs".
     stop_reason_ : "max_iter", "tol" or "callback"
@@ -145,6 +172,9 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         Names of the features; only where the training data have names.
     """
 
+    network_: Network
+    error_over_mean_: float | None
+    error_over_pca_: float | None
     _state: optimizers.State
 
     # -- fitting ------------------------------------------------------------------------------------------------
@@ -187,7 +217,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         resume : bool, default False
             Resume from `checkpoint`; the result has the same bits as that of a fit that was never interrupted. Without
             such a file, training starts from the beginning. `X` and the settings must be the same, except for
-            `max_iter`, which may be larger.
+            `max_iter`, which may be larger unless `learning_rate` is "cosine".
 
         Returns
         -------
@@ -240,29 +270,38 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         if self.early_stopping and validation is None:
             rows, validation = rows.split(self.validation_fraction, int(seed[2]))
             validation_weight = weight
-        self._start(rows, seed[0], weight)
+        components = self._start(rows, seed[0], weight)
+        budget = budget_of(self, len(rows), max(self.network_.widths), rows.default_batch_size)
+        self.auto_ = self._chosen(budget)
+        if self.verbose and self.auto_:
+            chosen = (f"{name}={value}" for name, value in self.auto_.items() if value is not None)
+            print("auto:", ", ".join(chosen), file=sys.stderr)
         validate = None if validation is None else self._validation_loss(validation, validation_weight)
         stops_early = self.early_stopping or validate is None
-        patience = int(self.n_iter_no_change) if stops_early and self.n_iter_no_change < np.inf else None
         self._finish(
             self._train(
                 rows,
                 weight,
-                epochs=self.max_iter,
+                budget,
+                self._optimizer(budget.rate, len(rows), -(-len(rows) // budget.batch_size), budget.epochs),
+                epochs=budget.epochs,
                 seed=int(seed[1]),
                 validate=validate,
-                patience=patience,
+                patience=patience(self, budget.epochs) if stops_early else None,
                 checkpoint=saved,
             )
         )
-        warn_if_still_falling(self)
+        self._compare(self._validation_loss(rows, weight)(self.params_), components)
+        warn_if_unfinished(self, budget)
+        warn_if_worse_than_pca(self)
 
     @available_if(goes_by_steps)
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Train for one epoch on the rows of `X`, continuing from the last call.
 
-        The first call draws the initial weights, and computes `shift_` and `scale_` from its rows. After an error or
+        The first call computes the initial parameters, `shift_` and `scale_` from its rows. The learning rate of
+        "cosine" does not fall, as it is not known when training ends. After an error or
         Ctrl-C, the estimator is what it was before the call.
 
         Parameters
@@ -308,41 +347,75 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             self.params_, self._state = self.params_.copy(), self._state.copy()
         seed = int(self._seeds[1]) + self._state.epochs
         curve = [] if first else self.loss_curve_
-        history = self._train(rows, weight, epochs=1, seed=seed)
+        budget = budget_of(self, len(rows), max(self.network_.widths), rows.default_batch_size)
+        if self.learning_rate == "cosine" and self.learning_rate_init == "auto":
+            budget = replace(budget, rate=budget.rate / 10)  # which will not fall
+        self.auto_ = self._chosen(replace(budget, epochs=1))
+        optimizer = self._optimizer(budget.rate, len(rows), -(-len(rows) // budget.batch_size), None)
+        history = self._train(rows, weight, budget, optimizer, epochs=1, seed=seed)
         history.loss = curve + history.loss
         self._finish(history)
+        self.error_over_mean_ = self.error_over_pca_ = None
 
-    def _start(self, X: RowSource, seed: int, weight: np.ndarray | None) -> None:
-        """Set network, scale, parameters and optimizer state to train from."""
+    def _start(self, X: RowSource, seed: int, weight: np.ndarray | None) -> PrincipalComponents | None:
+        """Set network, scale, parameters and optimizer state to train from; return what the data's PCA is."""
         self._objective()  # an option out of range is an error before there is a model
-        n = X.shape[1]
-        encoder = tuple(np.atleast_1d(self.hidden_layer_sizes).tolist())
-        if not encoder or any(not isinstance(width, int) or width < 1 for width in encoder):
-            raise ValueError(f"hidden_layer_sizes must be positive integers, got {self.hidden_layer_sizes!r}")
-        if max(encoder) > MOST_UNITS:
-            raise ValueError(f"hidden_layer_sizes must be at most {MOST_UNITS}, got {max(encoder)}")
-        g = "sigmoid" if self.activation == "logistic" else self.activation
-        widths = (n, *encoder, *encoder[-2::-1], n)
-        activations: tuple[Activation, ...] = (g,) * (len(widths) - 2) + (
-            g if self.output_layer else "identity",
-        )
-        if self.output_layer:
-            widths, activations = (*widths, n), (*activations, "identity")
-        network, dtype = Network(widths, activations, len(encoder)), self._dtype(X)
+        n, dtype = X.shape[1], self._dtype(X)
+        if self.warm_start and self.dtype is None and hasattr(self, "params_"):
+            dtype = self.params_.dtype
+        encoder: Sequence[Any] | None = None
+        if not isinstance(self.hidden_layer_sizes, str):
+            encoder = np.atleast_1d(self.hidden_layer_sizes).tolist()
+        elif self.warm_start and hasattr(self, "network_") and self.network_.widths[0] == n:
+            encoder = self.network_.widths[1 : self.network_.code_layer + 1]
+        network = None if encoder is None else self._network(n, encoder)
         again = (
             self.warm_start
             and hasattr(self, "params_")
             and (self.params_.network, self.params_.dtype) == (network, dtype)
         )
+        if not again:
+            self.shift_, self.scale_ = shift_and_scale(self, X, weight)
+        components = principal_components(
+            X,
+            max(network.widths[1 : network.code_layer + 1]) if network else CODE_MOST,
+            dtype,
+            n_threads=self.n_threads,
+            shift=self.shift_,
+            scale=self.scale_,
+            missing=self.missing is not None,
+            sample_weight=weight,
+        )
+        if network is None:
+            network = self._network(n, [automatic_code(n, components)])
         if again:
             self.params_ = self.params_.copy()  # because the steps write to them
-        else:
-            self.shift_, self.scale_ = shift_and_scale(self, X, weight)
+        elif components is None or self.init == "random":
             self.params_ = Parameters.random(network, int(seed), dtype)
+        else:
+            self.params_ = start_at_pca(network, components, int(seed), dtype)
         self._state = optimizers.State.zeros(self.params_)
         self.network_ = network
-        self._n_features_out = encoder[-1]
-        warn_if_code_is_wide(self, encoder[-1], n)
+        self._n_features_out = network.widths[network.code_layer]
+        warn_if_code_is_wide(self, self._n_features_out, n)
+        return components
+
+    def _network(self, columns: int, encoder: Sequence[Any]) -> Network:
+        """The network whose encoder has these widths."""
+        if not encoder or any(not isinstance(width, int) or width < 1 for width in encoder):
+            raise ValueError(
+                f"hidden_layer_sizes must be 'auto' or positive integers, got {self.hidden_layer_sizes!r}"
+            )
+        if max(encoder) > MOST_UNITS:
+            raise ValueError(f"hidden_layer_sizes must be at most {MOST_UNITS}, got {max(encoder)}")
+        g = "sigmoid" if self.activation == "logistic" else self.activation
+        widths = (columns, *encoder, *encoder[-2::-1], columns)
+        activations: tuple[Activation, ...] = (g,) * (len(widths) - 2) + (
+            g if self.output_layer else "identity",
+        )
+        if self.output_layer:
+            widths, activations = (*widths, columns), (*activations, "identity")
+        return Network(widths, activations, len(encoder))
 
     def _dtype(self, X: RowSource) -> np.dtype[Any]:
         """The dtype of the parameters."""
@@ -350,7 +423,31 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             return np.dtype(np.float32)
         if self.dtype is not None:
             return np.dtype(self.dtype)
-        return np.dtype(np.float32 if X.dtype == np.float32 else np.float64)
+        suffices = self.scale is not None and self.solver != "lbfgs" and len(X) >= FLOAT32_ROWS
+        return np.dtype(np.float32 if suffices or X.dtype == np.float32 else np.float64)
+
+    def _chosen(self, budget: Budget) -> dict[str, Any]:
+        """What the settings that are "auto" stand for in this fit."""
+        values = {
+            "hidden_layer_sizes": list(self.network_.widths[1 : self.network_.code_layer + 1]),
+            "batch_size": budget.batch_size,
+            "learning_rate_init": budget.rate,
+            "max_iter": budget.epochs,
+            "n_iter_no_change": patience(self, budget.epochs),
+        }
+        if self.solver == "lbfgs":
+            del values["batch_size"], values["learning_rate_init"]
+        return {name: value for name, value in values.items() if isinstance(getattr(self, name), str)}
+
+    def _compare(self, loss: float, components: PrincipalComponents | None) -> None:
+        """Set how large the error of the training rows is next to that of the mean, and of PCA."""
+        self.error_over_mean_ = self.error_over_pca_ = None
+        if components is not None:
+            pca = components.error(self._n_features_out)
+            if components.total > 0:
+                self.error_over_mean_ = 2 * loss / components.total
+            if pca > RANK_TOLERANCE * components.total:
+                self.error_over_pca_ = 2 * loss / pca
 
     def _validation_loss(self, rows: RowSource, weight: np.ndarray | None) -> Callable[[Parameters], float]:
         """A function that gives the loss of these rows at given parameters."""
@@ -369,18 +466,24 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
 
         return validate
 
-    def _train(self, rows: RowSource, weight: np.ndarray | None, **options: Any) -> History:
+    def _train(
+        self,
+        rows: RowSource,
+        weight: np.ndarray | None,
+        budget: Budget,
+        optimizer: optimizers.Optimizer,
+        **options: Any,
+    ) -> History:
         """By epochs or by L-BFGS; options are those of ``TrainingOptions`` that are not settings."""
         if self._in_bfloat16 and not rows.is_local:
             raise ValueError("dtype 'bfloat16' needs X on one machine; 'float32' does not")
-        batch_size = rows.default_batch_size if self.batch_size == "auto" else int(self.batch_size)
         data: dict[str, Any] = {"shift": self.shift_, "scale": self.scale_, "objective": self._objective()}
         if weight is not None:
             data["sample_weight"] = weight
         with callbacks(self, rows, options["epochs"]) as callback:
             asked = TrainingOptions(
                 **options,
-                batch_size=batch_size,
+                batch_size=budget.batch_size,
                 shuffle=self.shuffle,
                 tol=self.tol * rows.shape[1],
                 adaptive=self.learning_rate == "adaptive" and self.solver != "lbfgs",
@@ -400,7 +503,6 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
                         max_slope=self.tol,
                         **data,
                     )
-                optimizer = self._optimizer(len(rows), -(-len(rows) // min(batch_size, len(rows))))
                 data |= {"engine": self._engine, "n_threads": self.n_threads}
                 return train_on(rows, self.params_, optimizer, self._state, asked, **data)
             except DivergenceError as error:

@@ -38,11 +38,11 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         Returns
         -------
         ndarray of shape (m, k)
-            Codes in the model's dtype; k is the last of `hidden_layer_sizes`. For a Dask collection, a lazy Dask
-            array.
+            Codes, in the dtype of `X`, or in `dtype` where it is set; k is the number of code units. For a Dask
+            collection, a lazy Dask array.
         """
         return check_here(self, X).map_rows(
-            lambda rows: self._engine().encode(self.params_, rows, **self._in())
+            lambda rows: self._in_dtype_of(rows, self._engine().encode(self.params_, rows, **self._in()))
         )
 
     def inverse_transform(self, X: Any) -> np.ndarray:
@@ -56,7 +56,7 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         Returns
         -------
         ndarray of shape (m, n)
-            Rows in the scale of the data and the model's dtype.
+            Rows in the scale of the data, in the dtype of `X`, or in `dtype` where it is set.
 
         Raises
         ------
@@ -67,7 +67,7 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         X = check_array(X, dtype=(np.float64, np.float32), input_name="X")
         if X.shape[1] != self._n_features_out:
             raise ValueError(f"X has {X.shape[1]} features, but the code has {self._n_features_out}")
-        return self._out(self._engine().decode(self.params_, X))
+        return self._out(self._in_dtype_of(X, self._engine().decode(self.params_, X)))
 
     @also_lazily
     def reconstruct(self, X: Any) -> np.ndarray:
@@ -81,8 +81,8 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         Returns
         -------
         ndarray of shape (m, n)
-            Reconstructions in the scale of the data and the model's dtype. Missing cells are filled in. For a Dask
-            collection, a lazy Dask array.
+            Reconstructions in the scale of the data, in the dtype of `X`, or in `dtype` where it is set. Missing cells
+            are filled in. For a Dask collection, a lazy Dask array.
         """
         return check_here(self, X).map_rows(self._reconstruct)
 
@@ -168,6 +168,11 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
     def _in(self) -> dict[str, Any]:
         return {"shift": self.shift_, "scale": self.scale_, "missing": self.missing is not None}
 
+    def _in_dtype_of(self, X: np.ndarray, result: np.ndarray) -> np.ndarray:
+        """`result` in float64 where `X` is not float32 and `dtype` is None, else as it is."""
+        wanted = np.float64 if self.dtype is None and X.dtype != np.float32 else result.dtype
+        return result.astype(wanted, copy=False)
+
     def _out(self, xhat: np.ndarray) -> np.ndarray:
         if self.scale_ is not None:
             xhat /= self.scale_
@@ -175,7 +180,8 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         return xhat
 
     def _reconstruct(self, X: np.ndarray) -> np.ndarray:
-        return self._out(self._engine().reconstruct(self.params_, X, **self._in()))
+        xhat = self._engine().reconstruct(self.params_, X, **self._in())
+        return self._out(self._in_dtype_of(X, xhat))
 
     def _cell_errors(self, X: np.ndarray) -> np.ndarray:
         """Squared error of each cell in float64, in the scale the network sees; 0 for missing ones."""

@@ -5,7 +5,11 @@ from typing import Any
 
 from sklearn.exceptions import ConvergenceWarning
 
+from fastae.estimator.automatic import Budget
+
 _SHARE = 0.01  # of the loss, by which the last epochs must have lowered it
+_FEW = 0.25  # of the steps of an automatic budget
+_WORSE = 1.15  # times the error of PCA
 
 
 def warn_if_code_is_wide(model: Any, units: int, columns: int) -> None:
@@ -19,12 +23,32 @@ def warn_if_code_is_wide(model: Any, units: int, columns: int) -> None:
         )
 
 
-def warn_if_still_falling(model: Any) -> None:
-    """Warn where the last of `max_iter` epochs still lowered the loss by as much as counts as an improvement."""
+def warn_if_worse_than_pca(model: Any) -> None:
+    """Warn where PCA with as many components reconstructs the training rows better by more than a little."""
+    ratio = model.error_over_pca_
+    if ratio is not None and ratio > _WORSE and model.noise is None and not model.sparsity_weight:
+        advice = "raise max_iter, or lower learning_rate_init"
+        if model.scale is None:
+            advice += ", or set scale"
+        warnings.warn(
+            f"the error is {ratio:.1f} times that of PCA with as many components: {advice}",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+
+
+def warn_if_unfinished(model: Any, budget: Budget) -> None:
+    """Warn where training ended with `max_iter` epochs although more of them would have lowered the loss."""
     if model.stop_reason_ != "max_iter":
         return
     curve = model.validation_loss_curve_ or model.loss_curve_
     last = min(10, len(curve) // 2)
+    if model.learning_rate == "cosine" and model.solver != "lbfgs":
+        # The loss settles as the rate falls to 0, however few the steps are; so their number counts as well.
+        steps = model.n_iter_ * -(-budget.rows // budget.batch_size)
+        if steps >= _FEW * budget.steps:
+            return
+        last = len(curve) // 2
     if not last:
         return
     fall = min(curve[:-last]) - min(curve[-last:])

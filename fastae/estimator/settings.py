@@ -21,6 +21,7 @@ from fastae.training.history import Epoch
 
 _POSITIVE, _NOT_NEGATIVE = Interval(Real, 0, None, closed="neither"), Interval(Real, 0, None, closed="left")
 _FRACTION = Interval(Real, 0, 1, closed="left")
+_AUTO = StrOptions({"auto"})
 
 
 # What arguments are called in other libraries: the name here
@@ -62,25 +63,26 @@ def suggests_names(kind: type[_Class]) -> type[_Class]:
 class Settings(BaseEstimator):
     """An estimator's settings, as they were passed to the constructor."""
 
-    hidden_layer_sizes: int | Sequence[int] = (32,)
+    hidden_layer_sizes: int | Sequence[int] | Literal["auto"] = "auto"
     _: KW_ONLY
     output_layer: bool = True
     activation: Activation | Literal["logistic"] = "sigmoid"
+    init: Literal["pca", "random"] = "pca"
     solver: Literal["adam", "adamw", "sgd", "lbfgs"] = "adam"
     alpha: float = 1e-4
     batch_size: int | Literal["auto"] = "auto"
-    learning_rate: Literal["constant", "invscaling", "adaptive", "cosine"] = "constant"
-    learning_rate_init: float = 0.001
+    learning_rate: Literal["constant", "invscaling", "adaptive", "cosine"] = "cosine"
+    learning_rate_init: float | Literal["auto"] = "auto"
     power_t: float = 0.5
-    max_iter: int = 200
+    max_iter: int | Literal["auto"] = "auto"
     shuffle: bool = True
     random_state: int | np.random.RandomState | None = None
     tol: float = 1e-4
-    n_iter_no_change: float = 10
+    n_iter_no_change: float | Literal["auto"] = "auto"
     momentum: float = 0.9
     nesterovs_momentum: bool = True
     beta_1: float = 0.9
-    beta_2: float = 0.999
+    beta_2: float = 0.99
     epsilon: float = 1e-8
     warm_start: bool = False
     early_stopping: bool = False
@@ -97,20 +99,21 @@ class Settings(BaseEstimator):
     verbose: int = 0
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+        "hidden_layer_sizes": [_AUTO, "array-like", Interval(Integral, 1, None, closed="left")],
         "output_layer": ["boolean"],
         "activation": [StrOptions({"sigmoid", "logistic", "tanh", "relu", "identity"})],
+        "init": [StrOptions({"pca", "random"})],
         "solver": [StrOptions({"adam", "adamw", "sgd", "lbfgs"})],
         "alpha": [_NOT_NEGATIVE],
-        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "batch_size": [_AUTO, Interval(Integral, 1, None, closed="left")],
         "learning_rate": [StrOptions({"constant", "invscaling", "adaptive", "cosine"})],
-        "learning_rate_init": [_POSITIVE],
+        "learning_rate_init": [_AUTO, _POSITIVE],
         "power_t": [_NOT_NEGATIVE],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "max_iter": [_AUTO, Interval(Integral, 1, None, closed="left")],
         "shuffle": ["boolean"],
         "random_state": ["random_state"],
         "tol": [_NOT_NEGATIVE],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
+        "n_iter_no_change": [_AUTO, Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
         "momentum": [_FRACTION],
         "nesterovs_momentum": ["boolean"],
         "beta_1": [_FRACTION],
@@ -135,15 +138,18 @@ class Settings(BaseEstimator):
     def _in_bfloat16(self) -> bool:
         return isinstance(self.dtype, str) and self.dtype == "bfloat16"
 
-    def _optimizer(self, rows: int, steps_per_epoch: int) -> optimizers.Optimizer:
-        rate: float | optimizers.Schedule = self.learning_rate_init
+    def _optimizer(
+        self, first_rate: float, rows: int, steps_per_epoch: int, epochs: int | None
+    ) -> optimizers.Optimizer:
+        """The optimizer, with its schedule over so many epochs; None: training has no end."""
+        rate: float | optimizers.Schedule = first_rate
         if self.learning_rate == "invscaling":
 
             def rate(step: npt.NDArray[np.int64]) -> npt.ArrayLike:
-                return self.learning_rate_init / (step // steps_per_epoch * rows + 1.0) ** self.power_t
+                return first_rate / (step // steps_per_epoch * rows + 1.0) ** self.power_t
 
-        elif self.learning_rate == "cosine":
-            rate = optimizers.cosine(self.learning_rate_init, self.max_iter * steps_per_epoch)
+        elif self.learning_rate == "cosine" and epochs is not None:
+            rate = optimizers.cosine(first_rate, epochs * steps_per_epoch)
         if self.solver == "sgd":
             return optimizers.SGD(
                 learning_rate=rate,

@@ -6,6 +6,7 @@ loop.py              the loop over epochs, whatever takes the steps: learning ra
 watch.py             after each epoch: validation, the best parameters, when to stop
 streaming.py         the steps of an epoch over an array, or over rows read chunk by chunk
 lbfgs.py             L-BFGS on all rows at once
+pca.py               principal components, and the parameters at which a network does what PCA does
 history.py           what training reports
 checkpoint.py        the file from which an interrupted run resumes
 progress.py          the progress bar

@@ -1,7 +1,7 @@
 """Gradient descent on rows of this machine: arrays, and files that are read chunk by chunk.
 
-An epoch over an array is one call of ``Engine.run_steps``, so that many small steps cost one jitted call. Where rows
-keep their order and nothing happens between epochs, one call takes many epochs. The loop over epochs is in ``loop.py``.
+An epoch over an array is one call of ``Engine.run_steps``, so that many small steps cost one jitted call. Where nothing
+happens between epochs, one call takes many. The loop over epochs is in ``loop.py``.
 """
 
 import os
@@ -249,6 +249,6 @@ def train_on(
         options=options,
         checkpoint=checkpoint,
         generator=generator,
-        many_epochs_per_run=rows.in_memory and not shuffle,
+        many_epochs_per_run=rows.in_memory,
         is_finite=is_finite,
     )

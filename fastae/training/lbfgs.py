@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize as scipy_minimize
+from threadpoolctl import threadpool_limits
 
 from fastae.data.row_source import Rows
 from fastae.engine.engine import Engine
@@ -76,7 +77,11 @@ def minimize(
     first_loss, _ = cost(params.flat.astype(np.float64))
     if not np.isfinite(first_loss):
         raise DivergenceError("the loss is not finite before any step: X holds too large values; scale it")
-    with progress_bar(options.progress, options.epochs, len(rows)) as show:
+    # BLAS on many threads takes longer for SciPy's short vectors, and takes CPUs from the engine
+    with (
+        progress_bar(options.progress, options.epochs, len(rows)) as show,
+        threadpool_limits(1, "blas"),
+    ):
         watch = Watch(options, params, history, show)
         result = scipy_minimize(
             cost,

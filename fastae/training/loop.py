@@ -19,8 +19,9 @@ from fastae.training.options import TrainingOptions
 from fastae.training.progress import progress_bar
 from fastae.training.watch import Watch
 
-# At most as many in one run, without shuffling and watching: a divergence, or Ctrl-C, takes back the whole run
-EPOCHS_PER_RUN, STEPS_PER_RUN = 64, 1000
+# At most as many in one run, where nothing is decided between epochs: a divergence, or Ctrl-C, takes back the whole
+# run, and each of its epochs may have an order of the rows of its own, in memory
+EPOCHS_PER_RUN, STEPS_PER_RUN, ROWS_PER_RUN = 64, 1000, 1 << 20
 
 
 def check_start(
@@ -84,8 +85,9 @@ def descend(
     if options.patience is not None:
         check_count("patience", options.patience)
     epochs_per_run = 1
-    if many_epochs_per_run and not options.watched:
-        epochs_per_run = max(1, min(EPOCHS_PER_RUN, STEPS_PER_RUN // max(steps_per_epoch, 1)))
+    if many_epochs_per_run and not options.decides:
+        most = STEPS_PER_RUN // max(steps_per_epoch, 1), ROWS_PER_RUN // max(rows, 1)
+        epochs_per_run = max(1, min(EPOCHS_PER_RUN, *most))
 
     history, best_flat = History(state), None
     resumed = checkpoint is not None and checkpoint.loop is not None
@@ -142,7 +144,7 @@ def descend(
             history.rows += count * rows
             history.seconds = time.perf_counter() - began
             history.best_epoch = len(history.loss)
-            if options.watched and watch.stops_after_epoch():
+            if (options.decides or options.progress) and watch.stops_after_epoch():
                 break
     if checkpoint is not None:
         write_checkpoint(checkpoint)
@@ -189,7 +191,7 @@ def _resumed(checkpoint: Checkpoint, state: State, optimizer: Optimizer, epochs:
     if (rate := optimizer.rates(step, 1)[0]) != was:
         raise ValueError(
             f"{checkpoint.path} belongs to another run: learning_rate was {was!r} in step {step}, "
-            f"and is {float(rate)!r} now"
+            f"and is {float(rate)!r} now; the rates of a cosine depend on the number of epochs"
         )
     if history.stop_reason == "callback":  # a run that a callback stopped can be resumed
         history.stop_reason = "epochs"

@@ -33,14 +33,9 @@ class TrainingOptions:
     restores: bool = True  # whether `params` and `state` are restored after a divergence
 
     @property
-    def watched(self) -> bool:
-        """Whether anything happens between two epochs."""
-        return bool(
-            self.progress
-            or self.callback is not None
-            or self.validate is not None
-            or self.patience is not None
-        )
+    def decides(self) -> bool:
+        """Whether anything is computed or decided between two epochs."""
+        return self.callback is not None or self.validate is not None or self.patience is not None
 
     def open_checkpoint(self) -> Checkpoint | None:
         """The checkpoint to write, holding the run to resume if `resume` is set."""

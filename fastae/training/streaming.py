@@ -7,7 +7,7 @@ rounding.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -36,7 +36,7 @@ def run_epoch(
     Parameters
     ----------
     rates : ndarray of shape (steps,), float64
-        The learning rate of each of the epoch's steps; for rows in memory that are not shuffled, of several epochs'.
+        The learning rate of each of the epoch's steps; for rows in memory, of several epochs'.
     generator : numpy.random.Generator, optional
         Shuffles the pieces of the file and the rows of each chunk; without one, all is in order.
     engine, params, gradient, batch_size, state, objective, options
@@ -48,11 +48,15 @@ def run_epoch(
         As from ``Engine.run_steps``.
     """
     if rows.in_memory:
-        (chunk,) = rows.chunks(generator)
+        epochs = 1 if generator is None else rates.size // -(-len(rows) // batch_size)
+        chunks = [chunk for _ in range(epochs) for chunk in rows.chunks(generator)]
+        order = (
+            chunks[0].order if epochs == 1 else np.stack([cast(np.ndarray, chunk.order) for chunk in chunks])
+        )
         return engine.run_steps(
             params,
-            chunk.rows,
-            index=chunk.order,
+            chunks[0].rows,
+            index=order,
             gradient=gradient,
             batch_size=batch_size,
             rates=rates,

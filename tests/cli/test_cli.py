@@ -212,13 +212,14 @@ def test_missing_cells_are_filled_in(place, tmp_path):
 
 def test_a_checkpoint_is_resumed(place, tmp_path):
     data, kept = place / "benign.csv", ("--checkpoint", tmp_path / "c")
-    good("train", data, *QUICK, "--out", tmp_path / "straight")
-    good("train", data, *QUICK[:-1], 12, *kept, "--out", tmp_path / "part")
-    good("train", data, *QUICK, *kept, "--resume", "--out", tmp_path / "rest")
+    constant = (*QUICK, "--schedule", "constant")
+    good("train", data, *constant, "--out", tmp_path / "straight")
+    good("train", data, *constant, *kept, "--epochs", 12, "--out", tmp_path / "part")
+    good("train", data, *constant, *kept, "--resume", "--out", tmp_path / "rest")
     models = [fastae.Autoencoder.load(tmp_path / name) for name in ("straight", "rest")]
     assert np.array_equal(models[0].params_.flat, models[1].params_.flat)
     assert models[0].loss_curve_ == models[1].loss_curve_
-    ran = call("train", data, *QUICK, *kept, "--resume", "--seed", 5, "--out", tmp_path / "other")
+    ran = call("train", data, *constant, *kept, "--resume", "--seed", 5, "--out", tmp_path / "other")
     assert ran.exit_code == 1, "the checkpoint is not read"
     assert "random_state was 0, and is 5 now" in ran.stderr
 
@@ -324,7 +325,8 @@ def test_a_model_does_not_go_to_a_file_named_minus(tmp_path, monkeypatch):
 def test_an_interrupted_run_reports_it_and_can_resume(tmp_path):
     data, out, kept = (tmp_path / name for name in ("x.npy", "m", "checkpoint"))
     np.save(data, np.random.default_rng(0).normal(size=(4000, 50)))
-    words = ["train", data, "--out", out, "--patience", 10**9, "--checkpoint", kept, "--epochs"]
+    words = ["train", data, "--out", out, "--patience", 10**9, "--checkpoint", kept]
+    words += ["--schedule", "constant", "--learning-rate", 0.001, "--epochs"]
     with process([*COMMAND, *words, 10**8], stderr=subprocess.PIPE) as child:
         until = time.monotonic() + 60
         while not kept.exists() and time.monotonic() < until:

@@ -94,20 +94,20 @@ def test_what_ended_a_run_is_named_as_an_option(data, tmp_path):
 
 
 def test_a_run_that_ends_while_the_loss_falls_says_so(data, tmp_path):
-    words = ("train", data, "--hidden", 3, "--out", tmp_path / "m")
+    words = ("train", data, "--hidden", 3, "--init", "random", "--out", tmp_path / "m")
     said = "fastae: the loss was still falling after 20 epochs: raise --epochs\n"
     assert said in call(*words, "--epochs", 20).stderr
     assert call(*words, "--epochs", 20, "--json").stderr == said
-    ran = call(*words, "--epochs", 5000, "--learning-rate", 0.03, "--patience", 1)
+    ran = call(*words, "--epochs", 5000, "--schedule", "constant", "--patience", 1)
     assert "falling" not in ran.stderr
 
 
 def test_a_code_wider_than_the_data_is_said_to_be(data, tmp_path):
-    words = ("train", data, "--epochs", 1, "--json", "--out", tmp_path / "m")
-    ran = call(*words)
+    words = ("train", data, "--epochs", 1, "--json", "--out", tmp_path / "m", "--hidden")
+    ran = call(*words, 32)
     assert ran.stderr.startswith("fastae: the code is wider than the data: 32 units for 12 columns")
     assert "choose --hidden below" in ran.stderr
-    for more in (("--hidden", 12), ("--noise", "mask")):
+    for more in ((12,), (32, "--noise", "mask"), ("auto",)):
         assert call(*words, *more).stderr == ""
 
 

@@ -237,7 +237,13 @@ def test_place_leaves_partitions_where_they_are_and_feeds_the_idle():
 
 def test_estimators_fit_and_are_applied_lazily(client):
     pd = pytest.importorskip("pandas")
-    options = {"max_iter": 10, "random_state": 0, "batch_size": 4000, "activation": "tanh"}
+    options = {
+        "max_iter": 10,
+        "random_state": 0,
+        "batch_size": 4000,
+        "activation": "tanh",
+        "dtype": "float64",
+    }
     model = fastae.Autoencoder((4,), **options).fit(array(), X_val=array())
     local = fastae.Autoencoder((4,), **options).fit(X, X_val=X)
     np.testing.assert_allclose(model.loss_curve_, local.loss_curve_, rtol=1e-9)
@@ -345,8 +351,9 @@ def test_frames_of_any_numeric_columns_are_taken_and_others_named(client):
     frame["whole"], frame["b"] = pd.array([1, None] * 2000, dtype="Int64"), X[:, 1] > 0
     many = dd.from_pandas(frame, npartitions=4)
     options = {"max_iter": 2, "random_state": 0, "batch_size": 4000, "missing": "mask"}
-    model = fastae.Autoencoder((2,), **options).fit(many.map_partitions(lambda part: part[part.a > -9e9]))
-    local = fastae.Autoencoder((2,), **options).fit(frame)
+    unknown_lengths = many.map_partitions(lambda part: part[part.a > -9e9])
+    model = fastae.Autoencoder((2,), dtype="float64", **options).fit(unknown_lengths)
+    local = fastae.Autoencoder((2,), dtype="float64", **options).fit(frame)
     np.testing.assert_allclose(model.loss_curve_, local.loss_curve_, rtol=1e-9)
     np.testing.assert_array_equal(model.transform(many).compute(), model.transform(frame))
     single = dd.from_pandas(frame[["a", "c"]].astype("float32"), npartitions=2)

@@ -48,6 +48,15 @@ def test_scikit_learns_checks(estimator, check):
 # -- MLPRegressor's steps ---------------------------------------------------------------------------------------------
 
 
+# The defaults of MLPRegressor where ours differ
+OF_MLPREGRESSOR = {
+    "learning_rate": "constant",
+    "learning_rate_init": 0.001,
+    "n_iter_no_change": 10,
+    "beta_2": 0.999,
+}
+
+
 def side_by_side(steps, **options):
     """MLPRegressor(X, X) and ours after the same full-batch steps from the same weights."""
     data, n, k = X[:200] / 10, X.shape[1], 4
@@ -63,7 +72,9 @@ def side_by_side(steps, **options):
     theirs = MLPRegressor(hidden_layer_sizes=(k, n), activation="logistic", max_iter=steps, **common).fit(
         data, data
     )
-    ours = Autoencoder((k,), activation="logistic", max_iter=1, scale=None, warm_start=True, **common)
+    ours = Autoencoder(
+        (k,), activation="logistic", max_iter=1, scale=None, warm_start=True, **(OF_MLPREGRESSOR | common)
+    )
     ours.set_params(learning_rate_init=1e-300).fit(data)
     for name, array in zip(("W1", "W2", "W3", "b1", "b2", "b3"), first, strict=True):
         ours.params_[name] = array
@@ -342,6 +353,7 @@ def test_an_option_out_of_range_leaves_no_model_behind():
 @pytest.mark.parametrize("solver", ["adam", "adamw", "sgd", "lbfgs"])
 def test_every_solver_learns_and_repeats_itself(solver):
     options = {"solver": solver, "hidden_layer_sizes": (6,), "max_iter": 60, "learning_rate_init": 0.01}
+    options["init"] = "random"
     model = Autoencoder(random_state=3, **options).fit(X)
     again = Autoencoder(random_state=3, **options).fit(X)
     assert np.array_equal(model.params_.flat, again.params_.flat)
@@ -365,7 +377,7 @@ def test_every_schedule_learns(schedule):
     rates = []
     model = Autoencoder(
         (6,), learning_rate=schedule, learning_rate_init=0.02, power_t=0.1, max_iter=60, random_state=0,
-        callback=lambda epoch: rates.append(epoch.learning_rate),
+        callback=lambda epoch: rates.append(epoch.learning_rate), init="random", n_iter_no_change=np.inf,
     ).fit(X)  # fmt: skip
     assert model.loss_ < 0.7 * model.loss_curve_[0]
     assert rates[0] == pytest.approx(0.02, rel=0.01)
@@ -418,7 +430,7 @@ def test_lbfgs_stops_early_too():
     seconds = []
     model = Autoencoder(
         (10,), solver="lbfgs", early_stopping=True, validation_fraction=0.3, max_iter=3000, tol=0, alpha=0,
-        random_state=0, callback=lambda epoch: seconds.append(epoch.seconds),
+        n_iter_no_change=10, random_state=0, callback=lambda epoch: seconds.append(epoch.seconds),
     ).fit(noisy)  # fmt: skip
     assert model.stop_reason_ == "tol"
     assert model.n_iter_ == 1 + int(np.argmin(model.validation_loss_curve_)) + 11
@@ -440,6 +452,7 @@ def test_validation_rows_can_be_given():
 
 def test_partial_fit_is_an_epoch_a_call():
     options = {"hidden_layer_sizes": (4,), "batch_size": 300, "random_state": 0}
+    options |= {"learning_rate": "constant", "learning_rate_init": 0.01}
     whole = Autoencoder(max_iter=7, tol=0, n_iter_no_change=100, **options).fit(X)
     parts = Autoencoder(**options)
     for _ in range(7):
@@ -458,8 +471,9 @@ def test_partial_fit_is_an_epoch_a_call():
 def test_warm_start_goes_on_and_fit_starts_anew():
     model = Autoencoder(warm_start=True, **QUICK).fit(X)
     first = model.loss_curve_
-    model.fit(X)
+    model.set_params(learning_rate_init=1e-3).fit(X)
     assert model.loss_curve_[0] < first[-1] * 1.05
+    model.set_params(learning_rate_init="auto")
     model.set_params(warm_start=False).fit(X)
     assert model.loss_curve_ == first
     model.set_params(warm_start=True, hidden_layer_sizes=(3,)).fit(X)
@@ -542,6 +556,7 @@ def test_a_progress_bar_only_where_asked_for(capsys):
 def test_a_divergence_says_what_to_do():
     options = {
         "solver": "sgd",
+        "learning_rate": "constant",
         "learning_rate_init": 1e6,
         "max_iter": 50,
         "random_state": 0,
@@ -708,7 +723,7 @@ def test_a_row_of_weight_two_counts_like_two_rows(options):
 
 
 def test_weights_of_rows_that_are_set_aside_count_in_the_validation_loss():
-    options = {**QUICK, "early_stopping": True, "validation_fraction": 0.3, "alpha": 0}
+    options = {**QUICK, "early_stopping": True, "validation_fraction": 0.3, "alpha": 0, "init": "random"}
     plain = Autoencoder(**options).fit(X)
     ones = Autoencoder(**options).fit(X, sample_weight=np.full(len(X), 2.0))
     np.testing.assert_allclose(ones.validation_loss_curve_, plain.validation_loss_curve_, rtol=1e-9)
@@ -820,7 +835,7 @@ def test_networks_are_as_asked_for():
     assert wide.transform(X).shape == (260, 20)
     assert wide.inverse_transform(wide.transform(X)).shape == X.shape
     for bad in ((0,), (3, -1), (), (2.5,)):
-        with pytest.raises(ValueError, match="hidden_layer_sizes must be positive integers"):
+        with pytest.raises(ValueError, match="hidden_layer_sizes must be 'auto' or positive integers"):
             Autoencoder(bad).fit(X)
 
 

@@ -148,7 +148,7 @@ def test_training_goes_on_after_loading(tmp_path):
     again.partial_fit(X)
     assert again.loss_ < loss
     assert again.loss_curve_[:-1] == model.loss_curve_
-    again = Autoencoder.load(path).set_params(warm_start=True)
+    again = Autoencoder.load(path).set_params(warm_start=True, learning_rate_init=1e-3)
     assert again.fit(X).loss_curve_[0] < loss
 
 

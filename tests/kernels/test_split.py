@@ -22,6 +22,7 @@ def a_job(rows, batch, *, n_parameters=800, multiple=16, stretches=5, epoch=0, s
     """What these functions read of a job of steps: the one place here that knows what a job is."""
     return fields.Job(
         rows=rows,
+        orders=1,
         batch=batch,
         n_parameters=n_parameters,
         row_multiple=multiple,

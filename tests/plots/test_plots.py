@@ -73,7 +73,7 @@ def test_loss_curves_are_those_of_the_fit_with_the_best_epoch_marked(model, ax):
 def test_the_marked_epoch_is_the_one_whose_parameters_were_kept(digits, ax):
     X = digits[0][:300]
     model = fastae.Autoencoder((8,), scale=None, batch_size=20, learning_rate_init=0.1, random_state=0)
-    model.set_params(early_stopping=True, max_iter=12).fit(X)
+    model.set_params(early_stopping=True, max_iter=12, init="random", learning_rate="constant").fit(X)
     display = plots.LossCurveDisplay.from_estimator(model, ax=ax)
     assert display.best_epoch < model.n_iter_ - 2  # at such a rate the loss goes up again
     again = model.set_params(max_iter=display.best_epoch).fit(X).params_.flat.copy()

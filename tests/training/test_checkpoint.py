@@ -37,9 +37,13 @@ FITS = {
 }  # fmt: skip
 
 
+# A schedule that does not depend on max_iter, and small steps
+STEADY = {"init": "random", "learning_rate": "constant", "learning_rate_init": 0.001, "n_iter_no_change": 10}
+
+
 def detector(options, **more):
     return AutoencoderDetector(
-        **{"hidden_layer_sizes": (4,), "max_iter": EPOCHS, "random_state": 0, **options, **more}
+        **{"hidden_layer_sizes": (4,), "max_iter": EPOCHS, "random_state": 0, **STEADY, **options, **more}
     )
 
 
@@ -102,7 +106,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path, name):
         X = np.random.default_rng(0).normal(size=(260, 7)) @ np.random.default_rng(1).normal(size=(7, 12)) + 5
         AutoencoderDetector((4,), random_state=0, callback=tell, **options).fit(X, checkpoint=path)
     """
-    options = {**FITS[name], "max_iter": EPOCHS}
+    options = {**STEADY, **FITS[name], "max_iter": EPOCHS}
     command = [sys.executable, "-c", textwrap.dedent(script), path, json.dumps(options)]
     with process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         for line in child.stdout:

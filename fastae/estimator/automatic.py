@@ -1,0 +1,101 @@
+"""What the settings that are "auto" stand for, by the number of rows and the widths of the network.
+
+The figures were chosen on 24 real data sets; docs/choosing.md has the tables.
+"""
+
+from dataclasses import dataclass
+from math import ceil, sqrt
+from typing import Any
+
+import numpy as np
+
+from fastae.training.pca import PrincipalComponents
+
+STEPS = 11_000  # of a network of up to WIDTH columns
+STEPS_MOST = 50_000
+STEPS_LEAST = 200
+STEPS_PER_ROW = 5  # few rows are soon learned by heart
+WIDTH = 64
+ROWS_PER_STEP = 128
+ITERATIONS = 1000  # of L-BFGS
+RATE, SGD_RATE = 0.03, 0.01
+ENOUGH_STEPS = 1000  # for these rates, from the start at PCA
+CODE_VARIANCE = 0.9  # share of the variance that as many components as an automatic code has units hold
+CODE_MOST = 256  # units of an automatic code
+FLOAT32_ROWS = 1000  # rows from which float32 is fast enough to matter, and what it rounds does not
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train, in what batches, at what rate.
+
+    Attributes
+    ----------
+    rows : int
+        m.
+    steps : int
+        Steps that training should take; whole epochs come close.
+    batch_size : int
+    epochs : int
+        Epochs, or iterations of L-BFGS.
+    rate : float
+        The learning rate of the first step.
+    """
+
+    rows: int
+    steps: int
+    batch_size: int
+    epochs: int
+    rate: float
+
+
+def budget_of(model: Any, rows: int, widest: int, default_batch: int) -> Budget:
+    """The budget of a fit of `model`, whose own settings come first.
+
+    Parameters
+    ----------
+    rows : int
+        m.
+    widest : int
+        Units of the network's widest layer.
+    default_batch : int
+        Rows per step that suit where the rows are.
+    """
+    narrowing = (
+        WIDTH / widest
+    )  # narrow layers take little time; in wide ones, a step changes more weights at once
+    most = max(min(round(STEPS * (narrowing if narrowing > 1 else sqrt(narrowing))), STEPS_MOST), 1)
+    batch = model.batch_size
+    if batch == "auto":
+        batch = max(default_batch, ceil(rows / most))
+    batch = min(int(batch), rows)
+    # Larger batches have gradients of less noise, and need fewer steps
+    steps = max(min(round(most * min(1.0, sqrt(ROWS_PER_STEP / batch))), STEPS_PER_ROW * rows), STEPS_LEAST)
+    epochs = model.max_iter
+    if epochs == "auto":
+        epochs = ITERATIONS if model.solver == "lbfgs" else max(round(steps / ceil(rows / batch)), 1)
+    rate = model.learning_rate_init
+    if rate == "auto":
+        rate = SGD_RATE if model.solver == "sgd" else RATE
+        rate *= min(narrowing, 1.0) ** (2 / 3)
+        if (
+            model.init == "pca" and model.learning_rate == "cosine"
+        ):  # a few large steps would only lead away from it
+            rate *= min(epochs * ceil(rows / batch) / ENOUGH_STEPS, 1.0)
+        rate = float(f"{rate:.2g}")
+    return Budget(rows, steps, batch, int(epochs), float(rate))
+
+
+def automatic_code(columns: int, components: PrincipalComponents | None) -> int:
+    """Units of a code for such rows: of half the columns at most."""
+    wanted = columns // 4 if components is None else components.components_for(CODE_VARIANCE)
+    return max(min(wanted, columns // 2, CODE_MOST), 1)
+
+
+def patience(model: Any, epochs: int) -> int | None:
+    """Epochs without improvement after which training stops; None: it does not."""
+    if model.n_iter_no_change == "auto":
+        if model.early_stopping:
+            return max(10, epochs // 10)
+        return None if model.learning_rate == "cosine" else 10
+    return int(model.n_iter_no_change) if model.n_iter_no_change < np.inf else None

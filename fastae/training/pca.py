@@ -1,0 +1,243 @@
+"""Principal components of the rows, and the parameters at which a network reconstructs each row as PCA does.
+
+The second moments need no code of their own: the gradient of a linear network n -> n, at zero weights, is minus the
+mean of z z' over the rows z that the network sees, and that of its bias is minus their mean. So the engine that trains
+computes them, on all cores, with the same bits for any number of threads and machines, chunk by chunk where rows are in
+files, and with the same weights and missing cells.
+"""
+
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastae.checks import in_units
+from fastae.data.row_source import Rows, RowSource
+from fastae.engine.engine import Engine
+from fastae.network import Activation, DType, Network, Parameters
+from fastae.objective import Objective
+from fastae.training.streaming import loss_and_gradient
+
+COLUMNS_MOST = 4096  # up to which a matrix of n x n numbers is computed, and decomposed
+ROWS_MOST = 1024  # that stand for all where there are more columns
+ALL_COMPONENTS_MOST = 1024  # columns up to which all components are computed, otherwise the first ones only
+RANK_TOLERANCE = 1e-6  # a component of less than this share of the first one's variance is rounding
+
+
+class _Range(NamedTuple):
+    """Where an activation is nearly linear."""
+
+    mean: float  # of the pre-activations
+    spread: float  # their standard deviation
+    value: float  # of the activation, at their mean
+    slope: float
+
+
+_RANGES: dict[Activation, _Range] = {
+    "sigmoid": _Range(0.0, 0.5, 0.5, 0.25),
+    "tanh": _Range(0.0, 0.25, 0.0, 1.0),
+    "relu": _Range(3.0, 1.0, 3.0, 1.0),
+    "identity": _Range(0.0, 1.0, 0.0, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class PrincipalComponents:
+    """Principal components of rows z of n columns, as a network sees them: shifted and scaled.
+
+    Attributes
+    ----------
+    mean : ndarray of shape (n,), float64
+    deviation : ndarray of shape (n,), float64
+        Standard deviation of each column.
+    directions : ndarray of shape (n, r), float64
+        Orthonormal columns, by falling variance.
+    variances : ndarray of shape (r,), float64
+        Of the rows along each direction.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    directions: np.ndarray
+    variances: np.ndarray
+
+    @property
+    def total(self) -> float:
+        """The variance of all columns: the mean squared distance of a row from the mean."""
+        return float(np.square(self.deviation).sum())
+
+    def error(self, components: int) -> float:
+        """The mean squared distance of a row from its reconstruction by so many components, r at most."""
+        return max(self.total - float(self.variances[:components].sum()), 0.0)
+
+    def components_for(self, share: float) -> int:
+        """The least number of components that hold this share of the variance, or r."""
+        held = np.cumsum(self.variances)
+        return min(int(np.searchsorted(held, share * self.total)) + 1, max(len(held), 1))
+
+
+@singledispatch
+def loss_and_gradient_of(
+    source: Any,
+    params: Parameters,
+    *,
+    n_threads: int | None,
+    shift: np.ndarray | None,
+    scale: np.ndarray | None,
+    objective: Objective,
+    sample_weight: np.ndarray | None = None,
+) -> tuple[float, Parameters]:
+    """``Engine.loss_and_gradient`` over any kind of ``RowSource``, as ``train_on`` trains on it."""
+    rows: Rows = source.loaded()
+    data: dict[str, Any] = {} if sample_weight is None else {"sample_weight": sample_weight}
+    engine = Engine(params.network, n_threads, params.dtype)
+    return loss_and_gradient(engine, params, rows, shift=shift, scale=scale, objective=objective, **data)
+
+
+def principal_components(
+    source: RowSource,
+    most: int,
+    dtype: DType,
+    *,
+    shift: np.ndarray | None,
+    scale: np.ndarray | None,
+    missing: bool,
+    n_threads: int | None,
+    sample_weight: np.ndarray | None = None,
+) -> PrincipalComponents | None:
+    """The principal components of the rows; None where values are too large for `dtype`.
+
+    Those of more than `COLUMNS_MOST` columns are computed from `ROWS_MOST` of the rows, or not at all (None) where rows
+    are on several machines.
+
+    Parameters
+    ----------
+    source : RowSource
+    most : int
+        Components that are needed; more may be returned.
+    dtype : dtype
+        Type of the arithmetic, up to the covariance matrix.
+    missing : bool
+        Whether cells that are NaN are missing; they count as the mean.
+    shift, scale, n_threads, sample_weight
+        As for ``loss_and_gradient_of``.
+    """
+    columns = source.shape[1]
+    centre = np.zeros(columns)
+    if shift is None:  # without which a large mean would swallow the spread
+        shift = centre = np.nan_to_num(source.column_statistics().mean)
+    if columns > COLUMNS_MOST:
+        return _of_few_rows(source, most, centre, shift, scale, sample_weight) if source.is_local else None
+    linear = Parameters(Network((columns, columns), ("identity",), 1), dtype)
+    _, gradient = loss_and_gradient_of(
+        source,
+        linear,
+        n_threads=n_threads,
+        shift=shift,
+        scale=scale,
+        objective=Objective(missing=missing),
+        **({} if sample_weight is None else {"sample_weight": sample_weight}),
+    )
+    if not np.isfinite(gradient.flat).all():
+        return None
+    mean = -gradient["b1"].astype(np.float64)
+    wide = columns > ALL_COMPONENTS_MOST
+    covariance: np.ndarray = gradient["W1"].astype(np.float32 if wide else np.float64)
+    del linear, gradient  # up to several copies of this matrix exist at a time
+    covariance += covariance.T
+    covariance /= -2
+    covariance -= np.outer(mean, mean).astype(covariance.dtype, copy=False)
+    if not wide:
+        variances, directions = np.linalg.eigh(covariance)
+        variances, directions = variances[::-1], directions[:, ::-1]
+    else:
+        directions, variances, _ = _svd(covariance, most)
+    return _described(centre + mean, np.diagonal(covariance), directions, variances)
+
+
+def _of_few_rows(
+    source: Any,
+    most: int,
+    centre: np.ndarray,
+    shift: np.ndarray,
+    scale: np.ndarray | None,
+    sample_weight: np.ndarray | None,
+) -> PrincipalComponents | None:
+    """Principal components from at most `ROWS_MOST` rows, evenly spread over all."""
+    numbers = np.unique(np.linspace(0, len(source) - 1, min(len(source), ROWS_MOST)).astype(np.int64))
+    rows = np.nan_to_num((np.asarray(source.take(numbers)) - shift) * (1.0 if scale is None else scale))
+    weight = np.ones(len(rows))
+    if sample_weight is not None:
+        index = getattr(source, "index", None)
+        weight, _ = in_units((sample_weight if index is None else sample_weight[index])[numbers])
+    weight = weight / weight.sum()
+    mean = weight @ rows
+    rows = (rows - mean) * np.sqrt(weight)[:, np.newaxis]
+    if not np.isfinite(rows).all():
+        return None
+    _, singular, directions = _svd(rows, min(most, len(rows)))
+    return _described(centre + mean, np.square(rows).sum(axis=0), directions.T, np.square(singular))
+
+
+def _svd(matrix: np.ndarray, most: int) -> Any:
+    """The first singular vectors and values, by a randomised method (Halko, Martinsson and Tropp, 2011)."""
+    from sklearn.utils.extmath import randomized_svd
+
+    return randomized_svd(matrix, most, random_state=0)
+
+
+def _described(
+    mean: np.ndarray, variance: np.ndarray, directions: np.ndarray, variances: np.ndarray
+) -> PrincipalComponents:
+    """Principal components without those that are rounding, and with signs that are the same everywhere."""
+    rank = int((variances > RANK_TOLERANCE * max(variances[0], 0.0)).sum())
+    directions = directions[:, :rank]
+    largest = np.abs(directions).argmax(axis=0)
+    signs = np.sign(directions[largest, np.arange(rank)])
+    return PrincipalComponents(mean, np.sqrt(np.maximum(variance, 0)), directions * signs, variances[:rank])
+
+
+def start_at_pca(
+    network: Network, components: PrincipalComponents, seed: int | np.random.Generator, dtype: DType
+) -> Parameters:
+    """Parameters at which the network reconstructs rows as PCA with as many components as code units does.
+
+    Units carry principal components or, in layers of n units and more beyond the code, columns of the reconstruction,
+    in a range in which the activation is nearly linear. Units that have nothing to carry get random weights, as
+    ``Parameters.random`` draws them, and lead nowhere at first.
+    """
+    if network.activations[-1] != "identity":
+        raise ValueError(f"PCA needs a linear last layer, got {network.activations[-1]!r}")
+    params = Parameters.random(network, seed, dtype)
+    n, last, kept = network.widths[0], network.n_layers, components.directions.shape[1]
+    # Units of the layer below are offset + slope * (carried, times factor), where the first `kept` principal components
+    # of z are carried or, `of_columns`, the columns of z - mean that they reconstruct
+    of_columns, factor, slope = True, np.ones(n), 1.0
+    offset = components.mean
+    for layer in range(1, last + 1):
+        width, used = network.widths[layer], offset.size
+        mean, spread, value, next_slope = _RANGES[network.activations[layer - 1]]
+        kept = min(kept, width)
+        directions, below = components.directions[:, :kept], factor
+        to_columns = layer == last or (layer > network.code_layer and width >= n)
+        if to_columns:
+            largest = max(components.deviation.max(), np.finfo(np.float32).tiny)
+            factor = np.full(n, 1.0 if layer == last else spread / largest)
+        else:
+            factor = spread / np.sqrt(components.variances[:kept])
+        block = np.zeros((used, factor.size), params.dtype)
+        if of_columns == to_columns:
+            np.fill_diagonal(block, factor / below[: factor.size])
+        elif to_columns:
+            block[:kept] = (directions * (factor[:, np.newaxis] / below[:kept])).T
+        else:
+            block[:] = directions * (factor / below[:, np.newaxis])
+        block /= slope
+        weights, bias = params[f"W{layer}"], np.zeros(width)
+        weights[used:] = 0
+        weights[:used, : factor.size] = block
+        bias[: factor.size] = (components.mean if layer == last else mean) - offset @ block
+        params[f"W{layer}"], params[f"b{layer}"] = weights, bias
+        of_columns, slope, offset = to_columns, next_slope, np.full(factor.size, value)
+    return params

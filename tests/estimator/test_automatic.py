@@ -1,0 +1,205 @@
+"""Settings that are "auto": what they stand for, and that defaults give a trained model."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_breast_cancer, load_digits, load_wine
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+
+from fastae import Autoencoder, AutoencoderDetector, open_rows
+from fastae.estimator.automatic import budget_of, patience
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(400, 4)) @ RNG.normal(size=(4, 12)) + 0.3 * RNG.normal(size=(400, 12))
+
+
+@dataclass
+class Asked:
+    """The settings that a budget depends on."""
+
+    batch_size: object = "auto"
+    max_iter: object = "auto"
+    learning_rate_init: object = "auto"
+    learning_rate: str = "cosine"
+    n_iter_no_change: object = "auto"
+    early_stopping: bool = False
+    solver: str = "adam"
+    init: str = "pca"
+
+
+@pytest.mark.parametrize(
+    ("rows", "widest", "steps", "batch", "epochs", "rate"),
+    [
+        (10, 5, 200, 10, 200, 0.006),  # the least
+        (300, 30, 1500, 128, 500, 0.03),  # five steps a row
+        (10_000, 64, 11_000, 128, 139, 0.03),
+        (10_000, 256, 5_500, 128, 70, 0.012),  # wide layers: fewer and smaller steps
+        (10_000, 32, 22_000, 128, 278, 0.03),
+        (100_000, 4, 50_000, 128, 64, 0.03),  # the most
+        (10_000_000, 64, 4_125, 910, 1, 0.03),  # all rows once, in larger batches
+    ],
+)
+def test_the_budget_grows_with_rows_and_falls_with_columns(rows, widest, steps, batch, epochs, rate):
+    budget = budget_of(Asked(), rows, widest, min(128, rows))
+    assert (budget.batch_size, budget.epochs, budget.rate) == (batch, epochs, rate)
+    assert budget.steps == pytest.approx(steps, abs=1)
+
+
+def test_what_the_user_sets_is_taken_and_the_rest_follows():
+    asked = Asked(batch_size=2048, learning_rate_init=0.5)
+    budget = budget_of(asked, 100_000, 64, 128)
+    assert (budget.batch_size, budget.rate) == (2048, 0.5)
+    assert budget.epochs == round(2750 / 49)  # four times fewer steps for batches sixteen times as large
+    assert budget_of(Asked(max_iter=7), 100_000, 64, 128).epochs == 7
+    assert budget_of(Asked(max_iter=7), 1000, 64, 128).rate == 0.0017  # 56 steps do not take it far from PCA
+    assert budget_of(Asked(max_iter=7, init="random"), 1000, 64, 128).rate == 0.03
+    assert budget_of(Asked(solver="sgd"), 100_000, 64, 128).rate == 0.01
+    assert budget_of(Asked(solver="lbfgs"), 100_000, 64, 128).epochs == 1000
+    assert budget_of(Asked(batch_size=500), 20, 64, 20).batch_size == 20
+
+
+def test_patience_goes_with_the_schedule():
+    assert patience(Asked(), 1000) is None
+    assert patience(Asked(learning_rate="constant"), 1000) == 10
+    assert patience(Asked(early_stopping=True), 1000) == 100
+    assert patience(Asked(early_stopping=True), 20) == 10
+    assert patience(Asked(n_iter_no_change=3), 1000) == 3
+    assert patience(Asked(n_iter_no_change=np.inf, learning_rate="constant"), 1000) is None
+
+
+def test_what_was_chosen_is_an_attribute_and_printed(capsys):
+    model = Autoencoder(random_state=0, verbose=1).fit(X)
+    assert model.auto_ == {
+        "hidden_layer_sizes": [4],
+        "batch_size": 128,
+        "learning_rate_init": 0.03,
+        "max_iter": 500,
+        "n_iter_no_change": None,
+    }
+    assert model.n_iter_ == 500
+    said = capsys.readouterr().err
+    assert "auto: hidden_layer_sizes=[4], batch_size=128, learning_rate_init=0.03, max_iter=500" in said
+    model = Autoencoder(
+        3, max_iter=5, batch_size=50, learning_rate_init=0.01, n_iter_no_change=5, verbose=1, random_state=0
+    )
+    assert model.fit(X).auto_ == {}
+    assert "auto" not in capsys.readouterr().err
+    assert Autoencoder(solver="lbfgs", random_state=0).fit(X).auto_.keys() == {
+        "hidden_layer_sizes",
+        "max_iter",
+        "n_iter_no_change",
+    }
+    model = Autoencoder(random_state=0).partial_fit(X)
+    assert (model.auto_["learning_rate_init"], model.auto_["max_iter"]) == (0.003, 1)
+
+
+def test_the_code_holds_nine_tenths_of_the_variance():
+    variances = PCA().fit(X / X.std(0)).explained_variance_ratio_.cumsum()
+    (units,) = Autoencoder(random_state=0).fit(X).auto_["hidden_layer_sizes"]
+    assert variances[units - 1] >= 0.9 > variances[units - 2]
+    noise = RNG.normal(size=(300, 8))
+    assert Autoencoder(max_iter=1).fit(noise).auto_["hidden_layer_sizes"] == [4]  # half the columns at most
+    assert Autoencoder(max_iter=1).fit(noise[:, :1]).auto_["hidden_layer_sizes"] == [1]
+    model = Autoencoder(max_iter=1, warm_start=True).fit(X)
+    assert model.fit(X + RNG.normal(size=X.shape)).auto_["hidden_layer_sizes"] == [4]  # warm starts keep it
+
+
+def test_the_error_is_compared_with_that_of_the_mean_and_of_pca():
+    model = Autoencoder(3, random_state=0).fit(X)
+    scaled, pca = (X - X.mean(0)) / X.std(0), PCA(3).fit(X / X.std(0))
+    error = np.square((model.reconstruct(X) - X) / X.std(0)).sum(1).mean()
+    residual = np.square(scaled - scaled @ pca.components_.T @ pca.components_).sum(1).mean()
+    assert model.error_over_mean_ == pytest.approx(error / 12, rel=1e-6)
+    assert model.error_over_pca_ == pytest.approx(error / residual, rel=1e-6)
+    assert model.error_over_pca_ < 1.02
+    alike = Autoencoder(random_state=0).fit(np.ones((30, 4)))
+    assert alike.error_over_mean_ is alike.error_over_pca_ is None
+    assert model.partial_fit(X).error_over_pca_ is None
+
+
+def test_a_model_worse_than_pca_says_so():
+    with pytest.warns(ConvergenceWarning, match=r"error is \d+\.\d times that of PCA .*learning_rate_init"):
+        Autoencoder(3, scale=None, random_state=0).fit(X * 100 + 1e6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Autoencoder(3, noise="mask", noise_level=0.5, random_state=0).fit(X)
+
+
+@pytest.mark.parametrize("load", [load_digits, load_breast_cancer, load_wine])
+def test_defaults_are_not_worse_than_pca_on_rows_held_out(load):
+    data = load().data
+    ratios = []
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(data))
+        train, test = data[order[: len(data) * 3 // 4]], data[order[len(data) * 3 // 4 :]]
+        model = Autoencoder(data.shape[1] // 4, random_state=seed).fit(train)
+        pca = PCA(data.shape[1] // 4).fit((train - model.shift_) * model.scale_)
+        scaled = (test - model.shift_) * model.scale_
+        by_pca = np.square(pca.inverse_transform(pca.transform(scaled)) - scaled).mean()
+        ours = (model.reconstruction_error(test, per_feature=True) * np.square(model.scale_)).mean()
+        ratios.append(ours / by_pca)
+    assert np.mean(ratios) < 1.02
+
+
+def test_a_hundred_rows_work():
+    assert Autoencoder(random_state=0).fit(X[:100]).score(X[100:]) > 0.75
+
+
+# -- everything else holds with the defaults --------------------------------------------------------------------------
+
+
+def test_defaults_have_the_same_bits_on_any_number_of_threads_and_after_an_interruption(tmp_path):
+    def stop(epoch):
+        if epoch.number == 300:
+            raise KeyboardInterrupt
+
+    model = Autoencoder(random_state=0).fit(X)
+    assert np.array_equal(Autoencoder(random_state=0, n_threads=1).fit(X).params_.flat, model.params_.flat)
+    interrupted = Autoencoder(random_state=0, callback=stop)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.fit(X, checkpoint=tmp_path / "c")
+    resumed = Autoencoder(random_state=0).fit(X, checkpoint=tmp_path / "c", resume=True)
+    assert np.array_equal(resumed.params_.flat, model.params_.flat)
+    assert resumed.loss_curve_ == model.loss_curve_
+
+
+@pytest.mark.parametrize("noise", [None, "gaussian", "mask", "swap"])
+def test_epochs_in_one_run_are_those_one_by_one(noise):
+    options = {"hidden_layer_sizes": 3, "max_iter": 70, "noise": noise, "random_state": 0, "batch_size": 150}
+    at_once = Autoencoder(**options).fit(X)
+    one_by_one = Autoencoder(callback=lambda epoch: False, **options).fit(X)
+    assert np.array_equal(at_once.params_.flat, one_by_one.params_.flat)
+    assert at_once.loss_curve_ == one_by_one.loss_curve_
+
+
+def test_a_stream_is_trained_as_well_as_an_array(tmp_path):
+    many = np.concatenate([X] * 5)
+    np.save(tmp_path / "x.npy", many)
+    rows = open_rows(tmp_path / "x.npy", chunk_bytes=500 * 12 * 8)
+    assert not rows.in_memory
+    streamed, whole = (AutoencoderDetector(random_state=0).fit(data) for data in (rows, many))
+    assert streamed.auto_ == whole.auto_
+    assert streamed.error_over_pca_ == pytest.approx(whole.error_over_pca_, rel=0.05)
+
+
+def test_float64_data_is_trained_in_float32_from_a_thousand_rows_on():
+    many = np.concatenate([X] * 3)
+    model = Autoencoder(3, max_iter=20, random_state=0).fit(many)
+    assert model.params_.dtype == np.float32
+    for method in ("transform", "reconstruct"):
+        assert getattr(model, method)(many).dtype == np.float64
+        assert getattr(model, method)(many.astype("f4")).dtype == np.float32
+    assert model.inverse_transform(model.transform(many)).dtype == np.float64
+    assert Autoencoder(3, max_iter=1).fit(many[:999]).params_.dtype == np.float64
+    assert Autoencoder(3, max_iter=1, scale=None).fit(many).params_.dtype == np.float64
+    assert Autoencoder(3, max_iter=1, solver="lbfgs").fit(many).params_.dtype == np.float64
+    assert Autoencoder(3, max_iter=1, dtype="float64").fit(many).params_.dtype == np.float64
+    exact = Autoencoder(3, max_iter=20, random_state=0, dtype="float64").fit(many + 1e9)
+    rounded = Autoencoder(3, max_iter=20, random_state=0).fit(many + 1e9)
+    assert rounded.params_.dtype == np.float32
+    np.testing.assert_allclose(
+        rounded.reconstruct(many + 1e9), exact.reconstruct(many + 1e9), rtol=0, atol=0.05
+    )

@@ -1,0 +1,131 @@
+"""PCA by the gradient of a linear network, and networks that start where PCA ends."""
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+
+import fastae
+from fastae.data.row_source import ArrayRows
+from fastae.training.pca import principal_components, start_at_pca
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(700, 5)) @ RNG.normal(size=(5, 9)) + 0.1 * RNG.normal(size=(700, 9)) + 3.0
+
+
+def components_of(X, most=9, dtype=np.float64, **data):
+    options = {"shift": None, "scale": None, "missing": False, "n_threads": 2} | data
+    return principal_components(ArrayRows(X), most, dtype, **options)
+
+
+def network(widths, activation="sigmoid", code_layer=1):
+    return fastae.Network(widths, (activation,) * (len(widths) - 2) + ("identity",), code_layer)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-4)])
+def test_components_are_those_of_scikit_learn(dtype, tolerance):
+    ours, theirs = components_of(X, dtype=dtype), PCA().fit(X)
+    scale = theirs.explained_variance_[0] * 699 / 700
+    np.testing.assert_allclose(ours.variances, theirs.explained_variance_ * 699 / 700, atol=tolerance * scale)
+    np.testing.assert_allclose(ours.mean, X.mean(0), rtol=tolerance)
+    np.testing.assert_allclose(ours.deviation, X.std(0), rtol=tolerance)
+    for mine, other in zip(ours.directions.T[:5], theirs.components_[:5], strict=True):
+        assert abs(mine @ other) == pytest.approx(1, abs=tolerance)
+        assert mine[np.abs(mine).argmax()] > 0
+    residual = X - theirs.mean_ - (X - theirs.mean_) @ theirs.components_[:3].T @ theirs.components_[:3]
+    assert ours.error(3) == pytest.approx(np.square(residual).sum(1).mean(), rel=100 * tolerance)
+    assert ours.error(9) == pytest.approx(0, abs=tolerance * scale)
+
+
+def test_components_follow_scale_weights_and_missing_cells():
+    scale, weight = np.linspace(0.5, 2, 9), RNG.integers(0, 3, len(X)).astype(float)
+    weighted = components_of(X, shift=X.mean(0), scale=scale, sample_weight=weight)
+    repeated = PCA().fit(np.repeat((X - X.mean(0)) * scale, weight.astype(int), axis=0))
+    count = weight.sum()
+    np.testing.assert_allclose(
+        weighted.variances, repeated.explained_variance_ * (count - 1) / count, rtol=1e-9
+    )
+    holes = X - X.mean(0)
+    holes[RNG.random(X.shape) < 0.1] = np.nan
+    missing = components_of(holes, shift=np.zeros(9), missing=True)
+    filled = components_of(np.nan_to_num(holes), shift=np.zeros(9))
+    np.testing.assert_allclose(missing.variances, filled.variances, rtol=1e-9)
+
+
+def test_components_are_those_of_a_file_and_of_any_number_of_threads(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    rows = fastae.open_rows(tmp_path / "x.npy", chunk_bytes=100 * 9 * 8)
+    assert not rows.in_memory
+    streamed = principal_components(rows, 9, np.float64, shift=None, scale=None, missing=False, n_threads=2)
+    whole = components_of(X)
+    np.testing.assert_allclose(streamed.variances, whole.variances, rtol=1e-10)
+    assert np.array_equal(whole.variances, components_of(X, n_threads=1).variances)
+
+
+def test_the_rank_counts_and_wide_rows_have_as_many_components_as_asked_for():
+    thin = RNG.normal(size=(300, 3)) @ RNG.normal(size=(3, 9))
+    assert components_of(thin).directions.shape == (9, 3)
+    assert components_of(np.ones((20, 4))).directions.shape == (4, 0)
+    wide = RNG.normal(size=(50, 6)) @ RNG.normal(size=(6, 1100)) + 0.01 * RNG.normal(size=(50, 1100))
+    ours, theirs = components_of(wide, 4, np.float32), PCA(4).fit(wide)
+    assert ours.directions.shape == (1100, 4)
+    np.testing.assert_allclose(ours.variances, theirs.explained_variance_ * 49 / 50, rtol=1e-3)
+    assert ours.error(4) == pytest.approx(wide.var(0).sum() - ours.variances.sum(), rel=1e-3)
+    assert components_of(X * 1e30, dtype=np.float32) is None
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu", "identity"])
+@pytest.mark.parametrize(
+    ("widths", "code_layer"),
+    [
+        ((9, 3, 9, 9), 1),
+        ((9, 3, 9), 1),
+        ((9, 6, 3, 6, 9, 9), 2),
+        ((9, 20, 3, 20, 9, 9), 2),
+        ((9, 3, 12, 9), 1),
+    ],
+)
+def test_a_network_starts_where_pca_ends(widths, code_layer, activation):
+    components = components_of(X)
+    params = start_at_pca(network(widths, activation, code_layer), components, 0, np.float64)
+    engine = fastae.Engine(params.network, dtype=np.float64)
+    pca = PCA(3).fit(X)
+    by_pca = pca.inverse_transform(pca.transform(X))
+    # The others are only nearly linear there, layer upon layer.
+    tolerance = 1e-10 if activation == "identity" else 0.05 * len(widths) * X.std()
+    assert np.sqrt(np.square(engine.reconstruct(params, X) - by_pca).mean()) < tolerance
+    loss, gradient = engine.loss_and_gradient(params, X)
+    assert loss < components.error(3) / 2 + tolerance * components.total / 20
+    assert all(np.abs(gradient[name]).max() > 0 for name in gradient)  # nothing is cut off
+
+
+def test_units_beyond_the_rank_are_drawn_at_random():
+    components = components_of(RNG.normal(size=(300, 2)) @ RNG.normal(size=(2, 9)))
+    first, second = (start_at_pca(network((9, 5, 9, 9)), components, seed, np.float32) for seed in (0, 1))
+    assert np.array_equal(first["W1"][:, :2], second["W1"][:, :2])
+    assert not np.array_equal(first["W1"][:, 2:], second["W1"][:, 2:])
+    assert not first["W2"][2:].any()
+
+
+def test_more_columns_than_a_matrix_may_have_go_by_some_of_the_rows(tmp_path):
+    wide = RNG.normal(size=(80, 6)) @ RNG.normal(size=(6, 5000)) + 0.01 * RNG.normal(size=(80, 5000)) + 9
+    wide = wide.astype("f4")
+    theirs = PCA(4, svd_solver="full").fit(wide)
+    np.save(tmp_path / "x.npy", wide)
+    rows = fastae.open_rows(tmp_path / "x.npy", chunk_bytes=10 * 5000 * 4)
+    of_file = principal_components(rows, 4, np.float32, shift=None, scale=None, missing=False, n_threads=1)
+    for ours in (components_of(wide, 4, np.float32), of_file):
+        np.testing.assert_allclose(ours.variances, theirs.explained_variance_ * 79 / 80, rtol=1e-4)
+        np.testing.assert_allclose(np.abs((ours.directions.T * theirs.components_).sum(1)), 1, rtol=1e-4)
+        assert ours.error(4) == pytest.approx(wide.var(0).sum() - ours.variances.sum(), rel=1e-3)
+        np.testing.assert_allclose(ours.mean, wide.mean(0), rtol=1e-4)
+    weight = RNG.integers(0, 3, 80)
+    weighted = components_of(wide, 4, np.float32, sample_weight=weight.astype(float))
+    np.testing.assert_allclose(weighted.deviation, np.repeat(wide, weight, axis=0).std(0), rtol=1e-3)
+    many = np.concatenate([wide] * 20)
+    np.testing.assert_allclose(components_of(many, 4, np.float32).variances, of_file.variances, rtol=0.1)
+
+
+def test_the_last_layer_must_be_linear():
+    sigmoid = fastae.Network((9, 3, 9), ("sigmoid", "sigmoid"), 1)
+    with pytest.raises(ValueError, match="linear last layer, got 'sigmoid'"):
+        start_at_pca(sigmoid, components_of(X), 0, np.float32)

@@ -38,7 +38,13 @@ FITS = {
 
 
 # A schedule that does not depend on max_iter, and small steps
-STEADY = {"init": "random", "learning_rate": "constant", "learning_rate_init": 0.001, "n_iter_no_change": 10}
+STEADY = {
+    "init": "random",
+    "batch_size": 200,
+    "learning_rate": "constant",
+    "learning_rate_init": 0.001,
+    "n_iter_no_change": 10,
+}
 
 
 def detector(options, **more):

@@ -159,7 +159,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         from 1024 rows; it is None where these are on several machines.
     error_over_pca_ : float or None
         The same divided by the error of PCA with as many components as code units: below 1, the model beats PCA. None
-        where that error is 0, and where `error_over_mean_` is None.
+        where that error is 0, where `error_over_mean_` is None, and for more than 1024 rows of more than 4096 columns.
     auto_ : dict
         The values of the settings that are "auto", by name.
     n_iter_ : int
@@ -446,7 +446,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             pca = components.error(self._n_features_out)
             if components.total > 0:
                 self.error_over_mean_ = 2 * loss / components.total
-            if pca > RANK_TOLERANCE * components.total:
+            if components.of_all_rows and pca > RANK_TOLERANCE * components.total:
                 self.error_over_pca_ = 2 * loss / pca
 
     def _validation_loss(self, rows: RowSource, weight: np.ndarray | None) -> Callable[[Parameters], float]:

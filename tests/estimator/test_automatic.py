@@ -120,6 +120,17 @@ def test_the_error_is_compared_with_that_of_the_mean_and_of_pca():
     assert model.partial_fit(X).error_over_pca_ is None
 
 
+def test_pca_of_some_of_the_rows_is_no_measure():
+    noise = RNG.normal(size=(1300, 4100)).astype(
+        "f4"
+    )  # which 256 components of 1024 rows fit better than those of all
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        model = Autoencoder(256, max_iter=1, random_state=0).fit(noise)
+    assert model.error_over_mean_ < 1
+    assert model.error_over_pca_ is None
+
+
 def test_a_model_worse_than_pca_says_so():
     with pytest.warns(ConvergenceWarning, match=r"error is \d+\.\d times that of PCA .*learning_rate_init"):
         Autoencoder(3, scale=None, random_state=0).fit(X * 100 + 1e6)

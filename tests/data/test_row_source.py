@@ -29,7 +29,7 @@ KINDS = pytest.mark.parametrize("kind", ["array", "index", "file"])
 @KINDS
 def test_every_kind_has_the_same_rows_statistics_and_means(kind, tmp_path):
     rows = source(kind, tmp_path)
-    assert (rows.shape, len(rows), rows.dtype, rows.default_batch_size) == ((5000, 3), 5000, np.float64, 200)
+    assert (rows.shape, len(rows), rows.dtype, rows.default_batch_size) == ((5000, 3), 5000, np.float64, 128)
     assert (rows.is_local, rows.in_memory) == (True, kind != "file")
     np.testing.assert_array_equal(np.concatenate([part.copy() for part in rows]), X)
     np.testing.assert_array_equal(np.concatenate([part.copy() for part in rows.slices()]), X)

@@ -133,7 +133,11 @@ def principal_components(
         centre = (mean - (0.0 if shift is None else shift)) * (1.0 if scale is None else scale)
         shift = mean
     if columns > COLUMNS_MOST:
-        return _of_few_rows(source, most, centre, shift, scale, sample_weight) if source.is_local else None
+        return (
+            _of_few_rows(source, most, dtype, centre, shift, scale, sample_weight)
+            if source.is_local
+            else None
+        )
     linear = Parameters(Network((columns, columns), ("identity",), 1), dtype)
     _, gradient = loss_and_gradient_of(
         source,
@@ -158,7 +162,7 @@ def principal_components(
         variances, directions = variances[::-1], directions[:, ::-1]
     else:
         directions, variances, _ = _svd(covariance, most)
-    return _described(centre + mean, np.diagonal(covariance), directions, variances)
+    return _described(centre + mean, np.diagonal(covariance), directions, variances, dtype)
 
 
 def _column_means(source: Any, sample_weight: np.ndarray | None) -> np.ndarray:
@@ -167,12 +171,14 @@ def _column_means(source: Any, sample_weight: np.ndarray | None) -> np.ndarray:
         index = source.index
         counted = np.flatnonzero(sample_weight) if index is None else index[sample_weight[index] > 0]
         source = ArrayRows(source.array, index=counted)
-    return np.nan_to_num(source.column_statistics().mean)
+    means: np.ndarray = np.nan_to_num(source.column_statistics().mean)
+    return means
 
 
 def _of_few_rows(
     source: Any,
     most: int,
+    dtype: DType,
     centre: np.ndarray,
     shift: np.ndarray,
     scale: np.ndarray | None,
@@ -191,7 +197,8 @@ def _of_few_rows(
     if not np.isfinite(rows).all():
         return None
     _, singular, directions = _svd(rows, min(most, len(rows)))
-    components = _described(centre + mean, np.square(rows).sum(axis=0), directions.T, np.square(singular))
+    variances = np.square(singular)
+    components = _described(centre + mean, np.square(rows).sum(axis=0), directions.T, variances, dtype)
     return replace(components, of_all_rows=len(numbers) == len(source))
 
 
@@ -203,10 +210,11 @@ def _svd(matrix: np.ndarray, most: int) -> Any:
 
 
 def _described(
-    mean: np.ndarray, variance: np.ndarray, directions: np.ndarray, variances: np.ndarray
+    mean: np.ndarray, variance: np.ndarray, directions: np.ndarray, variances: np.ndarray, dtype: DType
 ) -> PrincipalComponents:
     """Principal components without those that are rounding, and with signs that are the same everywhere."""
-    rank = int((variances > RANK_TOLERANCE * max(variances[0], 0.0)).sum())
+    least = float(np.finfo(dtype).tiny / np.finfo(dtype).eps)  # below, squares underflow in `dtype`
+    rank = int((variances > max(RANK_TOLERANCE * variances[0], least)).sum())
     directions = directions[:, :rank]
     largest = np.abs(directions).argmax(axis=0)
     signs = np.sign(directions[largest, np.arange(rank)])
@@ -237,7 +245,7 @@ def start_at_pca(
         directions, below = components.directions[:, :kept], factor
         to_columns = layer == last or (layer > network.code_layer and width >= n)
         if to_columns:
-            largest = max(components.deviation.max(), np.finfo(np.float32).tiny)
+            largest = components.deviation.max() if kept else 1.0
             factor = np.full(n, 1.0 if layer == last else spread / largest)
         else:
             factor = spread / np.sqrt(components.variances[:kept])

@@ -120,6 +120,19 @@ def test_the_error_is_compared_with_that_of_the_mean_and_of_pca():
     assert model.partial_fit(X).error_over_pca_ is None
 
 
+@pytest.mark.parametrize("missing", [None, "mask"])
+def test_rows_that_are_alike_have_no_error_to_compare_with(missing):
+    alike = np.tile(RNG.normal(size=6), (50, 1))
+    if missing:
+        alike[RNG.random(alike.shape) < 0.1] = np.nan
+    model = Autoencoder(
+        (5, 2), activation="relu", missing=missing, dtype="float32", max_iter=3, random_state=0
+    )
+    model.fit(alike, sample_weight=RNG.random(50))
+    assert model.error_over_mean_ is model.error_over_pca_ is None
+    assert np.array_equal(model.shift_, np.nanmax(alike, axis=0))
+
+
 def test_pca_of_some_of_the_rows_is_no_measure():
     noise = RNG.normal(size=(1300, 4100)).astype(
         "f4"

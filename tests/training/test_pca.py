@@ -115,6 +115,15 @@ def test_units_beyond_the_rank_are_drawn_at_random():
     assert not first["W2"][2:].any()
 
 
+@pytest.mark.filterwarnings("error")
+def test_rows_too_close_together_for_the_dtype_have_no_components():
+    components = components_of(X * 1e-20, dtype=np.float32)
+    assert components.directions.shape == (9, 0)
+    params = start_at_pca(network((9, 6, 3, 6, 9, 9), "tanh", 2), components, 0, np.float32)
+    assert np.abs(params.flat).max() < 10
+    assert components_of(X * 1e-20).directions.shape == (9, 9)
+
+
 def test_more_columns_than_a_matrix_may_have_go_by_some_of_the_rows(tmp_path):
     wide = RNG.normal(size=(80, 6)) @ RNG.normal(size=(6, 5000)) + 0.01 * RNG.normal(size=(80, 5000)) + 9
     wide = wide.astype("f4")

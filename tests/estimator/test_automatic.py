@@ -96,6 +96,13 @@ def test_what_was_chosen_is_an_attribute_and_printed(capsys):
     assert (model.auto_["learning_rate_init"], model.auto_["max_iter"]) == (0.003, 1)
 
 
+@pytest.mark.parametrize("rows", [20, 400])
+def test_the_rate_of_partial_fit_depends_on_neither_max_iter_nor_the_rows_of_a_call(rows):
+    for max_iter in ("auto", 1):
+        model = Autoencoder(3, max_iter=max_iter, random_state=0).partial_fit(X[:rows])
+        assert model.auto_["learning_rate_init"] == 0.003
+
+
 def test_the_code_holds_nine_tenths_of_the_variance():
     variances = PCA().fit(X / X.std(0)).explained_variance_ratio_.cumsum()
     (units,) = Autoencoder(random_state=0).fit(X).auto_["hidden_layer_sizes"]

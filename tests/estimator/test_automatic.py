@@ -154,6 +154,9 @@ def test_pca_of_some_of_the_rows_is_no_measure():
 def test_a_model_worse_than_pca_says_so():
     with pytest.warns(ConvergenceWarning, match=r"error is \d+\.\d times that of PCA .*learning_rate_init"):
         Autoencoder(3, scale=None, random_state=0).fit(X * 100 + 1e6)
+    holes = np.where(RNG.random(X.shape) < 0.2, np.nan, X)
+    with pytest.warns(ConvergenceWarning, match="or set scale='standard', with which a missing cell"):
+        Autoencoder(4, scale="minmax", missing="mask", max_iter=20, random_state=0).fit(holes)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Autoencoder(3, noise="mask", noise_level=0.5, random_state=0).fit(X)

@@ -146,7 +146,7 @@ def test_pca_of_some_of_the_rows_is_no_measure():
     )  # which 256 components of 1024 rows fit better than those of all
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
-        model = Autoencoder(256, max_iter=1, random_state=0).fit(noise)
+        model = Autoencoder(256, output_layer=False, max_iter=1, random_state=0).fit(noise)
     assert model.error_over_mean_ < 1
     assert model.error_over_pca_ is None
 

@@ -77,8 +77,9 @@ class ColumnStatistics:
 
     @property
     def mean(self) -> np.ndarray:
-        """Mean of each column."""
-        return np.ldexp(self.mean_in_units, self.exponent)
+        """Mean of each column; of one whose cells are all alike, exactly their value."""
+        mean = np.ldexp(self.mean_in_units, self.exponent)
+        return np.where(self.least == self.most, self.least, mean)
 
     @property
     def deviation(self) -> np.ndarray:

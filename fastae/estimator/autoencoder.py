@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Self, cast
 
@@ -73,8 +72,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         stop. "cosine" lowers it to 0 along half a cosine over `max_iter` epochs. Not used by "lbfgs".
     learning_rate_init : float or "auto", default "auto"
         Learning rate of the first step. "auto": 0.03, or 0.01 for "sgd", times min(1, 64 / w)^(2/3) for a widest
-        layer of w units, and times s / 1000 for fewer than 1000 steps s from "pca"; a tenth of it in ``partial_fit``
-        with "cosine", where it does not fall.
+        layer of w units, and for "cosine" from "pca" times s / 1000 for fewer than 1000 steps s. In ``partial_fit``,
+        "cosine" keeps a tenth of the rate, for any number of steps.
     power_t : float, default 0.5
         Exponent of "invscaling".
     max_iter : int or "auto", default "auto"
@@ -159,7 +158,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         from 1024 rows; it is None where these are on several machines.
     error_over_pca_ : float or None
         The same divided by the error of PCA with as many components as code units: below 1, the model beats PCA. None
-        where that error is 0, and where `error_over_mean_` is None.
+        where that error is 0, where `error_over_mean_` is None, and for more than 1024 rows of more than 4096 columns.
     auto_ : dict
         The values of the settings that are "auto", by name.
     n_iter_ : int
@@ -217,7 +216,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         resume : bool, default False
             Resume from `checkpoint`; the result has the same bits as that of a fit that was never interrupted. Without
             such a file, training starts from the beginning. `X` and the settings must be the same, except for
-            `max_iter`, which may be larger unless `learning_rate` is "cosine".
+            `max_iter`, which may be larger unless `learning_rate` is "cosine", or `early_stopping` goes by an "auto"
+            `n_iter_no_change`.
 
         Returns
         -------
@@ -347,10 +347,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             self.params_, self._state = self.params_.copy(), self._state.copy()
         seed = int(self._seeds[1]) + self._state.epochs
         curve = [] if first else self.loss_curve_
-        budget = budget_of(self, len(rows), max(self.network_.widths), rows.default_batch_size)
-        if self.learning_rate == "cosine" and self.learning_rate_init == "auto":
-            budget = replace(budget, rate=budget.rate / 10)  # which will not fall
-        self.auto_ = self._chosen(replace(budget, epochs=1))
+        budget = budget_of(self, len(rows), max(self.network_.widths), rows.default_batch_size, ends=False)
+        self.auto_ = self._chosen(budget)
         optimizer = self._optimizer(budget.rate, len(rows), -(-len(rows) // budget.batch_size), None)
         history = self._train(rows, weight, budget, optimizer, epochs=1, seed=seed)
         history.loss = curve + history.loss
@@ -446,7 +444,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             pca = components.error(self._n_features_out)
             if components.total > 0:
                 self.error_over_mean_ = 2 * loss / components.total
-            if pca > RANK_TOLERANCE * components.total:
+            if components.of_all_rows and pca > RANK_TOLERANCE * components.total:
                 self.error_over_pca_ = 2 * loss / pca
 
     def _validation_loss(self, rows: RowSource, weight: np.ndarray | None) -> Callable[[Parameters], float]:

@@ -20,6 +20,7 @@ ROWS_PER_STEP = 128
 ITERATIONS = 1000  # of L-BFGS
 RATE, SGD_RATE = 0.03, 0.01
 ENOUGH_STEPS = 1000  # for these rates, from the start at PCA
+UNENDING = 0.1  # share of these rates where a cosine has no end to fall to
 CODE_VARIANCE = 0.9  # share of the variance that as many components as an automatic code has units hold
 CODE_MOST = 256  # units of an automatic code
 FLOAT32_ROWS = 1000  # rows from which float32 is fast enough to matter, and what it rounds does not
@@ -49,7 +50,7 @@ class Budget:
     rate: float
 
 
-def budget_of(model: Any, rows: int, widest: int, default_batch: int) -> Budget:
+def budget_of(model: Any, rows: int, widest: int, default_batch: int, *, ends: bool = True) -> Budget:
     """The budget of a fit of `model`, whose own settings come first.
 
     Parameters
@@ -60,10 +61,11 @@ def budget_of(model: Any, rows: int, widest: int, default_batch: int) -> Budget:
         Units of the network's widest layer.
     default_batch : int
         Rows per step that suit where the rows are.
+    ends : bool, default True
+        Whether the end of training is known. If not, this is the budget of the next epoch.
     """
-    narrowing = (
-        WIDTH / widest
-    )  # narrow layers take little time; in wide ones, a step changes more weights at once
+    # Narrow layers take little time; in wide ones, a step changes more weights at once
+    narrowing = WIDTH / widest
     most = max(min(round(STEPS * (narrowing if narrowing > 1 else sqrt(narrowing))), STEPS_MOST), 1)
     batch = model.batch_size
     if batch == "auto":
@@ -71,16 +73,17 @@ def budget_of(model: Any, rows: int, widest: int, default_batch: int) -> Budget:
     batch = min(int(batch), rows)
     # Larger batches have gradients of less noise, and need fewer steps
     steps = max(min(round(most * min(1.0, sqrt(ROWS_PER_STEP / batch))), STEPS_PER_ROW * rows), STEPS_LEAST)
-    epochs = model.max_iter
+    epochs = model.max_iter if ends else 1
     if epochs == "auto":
         epochs = ITERATIONS if model.solver == "lbfgs" else max(round(steps / ceil(rows / batch)), 1)
     rate = model.learning_rate_init
     if rate == "auto":
         rate = SGD_RATE if model.solver == "sgd" else RATE
         rate *= min(narrowing, 1.0) ** (2 / 3)
-        if (
-            model.init == "pca" and model.learning_rate == "cosine"
-        ):  # a few large steps would only lead away from it
+        if model.learning_rate == "cosine" and not ends:
+            rate *= UNENDING  # it will not fall
+        elif model.learning_rate == "cosine" and model.init == "pca":
+            # A few large steps would only lead away from it
             rate *= min(epochs * ceil(rows / batch) / ENOUGH_STEPS, 1.0)
         rate = float(f"{rate:.2g}")
     return Budget(rows, steps, batch, int(epochs), float(rate))

@@ -30,6 +30,10 @@ def warn_if_worse_than_pca(model: Any) -> None:
         advice = "raise max_iter, or lower learning_rate_init"
         if model.scale is None:
             advice += ", or set scale"
+        elif model.scale == "minmax" and model.missing:
+            advice += (
+                ", or set scale='standard', with which a missing cell enters as the mean, not the least value"
+            )
         warnings.warn(
             f"the error is {ratio:.1f} times that of PCA with as many components: {advice}",
             ConvergenceWarning,

@@ -26,6 +26,7 @@ def shift_and_scale(model: Any, X: RowSource, weight: np.ndarray | None = None) 
         shift, spread = statistics.mean, statistics.deviation
         if weight is not None:
             shift, spread = _weighted(cast(ArrayRows, X), in_units(weight[counted])[0], statistics.exponent)
+            shift = np.where(statistics.least == statistics.most, statistics.least, shift)
         # The spread of a constant column is only rounding; the bound is scikit-learn's.
         spread[spread <= len(X) * np.finfo(np.float64).eps * np.abs(shift)] = 0
     shift, spread = np.nan_to_num(shift), np.nan_to_num(spread)

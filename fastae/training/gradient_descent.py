@@ -125,7 +125,7 @@ def train(
         `checkpoint` cannot be written; an existing file stays as it was.
     DivergenceError
         The loss became infinite or NaN. The message gives the epoch and the learning rate, and what may help. `params`
-        and `state` are restored to the last point at which the loss was finite.
+        and `state` are restored to what they were after an earlier epoch, at a finite loss.
     """
     optimizer, state = check_start(params, optimizer, state)
     if not isinstance(objective, Objective):

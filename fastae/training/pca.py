@@ -6,14 +6,14 @@ computes them, on all cores, with the same bits for any number of threads and ma
 files, and with the same weights and missing cells.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastae.checks import in_units
-from fastae.data.row_source import Rows, RowSource
+from fastae.data.row_source import ArrayRows, Rows, RowSource
 from fastae.engine.engine import Engine
 from fastae.network import Activation, DType, Network, Parameters
 from fastae.objective import Objective
@@ -55,12 +55,15 @@ class PrincipalComponents:
         Orthonormal columns, by falling variance.
     variances : ndarray of shape (r,), float64
         Of the rows along each direction.
+    of_all_rows : bool
+        False where some rows stand for all. ``error`` is then that of these rows, and that of the others is larger.
     """
 
     mean: np.ndarray
     deviation: np.ndarray
     directions: np.ndarray
     variances: np.ndarray
+    of_all_rows: bool = True
 
     @property
     def total(self) -> float:
@@ -124,11 +127,17 @@ def principal_components(
         As for ``loss_and_gradient_of``.
     """
     columns = source.shape[1]
-    centre = np.zeros(columns)
-    if shift is None:  # without which a large mean would swallow the spread
-        shift = centre = np.nan_to_num(source.column_statistics().mean)
+    centre = np.zeros(columns)  # of z, about which the moments are computed
+    if shift is None or missing:  # a large mean would swallow the spread; a missing cell counts as the mean
+        mean = _column_means(source, sample_weight)
+        centre = (mean - (0.0 if shift is None else shift)) * (1.0 if scale is None else scale)
+        shift = mean
     if columns > COLUMNS_MOST:
-        return _of_few_rows(source, most, centre, shift, scale, sample_weight) if source.is_local else None
+        return (
+            _of_few_rows(source, most, dtype, centre, shift, scale, sample_weight)
+            if source.is_local
+            else None
+        )
     linear = Parameters(Network((columns, columns), ("identity",), 1), dtype)
     _, gradient = loss_and_gradient_of(
         source,
@@ -153,12 +162,23 @@ def principal_components(
         variances, directions = variances[::-1], directions[:, ::-1]
     else:
         directions, variances, _ = _svd(covariance, most)
-    return _described(centre + mean, np.diagonal(covariance), directions, variances)
+    return _described(centre + mean, np.diagonal(covariance), directions, variances, dtype)
+
+
+def _column_means(source: Any, sample_weight: np.ndarray | None) -> np.ndarray:
+    """About the mean of each column: that of all rows whose weight is not 0, which may hold anything."""
+    if sample_weight is not None:
+        index = source.index
+        counted = np.flatnonzero(sample_weight) if index is None else index[sample_weight[index] > 0]
+        source = ArrayRows(source.array, index=counted)
+    means: np.ndarray = np.nan_to_num(source.column_statistics().mean)
+    return means
 
 
 def _of_few_rows(
     source: Any,
     most: int,
+    dtype: DType,
     centre: np.ndarray,
     shift: np.ndarray,
     scale: np.ndarray | None,
@@ -177,7 +197,9 @@ def _of_few_rows(
     if not np.isfinite(rows).all():
         return None
     _, singular, directions = _svd(rows, min(most, len(rows)))
-    return _described(centre + mean, np.square(rows).sum(axis=0), directions.T, np.square(singular))
+    variances = np.square(singular)
+    components = _described(centre + mean, np.square(rows).sum(axis=0), directions.T, variances, dtype)
+    return replace(components, of_all_rows=len(numbers) == len(source))
 
 
 def _svd(matrix: np.ndarray, most: int) -> Any:
@@ -188,10 +210,11 @@ def _svd(matrix: np.ndarray, most: int) -> Any:
 
 
 def _described(
-    mean: np.ndarray, variance: np.ndarray, directions: np.ndarray, variances: np.ndarray
+    mean: np.ndarray, variance: np.ndarray, directions: np.ndarray, variances: np.ndarray, dtype: DType
 ) -> PrincipalComponents:
     """Principal components without those that are rounding, and with signs that are the same everywhere."""
-    rank = int((variances > RANK_TOLERANCE * max(variances[0], 0.0)).sum())
+    least = float(np.finfo(dtype).tiny / np.finfo(dtype).eps)  # below, squares underflow in `dtype`
+    rank = int((variances > max(RANK_TOLERANCE * variances[0], least)).sum())
     directions = directions[:, :rank]
     largest = np.abs(directions).argmax(axis=0)
     signs = np.sign(directions[largest, np.arange(rank)])
@@ -222,7 +245,7 @@ def start_at_pca(
         directions, below = components.directions[:, :kept], factor
         to_columns = layer == last or (layer > network.code_layer and width >= n)
         if to_columns:
-            largest = max(components.deviation.max(), np.finfo(np.float32).tiny)
+            largest = components.deviation.max() if kept else 1.0
             factor = np.full(n, 1.0 if layer == last else spread / largest)
         else:
             factor = spread / np.sqrt(components.variances[:kept])

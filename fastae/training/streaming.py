@@ -31,7 +31,7 @@ def run_epoch(
     objective: Objective = PLAIN,
     **options: Any,
 ) -> np.ndarray:
-    """Go through all rows once.
+    """Go through all rows once or, where they are in memory, once for each epoch that `rates` are of.
 
     Parameters
     ----------

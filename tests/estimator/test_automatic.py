@@ -96,6 +96,13 @@ def test_what_was_chosen_is_an_attribute_and_printed(capsys):
     assert (model.auto_["learning_rate_init"], model.auto_["max_iter"]) == (0.003, 1)
 
 
+@pytest.mark.parametrize("rows", [20, 400])
+def test_the_rate_of_partial_fit_depends_on_neither_max_iter_nor_the_rows_of_a_call(rows):
+    for max_iter in ("auto", 1):
+        model = Autoencoder(3, max_iter=max_iter, random_state=0).partial_fit(X[:rows])
+        assert model.auto_["learning_rate_init"] == 0.003
+
+
 def test_the_code_holds_nine_tenths_of_the_variance():
     variances = PCA().fit(X / X.std(0)).explained_variance_ratio_.cumsum()
     (units,) = Autoencoder(random_state=0).fit(X).auto_["hidden_layer_sizes"]
@@ -120,9 +127,36 @@ def test_the_error_is_compared_with_that_of_the_mean_and_of_pca():
     assert model.partial_fit(X).error_over_pca_ is None
 
 
+@pytest.mark.parametrize("missing", [None, "mask"])
+def test_rows_that_are_alike_have_no_error_to_compare_with(missing):
+    alike = np.tile(RNG.normal(size=6), (50, 1))
+    if missing:
+        alike[RNG.random(alike.shape) < 0.1] = np.nan
+    model = Autoencoder(
+        (5, 2), activation="relu", missing=missing, dtype="float32", max_iter=3, random_state=0
+    )
+    model.fit(alike, sample_weight=RNG.random(50))
+    assert model.error_over_mean_ is model.error_over_pca_ is None
+    assert np.array_equal(model.shift_, np.nanmax(alike, axis=0))
+
+
+def test_pca_of_some_of_the_rows_is_no_measure():
+    noise = RNG.normal(size=(1300, 4100)).astype(
+        "f4"
+    )  # which 256 components of 1024 rows fit better than those of all
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        model = Autoencoder(256, output_layer=False, max_iter=1, random_state=0).fit(noise)
+    assert model.error_over_mean_ < 1
+    assert model.error_over_pca_ is None
+
+
 def test_a_model_worse_than_pca_says_so():
     with pytest.warns(ConvergenceWarning, match=r"error is \d+\.\d times that of PCA .*learning_rate_init"):
         Autoencoder(3, scale=None, random_state=0).fit(X * 100 + 1e6)
+    holes = np.where(RNG.random(X.shape) < 0.2, np.nan, X)
+    with pytest.warns(ConvergenceWarning, match="or set scale='standard', with which a missing cell"):
+        Autoencoder(4, scale="minmax", missing="mask", max_iter=20, random_state=0).fit(holes)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Autoencoder(3, noise="mask", noise_level=0.5, random_state=0).fit(X)

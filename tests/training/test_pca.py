@@ -36,7 +36,7 @@ def test_components_are_those_of_scikit_learn(dtype, tolerance):
     assert ours.error(9) == pytest.approx(0, abs=tolerance * scale)
 
 
-def test_components_follow_scale_weights_and_missing_cells():
+def test_components_follow_scale_and_weights():
     scale, weight = np.linspace(0.5, 2, 9), RNG.integers(0, 3, len(X)).astype(float)
     weighted = components_of(X, shift=X.mean(0), scale=scale, sample_weight=weight)
     repeated = PCA().fit(np.repeat((X - X.mean(0)) * scale, weight.astype(int), axis=0))
@@ -44,11 +44,20 @@ def test_components_follow_scale_weights_and_missing_cells():
     np.testing.assert_allclose(
         weighted.variances, repeated.explained_variance_ * (count - 1) / count, rtol=1e-9
     )
-    holes = X - X.mean(0)
-    holes[RNG.random(X.shape) < 0.1] = np.nan
-    missing = components_of(holes, shift=np.zeros(9), missing=True)
-    filled = components_of(np.nan_to_num(holes), shift=np.zeros(9))
-    np.testing.assert_allclose(missing.variances, filled.variances, rtol=1e-9)
+
+
+def test_a_missing_cell_counts_as_the_mean_and_a_row_of_weight_0_as_nothing():
+    holes = np.where(RNG.random(X.shape) < 0.2, np.nan, X)
+    least, spread = np.nanmin(holes, axis=0), np.nanmax(holes, axis=0) - np.nanmin(holes, axis=0)
+    scaled = (holes - least) / spread
+    ours = components_of(holes, shift=least, scale=1 / spread, missing=True)
+    filled = components_of(np.where(np.isnan(scaled), np.nanmean(scaled, axis=0), scaled))
+    np.testing.assert_allclose(ours.variances, filled.variances, rtol=1e-9)
+    np.testing.assert_allclose(ours.mean, np.nanmean(scaled, axis=0), rtol=1e-9)
+    weight, strange = np.repeat([1.0, 0.0], 350), X.copy()
+    strange[350:] = 1e30
+    ours = components_of(strange, sample_weight=weight)
+    np.testing.assert_allclose(ours.variances, components_of(X[:350]).variances, rtol=1e-9)
 
 
 def test_components_are_those_of_a_file_and_of_any_number_of_threads(tmp_path):
@@ -106,6 +115,15 @@ def test_units_beyond_the_rank_are_drawn_at_random():
     assert not first["W2"][2:].any()
 
 
+@pytest.mark.filterwarnings("error")
+def test_rows_too_close_together_for_the_dtype_have_no_components():
+    components = components_of(X * 1e-20, dtype=np.float32)
+    assert components.directions.shape == (9, 0)
+    params = start_at_pca(network((9, 6, 3, 6, 9, 9), "tanh", 2), components, 0, np.float32)
+    assert np.abs(params.flat).max() < 10
+    assert components_of(X * 1e-20).directions.shape == (9, 9)
+
+
 def test_more_columns_than_a_matrix_may_have_go_by_some_of_the_rows(tmp_path):
     wide = RNG.normal(size=(80, 6)) @ RNG.normal(size=(6, 5000)) + 0.01 * RNG.normal(size=(80, 5000)) + 9
     wide = wide.astype("f4")
@@ -121,8 +139,10 @@ def test_more_columns_than_a_matrix_may_have_go_by_some_of_the_rows(tmp_path):
     weight = RNG.integers(0, 3, 80)
     weighted = components_of(wide, 4, np.float32, sample_weight=weight.astype(float))
     np.testing.assert_allclose(weighted.deviation, np.repeat(wide, weight, axis=0).std(0), rtol=1e-3)
-    many = np.concatenate([wide] * 20)
-    np.testing.assert_allclose(components_of(many, 4, np.float32).variances, of_file.variances, rtol=0.1)
+    many = components_of(np.concatenate([wide] * 20), 4, np.float32)
+    np.testing.assert_allclose(many.variances, of_file.variances, rtol=0.1)
+    assert of_file.of_all_rows
+    assert not many.of_all_rows
 
 
 def test_the_last_layer_must_be_linear():

@@ -124,7 +124,7 @@ class Task:
         hidden = data_set.hidden or (max(X.shape[1] // 4, 1),)
         model = fastae.Autoencoder(hidden, **data_set.settings)
         network = model._network(X.shape[1], hidden)
-        budget = budget_of(model, m, max(network.widths), ROWS_PER_STEP)
+        budget = budget_of(model, m, network.widths, ROWS_PER_STEP)
         return cls(data_set, train.astype(np.float32), test.astype(np.float32), hidden, network, budget)
 
     @property
@@ -150,7 +150,7 @@ class Task:
     def rate(self, steps: int) -> float:
         """fastae's automatic learning rate for so many steps."""
         model = self.model(max(1, round(steps / self.steps_per_epoch)), 0)
-        return budget_of(model, len(self.train), max(self.network.widths), ROWS_PER_STEP).rate
+        return budget_of(model, len(self.train), self.network.widths, ROWS_PER_STEP).rate
 
     def error(self, reconstruct: Callable[[np.ndarray], np.ndarray]) -> float:
         """Mean squared error of the cells of the held-out rows."""

@@ -72,8 +72,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         stop. "cosine" lowers it to 0 along half a cosine over `max_iter` epochs. Not used by "lbfgs".
     learning_rate_init : float or "auto", default "auto"
         Learning rate of the first step. "auto": 0.03, or 0.01 for "sgd", times min(1, 64 / w)^(2/3) for a widest
-        layer of w units, and for "cosine" from "pca" times s / 1000 for fewer than 1000 steps s. In ``partial_fit``,
-        "cosine" keeps a tenth of the rate, for any number of steps.
+        layer of w units, times min(1, 3 / l)^2 for l layers, and for "cosine" from "pca" times s / 1000 for fewer than
+        1000 steps s. In ``partial_fit``, "cosine" keeps a tenth of the rate, for any number of steps.
     power_t : float, default 0.5
         Exponent of "invscaling".
     max_iter : int or "auto", default "auto"
@@ -157,8 +157,9 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         where all rows are alike, and after ``partial_fit``. Of more than 4096 columns, the latter error is estimated
         from 1024 rows; it is None where these are on several machines.
     error_over_pca_ : float or None
-        The same divided by the error of PCA with as many components as code units: below 1, the model beats PCA. None
-        where that error is 0, where `error_over_mean_` is None, and for more than 1024 rows of more than 4096 columns.
+        The same divided by the error of PCA with as many components as the narrowest layer has units: below 1, the
+        model beats PCA. None where that error is 0, where `error_over_mean_` is None, and for more than 1024 rows of
+        more than 4096 columns.
     auto_ : dict
         The values of the settings that are "auto", by name.
     n_iter_ : int
@@ -271,7 +272,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             rows, validation = rows.split(self.validation_fraction, int(seed[2]))
             validation_weight = weight
         components = self._start(rows, seed[0], weight)
-        budget = budget_of(self, len(rows), max(self.network_.widths), rows.default_batch_size)
+        budget = budget_of(self, len(rows), self.network_.widths, rows.default_batch_size)
         self.auto_ = self._chosen(budget)
         if self.verbose and self.auto_:
             chosen = (f"{name}={value}" for name, value in self.auto_.items() if value is not None)
@@ -347,7 +348,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             self.params_, self._state = self.params_.copy(), self._state.copy()
         seed = int(self._seeds[1]) + self._state.epochs
         curve = [] if first else self.loss_curve_
-        budget = budget_of(self, len(rows), max(self.network_.widths), rows.default_batch_size, ends=False)
+        budget = budget_of(self, len(rows), self.network_.widths, rows.default_batch_size, ends=False)
         self.auto_ = self._chosen(budget)
         optimizer = self._optimizer(budget.rate, len(rows), -(-len(rows) // budget.batch_size), None)
         history = self._train(rows, weight, budget, optimizer, epochs=1, seed=seed)
@@ -441,7 +442,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         """Set how large the error of the training rows is next to that of the mean, and of PCA."""
         self.error_over_mean_ = self.error_over_pca_ = None
         if components is not None:
-            pca = components.error(self._n_features_out)
+            pca = components.error(min(self.network_.widths))
             if components.total > 0:
                 self.error_over_mean_ = 2 * loss / components.total
             if components.of_all_rows and pca > RANK_TOLERANCE * components.total:

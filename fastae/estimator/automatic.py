@@ -3,6 +3,7 @@
 The figures were chosen on 24 real data sets; docs/choosing.md has the tables.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Any
@@ -19,6 +20,7 @@ WIDTH = 64
 ROWS_PER_STEP = 128
 ITERATIONS = 1000  # of L-BFGS
 RATE, SGD_RATE = 0.03, 0.01
+LAYERS = 3  # for these rates; in deeper networks, a step changes more layers at once
 ENOUGH_STEPS = 1000  # for these rates, from the start at PCA
 UNENDING = 0.1  # share of these rates where a cosine has no end to fall to
 CODE_VARIANCE = 0.9  # share of the variance that as many components as an automatic code has units hold
@@ -50,22 +52,24 @@ class Budget:
     rate: float
 
 
-def budget_of(model: Any, rows: int, widest: int, default_batch: int, *, ends: bool = True) -> Budget:
+def budget_of(
+    model: Any, rows: int, widths: Sequence[int], default_batch: int, *, ends: bool = True
+) -> Budget:
     """The budget of a fit of `model`, whose own settings come first.
 
     Parameters
     ----------
     rows : int
         m.
-    widest : int
-        Units of the network's widest layer.
+    widths : sequence of int
+        Of the network: n, and the units of each layer.
     default_batch : int
         Rows per step that suit where the rows are.
     ends : bool, default True
         Whether the end of training is known. If not, this is the budget of the next epoch.
     """
     # Narrow layers take little time; in wide ones, a step changes more weights at once
-    narrowing = WIDTH / widest
+    narrowing, layers = WIDTH / max(widths), len(widths) - 1
     most = max(min(round(STEPS * (narrowing if narrowing > 1 else sqrt(narrowing))), STEPS_MOST), 1)
     batch = model.batch_size
     if batch == "auto":
@@ -79,7 +83,7 @@ def budget_of(model: Any, rows: int, widest: int, default_batch: int, *, ends: b
     rate = model.learning_rate_init
     if rate == "auto":
         rate = SGD_RATE if model.solver == "sgd" else RATE
-        rate *= min(narrowing, 1.0) ** (2 / 3)
+        rate *= min(narrowing, 1.0) ** (2 / 3) * min(LAYERS / layers, 1.0) ** 2
         if model.learning_rate == "cosine" and not ends:
             rate *= UNENDING  # it will not fall
         elif model.learning_rate == "cosine" and model.init == "pca":

@@ -43,22 +43,33 @@ class Asked:
     ],
 )
 def test_the_budget_grows_with_rows_and_falls_with_columns(rows, widest, steps, batch, epochs, rate):
-    budget = budget_of(Asked(), rows, widest, min(128, rows))
+    budget = budget_of(Asked(), rows, (widest, 2, widest, widest), min(128, rows))
     assert (budget.batch_size, budget.epochs, budget.rate) == (batch, epochs, rate)
     assert budget.steps == pytest.approx(steps, abs=1)
 
 
+WIDTHS = (64, 16, 64, 64)
+
+
+def test_deep_networks_take_smaller_rates():
+    deep = (64, 32, 16, 32, 64, 64)
+    assert budget_of(Asked(), 10_000, deep, 128).rate == 0.011  # 0.03 (3 / 5)^2
+    assert budget_of(Asked(), 10_000, (64, 16, 64), 128).rate == 0.03
+
+
 def test_what_the_user_sets_is_taken_and_the_rest_follows():
     asked = Asked(batch_size=2048, learning_rate_init=0.5)
-    budget = budget_of(asked, 100_000, 64, 128)
+    budget = budget_of(asked, 100_000, WIDTHS, 128)
     assert (budget.batch_size, budget.rate) == (2048, 0.5)
     assert budget.epochs == round(2750 / 49)  # four times fewer steps for batches sixteen times as large
-    assert budget_of(Asked(max_iter=7), 100_000, 64, 128).epochs == 7
-    assert budget_of(Asked(max_iter=7), 1000, 64, 128).rate == 0.0017  # 56 steps do not take it far from PCA
-    assert budget_of(Asked(max_iter=7, init="random"), 1000, 64, 128).rate == 0.03
-    assert budget_of(Asked(solver="sgd"), 100_000, 64, 128).rate == 0.01
-    assert budget_of(Asked(solver="lbfgs"), 100_000, 64, 128).epochs == 1000
-    assert budget_of(Asked(batch_size=500), 20, 64, 20).batch_size == 20
+    assert budget_of(Asked(max_iter=7), 100_000, WIDTHS, 128).epochs == 7
+    assert (
+        budget_of(Asked(max_iter=7), 1000, WIDTHS, 128).rate == 0.0017
+    )  # 56 steps do not take it far from PCA
+    assert budget_of(Asked(max_iter=7, init="random"), 1000, WIDTHS, 128).rate == 0.03
+    assert budget_of(Asked(solver="sgd"), 100_000, WIDTHS, 128).rate == 0.01
+    assert budget_of(Asked(solver="lbfgs"), 100_000, WIDTHS, 128).epochs == 1000
+    assert budget_of(Asked(batch_size=500), 20, WIDTHS, 20).batch_size == 20
 
 
 def test_patience_goes_with_the_schedule():
@@ -149,6 +160,12 @@ def test_pca_of_some_of_the_rows_is_no_measure():
         model = Autoencoder(256, output_layer=False, max_iter=1, random_state=0).fit(noise)
     assert model.error_over_mean_ < 1
     assert model.error_over_pca_ is None
+
+
+def test_the_narrowest_layer_is_what_pca_is_compared_with():
+    model = Autoencoder((5, 2, 7), random_state=0).fit(X)
+    residual = 12 * (1 - PCA(2).fit(X / X.std(0)).explained_variance_ratio_.sum())
+    assert model.error_over_pca_ == pytest.approx(model.error_over_mean_ * 12 / residual, rel=1e-6)
 
 
 def test_a_model_worse_than_pca_says_so():

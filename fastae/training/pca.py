@@ -166,13 +166,21 @@ def principal_components(
 
 
 def _column_means(source: Any, sample_weight: np.ndarray | None) -> np.ndarray:
-    """About the mean of each column: that of all rows whose weight is not 0, which may hold anything."""
-    if sample_weight is not None:
-        index = source.index
-        counted = np.flatnonzero(sample_weight) if index is None else index[sample_weight[index] > 0]
-        source = ArrayRows(source.array, index=counted)
-    means: np.ndarray = np.nan_to_num(source.column_statistics().mean)
-    return means
+    """The weighted mean of each column over its cells that are not NaN; rows of weight 0 may hold anything."""
+    if sample_weight is None:
+        return np.asarray(np.nan_to_num(source.column_statistics().mean))
+    index = source.index
+    counted = np.flatnonzero(sample_weight) if index is None else index[sample_weight[index] > 0]
+    weight, _ = in_units(sample_weight[counted])
+    rows = ArrayRows(source.array, index=counted)
+    about = np.nan_to_num(rows.column_statistics().mean)  # so that the mean of equal cells is exact
+    sums, totals, first = np.zeros(rows.shape[1]), np.zeros(rows.shape[1]), 0
+    for part in rows.slices():
+        of_rows = weight[first : first + len(part), np.newaxis]
+        there, first = ~np.isnan(part), first + len(part)
+        sums += np.where(there, (part - about) * of_rows, 0.0).sum(axis=0)
+        totals += (there * of_rows).sum(axis=0)
+    return np.asarray(about + sums / np.where(totals > 0, totals, 1.0))
 
 
 def _of_few_rows(

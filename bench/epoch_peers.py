@@ -82,6 +82,20 @@ def by_torch(X: np.ndarray, dense: dict[str, np.ndarray], batch: int) -> Epochs:
     return epochs
 
 
+def step_of_adam(state: Any, gradient: Any, rate: Any, beta_2: Any) -> Any:
+    """In JAX: (parameters, both moments, steps) after one more step."""
+    import jax
+    import jax.numpy as jnp
+
+    p, u, s, t = state
+    t = t + 1
+    u = jax.tree.map(lambda a, b: BETA_1 * a + (1 - BETA_1) * b, u, gradient)
+    s = jax.tree.map(lambda a, b: beta_2 * a + (1 - beta_2) * b * b, s, gradient)
+    rate = rate * jnp.sqrt(1 - beta_2**t) / (1 - BETA_1**t)
+    p = jax.tree.map(lambda a, b, c: a - rate * b / (jnp.sqrt(c) + EPSILON), p, u, s)
+    return p, u, s, t
+
+
 def by_jax(X: np.ndarray, dense: dict[str, np.ndarray], batch: int) -> Epochs:
     """A jitted JAX scan over the batches."""
     import jax
@@ -95,14 +109,7 @@ def by_jax(X: np.ndarray, dense: dict[str, np.ndarray], batch: int) -> Epochs:
         return jnp.sum((h2 @ p["W3"] + p["b3"] - x) ** 2) / (2 * x.shape[0])
 
     def step(state: Any, x: Any) -> Any:
-        p, u, s, t = state
-        g = jax.grad(cost)(p, x)
-        t = t + 1
-        u = jax.tree.map(lambda a, b: BETA_1 * a + (1 - BETA_1) * b, u, g)
-        s = jax.tree.map(lambda a, b: BETA_2 * a + (1 - BETA_2) * b * b, s, g)
-        rate = RATE * jnp.sqrt(1 - BETA_2**t) / (1 - BETA_1**t)
-        p = jax.tree.map(lambda a, b, c: a - rate * b / (jnp.sqrt(c) + EPSILON), p, u, s)
-        return (p, u, s, t), None
+        return step_of_adam(state, jax.grad(cost)(state[0], x), RATE, BETA_2), None
 
     run = jax.jit(lambda state: jax.lax.scan(step, state, batches)[0])
     first = {name: jnp.asarray(array) for name, array in dense.items()}

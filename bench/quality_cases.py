@@ -129,7 +129,7 @@ class Task:
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.train) // self.budget.batch_size)
+        return self.budget.steps_per_epoch
 
     @property
     def unit(self) -> int:

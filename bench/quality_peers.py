@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastae
+from fastae.bench.epoch_peers import BETA_1, EPSILON, step_of_adam
 from fastae.bench.quality_cases import Task
 from fastae.training.pca import PrincipalComponents, start_at_pca
 
 Reconstruct = Callable[[np.ndarray], np.ndarray]
 Advance = Callable[[int], Reconstruct]
-BETA_1, BETA_2, DEFAULT_BETA_2, EPSILON = 0.9, 0.99, 0.999, 1e-8
+BETA_2, DEFAULT_BETA_2 = 0.99, 0.999
 DEFAULT_RATE = 0.001
 
 
@@ -222,15 +223,8 @@ def _jax_steps(activations: tuple[str, ...], widths: tuple[int, ...], m: int, st
 
     def run(state: Any, X: Any, order: Any, rates: Any, beta_2: Any) -> Any:
         def step(state: Any, of_step: Any) -> Any:
-            p, u, s, t = state
             rows, rate = of_step
-            g = jax.grad(cost)(p, X[rows])
-            t = t + 1
-            u = jax.tree.map(lambda a, b: BETA_1 * a + (1 - BETA_1) * b, u, g)
-            s = jax.tree.map(lambda a, b: beta_2 * a + (1 - beta_2) * b * b, s, g)
-            rate = rate * jnp.sqrt(1 - beta_2**t) / (1 - BETA_1**t)
-            p = jax.tree.map(lambda a, b, c: a - rate * b / (jnp.sqrt(c) + EPSILON), p, u, s)
-            return (p, u, s, t), None
+            return step_of_adam(state, jax.grad(cost)(state[0], X[rows]), rate, beta_2), None
 
         return jax.lax.scan(step, state, (order, rates))[0]
 

@@ -8,6 +8,7 @@ kept.py                                 columns that are carried along with the 
 read_ahead.py                           the next chunk is read while one is in use
 row_source.py                           RowSource, what training and models ask of any rows; Rows, read by this process
 columns.py                              columns by name: kept, dropped, refused, compared
+weighted.py                             rows with weights: those that count, weighted mean and deviation
 column_statistics.py                    mean, spread and range of each column, in one pass
 """
 

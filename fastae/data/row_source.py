@@ -361,6 +361,10 @@ class ArrayRows(Rows):
         self.bounds = np.array([0, len(self)])
         self.chunk_bytes = max(len(self) * self.shape[1] * self.dtype.itemsize, 1)
 
+    def of_array(self, values: np.ndarray) -> np.ndarray:
+        """Those of `values`, one for each row of the array, that belong to these rows."""
+        return values if self.index is None else values[self.index]
+
     def read(self, piece: int, out: np.ndarray) -> None:  # noqa: D102
         out[:] = self.resident()
 

@@ -284,7 +284,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
                 rows,
                 weight,
                 budget,
-                self._optimizer(budget.rate, len(rows), -(-len(rows) // budget.batch_size), budget.epochs),
+                self._optimizer(budget),
                 epochs=budget.epochs,
                 seed=int(seed[1]),
                 validate=validate,
@@ -350,8 +350,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         curve = [] if first else self.loss_curve_
         budget = budget_of(self, len(rows), self.network_.widths, rows.default_batch_size, ends=False)
         self.auto_ = self._chosen(budget)
-        optimizer = self._optimizer(budget.rate, len(rows), -(-len(rows) // budget.batch_size), None)
-        history = self._train(rows, weight, budget, optimizer, epochs=1, seed=seed)
+        history = self._train(rows, weight, budget, self._optimizer(budget, ends=False), epochs=1, seed=seed)
         history.loss = curve + history.loss
         self._finish(history)
         self.error_over_mean_ = self.error_over_pca_ = None
@@ -452,7 +451,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         """A function that gives the loss of these rows at given parameters."""
         if weight is not None:
             local = cast(ArrayRows, rows)
-            chosen = weight if local.index is None else weight[local.index]
+            chosen = local.of_array(weight)
             if not chosen.any():
                 raise ValueError("sample_weight is zero in every row that early_stopping sets aside")
             chosen, _ = in_units(chosen)

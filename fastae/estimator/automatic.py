@@ -51,6 +51,11 @@ class Budget:
     epochs: int
     rate: float
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that hold all rows."""
+        return ceil(self.rows / self.batch_size)
+
 
 def budget_of(
     model: Any, rows: int, widths: Sequence[int], default_batch: int, *, ends: bool = True

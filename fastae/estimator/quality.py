@@ -49,7 +49,7 @@ def warn_if_unfinished(model: Any, budget: Budget) -> None:
     last = min(10, len(curve) // 2)
     if model.learning_rate == "cosine" and model.solver != "lbfgs":
         # The loss settles as the rate falls to 0, however few the steps are; so their number counts as well.
-        steps = model.n_iter_ * -(-budget.rows // budget.batch_size)
+        steps = model.n_iter_ * budget.steps_per_epoch
         if steps >= _FEW * budget.steps:
             return
         last = len(curve) // 2

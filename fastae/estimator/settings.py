@@ -14,6 +14,7 @@ import numpy.typing as npt
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 
 from fastae import optimizers
+from fastae.estimator.automatic import Budget
 from fastae.estimator.sklearn_types import BaseEstimator
 from fastae.network import Activation, DType
 from fastae.objective import Noise, Objective
@@ -138,18 +139,16 @@ class Settings(BaseEstimator):
     def _in_bfloat16(self) -> bool:
         return isinstance(self.dtype, str) and self.dtype == "bfloat16"
 
-    def _optimizer(
-        self, first_rate: float, rows: int, steps_per_epoch: int, epochs: int | None
-    ) -> optimizers.Optimizer:
-        """The optimizer, with its schedule over so many epochs; None: training has no end."""
-        rate: float | optimizers.Schedule = first_rate
+    def _optimizer(self, budget: Budget, *, ends: bool = True) -> optimizers.Optimizer:
+        """The optimizer, with its schedule over the epochs of `budget`, or without a known end."""
+        rate: float | optimizers.Schedule = budget.rate
         if self.learning_rate == "invscaling":
 
             def rate(step: npt.NDArray[np.int64]) -> npt.ArrayLike:
-                return first_rate / (step // steps_per_epoch * rows + 1.0) ** self.power_t
+                return budget.rate / (step // budget.steps_per_epoch * budget.rows + 1.0) ** self.power_t
 
-        elif self.learning_rate == "cosine" and epochs is not None:
-            rate = optimizers.cosine(first_rate, epochs * steps_per_epoch)
+        elif self.learning_rate == "cosine" and ends:
+            rate = optimizers.cosine(budget.rate, budget.epochs * budget.steps_per_epoch)
         if self.solver == "sgd":
             return optimizers.SGD(
                 learning_rate=rate,

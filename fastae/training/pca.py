@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastae.checks import in_units
-from fastae.data.row_source import ArrayRows, Rows, RowSource
+from fastae.data.row_source import Rows, RowSource
+from fastae.data.weighted import counted, weighted_moments
 from fastae.engine.engine import Engine
 from fastae.network import Activation, DType, Network, Parameters
 from fastae.objective import Objective
@@ -93,9 +94,10 @@ def loss_and_gradient_of(
 ) -> tuple[float, Parameters]:
     """``Engine.loss_and_gradient`` over any kind of ``RowSource``, as ``train_on`` trains on it."""
     rows: Rows = source.loaded()
-    data: dict[str, Any] = {} if sample_weight is None else {"sample_weight": sample_weight}
     engine = Engine(params.network, n_threads, params.dtype)
-    return loss_and_gradient(engine, params, rows, shift=shift, scale=scale, objective=objective, **data)
+    return loss_and_gradient(
+        engine, params, rows, shift=shift, scale=scale, objective=objective, sample_weight=sample_weight
+    )
 
 
 def principal_components(
@@ -168,19 +170,11 @@ def principal_components(
 def _column_means(source: Any, sample_weight: np.ndarray | None) -> np.ndarray:
     """The weighted mean of each column over its cells that are not NaN; rows of weight 0 may hold anything."""
     if sample_weight is None:
-        return np.asarray(np.nan_to_num(source.column_statistics().mean))
-    index = source.index
-    counted = np.flatnonzero(sample_weight) if index is None else index[sample_weight[index] > 0]
-    weight, _ = in_units(sample_weight[counted])
-    rows = ArrayRows(source.array, index=counted)
-    about = np.nan_to_num(rows.column_statistics().mean)  # so that the mean of equal cells is exact
-    sums, totals, first = np.zeros(rows.shape[1]), np.zeros(rows.shape[1]), 0
-    for part in rows.slices():
-        of_rows = weight[first : first + len(part), np.newaxis]
-        there, first = ~np.isnan(part), first + len(part)
-        sums += np.where(there, (part - about) * of_rows, 0.0).sum(axis=0)
-        totals += (there * of_rows).sum(axis=0)
-    return np.asarray(about + sums / np.where(totals > 0, totals, 1.0))
+        mean = source.column_statistics().mean
+    else:
+        rows, weight = counted(source, sample_weight)
+        mean, _ = weighted_moments(rows, weight, rows.column_statistics())
+    return np.asarray(np.nan_to_num(mean))
 
 
 def _of_few_rows(
@@ -197,8 +191,7 @@ def _of_few_rows(
     rows = np.nan_to_num((np.asarray(source.take(numbers)) - shift) * (1.0 if scale is None else scale))
     weight = np.ones(len(rows))
     if sample_weight is not None:
-        index = getattr(source, "index", None)
-        weight, _ = in_units((sample_weight if index is None else sample_weight[index])[numbers])
+        weight, _ = in_units(source.of_array(sample_weight)[numbers])
     weight = weight / weight.sum()
     mean = weight @ rows
     rows = (rows - mean) * np.sqrt(weight)[:, np.newaxis]

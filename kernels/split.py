@@ -1,13 +1,27 @@
-"""How a job is divided into items: the rows of a step into shards, the flat buffers into stretches.
+"""How a step is divided into items. The split depends only on the job, never on the number of threads.
 
-The split depends only on the job, never on the number of threads. Here `n_parameters` is the size of a flat
-buffer, and `multiple` is job.row_multiple, the rows of whole register tiles.
+There are two ways (job.cut), which ``by_weights`` chooses between:
+
+    BY_ROWS       The rows are cut into *shards*. A shard goes through the network tile by tile, and all that is known of
+                  its rows stays in its thread's cache. It has a gradient of its own, and these are added up. For that,
+                  the flat buffers are cut into *stretches*.
+    BY_WEIGHTS    The rows go through the network in *bands*, and activations and deltas are kept. Then the weights are
+                  cut into *patches*, each of which computes its gradient from all rows and updates its weights at once:
+                  no gradient is stored or added up. So that memory does not grow with the batch, rows are kept for one
+                  *slab* of the batch at a time; the gradient is then added up slab by slab, in place.
+
+A *round* is what lies between two hand-overs of rows: a slab, or for BY_ROWS a whole step.
+
+Shards suit few weights and many rows, because a shard costs as much memory traffic as there are weights, and there are
+few shards. Bands and patches suit many weights and few rows, because all that a row is worth is written and read again.
+
+Here `n_parameters` is the size of a flat buffer, and `multiple` is job.row_multiple, the rows of whole register tiles.
 """
 
 from functools import lru_cache
 
 from fastae.kernels.compiler import callee
-from fastae.kernels.job import CODE, SHARD, TRANSPOSE, UPDATE
+from fastae.kernels.job import BY_WEIGHTS, CODE, ROWS, TRANSPOSE, WEIGHTS
 
 STRETCH = 2048  # weights of a stretch at most
 SHARDS_MOST = 32
@@ -15,6 +29,13 @@ SHARD_FLOPS = (
     1_600_000  # least work of a shard of fewer than 512 rows; this and the following: see shard_rows
 )
 ROWS_OF_MANY, ROWS_OF_4, ROWS_OF_2, ROWS_OF_LARGE = 512, 96, 16, 8
+
+SLAB = 512  # rows of a slab at most
+BAND = 32  # rows of a band
+BANDS_MOST = SLAB // 16
+ROWS_ITEMS_MOST = max(SHARDS_MOST, BANDS_MOST)
+PATCH_BLOCKS = 3  # blocks of columns of a patch at most: the widest register tile
+PATCH_ROWS = 256  # rows of W in a patch at most
 
 
 @callee
@@ -27,6 +48,9 @@ def round_up(count, multiple):  # type: ignore[no-untyped-def]
 def in_blocks(columns, lanes):  # type: ignore[no-untyped-def]
     """The number of blocks, of `lanes` columns each, that hold `columns` columns."""
     return (columns + lanes - 1) // lanes
+
+
+# -- by rows: shards and stretches ------------------------------------------------------------------------------------
 
 
 @callee
@@ -68,17 +92,6 @@ def most_shards(rows: int, batch: int, n_parameters: int, multiple: int) -> int:
 
 
 @callee
-def rows_in_step(job, step):  # type: ignore[no-untyped-def]
-    """First row and row count of a step's batch. Steps go through the rows batch by batch, epoch after epoch.
-
-    Where `index` holds an order for each epoch, rows are counted through all of it.
-    """
-    per_epoch = (job.rows + job.batch - 1) // job.batch
-    epoch, first = step // per_epoch, step % per_epoch * job.batch
-    return epoch % job.orders * job.rows + first, min(job.batch, job.rows - first)
-
-
-@callee
 def stretches(plan, lanes):  # type: ignore[no-untyped-def]
     """The number of stretches of the flat buffers. Each holds whole squares of lanes x lanes weights of one layer."""
     most = STRETCH // (lanes * lanes)
@@ -108,26 +121,132 @@ def stretch(plan, item, lanes):  # type: ignore[no-untyped-def]
     return 0, 0, 0, 0, 0
 
 
-@callee
-def rows_of_shard(job, step, item):  # type: ignore[no-untyped-def]
-    """First row and row count of a shard of a step."""
-    first, rows = rows_in_step(job, step)
-    each = shard_rows(rows, job.n_parameters, job.row_multiple)
-    return first + each * item, min(each, rows - each * item)
+# -- by weights: slabs, bands and patches -----------------------------------------------------------------------------
 
 
 @callee
-def items_of(job, step, phase):  # type: ignore[no-untyped-def]
-    """The number of items of a phase of a step; 0 if the step does not have this phase."""
-    if phase == UPDATE or (phase == TRANSPOSE and step == 0):
-        return job.stretches
-    if phase == SHARD or (phase == CODE and job.sparse != 0):
-        _, rows = rows_in_step(job, step)
-        return shards_of(rows, job.n_parameters, job.row_multiple)
-    return 0
+def _patches_of(layer, lanes):  # type: ignore[no-untyped-def]
+    """(down, across): how many patches of a layer lie below each other, and side by side."""
+    down = in_blocks(round_up(layer.fan_in, lanes), PATCH_ROWS)
+    return down, in_blocks(in_blocks(layer.fan_out, lanes), PATCH_BLOCKS)
+
+
+@callee
+def patches(plan, lanes):  # type: ignore[no-untyped-def]
+    """The number of patches of a network."""
+    total = 0
+    for i in range(plan.shape[0]):
+        down, across = _patches_of(plan[i], lanes)
+        total += down * across
+    return total
+
+
+@callee
+def patch(plan, item, lanes):  # type: ignore[no-untyped-def]
+    """Where patch `item` lies: (layer, first block of rows of W, last + 1, first block of columns, last + 1).
+
+    A block of rows has `lanes` rows. Patches of a layer have as equal sizes as whole blocks allow.
+    """
+    for i in range(plan.shape[0]):
+        down, across = _patches_of(plan[i], lanes)
+        if item < down * across:
+            row, column = item % down, item // down
+            rows, columns = in_blocks(plan[i].fan_in, lanes), in_blocks(plan[i].fan_out, lanes)
+            return (
+                i,
+                row * rows // down,
+                (row + 1) * rows // down,
+                column * columns // across,
+                (column + 1) * columns // across,
+            )
+        item -= down * across
+    return 0, 0, 0, 0, 0
+
+
+@lru_cache(1024)
+def by_weights(batch: int, n_parameters: int) -> bool:
+    """Whether steps on `batch` rows are cut by weights."""
+    return FORCE if FORCE is not None else n_parameters > 10_000
+
+
+FORCE: bool | None = None
+
+
+def slab_height(rows: int, multiple: int) -> int:
+    """Rows of a slab in memory: an odd number of `multiple` rows, so that blocks do not all begin in the same cache set."""
+    return rows if rows // multiple % 2 else rows + multiple
+
+
+# -- rounds and items -------------------------------------------------------------------------------------------------
+
+
+@callee
+def rows_in_step(job, step):  # type: ignore[no-untyped-def]
+    """First row and row count of a step's batch. Steps go through the rows batch by batch, epoch after epoch.
+
+    Where `index` holds an order for each epoch, rows are counted through all of it.
+    """
+    per_epoch = (job.rows + job.batch - 1) // job.batch
+    epoch, first = step // per_epoch, step % per_epoch * job.batch
+    return epoch % job.orders * job.rows + first, min(job.batch, job.rows - first)
 
 
 @callee
 def epoch_of(job, step):  # type: ignore[no-untyped-def]
     """The number of a step's epoch."""
     return job.epoch + step // ((job.rows + job.batch - 1) // job.batch)
+
+
+@callee
+def step_of(job, round_):  # type: ignore[no-untyped-def]
+    """The step that a round belongs to."""
+    return round_ // job.slabs
+
+
+@callee
+def rows_in_round(job, round_):  # type: ignore[no-untyped-def]
+    """First row and row count of a round. A step of fewer rows than `batch` may have rounds without rows at its end."""
+    first, rows = rows_in_step(job, round_ // job.slabs)
+    if job.cut != BY_WEIGHTS:
+        return first, rows
+    before = min(round_ % job.slabs * job.slab, rows)
+    return first + before, min(job.slab, rows - before)
+
+
+@callee
+def is_last_round(job, round_):  # type: ignore[no-untyped-def]
+    """Whether a round holds the last rows of its step."""
+    if job.cut != BY_WEIGHTS:
+        return True
+    _, rows = rows_in_step(job, round_ // job.slabs)
+    return (round_ % job.slabs + 1) * job.slab >= rows
+
+
+@callee
+def rows_of_item(job, round_, phase, item):  # type: ignore[no-untyped-def]
+    """First row and row count of an item of ROWS or CODE: of a shard, or of a band."""
+    if job.cut == BY_WEIGHTS and phase == ROWS:
+        first, rows = rows_in_round(job, round_)
+        each = job.band
+    else:
+        first, rows = rows_in_step(job, round_ // job.slabs)
+        each = shard_rows(rows, job.n_parameters, job.row_multiple)
+    return first + each * item, min(each, rows - each * item)
+
+
+@callee
+def items_of(job, round_, phase):  # type: ignore[no-untyped-def]
+    """The number of items of a phase of a round; 0 if the round does not have this phase."""
+    if phase == TRANSPOSE:
+        return job.stretches if round_ == 0 else 0
+    if phase == WEIGHTS and job.cut != BY_WEIGHTS:
+        return job.stretches
+    _, rows = rows_in_round(job, round_)
+    if rows == 0 or (phase == CODE and (job.sparse == 0 or round_ % job.slabs != 0)):
+        return 0
+    if phase == WEIGHTS:
+        return job.patches
+    if job.cut == BY_WEIGHTS and phase == ROWS:
+        return in_blocks(rows, job.band)
+    _, rows = rows_in_step(job, round_ // job.slabs)
+    return shards_of(rows, job.n_parameters, job.row_multiple)

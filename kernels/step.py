@@ -61,10 +61,12 @@ import numpy as np
 
 from fastae.kernels import products
 from fastae.kernels.compiler import callee, inlined, kernel
-from fastae.kernels.cost import add_penalties, close_codes, close_shards
+from fastae.kernels.band import band_item
+from fastae.kernels.cost import add_penalties, close_codes, close_rows
 from fastae.kernels.infer import infer
 from fastae.kernels.job import (
     BUSY,
+    BY_WEIGHTS,
     CANCEL,
     CANCELLED,
     CLAIM,
@@ -83,15 +85,16 @@ from fastae.kernels.job import (
     OUTCOME,
     OVER,
     PHASES,
-    SHARD,
+    ROWS,
     STEPS_DONE,
     STEPS_TASK,
     TRANSPOSE,
-    UPDATE,
     WAITING,
+    WEIGHTS,
     Member,
 )
 from fastae.kernels.load import load_tile
+from fastae.kernels.patch import patch_item
 from fastae.kernels.shard import shard_item
 from fastae.kernels.simd import (
     array_at,
@@ -106,7 +109,7 @@ from fastae.kernels.simd import (
     restore_float_state,
     store_release,
 )
-from fastae.kernels.split import epoch_of, items_of, rows_of_shard
+from fastae.kernels.split import is_last_round, items_of, rows_of_item, step_of
 from fastae.kernels.stretch import transpose_item, update_item
 
 PRESENT = Member.present.offset  # type: ignore[attr-defined]  # bytes from a member's record to this field
@@ -121,8 +124,10 @@ HOLDING = -1
 ITEMS = {
     "load_at": load_tile,
     "shard_at": shard_item,
+    "band_at": band_item,
     "transpose_at": transpose_item,
     "update_at": update_item,
+    "patch_at": patch_item,
     "infer_at": infer,
 }
 
@@ -275,7 +280,7 @@ def _steps(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
 @inlined
 def _cancelled(control_at, phase_number):  # type: ignore[no-untyped-def]
     """Whether to stop in this phase: not in UPDATE, which would leave a step taken in part."""
-    return phase_number % PHASES != UPDATE and load_acquire(control_at + CANCEL) != 0
+    return phase_number % PHASES != WEIGHTS and load_acquire(control_at + CANCEL) != 0
 
 
 @inlined
@@ -328,16 +333,21 @@ def _claim(job, control_at, me, phase_number):  # type: ignore[no-untyped-def]
 @inlined
 def _process_item(job, job_at, me, me_at, work):  # type: ignore[no-untyped-def]
     """Process the item that this thread holds: True. If its quota was used up before the end of a shard: False."""
-    step, phase, item = me.held // PHASES, me.held % PHASES, me.item
+    round_, phase, item = me.held // PHASES, me.held % PHASES, me.item
+    by_weights = job.cut == BY_WEIGHTS
     if phase == TRANSPOSE:
         call_at(job.transpose_at, (work, job_at, item))
-    elif phase == UPDATE:
-        n_parts = job.n_parts if job.n_parts != 0 else items_of(job, step, SHARD)
-        call_at(job.update_at, (work, job_at, item, step, n_parts))
+    elif phase == WEIGHTS:
+        if by_weights:
+            call_at(job.patch_at, (work, job_at, item, round_))
+        else:
+            call_at(job.update_at, (work, job_at, item, round_))
     else:
-        first, rows = rows_of_shard(job, step, item)
-        shard = item, first, rows, epoch_of(job, step)
-        call_at(job.shard_at, (work, job_at, *shard, me_at, np.int64(phase == CODE)))
+        first, rows = rows_of_item(job, round_, phase, item)
+        if by_weights and phase == ROWS:
+            call_at(job.band_at, (work, job_at, item, first, rows, round_, me_at))
+        else:
+            call_at(job.shard_at, (work, job_at, item, first, rows, round_, me_at, np.int64(phase == CODE)))
         return me.progress == rows
     return True
 
@@ -345,21 +355,22 @@ def _process_item(job, job_at, me, me_at, work):  # type: ignore[no-untyped-def]
 @inlined
 def _finish_phase(job, control_at, phase_number, items):  # type: ignore[no-untyped-def]
     """After the last of a phase's items: combine what they computed, and open the next phase or end the steps."""
-    step, phase = phase_number // PHASES, phase_number % PHASES
+    round_, phase = phase_number // PHASES, phase_number % PHASES
+    step, is_last = step_of(job, round_), is_last_round(job, round_)
     control = array_at(control_at, (CONTROL_BYTES // 8,), np.int64)
     following = phase_number + 1
     control[DONE // 8] = 0
     if phase == CODE:
         close_codes(job, step, items)
-    elif phase == SHARD:
-        close_shards(job, step, items)
+    elif phase == ROWS:
+        close_rows(job, step, items, round_ % job.slabs == 0, is_last)
         losses = array_at(job.losses, (job.steps, 2), np.float64)
-        if job.optimizer != NONE and not np.isfinite(losses[step, 0]):
+        if job.optimizer != NONE and is_last and not np.isfinite(losses[step, 0]):
             control[OUTCOME // 8] = DIVERGED
             following = FINISHED_CLAIM
-    elif phase == UPDATE:
+    elif phase == WEIGHTS and is_last:
         if job.alpha > 0:
-            add_penalties(job, step)
+            add_penalties(job, step, items)
         control[STEPS_DONE // 8] = step + 1
         if step + 1 == job.steps:
             control[OUTCOME // 8] = COMPLETE

@@ -127,18 +127,19 @@ class Engine:
             start = layer["column_sums"]
             self._ones[start : start + layer["fan_out"]] = 1
         self._gradients = layout.aligned_zeros(0, dtype).reshape(0, size)
-        self._totals = np.zeros((split.SHARDS_MOST, 2))
-        stretches = int(split.stretches(self.plan, lanes))
-        self._norms = np.zeros(stretches)
+        self._totals = np.zeros((split.ROWS_ITEMS_MOST + 1, 2))
+        stretches, patches = int(split.stretches(self.plan, lanes)), int(split.patches(self.plan, lanes))
+        self._norms = np.zeros(max(stretches, patches))
         self._codes = np.zeros((split.SHARDS_MOST, code))
         self._slopes = jobs.padded(0.0, code, dtype)
-        self._blanks = {form: self._blank(form, transposed, stretches) for form in self._forms}
-        self._crew = Crew(work, max(stretches, split.SHARDS_MOST))
+        self._kept = self._deltas = self._band_sums = layout.aligned_zeros(0, dtype)
+        self._blanks = {form: self._blank(form, transposed, stretches, patches) for form in self._forms}
+        self._crew = Crew(work, max(stretches, patches, split.ROWS_ITEMS_MOST))
         self._thread_counts: dict[tuple[Any, ...], ThreadCount] = {}
         self._turn = Turn()
         _engines.add(self)
 
-    def _blank(self, form: Any, transposed: int, stretches: int) -> Job:
+    def _blank(self, form: Any, transposed: int, stretches: int, patches: int) -> Job:
         """The fields that all jobs in one form of products share; ``_new_job`` adds the addresses of functions."""
         return Job(
             plan=address(self.plan),
@@ -146,6 +147,9 @@ class Engine:
             code_layer=self.network.code_layer - 1,
             n_parameters=self._size,
             stretches=stretches,
+            patches=patches,
+            slabs=1,
+            stored_row=form.stored_row or 0,
             transposed=address(self._transposed),
             transposed_size=transposed,
             orders=1,
@@ -445,7 +449,9 @@ class Engine:
             raise ValueError(
                 f"index orders the rows of {len(chosen)} epochs, but rates are of {rates.size} steps of {batch} rows"
             )
-        job = self._new_job(self._form_for(batch, objective))
+        form = self._form_for(batch, objective)
+        job = self._new_job(form)
+        by_weights = form.stored_row is not None and self._split.by_weights(batch, self._size)
         alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
         unit = 1.0  # in which job.sample_weight is measured
         if sample_weight is not None:
@@ -462,13 +468,10 @@ class Engine:
         job.batch, job.first_row, job.as_sums = batch, first_row, sums
         job.weights = address(params.flat if self._weights is None else self._weights)
         with self._turn.take():
-            shards = self._split.most_shards(rows, batch, self._size, job.row_multiple)
-            if self._gradients.shape[0] < shards:
-                self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
-            job.gradients = address(self._gradients)
+            items = self._cut_by_weights(job, batch) if by_weights else self._cut_by_rows(job, rows, batch)
             flops = 6.0 * batch * self._size
-            # One shard is one item: other threads would find almost nothing to do, however many steps there are
-            alone = shards == 1 and flops < SMALL_JOB
+            # One item of rows: other threads would find almost nothing to do, however many steps there are
+            alone = items == 1 and flops < SMALL_JOB
             done, diverged = self._share(job, fields.TRANSPOSE, flops, rates.size, batch, alone=alone)
         if sums and unit != 1:
             losses *= unit
@@ -503,7 +506,7 @@ class Engine:
         jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
         job.alpha, job.n_parts, job.gradients = alpha, len(parts), address(parts)
         with self._turn.take():
-            self._run(job, fields.UPDATE, 1)
+            self._run(job, fields.WEIGHTS, 1)
         return float(losses[0, 0])
 
     # -- within -------------------------------------------------------------------------------------------------
@@ -564,6 +567,33 @@ class Engine:
             linear=self.network.activations[-1] == "identity",
             sparse=objective.sparsity_weight > 0,
         )
+
+    def _cut_by_rows(self, job: Job, rows: int, batch: int) -> int:
+        """Have a job's steps cut by rows, in memory for their gradients; returns the most shards of any step."""
+        shards = self._split.most_shards(rows, batch, self._size, job.row_multiple)
+        if self._gradients.shape[0] < shards:
+            self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
+        job.gradients = address(self._gradients)
+        return shards
+
+    def _cut_by_weights(self, job: Job, batch: int) -> int:
+        """Have a job's steps cut by weights, in memory for a slab; returns the most bands of any slab."""
+        from fastae.kernels import tile  # XXX
+        split, last, lanes = self._split, self.plan[-1], layout.lanes(self.dtype)
+        job.cut, job.slabs, job.band = fields.BY_WEIGHTS, -(-batch // split.SLAB), split.BAND
+        job.slab = int(split.round_up(-(-batch // job.slabs), job.row_multiple))
+        job.slab_height = int(split.slab_height(job.slab, job.row_multiple))
+        bands = -(-job.slab // job.band)
+        height, sums = job.slab_height, len(self._ones)
+        inputs, codes = int(self.plan[0].output), layout.blocks(self.network.widths[self.network.code_layer], self.dtype) * lanes
+        kept = int(tile.tile_map(self.plan, height, 0, self.dtype.itemsize).clean) // self.dtype.itemsize
+        kept += height * (2 * inputs + max(inputs, codes))
+        deltas = height * int(last["output"])
+        for name, size in (("_kept", kept), ("_deltas", deltas), ("_band_sums", bands * sums)):
+            if getattr(self, name).size < size:
+                setattr(self, name, layout.aligned_zeros(size, self.dtype))
+        job.kept, job.deltas, job.band_sums = map(address, (self._kept, self._deltas, self._band_sums))
+        return bands
 
     def _new_job(self, form: Any) -> Job:
         """A job with the fields that all jobs in this form share; the first one compiles what they call."""

@@ -145,19 +145,6 @@ def update(job, p, g, u, s, rate, step):  # type: ignore[no-untyped-def]
             p[i] = keep * p[i] - learning * u[i] / (np.sqrt(s[i]) + epsilon)
 
 
-def _write_prefetch(words, place, lines):  # type: ignore[no-untyped-def]
-    """Have `lines` cache lines fetched."""
-
-    def line(place):  # type: ignore[no-untyped-def]
-        words.prefetch(place, to_write=True)
-        return [words.offset(place, LINE)]
-
-    words.loop(lines, [place], line)
-
-
-prefetch = vector_kernel(_write_prefetch)
-
-
 def _write_transpose(words, target, line_stride, square_stride, source, squares):  # type: ignore[no-untyped-def]
     """Transpose squares of lanes x lanes that lie one below the other in `source`.
 

@@ -1,8 +1,6 @@
 """A patch of the weights: its gradient over all rows of a slab and, after the last slab, its update.
 
-What a patch covers is in split.py; the lowest patches of a layer include their columns' biases. A patch is worked on a
-block of rows of W at a time, so that the gradient of these is still in L1 when they are updated, and the optimizer's
-arrays are fetched while the gradient is computed.
+What a patch covers is in split.py; the lowest patches of a layer include their columns' biases.
 """
 
 import numpy as np
@@ -11,7 +9,7 @@ from numba import carray
 from fastae.kernels.compiler import ByAddress, callee
 from fastae.kernels.job import JOB, NONE, ROWS
 from fastae.kernels.layout import LAYER
-from fastae.kernels.optimizer import add_penalty, add_up, prefetch, update
+from fastae.kernels.optimizer import add_penalty, add_up, update
 from fastae.kernels.rows import add_lines, zero_lines
 from fastae.kernels.simd import array_at, call_at, record_at
 from fastae.kernels.split import in_blocks, is_last_round, items_of, patch, round_up, rows_in_round, step_of
@@ -39,15 +37,6 @@ def _finish(job, total, first, step):  # type: ignore[no-untyped-def]
     return norm
 
 
-@callee
-def _fetch(job, like, first, elements):  # type: ignore[no-untyped-def]
-    """Have the parameters and moments of `elements` elements of the flat buffers fetched, from `first` on."""
-    lines = elements * like.itemsize // LINE
-    for flat in range(3):
-        array = job.parameters if flat == 0 else job.moments + (flat - 1) * job.n_parameters * like.itemsize
-        prefetch(like, (array + first * like.itemsize, lines))
-
-
 @ByAddress
 def patch_item(out, job_at, item, round_):  # type: ignore[no-untyped-def]
     """Compute the gradient of patch `item` over the rows of a round, or add it to that of the rounds before.
@@ -68,31 +57,27 @@ def patch_item(out, job_at, item, round_):  # type: ignore[no-untyped-def]
     fan_out, square = min(right * lanes, this.fan_out) - left * lanes, lanes * lanes
     is_first, is_last = round_ % job.slabs == 0, is_last_round(job, round_)
     in_place = step + 1 == job.steps or not (is_first and is_last)
-    updates = is_last and job.optimizer != NONE
     _, rows = rows_in_round(job, round_)
     a = output_at(plan, layer - 1, job.kept, height, itemsize)
     deltas = job.kept if layer + 1 == plan.shape[0] else job.deltas
     delta = output_at(plan, layer, deltas, height, itemsize) + left * block
     norm = 0.0
-    for i in range(top, bottom):
-        fan_in = min(lanes, this.fan_in - i * lanes)
-        if updates:
-            for j in range(left, right):
-                _fetch(job, work, this.weight + (j * depth + i) * square, square)
-        if in_place:
-            dw, dw_rows = job.gradient + (this.weight + (left * depth + i) * square) * itemsize, depth * lanes
-        else:
-            dw, dw_rows = np.int64(work.ctypes.data), lanes
-            for j in range(right - left):  # the padding, which products need not write
-                zero_lines(work, (dw + (j * lanes + fan_in) * LINE, lanes - fan_in))
-        sizes = rows, height, dw_rows, fan_in, fan_out
-        call_at(job.gradient_at, (dw, a + i * block, delta, np.int64(not is_first), *sizes))
-        if is_last:
-            for j in range(left, right):
-                total = array_at(dw + (j - left) * dw_rows * LINE, (square,), work.dtype)
-                norm += _finish(job, total, this.weight + (j * depth + i) * square, step)
-                if updates and step + 1 < job.steps:
-                    prepare(job, plan, itemsize, layer, j * depth + i, j * depth + i + 1)
+    fan_in = min(bottom * lanes, this.fan_in) - top * lanes
+    if in_place:
+        dw, dw_rows = job.gradient + (this.weight + (left * depth + top) * square) * itemsize, depth * lanes
+    else:
+        dw, dw_rows = np.int64(work.ctypes.data), (bottom - top) * lanes
+        for j in range(right - left):  # the padding, which products need not write
+            zero_lines(work, (dw + (j * dw_rows + fan_in) * LINE, dw_rows - fan_in))
+    sizes = rows, height, dw_rows, fan_in, fan_out
+    call_at(job.gradient_at, (dw, a + top * block, delta, np.int64(not is_first), *sizes))
+    if is_last:
+        for j in range(left, right):
+            total = array_at(dw + (j - left) * dw_rows * LINE, ((bottom - top) * square,), work.dtype)
+            first = j * depth + top
+            norm += _finish(job, total, this.weight + first * square, step)
+            if job.optimizer != NONE and step + 1 < job.steps:
+                prepare(job, plan, itemsize, layer, first, first + bottom - top)
     if bottom == depth:
         first = this.bias + left * lanes
         db = job.gradient + first * itemsize if in_place else np.int64(work.ctypes.data)

@@ -188,14 +188,6 @@ class Words:
         instruction = self.builder.store(value, self.pointer(address, self.line))
         instruction.align = LINE if aligned else self.itemsize
 
-    def prefetch(self, address: Value, to_write: bool = False) -> None:
-        """Have the cache line at `address` fetched into this core's cache; it need not exist."""
-        pointer = I8.as_pointer()
-        flags = [I32(int(to_write)), I32(2), I32(1)]  # into L2; data
-        kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
-        fetch = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
-        self.builder.call(fetch, [self.pointer(address, I8), *flags])
-
     def first_lanes(self, count: Value, lanes: int = 0) -> Value:
         """The mask of the first `count` lanes of a line, or of a vector of `lanes`."""
         b, lanes = self.builder, lanes or self.lanes

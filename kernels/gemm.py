@@ -323,7 +323,9 @@ def backward_writer(storage_of: type[Storage]) -> Any:
             below_j, h_j = (words.offset(matrix, (j, storage.block)) for matrix in (below, h))
             wt_j, sums_j = words.offset(wt, (j, wt_block)), words.offset(sums, (j, LINE))
             strides: list[Value | int] = [rows_of(n) * storage.row] * 3
-            for below_ij, h_ij, delta_i in register_tiles(words, rows, rows_of(n), [below_j, h_j, delta], strides):
+            for below_ij, h_ij, delta_i in register_tiles(
+                words, rows, rows_of(n), [below_j, h_j, delta], strides
+            ):
                 zeros = [[words.constant(0.0)] * n] * rows_of(n)
                 slope = _product(storage, zeros, delta_i, wt_j, wt_block, depth)
                 for activation_id in words.cases(activation, len(ACTIVATIONS)):

@@ -86,9 +86,7 @@ def _corrupt(like, job, memory, height, source, input_at, first, rows, epoch):  
     for i in range(rows):
         key = row_key(job.seed, epoch, job.first_row + row_number(source, first + i))
         row_at, clean_at = input_at + i * LINE, memory.clean + i * LINE
-        corrupt_row(
-            like, row_at, clean_at, height, source.columns, key, job.noise, memory.level, job.missing
-        )
+        corrupt_row(like, row_at, clean_at, height, source.columns, key, job.noise, memory.level, job.missing)
         if job.noise == SWAP:
             _swap_cells(like, job, memory, height, source, row_at, key, first - first % job.rows)
 

@@ -117,7 +117,7 @@ class Form:
         False  # the form has a W of its own; else products read the weights of the flat buffer
     )
     target_in_form: bool = False  # `residual` takes a stored target
-    # Bytes from a row of a stored matrix to the next, within a block; None if a step cannot be cut by weights (split.py)
+    # Bytes from a row of a stored matrix to the next, within a block; None if steps cannot be cut by weights (split.py)
     stored_row: int | None = None
     leaves: bool = (
         True  # `forward` can write a blocked result, for inference, a nonlinear last layer and the mean code

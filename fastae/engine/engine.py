@@ -102,20 +102,15 @@ class Engine:
             )
         self._split, self._all_forms = split, forms
         self._addresses, self._prepare_weights = step.addresses, stretch.prepare_weights
+        self._tile_map = tile.tile_map
         self._form = self._forms[0]
         widths, dtype, lanes = network.widths, self.dtype, layout.lanes(self.dtype)
         self.plan, size, transposed = layout.plan(widths, network.activations, dtype)
         self.tile_rows = self._form.height(widths, dtype)
         code, last = widths[network.code_layer], self.plan[-1]
-        # A thread's memory (TileMap in kernels/tile.py) ends with three tiles of the input, the last one as wide as
-        # the code if that is wider. Where they are not needed they are not touched, and so take no physical memory.
         height = max(form.height(widths, dtype) for form in self._forms)
-        inputs, codes = (layout.blocks(columns, dtype) * lanes * height for columns in (widths[0], code))
-        scratch = int(tile.tile_map(self.plan, height, 0, dtype.itemsize).clean) // dtype.itemsize
-        work = [
-            layout.aligned_zeros(scratch + 2 * inputs + max(inputs, codes), dtype)
-            for _ in range(self._most_threads)
-        ]
+        elements = self._tile_elements(height)
+        work = [layout.aligned_zeros(elements, dtype) for _ in range(self._most_threads)]
         self._size, self._shape = size, (size,)
         self._weights = None  # W as products read it, where that is not W itself
         if self._form.own_weights:
@@ -451,7 +446,7 @@ class Engine:
             )
         form = self._form_for(batch, objective)
         job = self._new_job(form)
-        by_weights = form.stored_row is not None and self._split.by_weights(batch, self._size)
+        by_weights = form.stored_row is not None and self._split.by_weights(self._size)
         alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
         unit = 1.0  # in which job.sample_weight is measured
         if sample_weight is not None:
@@ -578,22 +573,34 @@ class Engine:
 
     def _cut_by_weights(self, job: Job, batch: int) -> int:
         """Have a job's steps cut by weights, in memory for a slab; returns the most bands of any slab."""
-        from fastae.kernels import tile  # XXX
-        split, last, lanes = self._split, self.plan[-1], layout.lanes(self.dtype)
-        job.cut, job.slabs, job.band = fields.BY_WEIGHTS, -(-batch // split.SLAB), split.BAND
+        split = self._split
+        job.cut, job.slabs = fields.BY_WEIGHTS, -(-batch // split.SLAB)
         job.slab = int(split.round_up(-(-batch // job.slabs), job.row_multiple))
-        job.slab_height = int(split.slab_height(job.slab, job.row_multiple))
+        job.band, job.slab_height = (
+            rule(job.slab, job.row_multiple) for rule in (split.band_rows, split.slab_height)
+        )
         bands = -(-job.slab // job.band)
-        height, sums = job.slab_height, len(self._ones)
-        inputs, codes = int(self.plan[0].output), layout.blocks(self.network.widths[self.network.code_layer], self.dtype) * lanes
-        kept = int(tile.tile_map(self.plan, height, 0, self.dtype.itemsize).clean) // self.dtype.itemsize
-        kept += height * (2 * inputs + max(inputs, codes))
-        deltas = height * int(last["output"])
-        for name, size in (("_kept", kept), ("_deltas", deltas), ("_band_sums", bands * sums)):
-            if getattr(self, name).size < size:
-                setattr(self, name, layout.aligned_zeros(size, self.dtype))
+        kept, deltas = self._tile_elements(job.slab_height), job.slab_height * int(self.plan[-1].output)
+        if self._kept.size < kept:
+            self._kept = layout.aligned_zeros(kept, self.dtype)
+            self._deltas = layout.aligned_zeros(deltas, self.dtype)
+        if self._band_sums.size < bands * self._ones.size:
+            self._band_sums = layout.aligned_zeros(bands * self._ones.size, self.dtype)
         job.kept, job.deltas, job.band_sums = map(address, (self._kept, self._deltas, self._band_sums))
         return bands
+
+    def _tile_elements(self, height: int) -> int:
+        """Elements of memory that TileMap (kernels/tile.py) maps, for tiles of so many rows.
+
+        It ends with three tiles of the input, the last one as wide as the code if that is wider. Where they are not
+        needed they are not touched, and so take no physical memory.
+        """
+        code = layout.blocks(self.network.widths[self.network.code_layer], self.dtype) * layout.lanes(
+            self.dtype
+        )
+        inputs = int(self.plan[0].output)
+        before = int(self._tile_map(self.plan, height, 0, self.dtype.itemsize).clean) // self.dtype.itemsize
+        return before + height * (2 * inputs + max(inputs, code))
 
     def _new_job(self, form: Any) -> Job:
         """A job with the fields that all jobs in this form share; the first one compiles what they call."""

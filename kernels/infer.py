@@ -7,14 +7,11 @@ import numpy as np
 from numba import carray
 
 from fastae.kernels.compiler import ByAddress
-from fastae.kernels.cost import row_errors
 from fastae.kernels.job import CANCEL, ERRORS_TASK, JOB, MEMBER, NEXT
 from fastae.kernels.layout import LAYER
 from fastae.kernels.load import load_input
-from fastae.kernels.rows import store_rows
-from fastae.kernels.simd import array_at, fetch_add, load_acquire, record_at
-from fastae.kernels.split import in_blocks, round_up
-from fastae.kernels.target import LINE
+from fastae.kernels.simd import array_at, call_at, fetch_add, load_acquire, record_at
+from fastae.kernels.split import round_up
 from fastae.kernels.tile import forward_layers, output_at, tile_map
 
 
@@ -31,7 +28,6 @@ def infer(out, job_at, control_at, me_at):  # type: ignore[no-untyped-def]
     plan = array_at(job.plan, (job.layers,), LAYER)
     work = carray(out, (1,))
     itemsize, height, start, last = work.itemsize, job.height, job.first_layer, job.last_layer - 1
-    lanes = LINE // itemsize
     memory = tile_map(plan, height, np.int64(work.ctypes.data), itemsize)
     columns, features = plan[start].fan_in, plan[last].fan_out
     source = output_at(plan, start - 1, memory.tiles, height, itemsize)
@@ -47,16 +43,9 @@ def infer(out, job_at, control_at, me_at):  # type: ignore[no-untyped-def]
         computed = round_up(rows, job.row_multiple)
         forward_layers(itemsize, job, plan, memory.tiles, output, computed, height, start, last + 1)
         if job.task == ERRORS_TASK:
-            shape = in_blocks(features, lanes), height, lanes
-            row_errors(
-                job,
-                array_at(output, shape, work.dtype),
-                array_at(target, shape, work.dtype),
-                features,
-                first,
-                rows,
-            )
+            errors = job.out + first * 8, output, target, job.column_weight
+            call_at(job.row_errors_at, (*errors, job.missing, features, rows, height))
         else:
             stride = job.out_stride
-            store_rows(work, job.out + first * stride, stride, output, height, features, rows)
+            call_at(job.store_rows_at, (job.out + first * stride, stride, output, features, rows, height))
         me.quota -= rows * columns

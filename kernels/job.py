@@ -112,6 +112,8 @@ class Job(ctypes.Structure):
     prepare_weights_at: int
     sparsity_delta_at: int
     add_delta_at: int
+    store_rows_at: int
+    row_errors_at: int
 
     # The other functions that are compiled for the engine's dtype (step.ITEMS)
     load_at: int

@@ -68,6 +68,15 @@ The functions, and the shape of each array:
     add_delta(delta, added, sums, rows, height, blocks)
         delta += added
         delta stored    added  blocked    sums (columns,)
+    store_rows(out, stride, h, columns, rows, height)
+        Write the rows in use of a result that leaves the network to a matrix in memory.
+        out   (rows, columns), row-major, `stride` bytes from row to row; begins anywhere
+        h     (rows, columns), as `forward` writes it with `leaves`
+    row_errors(out, xhat, x, column_weight, missing, columns, rows, height)
+        out = the errors of the rows in use, sum_j column_weight_j (xhat_j - x_j)^2, with the same bits in every form
+        (cost.py); if `missing` is 1, without the columns where x is NaN.
+        out   float64 (rows,)             xhat  (rows, columns), as `forward` writes it with `leaves`
+        x     target, as for residual     column_weight  float64 (columns,), padded with zeros
 
 To add a form:
 
@@ -107,11 +116,15 @@ class Form:
     prepare_weights: ByAddress
     sparsity_delta: ByAddress | None
     add_delta: ByAddress | None
+    store_rows: ByAddress
+    row_errors: ByAddress
     row_multiple: Callable[[Widths, npt.DTypeLike], int]  # of a network's widths and a dtype: see "rows"
     height: Callable[[Widths, npt.DTypeLike], int]  # the same: rows of a tile, a multiple of the row multiple
     # Whether steps are faster than in the first form of the dtype, given the widths, the rows of a batch, the elements
     # of a flat buffer and the dtype. The first form is not asked.
     pays: Callable[[Widths, int, int, np.dtype[Any]], bool] = lambda *_: True
+    # The same for inference, given the widths of the layers that run, the rows and the dtype
+    pays_in_inference: Callable[[Widths, int, np.dtype[Any]], bool] = lambda *_: True
     own_weights: bool = (
         False  # the form has a W of its own; else products read the weights of the flat buffer
     )

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
+from numba import carray
 
-from fastae.kernels.compiler import callee
+from fastae.kernels.compiler import ByAddress, callee
 from fastae.kernels.job import KINDS
 from fastae.kernels.simd import F32, F64, I16, Value, Words, load_int64, vector_kernel
 from fastae.kernels.split import in_blocks
@@ -105,15 +106,23 @@ def _write_copy_row(words: Words, target, height, source, columns):  # type: ign
 _copy_row = vector_kernel(_write_copy_row)
 
 
-def _write_store(words: Words, target, line, count):  # type: ignore[no-untyped-def]
-    """Copy the first `count` elements of a line.
+def _write_store_rows(words: Words, out, stride, tile, height, columns, rows):  # type: ignore[no-untyped-def]
+    """``store_rows``."""
+    b, block_bytes = words.builder, words.times(height, LINE)
+    whole, left = b.sdiv(columns, words.count(words.lanes)), b.srem(columns, words.count(words.lanes))
+    mask = words.first_lanes(left)
 
-    target  (count,)     line  (lanes,)
-    """
-    words.store_first(words.load(line), target, words.first_lanes(count))
+    def block(line, target):  # type: ignore[no-untyped-def]
+        words.store(words.load(line), target, aligned=False)
+        return [words.offset(line, block_bytes), words.offset(target, LINE)]
+
+    for row, line in words.walk(rows, [out, tile], [stride, LINE]):
+        line, target = words.loop(whole, [line, row], block)
+        with words.when(left, ">", 0):
+            words.store_first(words.load(line), target, mask)
 
 
-_store_line = vector_kernel(_write_store)
+_store_rows = vector_kernel(_write_store_rows)
 
 
 def _write_zero(words: Words, target, lines):  # type: ignore[no-untyped-def]
@@ -200,15 +209,8 @@ def load_rows(like, tile, height, source, first, rows, spare):  # type: ignore[n
                 _load_line(like, (target, part, count, source.kind, 0, 0))
 
 
-@callee
-def store_rows(like, out, row_stride, tile, height, columns, rows):  # type: ignore[no-untyped-def]
-    """Write the rows of a tile to a dense row-major matrix of the same dtype.
-
-    out   (rows, columns), `row_stride` bytes from row to row        tile   blocked (blocks, height, lanes)
-    """
-    lanes = LINE // like.itemsize
-    blocks = in_blocks(columns, lanes)
-    for i in range(rows):
-        for j in range(blocks):
-            count = min(lanes, columns - j * lanes)
-            _store_line(like, (out + i * row_stride + j * LINE, tile + (j * height + i) * LINE, count))
+@ByAddress
+def store_rows(out, stride, tile, columns, rows, height):  # type: ignore[no-untyped-def]
+    """Write rows of a blocked matrix to a dense row-major one: ``store_rows`` of the contract (products.py)."""
+    like = carray(out, (1,))
+    _store_rows(like, (np.int64(like.ctypes.data), stride, tile, height, columns, rows))

@@ -105,7 +105,6 @@ class Engine:
         self._form = self._forms[0]
         widths, dtype, lanes = network.widths, self.dtype, layout.lanes(self.dtype)
         self.plan, size, transposed = layout.plan(widths, network.activations, dtype)
-        self.tile_rows = self._form.height(widths, dtype)
         code, last = widths[network.code_layer], self.plan[-1]
         # A thread's memory (TileMap in kernels/tile.py) ends with three tiles of the input, the last one as wide as
         # the code if that is wider. Where they are not needed they are not touched, and so take no physical memory.
@@ -528,10 +527,10 @@ class Engine:
             raise TypeError(f"missing must be True or False, got {missing!r}")
         columns = self.network.widths[first]
         X = check_matrix(X, columns, name)
-        job = self._new_job(self._form)
         chosen = None if index is None else check_index(index, X.shape[0])
+        rows = X.shape[0] if chosen is None else chosen.shape[-1]
+        job = self._new_job(self._form_for_inference(rows, first, last))
         alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
-        rows = job.rows
         if column_weight is None:
             out = np.empty((rows, self.network.widths[last]), self.dtype)
             job.task = fields.INFER_TASK
@@ -543,9 +542,9 @@ class Engine:
         job.out, job.out_stride = address(out), out.strides[0]
         job.first_layer, job.last_layer = first, last
         # Tiles as equal as possible: as few per thread as can hold all rows, and the same number for each thread.
-        tiles = -(-rows // (self._most_threads * self.tile_rows))
+        tiles = -(-rows // (self._most_threads * job.height))
         tile = max(SMALL_TILE, -(-rows // (self._most_threads * tiles)))
-        job.batch = min(self.tile_rows, -(-tile // job.row_multiple) * job.row_multiple)
+        job.batch = min(job.height, -(-tile // job.row_multiple) * job.row_multiple)
         with self._turn.take():
             if self._weights is not None:
                 self._prepare_weights(ctypes.addressof(job), self.dtype.itemsize)
@@ -564,6 +563,13 @@ class Engine:
             linear=self.network.activations[-1] == "identity",
             sparse=objective.sparsity_weight > 0,
         )
+
+    def _form_for_inference(self, rows: int, first: int, last: int) -> Any:
+        """The form of products in which these rows pass fastest through layers first .. last - 1."""
+        widths = self.network.widths
+        if widths[first] > widths[0]:  # a converted input needs memory, which there is for a row of X
+            return self._form
+        return self._all_forms.choose_for_inference(self._forms, widths[first : last + 1], rows, self.dtype)
 
     def _new_job(self, form: Any) -> Job:
         """A job with the fields that all jobs in this form share; the first one compiles what they call."""

@@ -6,13 +6,26 @@ Any thread computes any rows, since no row depends on another. A tile is what a 
 import numpy as np
 from numba import carray
 
-from fastae.kernels.compiler import ByAddress
-from fastae.kernels.job import CANCEL, ERRORS_TASK, JOB, MEMBER, NEXT
+from fastae.kernels.compiler import ByAddress, callee
+from fastae.kernels.job import CANCEL, ERRORS_TASK, JOB, MEMBER, NEXT, OPEN
 from fastae.kernels.layout import LAYER
-from fastae.kernels.load import load_input
+from fastae.kernels.load import load_input, source_of
+from fastae.kernels.rows import ITEM_SIZES, prefetch_rows
 from fastae.kernels.simd import array_at, call_at, fetch_add, load_acquire, record_at
 from fastae.kernels.split import round_up
 from fastae.kernels.tile import forward_layers, output_at, tile_map
+
+
+FETCHED_MOST = 128 << 10  # bytes of a tile's rows that are fetched into L2, beside the tile that is computed
+
+
+@callee
+def _share_of_fetch(job, columns, first, layers):  # type: ignore[no-untyped-def]
+    """The rows of the tile from row `first` on to fetch before each of `layers` layers; 0 if it is left alone."""
+    rows = min(job.batch, job.rows - first)
+    if rows <= 0 or rows * columns * ITEM_SIZES[job.kind] > FETCHED_MOST:
+        return 0
+    return (rows + layers - 1) // layers
 
 
 @ByAddress
@@ -41,7 +54,14 @@ def infer(out, job_at, control_at, me_at):  # type: ignore[no-untyped-def]
         rows = min(job.batch, job.rows - first)
         target = load_input(itemsize, job, job_at, memory, columns, source, first, rows, 0)
         computed = round_up(rows, job.row_multiple)
-        forward_layers(itemsize, job, plan, memory.tiles, output, computed, height, start, last + 1)
+        ahead = first + load_acquire(control_at + OPEN) * job.batch  # what this thread claims next, most likely
+        share = _share_of_fetch(job, columns, ahead, last + 1 - start)
+        for i in range(start, last + 1):
+            if share > 0:  # spread out, because few cache lines can be on their way at a time
+                prefetch_rows(work, source_of(job, columns), ahead, min(share, job.rows - ahead))
+                ahead += share
+            leaves_at = output if i == last else 0
+            forward_layers(itemsize, job, plan, memory.tiles, leaves_at, computed, height, i, i + 1)
         if job.task == ERRORS_TASK:
             errors = job.out + first * 8, output, target, job.column_weight
             call_at(job.row_errors_at, (*errors, job.missing, features, rows, height))

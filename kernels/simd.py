@@ -182,6 +182,15 @@ class Words:
         value.align = LINE if aligned else self.itemsize
         return value
 
+    def load_count(self, address: Value) -> Value:
+        """The int64 at `address`."""
+        return self.builder.load(self.pointer(address, I64))
+
+    def prefetch(self, address: Value) -> None:
+        """Begin to fetch the cache line of `address` into L2 (x86: prefetcht1); no address is invalid."""
+        place = self.pointer(address, I8)
+        self._call("llvm.prefetch.p0", ir.VoidType(), [place, I32(0), I32(2), I32(1)])
+
     def load_doubles(self, address: Value) -> Value:
         """A line from (lanes,) float64, rounded to the dtype."""
         value = self.builder.load(self.pointer(address, ir.VectorType(F64, self.lanes)))

@@ -11,7 +11,16 @@ from fastae.kernels.compiler import ByAddress, callee, inlined
 from fastae.kernels.job import JOB, NO_NOISE, STEPS_TASK, SWAP
 from fastae.kernels.layout import LAYER
 from fastae.kernels.noise import corrupt_row, row_key, swapped
-from fastae.kernels.rows import ITEM_SIZES, Source, column_of, load_rows, prefetch_rows, row_number, zero_lines
+from fastae.kernels.rows import (
+    ITEM_SIZES,
+    Source,
+    column_of,
+    load_rows,
+    note_not_finite,
+    prefetch_rows,
+    row_number,
+    zero_lines,
+)
 from fastae.kernels.simd import array_at, call_at, load_float64, load_int64, record_at
 from fastae.kernels.split import in_blocks, round_up
 from fastae.kernels.target import LINE
@@ -130,6 +139,9 @@ def load_tile(out, job_at, work, columns, first, rows, epoch):  # type: ignore[n
     corrupted = _is_corrupted(job)
     clean_at = memory.clean if corrupted else input_at
     load_rows(like, clean_at, height, source, first, rows, memory.gathered)
+    if job.not_finite != 0:
+        blocks = in_blocks(columns, LINE // like.itemsize)
+        note_not_finite(like, (job.not_finite, clean_at, height, blocks, rows, job.missing))
     if job.task == STEPS_TASK and job.index != 0:
         _prefetch_next(like, job, source, first, rows)
     if job.sample_weight != 0:  # a row of weight 0 does not count, whatever it holds

@@ -13,7 +13,7 @@ from numba import carray
 
 from fastae.kernels.compiler import ByAddress, callee
 from fastae.kernels.job import KINDS
-from fastae.kernels.simd import F32, F64, I16, Value, Words, load_int64, vector_kernel
+from fastae.kernels.simd import F32, F64, I16, I64, Value, Words, load_int64, vector_kernel
 from fastae.kernels.split import in_blocks
 from fastae.kernels.target import LINE
 
@@ -227,6 +227,32 @@ def load_rows(like, tile, height, source, first, rows, spare):  # type: ignore[n
                 _copy_elements(like, (spare, row_at, count, column_stride, itemsize))
                 line = spare, 0, 0, 0, 1
                 _load_lines(like, (target + r * LINE, *line, count, source.kind, shift, scale))
+
+
+def _write_note_not_finite(words: Words, noted, tile, height, blocks, rows, missing):  # type: ignore[no-untyped-def]
+    """Set the int64 at `noted` to 1 if a cell of a tile is infinite or, unless `missing` is 1, NaN.
+
+    tile  blocked (blocks, height, lanes)
+    """
+    b, block_bytes = words.builder, words.times(height, LINE)
+    for allowed in words.cases(missing, 2):
+
+        def row(line, total, allowed=allowed):  # type: ignore[no-untyped-def]
+            x = words.missing_as_zero(words.load(line)) if allowed else words.load(line)
+            # 0 x is NaN if x is infinite or NaN, and so is every sum with it
+            return [words.offset(line, LINE), words.fma(x, words.constant(0.0), total)]
+
+        def block(first, total, row=row):  # type: ignore[no-untyped-def]
+            _, total = words.loop(rows, [first, total], row)
+            return [words.offset(first, block_bytes), total]
+
+        _, total = words.loop(blocks, [tile, words.constant(0.0)], block)
+        some = b.zext(b.bitcast(words.is_nan(total), ir.IntType(words.lanes)), I64)
+        with words.when(some, "!=", 0):
+            b.store(words.count(1), words.pointer(noted, I64))
+
+
+note_not_finite = vector_kernel(_write_note_not_finite)
 
 
 def _write_prefetch_rows(words: Words, x, row_stride, row_bytes, row_numbers, first, rows):  # type: ignore[no-untyped-def]

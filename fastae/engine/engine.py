@@ -7,6 +7,7 @@ Matrices of rows are (m, n), codes (m, k).
 import ctypes
 import os
 import weakref
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -233,6 +234,7 @@ class Engine:
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
         missing: bool = False,
+        on_not_finite: Callable[[], object] | None = None,
     ) -> np.ndarray:
         """Compute xhat, the output of the last layer, for each row of `X`.
 
@@ -251,6 +253,9 @@ class Engine:
             Default: 1.
         missing : bool, default False
             Treat cells that are NaN as missing: 0 in the input and not part of the error.
+        on_not_finite : callable, optional
+            Called without arguments if a cell is infinite or, unless it is a missing one, NaN, as the network sees it;
+            it may raise an error. Default: the results are returned all the same.
 
         Returns
         -------
@@ -263,7 +268,8 @@ class Engine:
             An argument has the wrong type, dtype, shape or size. The message names it.
         """
         last = self.network.n_layers
-        return self._infer(params, X, 0, last, index=index, shift=shift, scale=scale, missing=missing)
+        options = {"index": index, "shift": shift, "scale": scale, "missing": missing}
+        return self._infer(params, X, 0, last, on_not_finite=on_not_finite, **options)
 
     def encode(
         self,
@@ -274,6 +280,7 @@ class Engine:
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
         missing: bool = False,
+        on_not_finite: Callable[[], object] | None = None,
     ) -> np.ndarray:
         """Compute the code, the output of the network's code layer, for each row of `X`.
 
@@ -292,6 +299,9 @@ class Engine:
             Default: 1.
         missing : bool, default False
             Treat cells that are NaN as missing: 0 in the input and not part of the error.
+        on_not_finite : callable, optional
+            Called without arguments if a cell is infinite or, unless it is a missing one, NaN, as the network sees it;
+            it may raise an error. Default: the results are returned all the same.
 
         Returns
         -------
@@ -304,7 +314,8 @@ class Engine:
             An argument has the wrong type, dtype, shape or size. The message names it.
         """
         last = self.network.code_layer
-        return self._infer(params, X, 0, last, index=index, shift=shift, scale=scale, missing=missing)
+        options = {"index": index, "shift": shift, "scale": scale, "missing": missing}
+        return self._infer(params, X, 0, last, on_not_finite=on_not_finite, **options)
 
     def decode(self, params: Parameters, code: npt.ArrayLike) -> np.ndarray:
         """Compute xhat from codes, with the layers above the code layer.
@@ -340,6 +351,7 @@ class Engine:
         scale: npt.ArrayLike | None = None,
         column_weight: npt.ArrayLike | None = None,
         missing: bool = False,
+        on_not_finite: Callable[[], object] | None = None,
     ) -> np.ndarray:
         """Compute sum_j c_j (xhat_ij - x_ij)^2 for each row i of `X`. Reconstructions are not stored.
 
@@ -360,11 +372,15 @@ class Engine:
             The factors c_j; 1 / scale^2 gives errors in the squared units of `X`. Default: 1.
         missing : bool, default False
             Treat cells that are NaN as missing: 0 in the input and not part of the error.
+        on_not_finite : callable, optional
+            Called without arguments if a cell is infinite or, unless it is a missing one, NaN, as the network sees it;
+            it may raise an error. Default: the results are returned all the same.
 
         Returns
         -------
         ndarray of shape (rows,), float64
-            The error of each row, where x is what the network sees: the scaled row.
+            The error of each row, where x is what the network sees: the scaled row. Differences are computed in the
+            engine's dtype, their squares and sums in float64.
 
         Raises
         ------
@@ -387,6 +403,7 @@ class Engine:
             scale=scale,
             column_weight=jobs.padded(weight, n, self.dtype),
             missing=missing,
+            on_not_finite=on_not_finite,
         )
 
     # -- for the training loop ----------------------------------------------------------------------------------
@@ -520,6 +537,7 @@ class Engine:
         scale: npt.ArrayLike | None = None,
         missing: bool = False,
         column_weight: np.ndarray | None = None,
+        on_not_finite: Callable[[], object] | None = None,
     ) -> np.ndarray:
         """Run rows through layers first .. last - 1: their outputs, or errors if there is a `column_weight`."""
         self._check_params(params)
@@ -541,6 +559,9 @@ class Engine:
         job.weights = address(params.flat if self._weights is None else self._weights)
         job.out, job.out_stride = address(out), out.strides[0]
         job.first_layer, job.last_layer = first, last
+        noted = ctypes.c_int64()
+        if on_not_finite is not None:
+            job.not_finite = ctypes.addressof(noted)
         # Tiles as equal as possible: as few per thread as can hold all rows, and the same number for each thread.
         tiles = -(-rows // (self._most_threads * job.height))
         tile = max(SMALL_TILE, -(-rows // (self._most_threads * tiles)))
@@ -550,6 +571,8 @@ class Engine:
                 self._prepare_weights(ctypes.addressof(job), self.dtype.itemsize)
             self._share(job, 0, 2.0 * rows * self._size, 1, rows)
         del alive
+        if on_not_finite is not None and noted.value:
+            on_not_finite()
         return out
 
     def _form_for(self, batch: int, objective: Objective) -> Any:

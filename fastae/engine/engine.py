@@ -38,7 +38,7 @@ MOST_SEED = (1 << 63) - 1
 SMALL_JOB = 4e6  # FLOPs up to which a job stays on the calling thread
 LARGE_STEP = 100e6  # FLOPs of a step per thread above which all threads are used, without a trial
 KINDS_MOST = 100  # kinds of jobs for which an engine keeps a thread count
-SMALL_TILE = 32  # least rows that a thread claims in inference, because each claim reads all weights
+SMALL_TILE = 8  # least rows that a thread claims in inference, because each claim reads all weights
 FIRST_CALL = 2e7  # rows times weights that a job's first jitted call processes, before its speed is known
 
 

@@ -124,13 +124,13 @@ def add_delta(delta, added, sums, rows, height, blocks):  # type: ignore[no-unty
 
 
 # -- reconstruction errors of rows -------------------------------------------------------------------------------------
-# The sum over columns of column_weight (xhat - x)^2. The difference is rounded to the engine's dtype, as xhat and x are;
+# The sum over columns of column_weight (xhat - x)^2. A difference is rounded to the engine's dtype, as xhat and x are;
 # its square is computed and added up in float64. Eight sums of every eighth column are added up in a fixed order, so
 # that a row's error has the same bits in any form, in any tile and beside any other rows.
 
 
 def weighted_square(wide: Words, total: Value, xhat: Value, x: Value, weight: Value, missing: int) -> Value:
-    """total + weight (xhat - x)^2; with `missing`, `total` where x is NaN. `total` and `weight` are lines of float64."""
+    """total + weight (xhat - x)^2; with `missing`, `total` where x is NaN. Lines of float64, except xhat and x."""
     difference = wide.convert(wide.sub(xhat, x), True)
     if missing:
         difference = wide.builder.select(wide.is_nan(x), wide.constant(0.0), difference)

@@ -15,7 +15,6 @@ from fastae.kernels.simd import array_at, call_at, fetch_add, load_acquire, reco
 from fastae.kernels.split import round_up
 from fastae.kernels.tile import forward_layers, output_at, tile_map
 
-
 FETCHED_MOST = 128 << 10  # bytes of a tile's rows that are fetched into L2, beside the tile that is computed
 
 
@@ -54,7 +53,9 @@ def infer(out, job_at, control_at, me_at):  # type: ignore[no-untyped-def]
         rows = min(job.batch, job.rows - first)
         target = load_input(itemsize, job, job_at, memory, columns, source, first, rows, 0)
         computed = round_up(rows, job.row_multiple)
-        ahead = first + load_acquire(control_at + OPEN) * job.batch  # what this thread claims next, most likely
+        ahead = (
+            first + load_acquire(control_at + OPEN) * job.batch
+        )  # what this thread claims next, most likely
         share = _share_of_fetch(job, columns, ahead, last + 1 - start)
         for i in range(start, last + 1):
             if share > 0:  # spread out, because few cache lines can be on their way at a time

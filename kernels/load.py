@@ -26,7 +26,9 @@ from fastae.kernels.split import in_blocks, round_up
 from fastae.kernels.target import LINE
 from fastae.kernels.tile import tile_map
 
-AHEAD_MOST = 256 << 10  # bytes of a batch whose rows are fetched a step ahead: they must stay in L2 until then
+AHEAD_MOST = (
+    256 << 10
+)  # bytes of a batch whose rows are fetched a step ahead: they must stay in L2 until then
 
 
 @callee

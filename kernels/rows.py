@@ -80,8 +80,10 @@ def _row_places(words: Words, x, row_stride, row_numbers, first, rows, moves):  
                 yield row, *moved
 
 
-def _write_load_lines(words: Words, target, x, row_stride, row_numbers, first, rows, count, kind, shift, scale):  # type: ignore[no-untyped-def]
-    """One block of some rows of a tile, from `count` contiguous elements of each: (x - shift) scale, or x if `shift` is 0.
+def _write_load_lines(
+    words: Words, target, x, row_stride, row_numbers, first, rows, count, kind, shift, scale
+):  # type: ignore[no-untyped-def]
+    """One block of some rows of a tile, from `count` contiguous elements each: (x - shift) scale, or x if `shift` is 0.
 
     target  lines (rows, lanes)     x  of the dtype KINDS[kind]     shift, scale  float64 (count,), or 0
     """

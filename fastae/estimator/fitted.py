@@ -209,9 +209,7 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         cells: Any = X.shape[1]
         if self.missing:
             cells = np.maximum((~np.isnan(X)).sum(axis=1), 1)
-        errors = self._engine().errors(
-            self.params_, X, column_weight=column_weight, **self._checked_in(X)
-        )
+        errors = self._engine().errors(self.params_, X, column_weight=column_weight, **self._checked_in(X))
         errors /= cells
         return errors
 

@@ -123,7 +123,9 @@ def test_inference_stays_within_its_memory_in_either_form(network, dtype, end, m
         X = guarded(np.random.default_rng(m).normal(size=(m, network.widths[0])).astype(dtype), end)
         for form in (rowlanes.ROW_LANES, gemm.COLUMN_BLOCKS):
             monkeypatch.setattr(forms, "choose_for_inference", lambda *_, form=form: form)
-            assert all(np.isfinite(result).all() for result in results(engine, params, X, np.random.default_rng(1)))
+            assert all(
+                np.isfinite(result).all() for result in results(engine, params, X, np.random.default_rng(1))
+            )
 
 
 def test_where_rows_in_lanes_pay_in_inference():

@@ -345,7 +345,9 @@ def test_errors_of_rows_are_numpys(harness, missing):
             difference = (xhat - x).astype("f8")
             if missing:
                 difference = np.nan_to_num(difference, nan=0.0)
-            np.testing.assert_allclose(out, (difference**2) @ weight, rtol=1e-14 * columns, err_msg=str(sizes))
+            np.testing.assert_allclose(
+                out, (difference**2) @ weight, rtol=1e-14 * columns, err_msg=str(sizes)
+            )
             assert np.isnan(out[rows // 2]) == (missing == 0)
 
 

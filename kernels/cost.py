@@ -148,19 +148,17 @@ def _write_row_errors(words: Words, out, xhat, x, column_weight, missing, blocks
 
     def errors_of(count: int, missing: int, out, xhat, x):  # type: ignore[no-untyped-def]
         def block(xhat, x, weight, *totals):  # type: ignore[no-untyped-def]
-            totals = list(totals)
+            sums = list(totals)
             for part in range(parts):
-                line = wide.load(words.offset(weight, part * LINE), aligned=False)
+                factor = wide.load(words.offset(weight, part * LINE), aligned=False)
                 for i in range(count):
-                    cells = (
+                    output, target = (
                         words.load_short(words.offset(matrix, i * LINE + part * size), wide.lanes)
                         for matrix in (xhat, x)
                     )
-                    totals[i] = weighted_square(wide, totals[i], *cells, line, missing)
-            return [
-                *(words.offset(matrix, block_bytes) for matrix in (xhat, x)),
-                *(words.offset(weight, parts * LINE), *totals),
-            ]
+                    sums[i] = weighted_square(wide, sums[i], output, target, factor, missing)
+            places = words.offset(xhat, block_bytes), words.offset(x, block_bytes)
+            return [*places, words.offset(weight, parts * LINE), *sums]
 
         zeros = [wide.constant(0.0)] * count
         _, _, _, *totals = words.loop(blocks, [xhat, x, column_weight, *zeros], block)

@@ -1,6 +1,7 @@
 """Inference: runs rows through a range of layers; writes each row's output or its reconstruction error.
 
-Any thread computes any rows, since no row depends on another. A tile is what a thread claims at a time: loop 3 is here.
+Any thread computes any rows, since no row depends on another, and a row's result has the same bits in any tile. A tile
+is what a thread claims at a time: loop 3 is here.
 """
 
 import numpy as np

@@ -4,8 +4,8 @@ No kernel is here. A form fixes how a tile's matrices and the weights lie in mem
 layer. There are three (forms.py lists them and chooses):
 
     gemm.COLUMN_BLOCKS    column blocks, one cache line wide; any network
-    rowlanes.ROW_LANES    rows in lanes, for few columns: steps only (`leaves` is 0), without sparsity, and the last
-                          layer must be linear
+    rowlanes.ROW_LANES    rows in lanes, for few columns: inference, and steps without sparsity of networks whose last
+                          layer is linear
     bfloat16.PAIRS        column blocks in bfloat16, products added up in float32
 
 Two words for matrices: a *blocked* one has the layout of layout.py in the engine's dtype, (blocks, height, lanes), in
@@ -39,7 +39,8 @@ The functions, and the shape of each array:
 
     forward(h, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_out)
         h = g(a w + bias), 0 in padding lanes.
-        h     stored (rows, fan_out); if `leaves` is 1, h leaves the network: blocked (rows, fan_out)
+        h     stored (rows, fan_out); if `leaves` is 1, h leaves the network: blocked (rows, fan_out), or stored if the
+              form's `leaves` is false
         a     stored (rows, fan_in)
         w     W (fan_in, fan_out)          bias   (fan_out,), zero in padding lanes
         one   (fan_out,): 1, and 0 in padding lanes           activation   its id (layout.py)
@@ -130,7 +131,7 @@ class Form:
     )
     target_in_form: bool = False  # `residual` takes a stored target
     leaves: bool = (
-        True  # `forward` can write a blocked result, for inference, a nonlinear last layer and the mean code
+        True  # `forward` can write a blocked result, for a nonlinear last layer and the mean code in steps
     )
     available: bool = True  # the CPU that kernels are compiled for has the instructions
 

@@ -217,14 +217,14 @@ def _write_store_rows(words: Words, out, stride, h, column_bytes, columns, rows)
         return words.transposed([words.load(words.offset(h, (column_bytes, j))) for j in range(lanes)])
 
     whole, left = (f(rows, words.count(lanes)) for f in (words.builder.sdiv, words.builder.srem))
-    row = h, out
-    for row in words.walk(whole, [h, out], [LINE, words.times(stride, lanes)]):
-        for i, line in enumerate(transposed(row[0])):
-            words.store_first(line, words.offset(row[1], (stride, i)), mask)
-    with words.when(left, ">", 0):
-        for i, line in enumerate(transposed(row[0])[:-1]):
+    place, target = h, out
+    for place, target in words.walk(whole, [h, out], [LINE, words.times(stride, lanes)]):
+        for i, line in enumerate(transposed(place)):
+            words.store_first(line, words.offset(target, (stride, i)), mask)
+    with words.when(left, ">", 0):  # both have moved behind the whole lines of rows
+        for i, line in enumerate(transposed(place)[:-1]):
             with words.when(left, ">", i):
-                words.store_first(line, words.offset(row[1], (stride, i)), mask)
+                words.store_first(line, words.offset(target, (stride, i)), mask)
 
 
 def _write_row_errors(words: Words, out, xhat, x, column_weight, missing, column_bytes, columns, rows):  # type: ignore[no-untyped-def]
@@ -241,18 +241,19 @@ def _write_row_errors(words: Words, out, xhat, x, column_weight, missing, column
         """The errors of as many rows as a vector of float64 has lanes."""
 
         def add(valid: Value | None, xhat, x, weight, *totals):  # type: ignore[no-untyped-def]
-            places, sums = [xhat, x, weight], []
+            sums = []
             for j, total in enumerate(totals):
-                cells = (
-                    words.load_short(words.offset(matrix, (column_bytes, j)), count) for matrix in places[:2]
+                output, target = (
+                    words.load_short(words.offset(matrix, (column_bytes, j)), count) for matrix in (xhat, x)
                 )
                 factor = wide.broadcast(words.offset(weight, j * wide.itemsize))
-                value = weighted_square(wide, total, *cells, factor, missing)
+                value = weighted_square(wide, total, output, target, factor, missing)
                 if valid is not None:  # columns that are not in use may hold anything
                     value = b.select(b.icmp_signed(">", valid, words.count(j)), value, total)
                 sums.append(value)
-            moves = words.times(column_bytes, count), words.times(column_bytes, count), count * wide.itemsize
-            return [*(words.offset(place, by) for place, by in zip(places, moves, strict=True)), *sums]
+            columns_bytes = words.times(column_bytes, count)
+            places = words.offset(xhat, columns_bytes), words.offset(x, columns_bytes)
+            return [*places, words.offset(weight, count * wide.itemsize), *sums]
 
         start = [xhat, x, column_weight, *[wide.constant(0.0)] * count]
         carried = words.loop(whole, start, partial(add, None))

@@ -115,16 +115,14 @@ def test_epoch_of_rows_beyond_the_caches(benchmark, batch):
     orders = {"in order": None, "shuffled": rng.permutation(m)}
     probe, threads = Probe(available_cpus()), available_cpus()
     contenders = {
-        name: Contender(
-            lambda times, index=index: epochs(times, engine, params, X, index=index, **options), threads
-        )
+        name: Contender(partial(epochs, engine=engine, params=params, X=X, index=index, **options), threads)
         for name, index in orders.items()
     }
     contenders["peak"] = Contender(lambda times: [probe() for _ in range(times)], threads)
     note(benchmark, recorded(benchmark, contenders), m, 3 * flops(network) - 2 * 64 * 8, probe)
 
 
-def epochs(times, engine, params, X, **options):
+def epochs(times, *, engine, params, X, **options):
     """So many epochs of steps that hardly move."""
     for _ in range(times):
         losses = engine.run_steps(params, X, **options)

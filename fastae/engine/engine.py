@@ -268,8 +268,17 @@ class Engine:
             An argument has the wrong type, dtype, shape or size. The message names it.
         """
         last = self.network.n_layers
-        options = {"index": index, "shift": shift, "scale": scale, "missing": missing}
-        return self._infer(params, X, 0, last, on_not_finite=on_not_finite, **options)
+        return self._infer(
+            params,
+            X,
+            0,
+            last,
+            index=index,
+            shift=shift,
+            scale=scale,
+            missing=missing,
+            on_not_finite=on_not_finite,
+        )
 
     def encode(
         self,
@@ -314,8 +323,17 @@ class Engine:
             An argument has the wrong type, dtype, shape or size. The message names it.
         """
         last = self.network.code_layer
-        options = {"index": index, "shift": shift, "scale": scale, "missing": missing}
-        return self._infer(params, X, 0, last, on_not_finite=on_not_finite, **options)
+        return self._infer(
+            params,
+            X,
+            0,
+            last,
+            index=index,
+            shift=shift,
+            scale=scale,
+            missing=missing,
+            on_not_finite=on_not_finite,
+        )
 
     def decode(self, params: Parameters, code: npt.ArrayLike) -> np.ndarray:
         """Compute xhat from codes, with the layers above the code layer.

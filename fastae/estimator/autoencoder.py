@@ -12,7 +12,15 @@ from sklearn.utils import check_random_state
 from fastae import optimizers
 from fastae.checks import in_units
 from fastae.data.row_source import ArrayRows, Rows, RowSource
-from fastae.estimator.automatic import CODE_MOST, FLOAT32_ROWS, Budget, automatic_code, budget_of, patience
+from fastae.estimator.automatic import (
+    CODE_MOST,
+    FLOAT32_ROWS,
+    Budget,
+    Start,
+    automatic_code,
+    budget_of,
+    patience,
+)
 from fastae.estimator.callbacks import callbacks
 from fastae.estimator.fitted import FittedModel
 from fastae.estimator.inputs import check, check_weight
@@ -72,8 +80,9 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         stop. "cosine" lowers it to 0 along half a cosine over `max_iter` epochs. Not used by "lbfgs".
     learning_rate_init : float or "auto", default "auto"
         Learning rate of the first step. "auto": 0.03, or 0.01 for "sgd", times min(1, 64 / w)^(2/3) for a widest
-        layer of w units, times min(1, 3 / l)^2 for l layers, and for "cosine" from "pca" times s / 1000 for fewer than
-        1000 steps s. In ``partial_fit``, "cosine" keeps a tenth of the rate, for any number of steps.
+        layer of w units, times min(1, 3 / l)^2 for l layers. For "cosine" with fewer than 1000 steps s, also times
+        s / 1000 from "pca", and times (s / 1000)^(1/2) in a warm start. In ``partial_fit``, "cosine" keeps a tenth of
+        the rate, for any number of steps.
     power_t : float, default 0.5
         Exponent of "invscaling".
     max_iter : int or "auto", default "auto"
@@ -161,7 +170,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         model beats PCA. None where that error is 0, where `error_over_mean_` is None, and for more than 1024 rows of
         more than 4096 columns.
     auto_ : dict
-        The values of the settings that are "auto", by name.
+        The values of the settings that are "auto", by name; empty for a model file of a version that did not store
+        them. `n_iter_no_change` is None where training does not stop by it.
     n_iter_ : int
         Number of epochs, or of iterations for "lbfgs".
     stop_reason_ : "max_iter", "tol" or "callback"
@@ -271,14 +281,14 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         if self.early_stopping and validation is None:
             rows, validation = rows.split(self.validation_fraction, int(seed[2]))
             validation_weight = weight
-        components = self._start(rows, seed[0], weight)
-        budget = budget_of(self, len(rows), self.network_.widths, rows.default_batch_size)
-        self.auto_ = self._chosen(budget)
+        components, start = self._start(rows, seed[0], weight)
+        budget = budget_of(self, len(rows), self.network_.widths, rows.default_batch_size, start=start)
+        stops_after = patience(self, budget.epochs, validates=validation is not None)
+        self.auto_ = self._chosen(budget, stops_after)
         if self.verbose and self.auto_:
             chosen = (f"{name}={value}" for name, value in self.auto_.items() if value is not None)
             print("auto:", ", ".join(chosen), file=sys.stderr)
         validate = None if validation is None else self._validation_loss(validation, validation_weight)
-        stops_early = self.early_stopping or validate is None
         self._finish(
             self._train(
                 rows,
@@ -288,7 +298,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
                 epochs=budget.epochs,
                 seed=int(seed[1]),
                 validate=validate,
-                patience=patience(self, budget.epochs) if stops_early else None,
+                patience=stops_after,
                 checkpoint=saved,
             )
         )
@@ -349,14 +359,19 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         seed = int(self._seeds[1]) + self._state.epochs
         curve = [] if first else self.loss_curve_
         budget = budget_of(self, len(rows), self.network_.widths, rows.default_batch_size, ends=False)
-        self.auto_ = self._chosen(budget)
+        self.auto_ = self._chosen(budget, None)
         history = self._train(rows, weight, budget, self._optimizer(budget, ends=False), epochs=1, seed=seed)
         history.loss = curve + history.loss
         self._finish(history)
         self.error_over_mean_ = self.error_over_pca_ = None
 
-    def _start(self, X: RowSource, seed: int, weight: np.ndarray | None) -> PrincipalComponents | None:
-        """Set network, scale, parameters and optimizer state to train from; return what the data's PCA is."""
+    def _start(
+        self, X: RowSource, seed: int, weight: np.ndarray | None
+    ) -> tuple[PrincipalComponents | None, Start]:
+        """Set network, scale, parameters and optimizer state to train from.
+
+        Returns what the data's PCA is, and what the parameters are.
+        """
         self._objective()  # an option out of range is an error before there is a model
         n, dtype = X.shape[1], self._dtype(X)
         if self.warm_start and self.dtype is None and hasattr(self, "params_"):
@@ -386,17 +401,18 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         )
         if network is None:
             network = self._network(n, [automatic_code(n, components)])
+        start: Start = "warm" if again else "random"
         if again:
             self.params_ = self.params_.copy()  # because the steps write to them
         elif components is None or self.init == "random":
             self.params_ = Parameters.random(network, int(seed), dtype)
         else:
-            self.params_ = start_at_pca(network, components, int(seed), dtype)
+            self.params_, start = start_at_pca(network, components, int(seed), dtype), "pca"
         self._state = optimizers.State.zeros(self.params_)
         self.network_ = network
         self._n_features_out = network.widths[network.code_layer]
         warn_if_code_is_wide(self, self._n_features_out, n)
-        return components
+        return components, start
 
     def _network(self, columns: int, encoder: Sequence[Any]) -> Network:
         """The network whose encoder has these widths."""
@@ -424,14 +440,14 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         suffices = self.scale is not None and self.solver != "lbfgs" and len(X) >= FLOAT32_ROWS
         return np.dtype(np.float32 if suffices or X.dtype == np.float32 else np.float64)
 
-    def _chosen(self, budget: Budget) -> dict[str, Any]:
+    def _chosen(self, budget: Budget, stops_after: int | None) -> dict[str, Any]:
         """What the settings that are "auto" stand for in this fit."""
         values = {
             "hidden_layer_sizes": list(self.network_.widths[1 : self.network_.code_layer + 1]),
             "batch_size": budget.batch_size,
             "learning_rate_init": budget.rate,
             "max_iter": budget.epochs,
-            "n_iter_no_change": patience(self, budget.epochs),
+            "n_iter_no_change": stops_after,
         }
         if self.solver == "lbfgs":
             del values["batch_size"], values["learning_rate_init"]

@@ -238,8 +238,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         Raises
         ------
         ValueError
-            The data or a setting are not valid, or `checkpoint` is damaged or belongs to another run. The message
-            names the argument.
+            The data or a setting are not valid, or `checkpoint` is damaged, belongs to another run, or is a file that
+            `X` or `X_val` is read from. The message names the argument.
         OSError
             `checkpoint` cannot be written.
         DivergenceError
@@ -264,6 +264,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         weight = check_weight(rows, sample_weight)
         validation = None if X_val is None else check(self, X_val, name="X_val")
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3).tolist()
+        for data in (X, X_val):
+            Checkpoint.check_not_input(checkpoint, data)
         saved = Checkpoint.at(checkpoint, resume)
         if saved is not None:
             if self.solver == "lbfgs":
@@ -277,7 +279,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             seed = saved.keep("seed", seed)  # random_state may be None
         if self.solver == "lbfgs" and not rows.is_local:
             raise ValueError("solver 'lbfgs' needs X on one machine; 'adam', 'adamw' and 'sgd' do not")
-        validation_weight = None
+        whole, validation_weight = rows, None
         if self.early_stopping and validation is None:
             rows, validation = rows.split(self.validation_fraction, int(seed[2]))
             validation_weight = weight
@@ -302,7 +304,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
                 checkpoint=saved,
             )
         )
-        self._compare(self._validation_loss(rows, weight)(self.params_), components)
+        self._compare(self._error_of(rows, whole, weight), components)
         warn_if_unfinished(self, budget)
         warn_if_worse_than_pca(self)
 
@@ -398,6 +400,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             scale=self.scale_,
             missing=self.missing is not None,
             sample_weight=weight,
+            centred=self.scale == "standard" and not again,
         )
         if network is None:
             network = self._network(n, [automatic_code(n, components)])
@@ -453,15 +456,19 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             del values["batch_size"], values["learning_rate_init"]
         return {name: value for name, value in values.items() if isinstance(getattr(self, name), str)}
 
-    def _compare(self, loss: float, components: PrincipalComponents | None) -> None:
+    def _error_of(self, rows: RowSource, whole: RowSource, weight: np.ndarray | None) -> float:
+        """Mean over the training rows of the sum of squared errors; `whole` holds the rows set aside as well."""
+        return 2 * self._validation_loss(rows, weight)(self.params_)
+
+    def _compare(self, error: float, components: PrincipalComponents | None) -> None:
         """Set how large the error of the training rows is next to that of the mean, and of PCA."""
         self.error_over_mean_ = self.error_over_pca_ = None
         if components is not None:
             pca = components.error(min(self.network_.widths))
             if components.total > 0:
-                self.error_over_mean_ = 2 * loss / components.total
+                self.error_over_mean_ = error / components.total
             if components.of_all_rows and pca > RANK_TOLERANCE * components.total:
-                self.error_over_pca_ = 2 * loss / pca
+                self.error_over_pca_ = error / pca
 
     def _validation_loss(self, rows: RowSource, weight: np.ndarray | None) -> Callable[[Parameters], float]:
         """A function that gives the loss of these rows at given parameters."""

@@ -199,11 +199,16 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         return rows.map_rows(lambda part: self._mean_errors_of(part, column_weight))
 
     def _mean_errors_of(self, X: np.ndarray, column_weight: np.ndarray | None = None) -> np.ndarray:
-        cells: Any = X.shape[1]
-        if self.missing:
-            cells = np.maximum((~np.isnan(X)).sum(axis=1), 1)
-        errors = self._engine().errors(self.params_, X, column_weight=column_weight, **self._in())
+        errors, cells = self._errors_and_cells(X, column_weight).T
         return np.asarray(errors / cells)
+
+    def _errors_and_cells(self, X: np.ndarray, column_weight: np.ndarray | None = None) -> np.ndarray:
+        """(m, 2): the sum of squared errors of each row, and the number of its cells that are not missing."""
+        result = np.full((len(X), 2), X.shape[1], np.float64)
+        if self.missing:
+            result[:, 1] = np.maximum((~np.isnan(X)).sum(axis=1), 1)
+        result[:, 0] = self._engine().errors(self.params_, X, column_weight=column_weight, **self._in())
+        return result
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

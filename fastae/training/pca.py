@@ -110,6 +110,7 @@ def principal_components(
     missing: bool,
     n_threads: int | None,
     sample_weight: np.ndarray | None = None,
+    centred: bool = False,
 ) -> PrincipalComponents | None:
     """The principal components of the rows; None where values are too large for `dtype`.
 
@@ -125,12 +126,15 @@ def principal_components(
         Type of the arithmetic, up to the covariance matrix.
     missing : bool
         Whether cells that are NaN are missing; they count as the mean.
+    centred : bool, default False
+        Whether `shift` is the mean of each column of these rows.
     shift, scale, n_threads, sample_weight
         As for ``loss_and_gradient_of``.
     """
     columns = source.shape[1]
     centre = np.zeros(columns)  # of z, about which the moments are computed
-    if shift is None or missing:  # a large mean would swallow the spread; a missing cell counts as the mean
+    # A large mean would swallow the spread, and a missing cell counts as the mean
+    if shift is None or (missing and not centred):
         mean = _column_means(source, sample_weight)
         centre = (mean - (0.0 if shift is None else shift)) * (1.0 if scale is None else scale)
         shift = mean

@@ -60,6 +60,22 @@ def test_a_missing_cell_counts_as_the_mean_and_a_row_of_weight_0_as_nothing():
     np.testing.assert_allclose(ours.variances, components_of(X[:350]).variances, rtol=1e-9)
 
 
+def test_means_that_the_scale_has_computed_are_not_computed_again(monkeypatch):
+    holes, passes = np.where(RNG.random(X.shape) < 0.2, np.nan, X), []
+    count = ArrayRows.column_statistics
+    monkeypatch.setattr(ArrayRows, "column_statistics", lambda rows: (passes.append(1), count(rows))[1])
+    for scale, expected in (("standard", 1), ("minmax", 2), (None, 1)):
+        passes.clear()
+        model = fastae.Autoencoder(3, scale=scale, missing="mask", max_iter=1, warm_start=True).fit(holes)
+        assert len(passes) == expected, scale
+    model.set_params(scale="standard", hidden_layer_sizes=2).fit(holes)
+    ratio = model.error_over_mean_
+    passes.clear()
+    moved = model.set_params(learning_rate_init=1e-30).fit(holes + 1)  # a warm start keeps the old shift
+    assert len(passes) == 1
+    assert moved.error_over_mean_ > 1.5 * ratio
+
+
 def test_components_are_those_of_a_file_and_of_any_number_of_threads(tmp_path):
     np.save(tmp_path / "x.npy", X)
     rows = fastae.open_rows(tmp_path / "x.npy", chunk_bytes=100 * 9 * 8)

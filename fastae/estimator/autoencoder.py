@@ -35,7 +35,13 @@ from fastae.training.checkpoint import Checkpoint
 from fastae.training.gradient_descent import train_on
 from fastae.training.history import DivergenceError, History
 from fastae.training.options import TrainingOptions
-from fastae.training.pca import RANK_TOLERANCE, PrincipalComponents, principal_components, start_at_pca
+from fastae.training.pca import (
+    RANK_TOLERANCE,
+    PrincipalComponents,
+    error_of_observed_cells,
+    principal_components,
+    start_at_pca,
+)
 
 # Settings that may differ between a checkpoint and the fit that resumes it.
 _MAY_DIFFER = {"max_iter", "n_threads", "warm_start", "callback", "verbose"}
@@ -95,8 +101,9 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     random_state : int, RandomState or None, default None
         Seed of the initial weights, the batches, the validation rows and the noise. None: NumPy's global state.
     tol : float, default 1e-4
-        Smallest decrease of the loss per feature, `loss_` / n, that counts as an improvement. "lbfgs" also stops when
-        no component of the gradient is larger than `tol`.
+        Smallest decrease of the loss that counts as an improvement, divided by the sum of the columns' variances in the
+        network's scale: for any units of `X`, an increase of R^2 by about 2 `tol`. "lbfgs" also stops when no component
+        of the gradient is larger than `tol`.
     n_iter_no_change : int or "auto", default "auto"
         Training stops after more than this many consecutive epochs without an improvement of the validation loss, or
         without validation rows, of the loss. ``numpy.inf``: never. "auto": a tenth of the epochs, at least 10, with
@@ -167,8 +174,9 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         from 1024 rows; it is None where these are on several machines.
     error_over_pca_ : float or None
         The same divided by the error of PCA with as many components as the narrowest layer has units: below 1, the
-        model beats PCA. None where that error is 0, where `error_over_mean_` is None, and for more than 1024 rows of
-        more than 4096 columns.
+        model beats PCA. A missing cell enters PCA as the mean, and does not count in its error either. For a few
+        components of more than 1024 columns, PCA's error is an estimate, up to about 1% too large. None where that
+        error is 0, where `error_over_mean_` is None, and for more than 1024 rows of more than 4096 columns.
     auto_ : dict
         The values of the settings that are "auto", by name; empty for a model file of a version that did not store
         them. `n_iter_no_change` is None where training does not stop by it.
@@ -287,6 +295,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         budget = budget_of(self, len(rows), self.network_.widths, rows.default_batch_size, start=start)
         stops_after = patience(self, budget.epochs, validates=validation is not None)
         self.auto_ = self._chosen(budget, stops_after)
+        tol = self._tolerance(components)
         if self.verbose and self.auto_:
             chosen = (f"{name}={value}" for name, value in self.auto_.items() if value is not None)
             print("auto:", ", ".join(chosen), file=sys.stderr)
@@ -301,11 +310,12 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
                 seed=int(seed[1]),
                 validate=validate,
                 patience=stops_after,
+                tol=tol,
                 checkpoint=saved,
             )
         )
-        self._compare(self._error_of(rows, whole, weight), components)
-        warn_if_unfinished(self, budget)
+        self._compare(self._error_of(rows, whole, weight), rows, weight, components)
+        warn_if_unfinished(self, budget, tol)
         warn_if_worse_than_pca(self)
 
     @available_if(goes_by_steps)
@@ -456,19 +466,45 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             del values["batch_size"], values["learning_rate_init"]
         return {name: value for name, value in values.items() if isinstance(getattr(self, name), str)}
 
+    def _tolerance(self, components: PrincipalComponents | None) -> float:
+        """The decrease of the loss that counts as an improvement."""
+        total = components.total if components is not None else 0.0
+        # Rounded, so that a run is resumed where last bits differ
+        return self.tol * float(f"{total or self.network_.widths[0]:.3g}")
+
     def _error_of(self, rows: RowSource, whole: RowSource, weight: np.ndarray | None) -> float:
         """Mean over the training rows of the sum of squared errors; `whole` holds the rows set aside as well."""
         return 2 * self._validation_loss(rows, weight)(self.params_)
 
-    def _compare(self, error: float, components: PrincipalComponents | None) -> None:
+    def _compare(
+        self,
+        error: float,
+        rows: RowSource,
+        weight: np.ndarray | None,
+        components: PrincipalComponents | None,
+    ) -> None:
         """Set how large the error of the training rows is next to that of the mean, and of PCA."""
         self.error_over_mean_ = self.error_over_pca_ = None
-        if components is not None:
-            pca = components.error(min(self.network_.widths))
-            if components.total > 0:
-                self.error_over_mean_ = error / components.total
-            if components.of_all_rows and pca > RANK_TOLERANCE * components.total:
-                self.error_over_pca_ = error / pca
+        if components is None or not components.total > 0:
+            return
+        self.error_over_mean_ = error / components.total
+        if not components.of_all_rows:
+            return
+        most = min(self.network_.widths)
+        pca = components.error(most)
+        if self.missing:  # of which the filled-in cells are a part
+            pca = error_of_observed_cells(
+                rows,
+                components,
+                most,
+                self.params_.dtype,
+                n_threads=self.n_threads,
+                shift=self.shift_,
+                scale=self.scale_,
+                sample_weight=weight,
+            )
+        if pca > RANK_TOLERANCE * components.total:
+            self.error_over_pca_ = error / pca
 
     def _validation_loss(self, rows: RowSource, weight: np.ndarray | None) -> Callable[[Parameters], float]:
         """A function that gives the loss of these rows at given parameters."""
@@ -506,7 +542,6 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
                 **options,
                 batch_size=budget.batch_size,
                 shuffle=self.shuffle,
-                tol=self.tol * rows.shape[1],
                 adaptive=self.learning_rate == "adaptive" and self.solver != "lbfgs",
                 callback=callback,
                 progress=self.verbose > 0,

@@ -165,6 +165,35 @@ def test_the_error_is_compared_with_that_of_the_mean_and_of_pca():
     assert model.partial_fit(X).error_over_pca_ is None
 
 
+@pytest.mark.parametrize("scale", ["standard", "minmax", None])
+@pytest.mark.parametrize("kind", [Autoencoder, AutoencoderDetector])
+def test_missing_cells_count_neither_in_the_models_error_nor_in_that_of_pca(kind, scale):
+    weight = RNG.integers(0, 3, len(X))
+    holes = np.where(RNG.random(X.shape) < 0.2, np.nan, X)
+    model = kind(3, missing="mask", scale=scale, dtype="float64", max_iter=20, random_state=0)
+    model.fit(holes, sample_weight=weight)
+    factor = 1.0 if scale is None else model.scale_
+    repeated = np.repeat(holes * factor, weight, axis=0)
+    filled = np.nan_to_num(repeated - np.nanmean(repeated, axis=0))
+    _, directions = np.linalg.eigh(np.cov(filled.T, bias=True))
+    by_pca = filled @ directions[:, -3:] @ directions[:, -3:].T
+    seen = ~np.isnan(repeated)
+    theirs = np.square(by_pca - filled)[seen].sum()
+    ours = (np.square(model.reconstruct(holes) - holes) * np.square(factor) * weight[:, np.newaxis])[
+        ~np.isnan(holes)
+    ].sum()
+    assert model.error_over_pca_ == pytest.approx(ours / theirs, rel=1e-6)
+    assert model.error_over_mean_ == pytest.approx(ours / np.square(filled).sum(), rel=1e-6)
+
+
+def test_what_counts_as_an_improvement_does_not_depend_on_units():
+    small = 0.01 * X / X.std(0)  # its loss per feature is half of tol, and less
+    options = {"scale": None, "early_stopping": True, "max_iter": 300, "dtype": "float64", "random_state": 0}
+    model = Autoencoder(3, **options).fit(small)
+    assert model.n_iter_ > 100
+    assert model.set_params(tol=1.0).fit(small).n_iter_ < 60
+
+
 @pytest.mark.parametrize("missing", [None, "mask"])
 def test_rows_that_are_alike_have_no_error_to_compare_with(missing):
     alike = np.tile(RNG.normal(size=6), (50, 1))

@@ -26,7 +26,7 @@ from fastae.training.pca import PrincipalComponents, start_at_pca
 
 Reconstruct = Callable[[np.ndarray], np.ndarray]
 Advance = Callable[[int], Reconstruct]
-BETA_2, DEFAULT_BETA_2 = 0.99, 0.999
+BETA_2, DEFAULT_BETA_2 = fastae.Autoencoder().beta_2, 0.999
 DEFAULT_RATE = 0.001
 
 

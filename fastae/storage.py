@@ -13,7 +13,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -95,6 +95,32 @@ def check_place(path: str | os.PathLike[str]) -> None:
             os.close(os.open(trial, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         finally:
             trial.unlink(missing_ok=True)
+
+
+def overwritten_input(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> str | None:
+    """The name of an input that writing to `path` would overwrite: the same file, whatever it is called; or None.
+
+    Links are followed, and hard links are the same file. "-" is the file behind standard input, if there is one.
+    """
+    written = _identity(path)
+    for source in inputs:
+        if str(source) == "-":
+            same = written is not None and written == _identity(0)
+        else:
+            same = os.path.realpath(path) == os.path.realpath(source)
+            same = same or (written is not None and written == _identity(source))
+        if same:
+            return "standard input" if str(source) == "-" else os.fspath(source)
+    return None
+
+
+def _identity(file: int | str | os.PathLike[str]) -> tuple[int, int] | None:
+    """What tells a file apart from all others; None for what does not exist or, like a terminal, is not a file."""
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
 
 
 def _is_stream(path: str | os.PathLike[str]) -> bool:

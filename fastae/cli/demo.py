@@ -15,8 +15,8 @@ from fastae.data.row_source import ArrayRows
 from fastae.engine import thread_pool
 from fastae.engine.engine import Engine
 from fastae.engine.warmup import warm_up
-from fastae.network import Network
-from fastae.optimizers import Adam, cosine
+from fastae.estimator import Autoencoder
+from fastae.estimator.automatic import budget_of
 from fastae.training.gradient_descent import train
 from fastae.training.pca import principal_components, start_at_pca
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BATCH_SIZE = 200
-RATE = 0.03  # of the first step; it falls to 0 along half a cosine
 ROUNDS = 7  # of timing
 
 
@@ -84,7 +83,10 @@ def digits() -> np.ndarray:
 
 
 def run(*, hidden: int = 32, epochs: int = 300, seed: int = 0, progress: bool = False) -> Result:
-    """Train 64 -> hidden -> 64 -> 64 on the digits with Adam, then time an epoch and train in NumPy too."""
+    """Train 64 -> hidden -> 64 -> 64 on the digits, then time an epoch and train in NumPy too.
+
+    Network and optimizer are those of an ``Autoencoder`` with its default settings.
+    """
     from rich.console import Console
     from threadpoolctl import threadpool_limits
 
@@ -93,15 +95,15 @@ def run(*, hidden: int = 32, epochs: int = 300, seed: int = 0, progress: bool = 
 
     warm_up()
     X = digits()
-    network = Network.autoencoder(X.shape[1], hidden)
+    model = Autoencoder(hidden, max_iter=epochs, batch_size=BATCH_SIZE)
+    network = model._network(X.shape[1], [hidden])
+    optimizer = model._optimizer(budget_of(model, len(X), network.widths, BATCH_SIZE))
     engine = Engine(network)
     components = principal_components(
         ArrayRows(X), hidden, np.float32, shift=None, scale=None, missing=False, n_threads=None
     )
     assert components is not None  # 64 columns in [0, 1]
     start = start_at_pca(network, components, seed, np.float32)
-    steps = epochs * -(-len(X) // BATCH_SIZE)
-    optimizer = Adam(learning_rate=cosine(RATE, steps), beta_2=0.99)
     options: dict[str, Any] = {"optimizer": optimizer, "batch_size": BATCH_SIZE, "seed": seed}
     loss_before, _ = engine.loss_and_gradient(start, X)
     params = start.copy()

@@ -10,7 +10,14 @@ import typer
 from fastae.cli.shared import Activation, Json, command, notice, print_facts, warnings_as_notices
 
 CHUNK_BYTES = 1 << 24  # of rows that encode, reconstruct and score hold at a time
-OPTIONS = {"max_iter": "--epochs", "hidden_layer_sizes": "--hidden"}  # names in messages
+# The names that messages and results use for settings
+OPTIONS = {
+    "hidden_layer_sizes": "--hidden",
+    "batch_size": "--batch-size",
+    "learning_rate_init": "--learning-rate",
+    "max_iter": "--epochs",
+    "n_iter_no_change": "--patience",
+}
 
 Data = Annotated[
     list[Path],
@@ -238,23 +245,32 @@ def train(
             "rows": len(rows),
             "features": rows.shape[1],
             "hidden": list(model.network_.widths[1 : model.network_.code_layer + 1]),
-            "epochs": model.n_iter_,
-            "stopped_by": _stopped_by(model),
-            "loss": model.loss_,
-            "validation_loss": min(model.validation_loss_curve_, default=None),
-            "error_over_mean": model.error_over_mean_,
-            "error_over_pca": model.error_over_pca_,
+            **_how_it_ended(model),
             "r2": model.score(rows) if rows.is_local else None,
             "threshold": -model.offset_ if detector else None,
             "seconds": seconds,
+            "auto": _automatic(model),
         }
     print_facts(facts, as_json)
 
 
-def _stopped_by(model: Any) -> str:
-    """The option that ended training."""
-    reason: str = model.stop_reason_
-    return {"max_iter": "--epochs", "tol": "--patience"}.get(reason, reason)
+def _how_it_ended(model: Any) -> dict[str, Any]:
+    """The facts about a fit that train and inspect print."""
+    reason = model.stop_reason_
+    return {
+        "epochs": model.n_iter_,
+        "stopped_by": {"max_iter": "--epochs", "tol": "--patience"}.get(reason, reason),
+        "loss": model.loss_,
+        "validation_loss": min(model.validation_loss_curve_, default=None),
+        "error_over_mean": model.error_over_mean_,
+        "error_over_pca": model.error_over_pca_,
+    }
+
+
+def _automatic(model: Any) -> dict[str, Any] | None:
+    """What was chosen from the data, by the names of the options."""
+    names = {setting: option.strip("-").replace("-", "_") for setting, option in OPTIONS.items()}
+    return {names.get(setting, setting): value for setting, value in model.auto_.items()} or None
 
 
 def _widths(text: str) -> tuple[int, ...] | Literal["auto"]:
@@ -477,13 +493,11 @@ def inspect(model: Model, as_json: Json = False) -> None:
         "dtype": loaded.dtype if loaded.dtype == "bfloat16" else params.dtype.name,
         "scale": loaded.scale,
         "missing": loaded.missing,
-        "epochs": loaded.n_iter_,
-        "stopped_by": _stopped_by(loaded),
-        "loss": loaded.loss_,
-        "validation_loss": min(loaded.validation_loss_curve_, default=None),
+        **_how_it_ended(loaded),
         "threshold": -loaded.offset_ if hasattr(loaded, "offset_") else None,
         "date": written.isoformat(" ", "seconds"),
         "version": storage.read(model).about.get("fastae"),
         "features": list(getattr(loaded, "feature_names_in_", ())) or None,
+        "auto": _automatic(loaded),
     }
     print_facts(facts, as_json)

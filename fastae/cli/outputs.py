@@ -7,7 +7,6 @@ import csv
 import json
 import math
 import os
-import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ import typer
 
 from fastae.data.kept import typed
 from fastae.data.row_source import Rows
-from fastae.storage import written_whole
+from fastae.storage import overwritten_input, written_whole
 
 Columns = dict[str, np.ndarray]  # of equal length, by name
 
@@ -122,22 +121,11 @@ def check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
 
 
 def check_not_input(option: str, path: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Raise a BadParameter if writing to `path` would overwrite an input: the same file, whatever it is called.
-
-    Links are followed, and hard links are the same file. "-" is the file behind standard input, if there is one.
-    """
-    written = _identity(path)
-    for source in inputs:
-        if str(source) == "-":
-            same = written is not None and written == _identity(0)
-        else:
-            same = os.path.realpath(path) == os.path.realpath(source)
-            same = same or (written is not None and written == _identity(source))
-        if same:
-            name = "standard input" if str(source) == "-" else os.fspath(source)
-            raise typer.BadParameter(
-                f"{path} is the same file as the input {name}, which would be lost", param_hint=option
-            )
+    """Raise a BadParameter if writing to `path` would overwrite an input: the same file, whatever it is called."""
+    if name := overwritten_input(path, inputs):
+        raise typer.BadParameter(
+            f"{path} is the same file as the input {name}, which would be lost", param_hint=option
+        )
 
 
 def check_distinct(places: Mapping[str, Path | None]) -> None:
@@ -148,15 +136,6 @@ def check_distinct(places: Mapping[str, Path | None]) -> None:
             other = earlier.setdefault(os.path.realpath(path), option)
             if other != option:
                 raise typer.BadParameter(f"{path} is also the file of {other}", param_hint=option)
-
-
-def _identity(file: int | str | os.PathLike[str]) -> tuple[int, int] | None:
-    """What tells a file apart from all others; None for what does not exist or, like a terminal, is not a file."""
-    try:
-        status = os.stat(file)
-    except (OSError, ValueError):
-        return None
-    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
 
 
 def _write_text(file: TextIO, tables: Iterable[Any], as_json: bool) -> None:

@@ -20,7 +20,7 @@ from fastae.data.frames import frame_rows
 from fastae.data.joined import JoinedRows
 from fastae.data.npy import NpyRows, npz_rows
 from fastae.data.parquet import ParquetRows
-from fastae.data.row_source import ArrayRows, Rows
+from fastae.data.row_source import ArrayRows, Rows, RowSource
 from fastae.data.spool import Spool
 
 CHUNK_BYTES = 1 << 26
@@ -102,6 +102,7 @@ def open_selected(
         raise TypeError("X is a sparse matrix, but dense rows are needed: pass X.toarray()")
     else:
         rows = ArrayRows(np.asarray(source), "X", names)
+    rows.files = tuple(paths)
     if names is not None:
         if rows.feature_names is not names:
             raise ValueError(f"{rows.name} has column names of its own: feature_names cannot be given")
@@ -126,6 +127,13 @@ def paths_of(source: Any) -> list[str]:
         exact = path == "-" or os.path.exists(path)
         files += [path] if exact else sorted(glob.glob(path, recursive=True)) or [path]
     return files
+
+
+def files_of(X: Any) -> tuple[str, ...]:
+    """The files that `X`, as users pass it to a model, is read from."""
+    if isinstance(X, np.memmap):
+        return () if X.filename is None else (os.fspath(X.filename),)
+    return X.files if isinstance(X, RowSource) else ()
 
 
 def _open_path(

@@ -8,6 +8,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -33,6 +34,8 @@ class RowSource(ABC):
     feature_names : sequence of str, or None
     is_local : bool
         Whether this process can read the rows.
+    files : tuple of str
+        The files that the rows come from, which no result may overwrite.
     guess : str
         How a CSV file's first line was read, where it could have been read in another way; else empty.
     """
@@ -42,6 +45,7 @@ class RowSource(ABC):
     dtype: np.dtype[Any]
     feature_names: Sequence[str] | None
     is_local: bool
+    files: tuple[str, ...] = ()
     guess: str = ""
 
     def __len__(self) -> int:
@@ -90,6 +94,10 @@ class RowSource(ABC):
     @abstractmethod
     def map_rows(self, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """function(X), with one output row per row; `function` is called with arrays of consecutive rows."""
+
+    def of_array(self, values: np.ndarray) -> np.ndarray:
+        """Those of `values`, one for each row of the data, that belong to these rows, which may be a part of them."""
+        return values
 
     @abstractmethod
     def mean_over_rows(self, function: Callable[[np.ndarray, np.ndarray | None], np.ndarray]) -> float:
@@ -361,8 +369,7 @@ class ArrayRows(Rows):
         self.bounds = np.array([0, len(self)])
         self.chunk_bytes = max(len(self) * self.shape[1] * self.dtype.itemsize, 1)
 
-    def of_array(self, values: np.ndarray) -> np.ndarray:
-        """Those of `values`, one for each row of the array, that belong to these rows."""
+    def of_array(self, values: np.ndarray) -> np.ndarray:  # noqa: D102
         return values if self.index is None else values[self.index]
 
     def read(self, piece: int, out: np.ndarray) -> None:  # noqa: D102
@@ -438,6 +445,15 @@ class _Part(Rows):
         less = int(self.fraction * size + generator.random())
         order = generator.permutation(size)
         return np.sort(order[less:] if self.most else order[:less])
+
+    def of_array(self, values: np.ndarray) -> np.ndarray:
+        bounds = self.whole.bounds
+        return np.concatenate(
+            [
+                values[first:last][self._drawn(piece, int(last - first))]
+                for piece, (first, last) in enumerate(pairwise(bounds))
+            ]
+        )
 
     def read(self, piece: int, out: np.ndarray) -> None:
         size = int(self.whole.bounds[piece + 1] - self.whole.bounds[piece])

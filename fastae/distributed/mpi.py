@@ -62,6 +62,7 @@ class MPIPartitions(Partitions):
         if isinstance(source, Rows):
             names, cuts = source.feature_names, cut_rows(source)
             self.name, self.feature_names = source.name, None if names is None else list(names)
+            self.files = source.files
             count = len(cuts)
         else:
             count = len(source)

@@ -12,7 +12,15 @@ from sklearn.utils import check_random_state
 from fastae import optimizers
 from fastae.checks import in_units
 from fastae.data.row_source import ArrayRows, Rows, RowSource
-from fastae.estimator.automatic import CODE_MOST, FLOAT32_ROWS, Budget, automatic_code, budget_of, patience
+from fastae.estimator.automatic import (
+    CODE_MOST,
+    FLOAT32_ROWS,
+    Budget,
+    Start,
+    automatic_code,
+    budget_of,
+    patience,
+)
 from fastae.estimator.callbacks import callbacks
 from fastae.estimator.fitted import FittedModel
 from fastae.estimator.inputs import check, check_weight
@@ -27,7 +35,13 @@ from fastae.training.checkpoint import Checkpoint
 from fastae.training.gradient_descent import train_on
 from fastae.training.history import DivergenceError, History
 from fastae.training.options import TrainingOptions
-from fastae.training.pca import RANK_TOLERANCE, PrincipalComponents, principal_components, start_at_pca
+from fastae.training.pca import (
+    RANK_TOLERANCE,
+    PrincipalComponents,
+    error_of_observed_cells,
+    principal_components,
+    start_at_pca,
+)
 
 # Settings that may differ between a checkpoint and the fit that resumes it.
 _MAY_DIFFER = {"max_iter", "n_threads", "warm_start", "callback", "verbose"}
@@ -72,8 +86,9 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         stop. "cosine" lowers it to 0 along half a cosine over `max_iter` epochs. Not used by "lbfgs".
     learning_rate_init : float or "auto", default "auto"
         Learning rate of the first step. "auto": 0.03, or 0.01 for "sgd", times min(1, 64 / w)^(2/3) for a widest
-        layer of w units, times min(1, 3 / l)^2 for l layers, and for "cosine" from "pca" times s / 1000 for fewer than
-        1000 steps s. In ``partial_fit``, "cosine" keeps a tenth of the rate, for any number of steps.
+        layer of w units, times min(1, 3 / l)^2 for l layers. For "cosine" with fewer than 1000 steps s, also times
+        s / 1000 from "pca", and times (s / 1000)^(1/2) in a warm start. In ``partial_fit``, "cosine" keeps a tenth of
+        the rate, for any number of steps.
     power_t : float, default 0.5
         Exponent of "invscaling".
     max_iter : int or "auto", default "auto"
@@ -86,8 +101,10 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     random_state : int, RandomState or None, default None
         Seed of the initial weights, the batches, the validation rows and the noise. None: NumPy's global state.
     tol : float, default 1e-4
-        Smallest decrease of the loss per feature, `loss_` / n, that counts as an improvement. "lbfgs" also stops when
-        no component of the gradient is larger than `tol`.
+        What counts as an improvement, as in MLPRegressor. With `early_stopping`: an increase by `tol` of the R^2 of the
+        validation rows, that is, a decrease of their loss by `tol` / 2 times the sum of the columns' variances in the
+        network's scale. Without: a decrease by `tol` of the loss per feature, `loss_` / n. "lbfgs" also stops when no
+        component of the gradient is larger than `tol`.
     n_iter_no_change : int or "auto", default "auto"
         Training stops after more than this many consecutive epochs without an improvement of the validation loss, or
         without validation rows, of the loss. ``numpy.inf``: never. "auto": a tenth of the epochs, at least 10, with
@@ -158,10 +175,12 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         from 1024 rows; it is None where these are on several machines.
     error_over_pca_ : float or None
         The same divided by the error of PCA with as many components as the narrowest layer has units: below 1, the
-        model beats PCA. None where that error is 0, where `error_over_mean_` is None, and for more than 1024 rows of
-        more than 4096 columns.
+        model beats PCA. A missing cell enters PCA as the mean, and does not count in its error either. For a few
+        components of more than 1024 columns, PCA's error is an estimate, up to about 1% too large. None where that
+        error is 0, where `error_over_mean_` is None, and for more than 1024 rows of more than 4096 columns.
     auto_ : dict
-        The values of the settings that are "auto", by name.
+        The values of the settings that are "auto", by name; empty for a model file of a version that did not store
+        them. `n_iter_no_change` is None where training does not stop by it.
     n_iter_ : int
         Number of epochs, or of iterations for "lbfgs".
     stop_reason_ : "max_iter", "tol" or "callback"
@@ -228,8 +247,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         Raises
         ------
         ValueError
-            The data or a setting are not valid, or `checkpoint` is damaged or belongs to another run. The message
-            names the argument.
+            The data or a setting are not valid, or `checkpoint` is damaged, belongs to another run, or is a file that
+            `X` or `X_val` is read from. The message names the argument.
         OSError
             `checkpoint` cannot be written.
         DivergenceError
@@ -254,6 +273,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         weight = check_weight(rows, sample_weight)
         validation = None if X_val is None else check(self, X_val, name="X_val")
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3).tolist()
+        for data in (X, X_val):
+            Checkpoint.check_not_input(checkpoint, data)
         saved = Checkpoint.at(checkpoint, resume)
         if saved is not None:
             if self.solver == "lbfgs":
@@ -267,18 +288,19 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             seed = saved.keep("seed", seed)  # random_state may be None
         if self.solver == "lbfgs" and not rows.is_local:
             raise ValueError("solver 'lbfgs' needs X on one machine; 'adam', 'adamw' and 'sgd' do not")
-        validation_weight = None
+        whole, validation_weight = rows, None
         if self.early_stopping and validation is None:
             rows, validation = rows.split(self.validation_fraction, int(seed[2]))
             validation_weight = weight
-        components = self._start(rows, seed[0], weight)
-        budget = budget_of(self, len(rows), self.network_.widths, rows.default_batch_size)
-        self.auto_ = self._chosen(budget)
+        components, start = self._start(rows, seed[0], weight)
+        budget = budget_of(self, len(rows), self.network_.widths, rows.default_batch_size, start=start)
+        stops_after = patience(self, budget.epochs, validates=validation is not None)
+        self.auto_ = self._chosen(budget, stops_after)
+        tol = self._tolerance(components)
         if self.verbose and self.auto_:
             chosen = (f"{name}={value}" for name, value in self.auto_.items() if value is not None)
             print("auto:", ", ".join(chosen), file=sys.stderr)
         validate = None if validation is None else self._validation_loss(validation, validation_weight)
-        stops_early = self.early_stopping or validate is None
         self._finish(
             self._train(
                 rows,
@@ -288,12 +310,13 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
                 epochs=budget.epochs,
                 seed=int(seed[1]),
                 validate=validate,
-                patience=patience(self, budget.epochs) if stops_early else None,
+                patience=stops_after,
+                tol=tol,
                 checkpoint=saved,
             )
         )
-        self._compare(self._validation_loss(rows, weight)(self.params_), components)
-        warn_if_unfinished(self, budget)
+        self._compare(self._error_of(rows, whole, weight), rows, weight, components)
+        warn_if_unfinished(self, budget, tol)
         warn_if_worse_than_pca(self)
 
     @available_if(goes_by_steps)
@@ -349,14 +372,19 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         seed = int(self._seeds[1]) + self._state.epochs
         curve = [] if first else self.loss_curve_
         budget = budget_of(self, len(rows), self.network_.widths, rows.default_batch_size, ends=False)
-        self.auto_ = self._chosen(budget)
+        self.auto_ = self._chosen(budget, None)
         history = self._train(rows, weight, budget, self._optimizer(budget, ends=False), epochs=1, seed=seed)
         history.loss = curve + history.loss
         self._finish(history)
         self.error_over_mean_ = self.error_over_pca_ = None
 
-    def _start(self, X: RowSource, seed: int, weight: np.ndarray | None) -> PrincipalComponents | None:
-        """Set network, scale, parameters and optimizer state to train from; return what the data's PCA is."""
+    def _start(
+        self, X: RowSource, seed: int, weight: np.ndarray | None
+    ) -> tuple[PrincipalComponents | None, Start]:
+        """Set network, scale, parameters and optimizer state to train from.
+
+        Returns what the data's PCA is, and what the parameters are.
+        """
         self._objective()  # an option out of range is an error before there is a model
         n, dtype = X.shape[1], self._dtype(X)
         if self.warm_start and self.dtype is None and hasattr(self, "params_"):
@@ -383,20 +411,22 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             scale=self.scale_,
             missing=self.missing is not None,
             sample_weight=weight,
+            centred=self.scale == "standard" and not again,
         )
         if network is None:
             network = self._network(n, [automatic_code(n, components)])
+        start: Start = "warm" if again else "random"
         if again:
             self.params_ = self.params_.copy()  # because the steps write to them
         elif components is None or self.init == "random":
             self.params_ = Parameters.random(network, int(seed), dtype)
         else:
-            self.params_ = start_at_pca(network, components, int(seed), dtype)
+            self.params_, start = start_at_pca(network, components, int(seed), dtype), "pca"
         self._state = optimizers.State.zeros(self.params_)
         self.network_ = network
         self._n_features_out = network.widths[network.code_layer]
         warn_if_code_is_wide(self, self._n_features_out, n)
-        return components
+        return components, start
 
     def _network(self, columns: int, encoder: Sequence[Any]) -> Network:
         """The network whose encoder has these widths."""
@@ -424,28 +454,61 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         suffices = self.scale is not None and self.solver != "lbfgs" and len(X) >= FLOAT32_ROWS
         return np.dtype(np.float32 if suffices or X.dtype == np.float32 else np.float64)
 
-    def _chosen(self, budget: Budget) -> dict[str, Any]:
+    def _chosen(self, budget: Budget, stops_after: int | None) -> dict[str, Any]:
         """What the settings that are "auto" stand for in this fit."""
         values = {
             "hidden_layer_sizes": list(self.network_.widths[1 : self.network_.code_layer + 1]),
             "batch_size": budget.batch_size,
             "learning_rate_init": budget.rate,
             "max_iter": budget.epochs,
-            "n_iter_no_change": patience(self, budget.epochs),
+            "n_iter_no_change": stops_after,
         }
         if self.solver == "lbfgs":
             del values["batch_size"], values["learning_rate_init"]
         return {name: value for name, value in values.items() if isinstance(getattr(self, name), str)}
 
-    def _compare(self, loss: float, components: PrincipalComponents | None) -> None:
+    def _tolerance(self, components: PrincipalComponents | None) -> float:
+        """The decrease of the loss that counts as an improvement."""
+        n = self.network_.widths[0]
+        if not self.early_stopping:
+            return self.tol * n
+        total = components.total if components is not None else 0.0
+        # Half of it is the loss at R^2 = 0; rounded, so that a run is resumed where last bits differ
+        return self.tol * float(f"{(total or n) / 2:.3g}")
+
+    def _error_of(self, rows: RowSource, whole: RowSource, weight: np.ndarray | None) -> float:
+        """Mean over the training rows of the sum of squared errors; `whole` holds the rows set aside as well."""
+        return 2 * self._validation_loss(rows, weight)(self.params_)
+
+    def _compare(
+        self,
+        error: float,
+        rows: RowSource,
+        weight: np.ndarray | None,
+        components: PrincipalComponents | None,
+    ) -> None:
         """Set how large the error of the training rows is next to that of the mean, and of PCA."""
         self.error_over_mean_ = self.error_over_pca_ = None
-        if components is not None:
-            pca = components.error(min(self.network_.widths))
-            if components.total > 0:
-                self.error_over_mean_ = 2 * loss / components.total
-            if components.of_all_rows and pca > RANK_TOLERANCE * components.total:
-                self.error_over_pca_ = 2 * loss / pca
+        if components is None or not components.total > 0:
+            return
+        self.error_over_mean_ = error / components.total
+        if not components.of_all_rows:
+            return
+        most = min(self.network_.widths)
+        pca = components.error(most)
+        if self.missing:  # of which the filled-in cells are a part
+            pca = error_of_observed_cells(
+                rows,
+                components,
+                most,
+                self.params_.dtype,
+                n_threads=self.n_threads,
+                shift=self.shift_,
+                scale=self.scale_,
+                sample_weight=weight,
+            )
+        if pca > RANK_TOLERANCE * components.total:
+            self.error_over_pca_ = error / pca
 
     def _validation_loss(self, rows: RowSource, weight: np.ndarray | None) -> Callable[[Parameters], float]:
         """A function that gives the loss of these rows at given parameters."""
@@ -483,7 +546,6 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
                 **options,
                 batch_size=budget.batch_size,
                 shuffle=self.shuffle,
-                tol=self.tol * rows.shape[1],
                 adaptive=self.learning_rate == "adaptive" and self.solver != "lbfgs",
                 callback=callback,
                 progress=self.verbose > 0,

@@ -6,7 +6,7 @@ The figures were chosen on 24 real data sets; docs/choosing.md has the tables.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,11 +21,14 @@ ROWS_PER_STEP = 128
 ITERATIONS = 1000  # of L-BFGS
 RATE, SGD_RATE = 0.03, 0.01
 LAYERS = 3  # for these rates; in deeper networks, a step changes more layers at once
-ENOUGH_STEPS = 1000  # for these rates, from the start at PCA
+ENOUGH_STEPS = 1000  # for these rates, from a start that is worth keeping
 UNENDING = 0.1  # share of these rates where a cosine has no end to fall to
 CODE_VARIANCE = 0.9  # share of the variance that as many components as an automatic code has units hold
 CODE_MOST = 256  # units of an automatic code
 FLOAT32_ROWS = 1000  # rows from which float32 is fast enough to matter, and what it rounds does not
+
+Start = Literal["pca", "random", "warm"]
+_CAUTION: dict[Start, float] = {"pca": 1, "random": 0, "warm": 0.5}  # how the rate falls with fewer steps
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,13 @@ class Budget:
 
 
 def budget_of(
-    model: Any, rows: int, widths: Sequence[int], default_batch: int, *, ends: bool = True
+    model: Any,
+    rows: int,
+    widths: Sequence[int],
+    default_batch: int,
+    *,
+    start: Start = "pca",
+    ends: bool = True,
 ) -> Budget:
     """The budget of a fit of `model`, whose own settings come first.
 
@@ -70,6 +79,8 @@ def budget_of(
         Of the network: n, and the units of each layer.
     default_batch : int
         Rows per step that suit where the rows are.
+    start : "pca", "random" or "warm", default "pca"
+        The parameters to start from: those of PCA, random ones, or those of the last fit.
     ends : bool, default True
         Whether the end of training is known. If not, this is the budget of the next epoch.
     """
@@ -91,9 +102,9 @@ def budget_of(
         rate *= min(narrowing, 1.0) ** (2 / 3) * min(LAYERS / layers, 1.0) ** 2
         if model.learning_rate == "cosine" and not ends:
             rate *= UNENDING  # it will not fall
-        elif model.learning_rate == "cosine" and model.init == "pca":
-            # A few large steps would only lead away from it
-            rate *= min(epochs * ceil(rows / batch) / ENOUGH_STEPS, 1.0)
+        elif model.learning_rate == "cosine":
+            # A few large steps would only lead away from PCA, or from a good model, though not from a poor one
+            rate *= min(epochs * ceil(rows / batch) / ENOUGH_STEPS, 1.0) ** _CAUTION[start]
         rate = float(f"{rate:.2g}")
     return Budget(rows, steps, batch, int(epochs), float(rate))
 
@@ -104,8 +115,13 @@ def automatic_code(columns: int, components: PrincipalComponents | None) -> int:
     return max(min(wanted, columns // 2, CODE_MOST), 1)
 
 
-def patience(model: Any, epochs: int) -> int | None:
-    """Epochs without improvement after which training stops; None: it does not."""
+def patience(model: Any, epochs: int, *, validates: bool) -> int | None:
+    """Epochs without improvement after which training stops; None: it does not.
+
+    With validation rows, only `early_stopping` stops it; and L-BFGS, whose loss always improves, only with them.
+    """
+    if not model.early_stopping and (validates or model.solver == "lbfgs"):
+        return None
     if model.n_iter_no_change == "auto":
         if model.early_stopping:
             return max(10, epochs // 10)

@@ -10,6 +10,7 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
 from fastae.checks import in_units
+from fastae.data.row_source import RowSource
 from fastae.estimator.autoencoder import Autoencoder, goes_by_steps
 from fastae.estimator.dask_methods import also_lazily
 from fastae.estimator.inputs import check, check_here, check_weight, in_partitions
@@ -85,10 +86,12 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         """
         return super().fit(X, y, sample_weight, X_val=X_val, checkpoint=checkpoint, resume=resume)
 
-    def _fit(self, X: Any, sample_weight: Any, **options: Any) -> None:
-        X = in_partitions(X)  # here, so that a Dask collection is computed once
-        super()._fit(X, sample_weight, **options)
-        self._set_threshold(self.contamination, X, sample_weight)
+    def _error_of(self, rows: RowSource, whole: RowSource, weight: np.ndarray | None) -> float:
+        """As for ``Autoencoder``; the threshold is set in the same pass over the rows."""
+        errors, cells = whole.map_rows(self._model_for(whole)._errors_and_cells).T
+        self._set_threshold(self.contamination, -(errors / cells), weight)
+        of_rows = None if weight is None else in_units(rows.of_array(weight))[0]
+        return float(np.average(rows.of_array(errors), weights=of_rows))
 
     @available_if(goes_by_steps)
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
@@ -116,9 +119,10 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         return super().partial_fit(X, y, sample_weight)
 
     def _partial_fit(self, X: Any, sample_weight: Any) -> None:
-        X = in_partitions(X)
+        X = in_partitions(X)  # here, so that a Dask collection is computed once
         super()._partial_fit(X, sample_weight)
-        self._set_threshold(self.contamination, X, sample_weight)
+        rows = check(self, X)
+        self._set_threshold(self.contamination, self._scores_of(rows), check_weight(rows, sample_weight))
 
     def set_threshold(
         self,
@@ -164,13 +168,16 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
             return self
         if X is None or not 0 < given <= 0.5:
             raise ValueError(f"contamination must be in (0, 0.5], and needs X, got {contamination!r}")
-        self._set_threshold(float(given), X)
+        self._set_threshold(float(given), self._scores_of(check(self, X)))
         return self
 
-    def _set_threshold(self, contamination: float, X: Any, sample_weight: Any = None) -> None:
-        rows = check(self, X)
-        scores = -rows.map_rows(self._model_for(rows)._mean_errors_of)
-        weight = check_weight(rows, sample_weight)
+    def _scores_of(self, rows: RowSource) -> np.ndarray:
+        """``score_samples`` of rows anywhere."""
+        return -rows.map_rows(self._model_for(rows)._mean_errors_of)
+
+    def _set_threshold(
+        self, contamination: float, scores: np.ndarray, weight: np.ndarray | None = None
+    ) -> None:
         if weight is None:
             self.offset_ = float(np.percentile(scores, 100.0 * contamination))
         else:

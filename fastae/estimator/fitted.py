@@ -213,6 +213,14 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         errors /= cells
         return errors
 
+    def _errors_and_cells(self, X: np.ndarray, column_weight: np.ndarray | None = None) -> np.ndarray:
+        """(m, 2): the sum of squared errors of each row, and the number of its cells that are not missing."""
+        result = np.full((len(X), 2), X.shape[1], np.float64)
+        if self.missing:
+            result[:, 1] = np.maximum((~np.isnan(X)).sum(axis=1), 1)
+        result[:, 0] = self._engine().errors(self.params_, X, column_weight=column_weight, **self._in())
+        return result
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = self.missing is not None

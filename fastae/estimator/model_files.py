@@ -1,5 +1,6 @@
 """ModelFiles: the estimators' ``save``, ``load`` and ``to_onnx``."""
 
+import copy
 import os
 from dataclasses import asdict
 from typing import Any, Self
@@ -21,11 +22,22 @@ _FITTED = {
     "n_iter_": 0,
     "stop_reason_": "",
 }
+# Fitted attributes that files of earlier versions lack: what they are like, and what they are then
+_LATER: dict[str, tuple[Any, Any]] = {
+    "auto_": ({}, {}),
+    "error_over_mean_": (0.0, None),
+    "error_over_pca_": (0.0, None),
+}
 _TENSORS = ("params_", "network_", "shift_", "scale_")  # fitted attributes that are not stored as JSON
 
 
 class ModelFiles:
     """Saves a fitted estimator to a file and loads it."""
+
+    def __setstate__(self: Any, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        if "params_" in state:
+            _complete(self)
 
     def save(self: Any, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to a safetensors file. Nothing is pickled.
@@ -158,6 +170,9 @@ def _restore_fitted(model: Any, fitted: dict[str, Any], columns: int) -> None:
     """Set the fitted attributes of a model of so many columns; an error if one is missing or wrong."""
     for name, example in (_FITTED | ({"offset_": 0.0} if hasattr(model, "set_threshold") else {})).items():
         storage.check_like(name, fitted[name], example)
+    for name, (example, otherwise) in _LATER.items():
+        if fitted.get(name, otherwise) != otherwise:
+            storage.check_like(name, fitted[name], example)
     if fitted["n_features_in_"] != columns:
         raise ValueError(
             f"n_features_in_ is {fitted['n_features_in_']}, but the network has {columns} inputs"
@@ -169,6 +184,14 @@ def _restore_fitted(model: Any, fitted: dict[str, Any], columns: int) -> None:
         if not name.endswith("_") or name.startswith("_") or name in _TENSORS or hasattr(type(model), name):
             raise ValueError(f"{name!r} is not a fitted attribute")
         setattr(model, name, value)
+    _complete(model)
+
+
+def _complete(model: Any) -> None:
+    """Set the fitted attributes that a file or a pickle of an earlier version lacks."""
+    for name, (_, otherwise) in _LATER.items():
+        if name not in vars(model):
+            setattr(model, name, copy.copy(otherwise))
 
 
 def _family(kind: type[Any]) -> list[type[Any]]:

@@ -41,7 +41,7 @@ def warn_if_worse_than_pca(model: Any) -> None:
         )
 
 
-def warn_if_unfinished(model: Any, budget: Budget) -> None:
+def warn_if_unfinished(model: Any, budget: Budget, tol: float) -> None:
     """Warn where training ended with `max_iter` epochs although more of them would have lowered the loss."""
     if model.stop_reason_ != "max_iter":
         return
@@ -56,7 +56,7 @@ def warn_if_unfinished(model: Any, budget: Budget) -> None:
     if not last:
         return
     fall = min(curve[:-last]) - min(curve[-last:])
-    if fall > max(last * model.tol * model.n_features_in_, _SHARE * min(curve)):
+    if fall > max(last * tol, _SHARE * min(curve)):
         warnings.warn(
             f"the loss was still falling after {len(curve)} epochs: raise max_iter",
             ConvergenceWarning,

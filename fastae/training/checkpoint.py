@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastae import storage
+from fastae.data.open import files_of
 from fastae.network import Parameters
 from fastae.optimizers import State
 
@@ -83,6 +84,14 @@ class Checkpoint:
         if checkpoint is None or isinstance(checkpoint, Checkpoint):
             return checkpoint
         return cls(checkpoint, resume)
+
+    @staticmethod
+    def check_not_input(checkpoint: "str | os.PathLike[str] | Checkpoint | None", X: Any) -> None:
+        """Raise a ValueError if `checkpoint` is a file that `X` is read from."""
+        if checkpoint is not None:
+            path = checkpoint.path if isinstance(checkpoint, Checkpoint) else checkpoint
+            if name := storage.overwritten_input(path, files_of(X)):
+                raise ValueError(f"checkpoint is the same file as the input {name}, which would be lost")
 
     # -- settings of the run --------------------------------------------------------------------------------------
 

@@ -119,8 +119,8 @@ def train(
     Raises
     ------
     TypeError, ValueError
-        An argument is not valid; the message names it, and nothing has been changed. Or `checkpoint` is damaged or
-        belongs to another run.
+        An argument is not valid; the message names it, and nothing has been changed. Or `checkpoint` is damaged,
+        belongs to another run, or is a file that `X` is read from.
     OSError
         `checkpoint` cannot be written; an existing file stays as it was.
     DivergenceError
@@ -128,6 +128,7 @@ def train(
         and `state` are restored to what they were after an earlier epoch, at a finite loss.
     """
     optimizer, state = check_start(params, optimizer, state)
+    Checkpoint.check_not_input(checkpoint, X)
     if not isinstance(objective, Objective):
         raise TypeError(f"objective must be an Objective, got {objective!r}")
     options = TrainingOptions(

@@ -1,7 +1,6 @@
 """L-BFGS (SciPy's), on all rows at once: training where the gradient is exact and there are no mini-batches."""
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,8 +39,7 @@ def minimize(
     state : State
         For the history; not changed.
     options : TrainingOptions
-        `epochs` is the largest number of iterations. `patience` goes by the validation loss only. There are no batches
-        and no checkpoints.
+        `epochs` is the largest number of iterations. There are no batches and no checkpoints.
     max_slope : float
         Stop where no derivative of S is larger.
     params, rows, engine, shift, scale, objective, sample_weight
@@ -52,8 +50,6 @@ def minimize(
     DivergenceError
         The loss was not finite before any step, or no longer finite.
     """
-    if options.validate is None:
-        options = replace(options, patience=None)
     history = History(state)
     began = time.perf_counter()
     data: dict[str, Any] = {"shift": shift, "scale": scale, "objective": objective, "seed": options.seed}

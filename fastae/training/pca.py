@@ -1,13 +1,16 @@
 """Principal components of the rows, and the parameters at which a network reconstructs each row as PCA does.
 
 The second moments need no code of their own: the gradient of a linear network n -> n, at zero weights, is minus the
-mean of z z' over the rows z that the network sees, and that of its bias is minus their mean. So the engine that trains
+mean of z z' over the rows z that the network sees, and that of its bias is minus their mean. Of a linear network
+n -> r -> n with W1 = Q and W2 = 0, the gradient in W2 is minus Q' times the second moments: where few components of
+many columns are needed, a few such products are enough, and no matrix of n x n is computed. So the engine that trains
 computes them, on all cores, with the same bits for any number of threads and machines, chunk by chunk where rows are in
 files, and with the same weights and missing cells.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import singledispatch
+from functools import partial, singledispatch
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +26,7 @@ from fastae.training.streaming import loss_and_gradient
 COLUMNS_MOST = 4096  # up to which a matrix of n x n numbers is computed, and decomposed
 ROWS_MOST = 1024  # that stand for all where there are more columns
 ALL_COMPONENTS_MOST = 1024  # columns up to which all components are computed, otherwise the first ones only
+PASSES, MORE = 4, 10  # over the rows, for the first components; columns of Q in addition to those components
 RANK_TOLERANCE = 1e-6  # a component of less than this share of the first one's variance is rounding
 
 
@@ -51,7 +55,8 @@ class PrincipalComponents:
     ----------
     mean : ndarray of shape (n,), float64
     deviation : ndarray of shape (n,), float64
-        Standard deviation of each column.
+        Standard deviation of each column; where only the first components were computed, with the variance beyond them
+        in equal shares.
     directions : ndarray of shape (n, r), float64
         Orthonormal columns, by falling variance.
     variances : ndarray of shape (r,), float64
@@ -110,6 +115,7 @@ def principal_components(
     missing: bool,
     n_threads: int | None,
     sample_weight: np.ndarray | None = None,
+    centred: bool = False,
 ) -> PrincipalComponents | None:
     """The principal components of the rows; None where values are too large for `dtype`.
 
@@ -125,12 +131,15 @@ def principal_components(
         Type of the arithmetic, up to the covariance matrix.
     missing : bool
         Whether cells that are NaN are missing; they count as the mean.
+    centred : bool, default False
+        Whether `shift` is the mean of each column of these rows.
     shift, scale, n_threads, sample_weight
         As for ``loss_and_gradient_of``.
     """
     columns = source.shape[1]
     centre = np.zeros(columns)  # of z, about which the moments are computed
-    if shift is None or missing:  # a large mean would swallow the spread; a missing cell counts as the mean
+    # A large mean would swallow the spread, and a missing cell counts as the mean
+    if shift is None or (missing and not centred):
         mean = _column_means(source, sample_weight)
         centre = (mean - (0.0 if shift is None else shift)) * (1.0 if scale is None else scale)
         shift = mean
@@ -140,22 +149,25 @@ def principal_components(
             if source.is_local
             else None
         )
-    linear = Parameters(Network((columns, columns), ("identity",), 1), dtype)
-    _, gradient = loss_and_gradient_of(
+    at = partial(
+        loss_and_gradient_of,
         source,
-        linear,
         n_threads=n_threads,
         shift=shift,
         scale=scale,
         objective=Objective(missing=missing),
         **({} if sample_weight is None else {"sample_weight": sample_weight}),
     )
+    # Operations per row: 4 n^2 for all second moments, 10 n r for a product
+    if columns > max(ALL_COMPONENTS_MOST, PASSES * 10 / 4 * (most + MORE)):
+        return _first(at, columns, most, dtype, centre)
+    _, gradient = at(Parameters(Network((columns, columns), ("identity",), 1), dtype))
     if not np.isfinite(gradient.flat).all():
         return None
     mean = -gradient["b1"].astype(np.float64)
     wide = columns > ALL_COMPONENTS_MOST
     covariance: np.ndarray = gradient["W1"].astype(np.float32 if wide else np.float64)
-    del linear, gradient  # up to several copies of this matrix exist at a time
+    del gradient  # up to several copies of this matrix exist at a time
     covariance += covariance.T
     covariance /= -2
     covariance -= np.outer(mean, mean).astype(covariance.dtype, copy=False)
@@ -165,6 +177,66 @@ def principal_components(
     else:
         directions, variances, _ = _svd(covariance, most)
     return _described(centre + mean, np.diagonal(covariance), directions, variances, dtype)
+
+
+def _first(
+    at: Callable[[Parameters], tuple[float, Parameters]],
+    columns: int,
+    most: int,
+    dtype: DType,
+    centre: np.ndarray,
+) -> PrincipalComponents | None:
+    """The first principal components, by subspace iteration (Halko, Martinsson and Tropp, 2011).
+
+    `at` gives loss and gradient of a network at given parameters. The variances are lower bounds.
+    """
+    linear = Parameters(Network((columns, most + MORE, columns), ("identity", "identity"), 1), dtype)
+    product = np.random.default_rng(0).normal(size=(columns, most + MORE))
+    mean = total = np.zeros(())
+    for _ in range(PASSES):
+        basis, _ = np.linalg.qr(product)
+        linear["W1"] = basis
+        loss, gradient = at(linear)
+        if not (np.isfinite(gradient.flat).all() and np.isfinite(loss)):
+            return None
+        mean = -gradient["b2"].astype(np.float64)
+        total = 2 * loss - mean @ mean
+        product = -gradient["W2"].T.astype(np.float64) - np.outer(mean, mean @ basis)
+    directions, variances, _ = np.linalg.svd(product, full_matrices=False)
+    directions, variances = directions[:, :most], variances[:most]
+    beyond = max(float(total) - float(variances.sum()), 0.0) / columns
+    return _described(centre + mean, np.square(directions) @ variances + beyond, directions, variances, dtype)
+
+
+def error_of_observed_cells(
+    source: RowSource,
+    components: PrincipalComponents,
+    most: int,
+    dtype: DType,
+    *,
+    shift: np.ndarray | None,
+    scale: np.ndarray | None,
+    n_threads: int | None,
+    sample_weight: np.ndarray | None = None,
+) -> float:
+    """As ``PrincipalComponents.error``, but over the cells that are not missing; those that are enter as the mean."""
+    directions = components.directions[:, :most]
+    if not directions.size:
+        return components.total
+    network = Network((*directions.shape, len(directions)), ("identity", "identity"), 1)
+    linear = Parameters(network, dtype)
+    linear["W1"], linear["W2"] = directions, directions.T
+    mean = components.mean if scale is None else components.mean / scale
+    loss, _ = loss_and_gradient_of(
+        source,
+        linear,
+        n_threads=n_threads,
+        shift=mean if shift is None else shift + mean,
+        scale=scale,
+        objective=Objective(missing=True),
+        **({} if sample_weight is None else {"sample_weight": sample_weight}),
+    )
+    return 2 * loss
 
 
 def _column_means(source: Any, sample_weight: np.ndarray | None) -> np.ndarray:

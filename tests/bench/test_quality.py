@@ -91,15 +91,17 @@ def test_the_search_for_the_best_error_keeps_the_lowest(task):
         def reconstruct(self, Z):
             return Z + np.sqrt(self.error)
 
-    def model(epochs, seed, init):
-        seen.append((epochs, seed, init))
-        return Model(0.25 if (epochs, seed, init) == (8 * task.budget.epochs, 1, "random") else 1.0)
+    def model(epochs, seed, init, batch_size):
+        seen.append((epochs, seed, init, batch_size))
+        best = (8 * task.epochs(200), 1, "random", 200)
+        return Model(0.25 if seen[-1] == best else 1.0)
 
-    stand_in = SimpleNamespace(model=model, error=task.error, train=task.train, budget=task.budget)
+    assert task.epochs(task.budget.batch_size) == task.budget.epochs
+    stand_in = SimpleNamespace(model=model, error=task.error, train=task.train, epochs=task.epochs)
     error, run = quality_cases.search(stand_in)
     assert error == pytest.approx(0.25, rel=1e-5)
-    assert run == "8 times the budget, random, seed 1"
-    assert len(set(seen)) == 4 * 2 * 3
+    assert run == "8 times the budget, batches of 200, random, seed 1"
+    assert len(set(seen)) == 2 * 4 * 2 * 3
 
 
 # -- the peers --------------------------------------------------------------------------------------------------------
@@ -188,6 +190,17 @@ def test_peers_that_are_missing_are_named(monkeypatch):
     assert names == ["fastae", "sklearn, same recipe", "sklearn, defaults"]
     assert missing == {name: f"{name} is not installed" for name in ("torch", "jax", "pyod")}
     assert quality_peers.installed(["torch"]) == (["fastae"], {"torch": "torch is not installed"})
+
+
+def test_a_peer_that_lacks_a_package_is_named_and_left_out(monkeypatch):
+    monkeypatch.setattr(quality_peers, "find_spec", lambda module: True)
+    monkeypatch.setitem(sys.modules, "pyod", ModuleType("pyod"))
+    monkeypatch.setitem(sys.modules, "pyod.models", ModuleType("pyod.models"))
+    monkeypatch.setitem(sys.modules, "pyod.models.auto_encoder", None)
+    names, missing = quality_peers.installed(["sklearn", "pyod"])
+    assert names == ["fastae", "sklearn, same recipe", "sklearn, defaults"]
+    assert list(missing) == ["pyod"]
+    assert missing["pyod"].startswith("pyod cannot be imported: import of pyod.models.auto_encoder halted")
 
 
 # -- the race ---------------------------------------------------------------------------------------------------------

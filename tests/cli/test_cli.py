@@ -91,6 +91,26 @@ def test_train_reports_what_it_trained(place, tmp_path):
     assert facts["stopped_by"] == "--epochs"
 
 
+def test_what_was_chosen_from_the_data_is_reported_and_stored(place, tmp_path):
+    out = tmp_path / "m.safetensors"
+    trained = json.loads(good("train", place / "benign.csv", "--out", out, "--json"))
+    stored = json.loads(good("inspect", out, "--json"))
+    model = fastae.Autoencoder.load(out)
+    names = ("hidden_layer_sizes", "batch_size", "learning_rate_init", "max_iter", "n_iter_no_change")
+    options = ("hidden", "batch_size", "learning_rate", "epochs", "patience")
+    chosen = dict(zip(options, map(model.auto_.get, names), strict=True))
+    assert trained["auto"] == stored["auto"] == chosen
+    assert chosen["epochs"] == trained["epochs"]
+    for name, value in (("mean", model.error_over_mean_), ("pca", model.error_over_pca_)):
+        assert trained[f"error_over_{name}"] == stored[f"error_over_{name}"] == value > 0
+    text = good("inspect", out)
+    assert re.search(r"^error over pca +0\.\d+$", text, re.M)
+    assert re.search(r"^  batch size +128$", text, re.M)
+    words = ["--hidden", 4, "--epochs", 2, "--batch-size", 50, "--learning-rate", 0.01, "--patience", 3]
+    facts = json.loads(good("train", place / "benign.csv", *words, "--out", out, "--json"))
+    assert facts["auto"] is None
+
+
 def test_several_files_are_one_after_another(place, tmp_path):
     BENIGN[:200].to_csv(tmp_path / "a.csv", index=False)
     BENIGN[200:].to_parquet(tmp_path / "b b.parquet")

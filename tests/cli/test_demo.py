@@ -6,9 +6,11 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 from typer.testing import CliRunner
 
+from fastae import Autoencoder
 from fastae.bench import rounds
 from fastae.cli import app, demo
 from fastae.engine import thread_pool
+from fastae.estimator import automatic
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +31,20 @@ def test_demo_trains_and_numpy_agrees():
     assert result.xhat.shape == result.X.shape == (1797, 64)
     error = ((result.xhat - result.X) ** 2).sum() / (2 * len(result.X))
     assert error == pytest.approx(result.loss_after, rel=1e-4)
+
+
+def test_demo_takes_the_steps_of_the_estimators_defaults(monkeypatch):
+    asked = []
+    monkeypatch.setattr(demo, "train", lambda params, X, **options: asked.append(options["optimizer"]))
+    monkeypatch.setattr(automatic, "RATE", 0.5)  # wherever it is written down
+    demo.run(epochs=150)
+    model = Autoencoder(32, max_iter=150, batch_size=demo.BATCH_SIZE)
+    expected = model._optimizer(automatic.budget_of(model, 1797, (64, 32, 64, 64), 128))
+    assert asked
+    for optimizer in asked:
+        assert (optimizer.beta_1, optimizer.beta_2) == (model.beta_1, model.beta_2)
+        assert optimizer.rates(0, 1350).tolist() == expected.rates(0, 1350).tolist()
+    assert expected.rates(0, 1) == [0.5]
 
 
 def test_demo_prints_a_table_and_saves_a_picture(tmp_path):

@@ -15,6 +15,7 @@ from threads import pretend_cpus
 
 import fastae
 from fastae import Autoencoder, AutoencoderDetector, open_rows
+from fastae.data.npy import NpyRows
 from fastae.optimizers import State
 
 DATA = load_breast_cancer()
@@ -719,6 +720,21 @@ def test_a_detector_on_a_stream_with_rows_set_aside(tmp_path):
     np.testing.assert_array_equal(detector.score_samples(rows), detector.score_samples(BIG))
     for ours, theirs in zip(detector.explain(rows, top=2), detector.explain(BIG, top=2), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_a_detector_reads_a_file_no_more_often_than_an_autoencoder(tmp_path, monkeypatch, early_stopping):
+    reads = []
+    read = NpyRows.read
+    monkeypatch.setattr(NpyRows, "read", lambda self, *rest: (reads.append(1), read(self, *rest)))
+    path, counts, models = saved(tmp_path, BIG), [], []
+    for kind in (Autoencoder, AutoencoderDetector):
+        reads.clear()
+        models.append(kind(**QUICK, early_stopping=early_stopping).fit(open_rows(path, chunk_bytes=CHUNK)))
+        counts.append(len(reads))
+    assert counts[0] == counts[1] > 0
+    assert models[0].error_over_pca_ == pytest.approx(models[1].error_over_pca_, rel=1e-12)
+    assert models[1].offset_ == np.percentile(models[1].score_samples(BIG), 10)
 
 
 def test_lbfgs_and_partial_fit_take_streams(tmp_path):

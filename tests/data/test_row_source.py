@@ -50,6 +50,8 @@ def test_a_split_holds_every_row_once(kind, tmp_path):
     assert 400 < len(validation) < 600
     numbers = [np.asarray(part)[:, 0] for part in (training, validation)]
     assert np.array_equal(np.sort(np.concatenate(numbers)), np.arange(5000))
+    for part, own in zip((training, validation), numbers, strict=True):
+        np.testing.assert_array_equal(part.of_array(getattr(part, "array", NUMBERED)[:, 0]), own)
     again = source(kind, tmp_path, NUMBERED).split(0.1, seed=3)[1]
     assert np.array_equal(np.asarray(again)[:, 0], numbers[1])
 

@@ -27,7 +27,6 @@ class Asked:
     n_iter_no_change: object = "auto"
     early_stopping: bool = False
     solver: str = "adam"
-    init: str = "pca"
 
 
 @pytest.mark.parametrize(
@@ -66,19 +65,23 @@ def test_what_the_user_sets_is_taken_and_the_rest_follows():
     assert (
         budget_of(Asked(max_iter=7), 1000, WIDTHS, 128).rate == 0.0017
     )  # 56 steps do not take it far from PCA
-    assert budget_of(Asked(max_iter=7, init="random"), 1000, WIDTHS, 128).rate == 0.03
+    assert budget_of(Asked(max_iter=7), 1000, WIDTHS, 128, start="random").rate == 0.03
+    assert budget_of(Asked(max_iter=7), 1000, WIDTHS, 128, start="warm").rate == 0.0071
     assert budget_of(Asked(solver="sgd"), 100_000, WIDTHS, 128).rate == 0.01
     assert budget_of(Asked(solver="lbfgs"), 100_000, WIDTHS, 128).epochs == 1000
     assert budget_of(Asked(batch_size=500), 20, WIDTHS, 20).batch_size == 20
 
 
 def test_patience_goes_with_the_schedule():
-    assert patience(Asked(), 1000) is None
-    assert patience(Asked(learning_rate="constant"), 1000) == 10
-    assert patience(Asked(early_stopping=True), 1000) == 100
-    assert patience(Asked(early_stopping=True), 20) == 10
-    assert patience(Asked(n_iter_no_change=3), 1000) == 3
-    assert patience(Asked(n_iter_no_change=np.inf, learning_rate="constant"), 1000) is None
+    def of(epochs=1000, validates=False, **settings):
+        return patience(Asked(**settings), epochs, validates=validates)
+
+    assert of() is None
+    assert of(learning_rate="constant") == 10
+    assert of(early_stopping=True, validates=True) == 100
+    assert of(20, early_stopping=True, validates=True) == 10
+    assert of(n_iter_no_change=3) == 3
+    assert of(n_iter_no_change=np.inf, learning_rate="constant") is None
 
 
 def test_what_was_chosen_is_an_attribute_and_printed(capsys):
@@ -105,6 +108,30 @@ def test_what_was_chosen_is_an_attribute_and_printed(capsys):
     }
     model = Autoencoder(random_state=0).partial_fit(X)
     assert (model.auto_["learning_rate_init"], model.auto_["max_iter"]) == (0.003, 1)
+
+
+def test_a_patience_that_is_not_used_is_none():
+    constant = {"max_iter": 30, "learning_rate": "constant", "random_state": 0}
+
+    def chosen(*, data=None, **settings):
+        return Autoencoder(3, **(constant | settings)).fit(X, **(data or {})).auto_["n_iter_no_change"]
+
+    assert chosen() == 10
+    assert chosen(data={"X_val": X[:50]}) is None  # keeps the best parameters, but never stops
+    assert chosen(data={"X_val": X[:50]}, early_stopping=True) == 10
+    assert chosen(solver="lbfgs") is None
+    assert chosen(solver="lbfgs", early_stopping=True) == 10
+    model = Autoencoder(3, **constant).partial_fit(X)
+    assert model.auto_["n_iter_no_change"] is None
+
+
+def test_a_warm_start_takes_larger_steps_than_a_start_at_pca():
+    model = Autoencoder(3, max_iter=5, warm_start=True, random_state=0).fit(X)
+    assert model.auto_["learning_rate_init"] == 0.0006  # 20 steps
+    assert model.fit(X).auto_["learning_rate_init"] == 0.0042
+    other = Autoencoder(4, max_iter=5, warm_start=True, random_state=0).fit(X)
+    other.set_params(hidden_layer_sizes=3).fit(X)  # another network: it starts at PCA
+    assert other.auto_["learning_rate_init"] == 0.0006
 
 
 @pytest.mark.parametrize("rows", [20, 400])
@@ -136,6 +163,35 @@ def test_the_error_is_compared_with_that_of_the_mean_and_of_pca():
     alike = Autoencoder(random_state=0).fit(np.ones((30, 4)))
     assert alike.error_over_mean_ is alike.error_over_pca_ is None
     assert model.partial_fit(X).error_over_pca_ is None
+
+
+@pytest.mark.parametrize("scale", ["standard", "minmax", None])
+@pytest.mark.parametrize("kind", [Autoencoder, AutoencoderDetector])
+def test_missing_cells_count_neither_in_the_models_error_nor_in_that_of_pca(kind, scale):
+    weight = RNG.integers(0, 3, len(X))
+    holes = np.where(RNG.random(X.shape) < 0.2, np.nan, X)
+    model = kind(3, missing="mask", scale=scale, dtype="float64", max_iter=20, random_state=0)
+    model.fit(holes, sample_weight=weight)
+    factor = 1.0 if scale is None else model.scale_
+    repeated = np.repeat(holes * factor, weight, axis=0)
+    filled = np.nan_to_num(repeated - np.nanmean(repeated, axis=0))
+    _, directions = np.linalg.eigh(np.cov(filled.T, bias=True))
+    by_pca = filled @ directions[:, -3:] @ directions[:, -3:].T
+    seen = ~np.isnan(repeated)
+    theirs = np.square(by_pca - filled)[seen].sum()
+    ours = (np.square(model.reconstruct(holes) - holes) * np.square(factor) * weight[:, np.newaxis])[
+        ~np.isnan(holes)
+    ].sum()
+    assert model.error_over_pca_ == pytest.approx(ours / theirs, rel=1e-6)
+    assert model.error_over_mean_ == pytest.approx(ours / np.square(filled).sum(), rel=1e-6)
+
+
+def test_what_counts_as_an_improvement_does_not_depend_on_units():
+    small = 0.01 * X / X.std(0)  # its loss per feature is half of tol, and less
+    options = {"scale": None, "early_stopping": True, "max_iter": 300, "dtype": "float64", "random_state": 0}
+    model = Autoencoder(3, **options).fit(small)
+    assert model.n_iter_ > 100
+    assert model.set_params(tol=1.0).fit(small).n_iter_ < 60
 
 
 @pytest.mark.parametrize("missing", [None, "mask"])

@@ -152,6 +152,26 @@ def test_training_goes_on_after_loading(tmp_path):
     assert again.fit(X).loss_curve_[0] < loss
 
 
+LATER = {"auto_": {}, "error_over_mean_": None, "error_over_pca_": None}  # what earlier versions did not have
+
+
+def test_models_of_earlier_versions_lack_what_came_later_and_load(tmp_path):
+    model, path = saved(tmp_path, "frame")
+    stored = storage.read(path)
+    about = json.loads(json.dumps(stored.about))
+    for name in LATER:
+        del about["fitted"][name], vars(model)[name]
+    storage.write(path, stored.kind, about, stored.tensors)
+    for again in (AutoencoderDetector.load(path), pickle.loads(pickle.dumps(model))):
+        assert {name: getattr(again, name) for name in LATER} == LATER
+        again.save(path)
+        assert AutoencoderDetector.load(path).auto_ == {}
+        assert same_bits(again.score_samples(FRAME), model.score_samples(FRAME))
+        assert again.fit(FRAME).error_over_pca_ > 0
+        assert {name: getattr(again, name) for name in LATER} != LATER
+    assert not any(hasattr(pickle.loads(pickle.dumps(Autoencoder())), name) for name in LATER)
+
+
 def test_an_unfitted_model_is_not_saved(tmp_path):
     with pytest.raises(NotFittedError):
         Autoencoder().save(tmp_path / "a")

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -51,6 +52,29 @@ def detector(options, **more):
     return AutoencoderDetector(
         **{"hidden_layer_sizes": (4,), "max_iter": EPOCHS, "random_state": 0, **STEADY, **options, **more}
     )
+
+
+@pytest.mark.parametrize("kind", ["file", "files", "link", "csv", "memmap", "validation", "train"])
+def test_a_file_that_is_read_is_not_overwritten(tmp_path, kind, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X)
+    np.savetxt("x.csv", X, delimiter=",")
+    (tmp_path / "link").symlink_to("x.npy")
+    before = {name: (tmp_path / name).read_bytes() for name in ("x.npy", "x.csv")}
+    checkpoint = {"csv": "x.csv", "link": "link"}.get(kind, tmp_path / "x.npy")
+    model = detector({})
+    data = fastae.open_rows({"files": ["x.npy", "x.npy"], "csv": "x.csv"}.get(kind, "x.npy"))
+    fit = {
+        "memmap": partial(model.fit, np.load("x.npy", mmap_mode="r")),
+        "validation": partial(model.fit, X, X_val=data),
+        "train": partial(fastae.train, fastae.Parameters.random(NETWORK), data),
+    }.get(kind, partial(model.fit, data))
+    said = r"^checkpoint is the same file as the input .*x\.(npy|csv), which would be lost"
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=said):
+            fit(checkpoint=checkpoint, resume=resume)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    model.fit(data, checkpoint=tmp_path / "other")
 
 
 @pytest.fixture

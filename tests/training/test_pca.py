@@ -6,6 +6,7 @@ from sklearn.decomposition import PCA
 
 import fastae
 from fastae.data.row_source import ArrayRows
+from fastae.training import pca
 from fastae.training.pca import principal_components, start_at_pca
 
 RNG = np.random.default_rng(0)
@@ -58,6 +59,22 @@ def test_a_missing_cell_counts_as_the_mean_and_a_row_of_weight_0_as_nothing():
     strange[350:] = 1e30
     ours = components_of(strange, sample_weight=weight)
     np.testing.assert_allclose(ours.variances, components_of(X[:350]).variances, rtol=1e-9)
+
+
+def test_means_that_the_scale_has_computed_are_not_computed_again(monkeypatch):
+    holes, passes = np.where(RNG.random(X.shape) < 0.2, np.nan, X), []
+    count = ArrayRows.column_statistics
+    monkeypatch.setattr(ArrayRows, "column_statistics", lambda rows: (passes.append(1), count(rows))[1])
+    for scale, expected in (("standard", 1), ("minmax", 2), (None, 1)):
+        passes.clear()
+        model = fastae.Autoencoder(3, scale=scale, missing="mask", max_iter=1, warm_start=True).fit(holes)
+        assert len(passes) == expected, scale
+    model.set_params(scale="standard", hidden_layer_sizes=2).fit(holes)
+    ratio = model.error_over_mean_
+    passes.clear()
+    moved = model.set_params(learning_rate_init=1e-30).fit(holes + 1)  # a warm start keeps the old shift
+    assert len(passes) == 1
+    assert moved.error_over_mean_ > 1.5 * ratio
 
 
 def test_components_are_those_of_a_file_and_of_any_number_of_threads(tmp_path):
@@ -122,6 +139,47 @@ def test_rows_too_close_together_for_the_dtype_have_no_components():
     params = start_at_pca(network((9, 6, 3, 6, 9, 9), "tanh", 2), components, 0, np.float32)
     assert np.abs(params.flat).max() < 10
     assert components_of(X * 1e-20).directions.shape == (9, 9)
+
+
+@pytest.mark.parametrize("where", ["array", "file", "weights", "missing"])
+def test_few_components_of_many_columns_need_no_matrix_of_all_columns(where, tmp_path, monkeypatch):
+    parameters, data = [], {}
+    original = pca.loss_and_gradient_of
+    monkeypatch.setattr(
+        pca, "loss_and_gradient_of", lambda *args, **options: (
+            parameters.append(args[1].flat.size), original(*args, **options))[1],
+    )  # fmt: skip
+    wide = RNG.normal(size=(150, 6)) @ RNG.normal(size=(6, 1200)) + 0.3 * RNG.normal(size=(150, 1200)) + 5
+    rows = expected = wide = wide.astype("f4")
+    if where == "file":
+        np.save(tmp_path / "x.npy", wide)
+        rows = fastae.open_rows(tmp_path / "x.npy", chunk_bytes=40 * 1200 * 4)
+    elif where == "weights":
+        data["sample_weight"] = RNG.integers(0, 3, 150).astype(float)
+        expected = np.repeat(wide, data["sample_weight"].astype(int), axis=0)
+    elif where == "missing":
+        rows = np.where(RNG.random(wide.shape) < 0.1, np.nan, wide)
+        expected = np.where(np.isnan(rows), np.nanmean(rows, axis=0), rows)
+        data["missing"] = True
+    source = rows if where == "file" else ArrayRows(rows)
+    options = {"shift": None, "scale": None, "missing": False, "n_threads": 2} | data
+    ours = principal_components(source, 8, np.float32, **options)
+    assert max(parameters) < 1200 * 1200 / 10
+    theirs = PCA(8, svd_solver="full").fit(expected)
+    count = len(expected)
+    np.testing.assert_allclose(
+        ours.variances[:6], theirs.explained_variance_[:6] * (count - 1) / count, rtol=1e-3
+    )
+    np.testing.assert_allclose(np.abs((ours.directions.T[:6] * theirs.components_[:6]).sum(1)), 1, rtol=1e-3)
+    np.testing.assert_allclose(ours.mean, expected.mean(0), rtol=1e-4)
+    assert ours.total == pytest.approx(expected.astype("f8").var(0).sum(), rel=1e-4)
+    residual = ours.total - theirs.explained_variance_.sum() * (count - 1) / count
+    assert residual * 0.999 < ours.error(8) < 1.02 * residual
+    assert start_at_pca(network((1200, 8, 1200, 1200)), ours, 0, np.float32).flat.size > 1200 * 1200
+    parameters.clear()
+    all_moments = components_of(wide, 200, np.float32)  # many components: all moments in one pass
+    assert parameters == [1200 * 1201]
+    assert all_moments.directions.shape[1] >= 149
 
 
 def test_more_columns_than_a_matrix_may_have_go_by_some_of_the_rows(tmp_path):

@@ -129,7 +129,7 @@ def open_partitions(
         shape = int(rows.bounds[last] - rows.bounds[first]), rows.shape[1]
         arrays.append(dask.array.from_delayed(read(paths, drop, header, first, last), shape, rows.dtype))
     partitions = DaskPartitions(client, dask.array.concatenate(arrays))
-    partitions.name, partitions.guess = rows.name, rows.guess
+    partitions.name, partitions.guess, partitions.files = rows.name, rows.guess, rows.files
     partitions.feature_names = None if rows.feature_names is None else list(rows.feature_names)
     return partitions
 

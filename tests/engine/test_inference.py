@@ -1,7 +1,7 @@
 """reconstruct, encode, decode and errors: what the reference computes, and errors of the reconstruction."""
 
+import importlib
 import os
-import sys
 
 import numpy as np
 import pytest
@@ -191,7 +191,7 @@ def test_an_error_about_cells_that_are_not_finite_leaves_the_engine_usable():
 def test_rows_are_fetched_ahead_within_the_rows_that_are_chosen(end, monkeypatch):
     """The row numbers lie at guard pages: of steps with an order for each epoch, and of inference."""
     monkeypatch.setattr(
-        sys.modules["fastae.engine.engine"],
+        importlib.import_module("fastae.engine.engine"),
         "check_index",
         lambda index, rows, by_epoch=False: guarded(np.asarray(index, np.int64), end),
     )

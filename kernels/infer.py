@@ -10,13 +10,11 @@ from numba import carray
 from fastae.kernels.compiler import ByAddress, callee
 from fastae.kernels.job import CANCEL, ERRORS_TASK, JOB, MEMBER, NEXT, OPEN
 from fastae.kernels.layout import LAYER
-from fastae.kernels.load import load_input, source_of
+from fastae.kernels.load import FETCHED_MOST, load_input, source_of
 from fastae.kernels.rows import ITEM_SIZES, prefetch_rows
 from fastae.kernels.simd import array_at, call_at, fetch_add, load_acquire, record_at
 from fastae.kernels.split import round_up
 from fastae.kernels.tile import forward_layers, output_at, tile_map
-
-FETCHED_MOST = 128 << 10  # bytes of a tile's rows that are fetched into L2, beside the tile that is computed
 
 
 @callee

@@ -36,9 +36,8 @@ class _Memory(NamedTuple):
     cell: int
 
 
-AHEAD_MOST = (
-    256 << 10
-)  # bytes of a batch whose rows are fetched a step ahead: they must stay in L2 until then
+FETCHED_MOST = 160 << 10  # bytes of the next tile's rows that are fetched into L2
+AHEAD_MOST = 256 << 10  # bytes of a batch whose rows are fetched a step ahead: they stay in L2 until then
 
 
 @callee
@@ -72,7 +71,7 @@ def _prefetch_next(like, job, source, first, rows):  # type: ignore[no-untyped-d
     row_bytes = source.columns * ITEM_SIZES[source.kind]
     first += job.batch if job.batch * row_bytes <= AHEAD_MOST else rows
     rows = min(rows, job.orders * job.rows - first)
-    if rows > 0:
+    if rows > 0 and rows * row_bytes <= FETCHED_MOST:
         prefetch_rows(like, source, first, rows)
 
 

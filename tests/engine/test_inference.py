@@ -1,5 +1,6 @@
 """reconstruct, encode, decode and errors: what the reference computes, and errors of the reconstruction."""
 
+import importlib
 import os
 
 import numpy as np
@@ -183,3 +184,28 @@ def test_an_error_about_cells_that_are_not_finite_leaves_the_engine_usable():
     with pytest.raises(ValueError, match="refused"):
         engine.errors(params, np.full((3, 5), np.nan), on_not_finite=refuse)
     assert np.isfinite(engine.errors(params, np.ones((3, 5)), on_not_finite=refuse)).all()
+
+
+@posix
+@pytest.mark.parametrize("end", [True, False])
+def test_rows_are_fetched_ahead_within_the_rows_that_are_chosen(end, monkeypatch):
+    """The row numbers lie at guard pages: of steps with an order for each epoch, and of inference."""
+    monkeypatch.setattr(
+        importlib.import_module("fastae.engine.engine"),
+        "check_index",
+        lambda index, rows, by_epoch=False: guarded(np.asarray(index, np.int64), end),
+    )
+    m, rng = 1000, np.random.default_rng(0)
+    orders = np.stack([rng.permutation(m) for _ in range(2)])
+    for n in (5, 64):
+        network = fastae.Network.autoencoder(n, 3)
+        params, X = problem(network, m)
+        X, engine, gradient = guarded(X, end), fastae.Engine(network, 2), fastae.Parameters(network)
+        for batch in (7, 100, 999, 1000):
+            rates = np.zeros(2 * -(-m // batch))
+            losses = engine.run_steps(
+                params, X, gradient=gradient, index=orders, batch_size=batch, rates=rates
+            )
+            assert np.isfinite(losses).all()
+        errors = engine.errors(params, X)
+        assert np.array_equal(engine.errors(params, X, index=orders[0]), errors[orders[0]])

@@ -4,9 +4,8 @@ Any thread computes any rows, since no row depends on another. A tile is what a 
 """
 
 import numpy as np
-from numba import carray
 
-from fastae.kernels.compiler import ByAddress
+from fastae.kernels.compiler import ByAddress, carray
 from fastae.kernels.cost import row_errors
 from fastae.kernels.job import CANCEL, ERRORS_TASK, JOB, MEMBER, NEXT
 from fastae.kernels.layout import LAYER

@@ -5,9 +5,8 @@ height, lanes).
 """
 
 import numpy as np
-from numba import carray
 
-from fastae.kernels.compiler import ByAddress, callee, inlined
+from fastae.kernels.compiler import ByAddress, callee, carray, inlined
 from fastae.kernels.job import JOB, NO_NOISE, SWAP
 from fastae.kernels.layout import LAYER
 from fastae.kernels.noise import corrupt_row, row_key, swapped

@@ -168,7 +168,7 @@ def abandon(control_at):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def run(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
+def run(job_at, control_at, me_at, work) -> int:  # type: ignore[no-untyped-def]
     """Take part in the job; return OVER, BUSY or WAITING.
 
     job_at       JOB, read only while the job is open

@@ -10,7 +10,7 @@ from fastae.bench.cases import Case
 from fastae.bench.probe import Probe, against_peak
 from fastae.bench.stages import Tile, load_times, repeats, source_of
 from fastae.kernels import activations, job, optimizer
-from fastae.kernels.compiler import kernel
+from fastae.kernels.compiler import jitted
 from fastae.kernels.simd import flush_subnormals, record_at, restore_float_state
 
 pytestmark = pytest.mark.benchmark(group="kernels")
@@ -61,19 +61,19 @@ def test_gemm(benchmark, form, size, by):
     measure(benchmark, stage.run, stage.flops)
 
 
-@kernel
+@jitted
 def _sigmoid_times(times, z, h, dh):
     for _ in range(times):
         activations._sigmoid_with_derivative(z, h, dh)
 
 
-@kernel
+@jitted
 def _exp_times(times, x, out):
     for _ in range(times):
         activations._exp(x, out)
 
 
-@kernel
+@jitted
 def _tanh_times(times, x, out):
     for _ in range(times):
         activations._tanh(x, out)
@@ -116,7 +116,7 @@ OPTIMIZERS = {
 RATE = 1e-3
 
 
-@kernel
+@jitted
 def _update_times(times, job_at, parameters, gradient, u, s):
     state = flush_subnormals()
     for step in range(times):

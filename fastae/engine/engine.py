@@ -87,11 +87,7 @@ class Engine:
         self._most_threads = min(self.n_threads, thread_pool.available_cpus())
         self.dtype = check_dtype("float32" if in_bfloat16 else dtype)
 
-        with fork.importing:  # here, not above: the compiler is loaded when the first engine is created
-            from numba import config
-
-            if config.DISABLE_JIT:
-                raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels run only when compiled")
+        with fork.importing:  # here, not above: LLVM is loaded when the first engine is created
             from fastae.kernels import forms, split, step, stretch, tile
             from fastae.kernels.target import TARGET
 

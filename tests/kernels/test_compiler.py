@@ -16,7 +16,7 @@ from processes import run as run_to_its_end
 
 import fastae
 from fastae.engine.warmup import warm_up
-from fastae.kernels.compiler import kernel
+from fastae.kernels.compiler import jitted
 
 # Prints sigmoid(0), and whether the function was compiled for it or loaded from the cache.
 CALL = """
@@ -116,7 +116,7 @@ def test_a_kernel_defined_elsewhere_is_compiled_again_when_its_file_changes(copy
     code = "import numpy as np, own; print(own.add(np.zeros(1))[0])"
     for constant in ("1.0", "2.0", "2.0"):
         (copy / "own.py").write_text(
-            f"from fastae.kernels.compiler import kernel\n\n@kernel\ndef add(x):\n    return x + {constant}\n"
+            f"from fastae.kernels.compiler import kernel\n\n@jitted\ndef add(x):\n    return x + {constant}\n"
         )
         assert run(copy, code) == [constant]
 
@@ -234,9 +234,9 @@ def test_works_without_numbas_private_cache_class(copy):
 def test_the_garbage_collector_is_back_after_a_compilation_and_after_one_that_failed(copy):
     code = """
         import gc
-        from fastae.kernels.compiler import kernel
+        from fastae.kernels.compiler import jitted
 
-        @kernel
+        @jitted
         def fails(x):
             return x.nothing
 
@@ -305,7 +305,7 @@ def test_one_compilation_a_dtype_whatever_the_network(dtype):
                     engine.errors(params, X)
                 fastae.train(params, X, engine=engine, epochs=2, batch_size=4)
         assert not compilations.buffer
-        kernel(lambda x: x + 1)(1)
+        jitted(lambda x: x + 1)(1)
         assert compilations.buffer, "a compilation was not seen"
 
 

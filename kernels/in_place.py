@@ -1,0 +1,275 @@
+"""Compiles kernels in this process, with Numba, and keeps the result on disk. Importing this imports Numba.
+
+Numba's cache checks only the file that defines a function: after an edit or an upgrade, it would load code compiled
+with an old callee from another file. Here the key also holds a hash of all kernel sources. This uses private classes
+of Numba, in this file alone; ``tests/kernels/test_compiler.py`` checks that they do what is expected. Where those
+classes are missing, or no cache directory can be written, each process compiles its functions again.
+"""
+
+import contextlib
+import gc
+import hashlib
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from numba import types
+from numba.core import config, event
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
+from numba.extending import register_jitable
+
+from fastae.kernels import compiler, private_files, sources
+from fastae.kernels.compiler import OPTIONS
+from fastae.kernels.sources import source_hash
+
+
+class _Notices:
+    """What a user at a terminal is told of compilations, each fact once; and why compiled code was not kept."""
+
+    def __init__(self) -> None:
+        self.muted = False
+        self.not_kept: list[str] = []  # reasons
+        self._printed: set[str] = set()
+
+    def compiling(self, cache_path: str | None) -> None:
+        """Explain why the first call takes so long, and whether the next process has to compile again."""
+        if cache_path is None:
+            outlook = "no cache can be written: each run compiles them again"
+            self.not_kept.append("no directory can be written by this user alone")
+        elif not sources.unchanged():
+            outlook = f"{_CHANGED}: the next run compiles them again"
+            self._printed.add("not saved")
+        else:
+            outlook = f"later runs load them from {cache_path}"
+        self._print("compiling", f"compiling kernels for this CPU, about 8 s per dtype; {outlook}")
+
+    def not_saved(self, reason: str) -> None:
+        self.not_kept.append(reason)
+        self._print("not saved", f"compiled kernels are not saved: {reason}")
+
+    def _print(self, fact: str, text: str) -> None:
+        if self.muted or fact in self._printed:
+            return
+        self._printed.add(fact)
+        if sys.stderr is not None and sys.stderr.isatty():
+            print(f"fastae: {text}", file=sys.stderr, flush=True)
+
+
+notices = _Notices()
+_CHANGED = "the source files have changed since they were imported"
+
+
+class _NoCache:
+    """In the place of a cache where there is none."""
+
+    cache_path = None
+
+    def load_overload(self, sig: Any, target_context: Any) -> None:
+        notices.compiling(None)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        pass
+
+
+def _cache_class() -> type | None:
+    """Numba's cache of one function, with our key and files; None if this version of Numba lacks what it needs."""
+    try:
+        from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
+    except ImportError:
+        return None
+
+    def private(locator: Any) -> type:
+        """One of Numba's rules where files are kept, with a directory that only this user can write to."""
+
+        class Private(locator):  # type: ignore[misc]
+            def get_cache_path(self) -> str:
+                path = str(super().get_cache_path())
+                if os.path.basename(path) == "__pycache__":  # where other users may read Python's own files
+                    return os.path.join(path, "fastae")
+                return path
+
+            def ensure_cache_path(self) -> None:
+                path = self.get_cache_path()
+                if path not in tried:
+                    try:
+                        private_files.make_directory(path)
+                        super().ensure_cache_path()  # which tries to write there
+                        tried[path] = None
+                    except OSError as error:
+                        tried[path] = error.strerror or str(error)
+                if tried[path] is not None:
+                    raise OSError(tried[path])
+
+        return Private
+
+    class PrivateImplementation(CompileResultCacheImpl):  # type: ignore[misc]
+        _locator_classes = tuple(private(locator) for locator in CompileResultCacheImpl._locator_classes)
+
+    class SelfDescribedFiles(IndexDataCacheFile):  # type: ignore[misc]
+        """One file per signature and CPU, which holds for its whole key or is ignored.
+
+        Numba's class has an index that names files .1, .2, ...: if two processes save at once, one may read the
+        other's file as its own.
+        """
+
+        def _path(self, key: tuple[Any, ...]) -> str:
+            digest = hashlib.sha256(repr(key[:2]).encode()).digest()
+            return str(self._data_path(self._data_name(int.from_bytes(digest[:6], "big"))))
+
+        def save(self, key: tuple[Any, ...], data: Any) -> None:
+            private_files.write(self._path(key), repr(key).encode(), self._dump(data))
+
+        def load(self, key: tuple[Any, ...]) -> Any:
+            content = private_files.read(self._path(key), repr(key).encode())
+            return None if content is None else pickle.loads(content)
+
+    class SourceStampedCache(FunctionCache):  # type: ignore[misc]
+        _impl_class = PrivateImplementation
+
+        def __init__(self, function: Callable[..., Any]) -> None:
+            super().__init__(function)
+            # The hash of the file that defines the function, because kernels may be defined elsewhere than here.
+            self._definition = (self._impl.filename_base, self._impl.locator.get_source_stamp())
+            self._cache_file = SelfDescribedFiles(self._cache_path, self._impl.filename_base, None)
+
+        def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+            return (*super()._index_key(sig, codegen), *self._definition, numba.__version__, source_hash())
+
+        def save_overload(self, sig: Any, data: Any) -> None:
+            try:
+                if sources.unchanged():
+                    super().save_overload(sig, data)
+                else:
+                    notices.not_saved(_CHANGED)
+            except OSError as error:  # on a full or read-only disk, compile again in each process
+                self.disable()
+                notices.not_saved(f"{self.cache_path}: {error.strerror or error}")
+
+        def load_overload(self, sig: Any, target_context: Any) -> Any:
+            compiled = None
+            if source_hash() is not None:
+                with contextlib.suppress(Exception):  # a file that cannot be loaded is one that is not there
+                    compiled = super().load_overload(sig, target_context)
+            if compiled is None:
+                notices.compiling(self.cache_path)
+            return compiled
+
+    return SourceStampedCache
+
+
+tried: dict[str, str | None] = {}  # directories for the cache, and why one cannot be used
+_CACHE = _cache_class()
+
+
+def _cache_of(function: Callable[..., Any]) -> Any:
+    """The cache on disk of one function."""
+    if _CACHE is not None:
+        with contextlib.suppress(RuntimeError, OSError, TypeError):  # no cache directory can be written
+            return _CACHE(function)
+    return _NoCache()
+
+
+class _Hurry:
+    """Makes compilations shorter: a context for each function of ours, possibly nested, under Numba's compiler lock.
+
+    The garbage collector is off: it took a seventh of the time, searching all that a compilation holds. LLVM's passes
+    over single functions do the least they can, because its passes over the whole module come later and do the same
+    (a twelfth of the time; no kernel became slower).
+    """
+
+    def __init__(self) -> None:
+        self._depth, self._collects = 0, False
+
+    def __enter__(self) -> None:
+        self._depth += 1
+        if self._depth == 1:
+            self._collects = gc.isenabled()
+            gc.disable()
+            codegen = cpu_target.target_context.codegen()
+            passes = getattr(codegen, "_function_pass_manager", None)
+            if passes is not None:
+                codegen._function_pass_manager = lambda **options: passes(**{"opt": 0} | options)
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            vars(cpu_target.target_context.codegen()).pop("_function_pass_manager", None)
+            if self._collects:
+                gc.enable()
+
+
+_hurry = _Hurry()
+
+
+class _Listener(event.Listener):  # type: ignore[misc]
+    """Is told by Numba when it starts and ends compiling a function; acts on those of fastae."""
+
+    def on_start(self, compilation: Any) -> None:
+        if compilation.data["dispatcher"].py_func.__module__.startswith("fastae."):
+            _hurry.__enter__()
+
+    def on_end(self, compilation: Any) -> None:
+        if compilation.data["dispatcher"].py_func.__module__.startswith("fastae."):
+            _hurry.__exit__()
+
+
+event.register("numba:compile", _Listener())
+
+
+def settle() -> None:
+    """Tell Numba of the callees that were declared since the last call."""
+    while compiler.callees:
+        register_jitable(no_cfunc_wrapper=True, no_cpython_wrapper=True, **OPTIONS)(compiler.callees.pop())
+
+
+def type_of(value: Any) -> Any:
+    """Numba's type of a function that jitted functions call."""
+    settle()
+    context = cpu_target.typing_context
+    context.refresh()
+    return context.resolve_value_type(value)
+
+
+def jitted(function: Callable[..., Any]) -> Any:
+    """See ``compiler.jitted``."""
+    settle()
+    dispatcher = numba.njit(**OPTIONS)(function)
+    dispatcher._cache = _cache_of(function)
+    return dispatcher
+
+
+def c_function(function: Callable[..., Any], element: str | None, integers: int, returns: bool) -> Any:
+    """The C function that `function` becomes, compiled or loaded from disk; it must be kept while it is called.
+
+    Its arguments are a pointer to elements of this dtype, if there is one, and so many int64. If it `returns`, it
+    returns an int64.
+    """
+    if config.DISABLE_JIT:
+        raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels run only when compiled")
+    settle()
+    pointers = [] if element is None else [types.CPointer(getattr(types, element))]
+    signature = (types.int64 if returns else types.void)(*pointers, *[types.int64] * integers)
+    try:
+        from numba.core.ccallback import CFunc
+
+        callback: Any = CFunc(function, (signature.args, signature.return_type), {}, OPTIONS)
+    except (ImportError, TypeError):
+        notices.compiling(None)
+        return numba.cfunc(signature, **OPTIONS)(function)
+    callback._cache = _cache_of(function)
+    with global_compiler_lock, _hurry:
+        callback.compile()
+    return callback
+
+
+def cache_path() -> str | None:
+    """The directory that holds the compiled kernels; None if there is none."""
+    path: str | None = _cache_of(type_of).cache_path
+    return path
+
+
+ready = True  # all of this module is there: see ``compiler._in_place``

@@ -1,0 +1,2 @@
+def address(name, element):
+    return None

@@ -82,15 +82,20 @@ class _CFunction:
     """
 
     def __init__(self, function: Callable[..., Any], element: str | None) -> None:
-        parameters, returned = signature(function).parameters, signature(function).return_annotation
-        returns, integers = returned is int, len(parameters) - (element is not None)
         place = prebuilt.address(name_of(function), element)
         if place is None:
-            self._compiled = _in_place().c_function(function, element, integers, returns)
+            self._compiled = _in_place().c_function(function, element)
             place = self._compiled.address
         self.address = int(place)
-        kind = ctypes.CFUNCTYPE(ctypes.c_int64 if returns else None, *[ctypes.c_int64] * len(parameters))
+        integers, returns = shape_of(function)
+        kind = ctypes.CFUNCTYPE(ctypes.c_int64 if returns else None, *[ctypes.c_int64] * integers)
         self.call: Callable[..., Any] = kind(self.address)  # releases the GIL
+
+
+def shape_of(function: Callable[..., Any]) -> tuple[int, bool]:
+    """How many arguments a C function has, and whether it returns an int64."""
+    declared = signature(function)
+    return len(declared.parameters), declared.return_annotation is int
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -242,21 +242,17 @@ def jitted(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
-def c_function(function: Callable[..., Any], element: str | None, integers: int, returns: bool) -> Any:
+def c_function(function: Callable[..., Any], element: str | None) -> Any:
     """The C function that `function` becomes, compiled or loaded from disk; it must be kept while it is called.
 
-    Its arguments are a pointer to elements of this dtype, if there is one, and so many int64. If it `returns`, it
-    returns an int64.
+    Its arguments are int64; but if there is an `element`, a dtype, the first is a pointer to elements of it.
     """
     if config.DISABLE_JIT:
         raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels run only when compiled")
     settle()
-    pointers = [] if element is None else [types.CPointer(getattr(types, element))]
-    signature = (types.int64 if returns else types.void)(*pointers, *[types.int64] * integers)
+    signature = _signature(function, element)
     try:
-        from numba.core.ccallback import CFunc
-
-        callback: Any = CFunc(function, (signature.args, signature.return_type), {}, OPTIONS)
+        callback = _callback(function, signature)
     except (ImportError, TypeError):
         notices.compiling(None)
         return numba.cfunc(signature, **OPTIONS)(function)
@@ -264,6 +260,35 @@ def c_function(function: Callable[..., Any], element: str | None, integers: int,
     with global_compiler_lock, _hurry:
         callback.compile()
     return callback
+
+
+def _signature(function: Callable[..., Any], element: str | None) -> Any:
+    integers, returns = compiler.shape_of(function)
+    arguments = [types.int64] * integers
+    if element is not None:
+        arguments[0] = types.CPointer(getattr(types, element))
+    return (types.int64 if returns else types.void)(*arguments)
+
+
+def _callback(function: Callable[..., Any], signature: Any) -> Any:
+    from numba.core.ccallback import CFunc
+
+    return CFunc(function, (signature.args, signature.return_type), {}, OPTIONS)
+
+
+def llvm_of(function: Callable[..., Any], element: str | None) -> tuple[str, str, str]:
+    """For ``build.py``: the optimised LLVM IR of a C function, the name of its body, and that of Numba's wrapper."""
+    settle()
+    with global_compiler_lock, _hurry:
+        compiled = _callback(function, _signature(function, element))._compile_uncached()
+        compiled.library._ensure_finalized()
+    names = compiled.fndesc
+    return str(compiled.library._final_module), names.llvm_func_name, names.llvm_cfunc_wrapper_name
+
+
+def target_machine() -> Any:
+    """LLVM's description of the CPU that Numba compiles for."""
+    return cpu_target.target_context.codegen()._tm
 
 
 def cache_path() -> str | None:

@@ -111,9 +111,8 @@ class _Kernel(Deferred):
         self.function = function
         registry.append(self)
 
-    @cached_property
-    def c_function(self) -> Callable[..., Any]:
-        """What a call of this calls. It runs no Python code, so that no signal is handled before it."""
+    def loaded(self) -> Callable[..., Any]:
+        """The C function, loaded or compiled now. To call it runs no Python code, so that no signal is handled first."""
         return self._c.call
 
     @cached_property
@@ -121,7 +120,7 @@ class _Kernel(Deferred):
         return _CFunction(self.function, None)
 
     def __call__(self, *integers: int) -> Any:
-        return self.c_function(*integers)
+        return self._c.call(*integers)
 
 
 def kernel(function: Callable[..., Any]) -> Any:

@@ -57,10 +57,7 @@ class Crew:
         self._job = Job()  # the record that helpers read; overwritten only while no job is open
         self._job_at, self._taken_at = ctypes.addressof(self._job), address(self._taken)
         self._shared: _Shared | None = _Shared(len(work))
-        # Now: in ``run``, a signal could interrupt the compiler
-        self._abandon, _, _, _ = (
-            kernel.c_function for kernel in (step.abandon, step.open_job, step.admit, step.run)
-        )
+        self._abandon = step.abandon.loaded()  # now: in ``run``, a signal could interrupt the compiler
 
     def forget_helpers(self) -> None:
         """Begin the next job with new shared memory, and so with helpers woken anew: present ones hear of no job."""

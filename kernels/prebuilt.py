@@ -91,17 +91,16 @@ def _load(group: str) -> dict[str, int] | str:
     path = os.path.join(DIRECTORY, f"{target['isa']}.{group}")
     try:
         with open(path, "rb") as file:
-            saved = memoryview(file.read())
+            saved = file.read()
     except OSError as error:
         return f"{path}: {error.strerror}"
-    content = saved[_SIZE:]
-    if saved[:_SIZE] != digest(source_hash() or "", content):
+    if saved[:_SIZE] != digest(source_hash() or "", memoryview(saved)[_SIZE:]):
         return f"{path} is damaged, or was built from other sources"
-    head, _, image = bytes(content).partition(b"\n")
-    facts = json.loads(head)
+    end = saved.index(b"\n", _SIZE)
+    facts = json.loads(saved[_SIZE:end])
     if facts["target"] != target or not host_features().issuperset(facts["features"]):
         return f"they are not for {TARGET.cpu}"
-    return _addresses(image, facts["functions"])
+    return _addresses(saved[end + 1 :], facts["functions"])
 
 
 def file_target(target: dict[str, Any], group: str) -> dict[str, Any]:
@@ -112,17 +111,20 @@ def file_target(target: dict[str, Any], group: str) -> dict[str, Any]:
 
 
 def _addresses(image: bytes, names: list[str]) -> dict[str, int] | str:
-    """Place an object file in memory, for good; the addresses of these functions."""
+    """Place an object file in memory, for good; the addresses of these functions, or what LLVM says is wrong."""
     from llvmlite import binding
 
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    machine = binding.Target.from_default_triple().create_target_machine(jit=True)
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
-    engine.add_object_file(binding.ObjectFileRef.from_data(image))
-    engine.finalize_object()
-    _engines.append(engine)
-    return {name: engine.get_function_address(name) for name in names}
-
-
-_engines: list[Any] = []  # whose memory the code lies in
+    library = binding.JITLibraryBuilder().add_object_img(image).add_current_process()
+    for name in names:
+        library.export_symbol(name)
+    try:
+        jit = binding.create_lljit_compiler(suppress_errors=True)
+        linked = library.link(jit, "fastae")
+    except RuntimeError as error:
+        return str(error)
+    addresses = {name: linked[name] for name in names}
+    for owner in (linked, jit):
+        owner.detach()  # never freed: threads may still run this code while the process ends
+    return addresses

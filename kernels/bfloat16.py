@@ -12,7 +12,6 @@ A product over columns (forward, backward) multiplies the rows of a tile with pa
 over rows (gradient) multiplies pairs of rows of two tiles.
 """
 
-
 from fastae.kernels import cost, gemm
 from fastae.kernels.compiler import ByAddress, carray
 from fastae.kernels.products import Form

@@ -44,7 +44,21 @@ BFLOAT16 = Machine("x86-64-v4", tuple(f"{_V4} avx512bf16".split()))
 ARM = {"neon": Machine("generic")}
 GROUPS = "float32", "float64", "calls"  # of all targets; the group bfloat16 needs AVX512_BF16
 # Functions of the C library that a kernel may call
-FUNCTIONS = {"memcpy", "memmove", "memset", "sqrt", "sqrtf", "exp", "expf", "log", "logf", "pow", "powf", "fma", "fmaf"}
+FUNCTIONS = {
+    "memcpy",
+    "memmove",
+    "memset",
+    "sqrt",
+    "sqrtf",
+    "exp",
+    "expf",
+    "log",
+    "logf",
+    "pow",
+    "powf",
+    "fma",
+    "fmaf",
+}
 
 
 def jobs() -> list[tuple[str, str, Machine]]:
@@ -91,7 +105,7 @@ def kernels_of(group: str) -> list[tuple[str, Any, str | None]]:
     for form in FORMS:
         for product in PRODUCTS:
             groups.setdefault(getattr(form, product), set()).update(form.dtypes)
-    found = {}
+    found: dict[str, tuple[Any, str | None]] = {}
     for kernel in compiler.registry:
         if kernel.function.__module__.startswith("fastae.kernels."):
             by_dtype = isinstance(kernel, compiler.ByAddress)
@@ -140,7 +154,9 @@ def _without_error_path(symbol: str, kernel: Any, element: str | None) -> str:
 
     integers, returns = compiler.shape_of(kernel.function)
     llvm, core, wrapper = in_place.llvm_of(kernel.function, element)
-    bodies = {name: body for body in re.findall(r"^define .*?^}\n", llvm, re.M | re.S) for name in [_name(body)]}
+    bodies = {
+        name: body for body in re.findall(r"^define .*?^}\n", llvm, re.M | re.S) for name in [_name(body)]
+    }
     for name in (wrapper, "NRT_incref", "NRT_decref"):
         if name in bodies:
             llvm = llvm.replace(bodies[name], "")
@@ -149,7 +165,9 @@ def _without_error_path(symbol: str, kernel: Any, element: str | None) -> str:
             llvm = re.sub(rf"^declare .*@{name}\(.*\n", "", llvm, flags=re.M)
             llvm += f"define internal void @{name}(ptr %meminfo) alwaysinline nounwind {{\n  ret void\n}}\n"
     arguments = [f"{'ptr' if element and i == 0 else 'i64'} %{i}" for i in range(integers)]
-    kind, end = ("i64", "%value = load i64, ptr %result\n  ret i64 %value") if returns else ("void", "ret void")
+    kind, end = (
+        ("i64", "%value = load i64, ptr %result\n  ret i64 %value") if returns else ("void", "ret void")
+    )
     return llvm + (
         f'define {kind} @"{symbol}"({", ".join(arguments)}) nounwind {{\n'
         f"  %result = alloca i64\n  %error = alloca ptr\n"
@@ -196,8 +214,12 @@ def main() -> None:
     """Run the command."""
     from fastae.kernels import prebuilt
 
-    parser = argparse.ArgumentParser(prog="python -m fastae.kernels.build", description="Compile all kernels ahead.")
-    parser.add_argument("directory", nargs="?", type=Path, default=Path(prebuilt.DIRECTORY), help="where to write")
+    parser = argparse.ArgumentParser(
+        prog="python -m fastae.kernels.build", description="Compile all kernels ahead."
+    )
+    parser.add_argument(
+        "directory", nargs="?", type=Path, default=Path(prebuilt.DIRECTORY), help="where to write"
+    )
     parser.add_argument("--only", nargs=2, metavar=("ISA", "GROUP"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:

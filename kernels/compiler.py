@@ -112,7 +112,7 @@ class _Kernel(Deferred):
         registry.append(self)
 
     def loaded(self) -> Callable[..., Any]:
-        """The C function, loaded or compiled now. To call it runs no Python code, so that no signal is handled first."""
+        """The C function, loaded or compiled now. No signal is handled before it, since a call runs no Python code."""
         return self._c.call
 
     @cached_property

@@ -296,7 +296,7 @@ def layer_gradient(
     Buffers as in ``layer_forward``.
     """
     arrays = {"dW": dW, "db": db, "a": a, "delta": delta}
-    dtype, _, rows, fan_in, fan_out = _check(arrays, 2, "identity", rows, fan_in, fan_out)
+    _, _, rows, fan_in, fan_out = _check(arrays, 2, "identity", rows, fan_in, fan_out)
     _gradient(dW, db, a, delta, rows, fan_in, fan_out, bool(accumulate))
 
 

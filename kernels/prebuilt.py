@@ -62,7 +62,9 @@ def why_compiled() -> str | None:
     from fastae.kernels.forms import forms_of
 
     reason = why_not()
-    groups = [group for group in ("calls", "float32", "float64", "bfloat16") if group == "calls" or forms_of(group)]
+    groups = [
+        group for group in ("calls", "float32", "float64", "bfloat16") if group == "calls" or forms_of(group)
+    ]
     for loaded in map(_load, groups if reason is None else ()):
         if isinstance(loaded, str):
             return loaded

@@ -47,7 +47,9 @@ _NO_AVX512 = ("haswell", "broadwell", "skylake", "znver1", "znver2", "znver3", "
 
 
 # Numba's settings that change the code it generates. It reads them from the environment, or from this file.
-_SETTINGS = "CPU_NAME CPU_FEATURES ENABLE_AVX DISABLE_JIT OPT DEBUGINFO BOUNDSCHECK LOOP_VECTORIZE SLP_VECTORIZE"
+_SETTINGS = (
+    "CPU_NAME CPU_FEATURES ENABLE_AVX DISABLE_JIT OPT DEBUGINFO BOUNDSCHECK LOOP_VECTORIZE SLP_VECTORIZE"
+)
 _SETTINGS_FILE = ".numba_config.yaml"
 
 
@@ -58,7 +60,9 @@ def numba_setting() -> str | None:
     if found is None and os.path.exists(_SETTINGS_FILE):
         return _SETTINGS_FILE
     config = sys.modules.get("numba.core.config")
-    if found is None and (getattr(config, "CPU_NAME", None) or getattr(config, "CPU_FEATURES", None) is not None):
+    if found is None and (
+        getattr(config, "CPU_NAME", None) or getattr(config, "CPU_FEATURES", None) is not None
+    ):
         return "numba.config"
     return found
 

@@ -64,19 +64,19 @@ def test_gemm(benchmark, form, size, by):
 @jitted
 def _sigmoid_times(times, z, h, dh):
     for _ in range(times):
-        activations._sigmoid_with_derivative(z, h, dh)
+        activations._sigmoid_with_derivative_words(z, (h.ctypes.data, dh.ctypes.data, z.ctypes.data, z.size))
 
 
 @jitted
 def _exp_times(times, x, out):
     for _ in range(times):
-        activations._exp(x, out)
+        activations._exp_words(x, (out.ctypes.data, x.ctypes.data, x.size))
 
 
 @jitted
 def _tanh_times(times, x, out):
     for _ in range(times):
-        activations._tanh(x, out)
+        activations._tanh_words(x, (out.ctypes.data, x.ctypes.data, x.size))
 
 
 def _sigmoid(z):

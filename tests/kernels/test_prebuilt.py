@@ -179,7 +179,9 @@ def test_what_is_for_another_cpu_or_platform_is_not_loaded(objects, monkeypatch)
         assert "not for" in loaded(patch, objects)
 
 
-@pytest.mark.parametrize("setting", ["NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_OPT", "NUMBA_DISABLE_JIT"])
+@pytest.mark.parametrize(
+    "setting", ["NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_OPT", "NUMBA_DISABLE_JIT"]
+)
 def test_settings_of_numba_that_change_code_are_seen(setting, monkeypatch):
     monkeypatch.setenv(setting, "generic")
     assert prebuilt.why_not.__wrapped__() in (f"{setting} is set", "the package was installed without them")
@@ -205,7 +207,15 @@ def test_objects_call_nothing_of_python_or_numba(objects):
     for file in objects.iterdir():
         facts, image = object_of(file)
         assert facts["functions"]
-        for name in (b"Py", b"NRT_", b"numba", b"Numba", b"unpickle", b"runtime exception", os.fsencode(HOME)):
+        for name in (
+            b"Py",
+            b"NRT_",
+            b"numba",
+            b"Numba",
+            b"unpickle",
+            b"runtime exception",
+            os.fsencode(HOME),
+        ):
             assert name not in image, (file.name, name)
 
 
@@ -214,7 +224,9 @@ def test_objects_need_only_functions_of_the_c_library(objects, tmp_path):
     for file in objects.iterdir():
         facts, image = object_of(file)
         (tmp_path / "object.o").write_bytes(image)
-        done = subprocess.run(["nm", "-P", str(tmp_path / "object.o")], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["nm", "-P", str(tmp_path / "object.o")], capture_output=True, text=True, check=True
+        )
         symbols = re.findall(r"^(.*) ([A-Za-z])(?: [0-9a-f]*)*$", done.stdout, re.M)
         outside = {name.removeprefix("_") for name, kind in symbols if kind == "U"}
         assert outside <= build.FUNCTIONS, file.name
@@ -224,7 +236,7 @@ def test_objects_need_only_functions_of_the_c_library(objects, tmp_path):
 def test_what_a_kernel_may_not_call_is_refused_by_the_build():
     from llvmlite import binding
 
-    calls = 'declare void @PyErr_Clear()\ndefine void @f() {\n  call void @PyErr_Clear()\n  ret void\n}\n'
+    calls = "declare void @PyErr_Clear()\ndefine void @f() {\n  call void @PyErr_Clear()\n  ret void\n}\n"
     machine = binding.Target.from_default_triple().create_target_machine()
     with pytest.raises(RuntimeError, match="kernels may not use PyErr_Clear"):
         build._object(binding.parse_assembly(calls), ["f"], machine)
@@ -235,11 +247,17 @@ def test_builds_are_reproducible(objects, tmp_path):
     kernels = Path(fastae.kernels.__file__).resolve().parent
     ignore = shutil.ignore_patterns("__pycache__", "kernels", "bench", "objects")
     shutil.copytree(HOME / "fastae", tmp_path / "fastae", ignore=ignore)
-    shutil.copytree(kernels, tmp_path / "fastae" / "kernels", ignore=shutil.ignore_patterns("__pycache__", "objects"))
+    shutil.copytree(
+        kernels, tmp_path / "fastae" / "kernels", ignore=shutil.ignore_patterns("__pycache__", "objects")
+    )
     isa, group, machine = job("calls")
     features = ",".join(f"+{feature}" for feature in machine.features)
     for seed, group in (("1", "calls"), ("2", "float64")):
-        env = os.environ | {"NUMBA_CPU_NAME": machine.cpu, "NUMBA_CPU_FEATURES": features, "PYTHONHASHSEED": seed}
+        env = os.environ | {
+            "NUMBA_CPU_NAME": machine.cpu,
+            "NUMBA_CPU_FEATURES": features,
+            "PYTHONHASHSEED": seed,
+        }
         command = [sys.executable, "-m", "fastae.kernels.build", str(tmp_path), "--only", isa, group]
         done = run_to_its_end(command, cwd=tmp_path, env=env | {"PYTHONPATH": str(tmp_path)}, timeout=300)
         assert done.returncode == 0, done.stderr
@@ -271,9 +289,9 @@ def forms_functions(form):
 
 @pytest.mark.skipif(not X86, reason="the other targets are x86's")
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("isa", [isa for isa in build.X86 if list(build.X86).index(isa) < list(build.X86).index(TARGET.isa)])
+@pytest.mark.parametrize("isa", list(build.X86)[: list(build.X86).index(TARGET.isa)] if X86 else [])
 def test_the_code_for_lesser_cpus_has_the_bits_of_compiling_for_them(isa, copy):
-    """This CPU, taken for a lesser one by the objects; and Numba told of that one."""
+    """With this CPU, taken for a lesser one by the objects; and Numba told of that one."""
     machine = build.X86[isa]
     directory = copy / "fastae" / "kernels" / "objects"
     shutil.rmtree(directory)

@@ -1,14 +1,16 @@
 """Inference: codes, reconstructions and errors of arrays by trained parameters. It imports no scikit-learn."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from fastae.data.columns import difference_of_names
 from fastae.data.row_source import Rows
-from fastae.engine.engine import Engine
 from fastae.network import DType, Parameters
+
+if TYPE_CHECKING:
+    from fastae.engine.engine import Engine
 
 
 class Inference:
@@ -25,10 +27,12 @@ class Inference:
     def _in_bfloat16(self) -> bool:
         return isinstance(self.dtype, str) and self.dtype == "bfloat16"
 
-    def _engine(self) -> Engine:
+    def _engine(self) -> "Engine":
         """The engine for these parameters; created when first used, and not saved with the model."""
         dtype: Any = "bfloat16" if self._in_bfloat16 else self.params_.dtype
         key = (self.params_.network, self.n_threads, dtype)
+        from fastae.engine.engine import Engine  # here, because to look at a model needs none
+
         if getattr(self, "_engine_key", None) != key:
             self._kept_engine, self._engine_key = Engine(*key), key
         return self._kept_engine

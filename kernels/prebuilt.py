@@ -59,12 +59,10 @@ def address(name: str, element: str | None) -> int | None:
 
 def why_compiled() -> str | None:
     """The reason why kernels are not taken from the package; None if they are."""
-    from fastae.kernels.forms import forms_of
+    from fastae.kernels.target import TARGET
 
     reason = why_not()
-    groups = [
-        group for group in ("calls", "float32", "float64", "bfloat16") if group == "calls" or forms_of(group)
-    ]
+    groups = ("calls", "float32", "float64") + ("bfloat16",) * TARGET.bfloat16
     for loaded in map(_load, groups if reason is None else ()):
         if isinstance(loaded, str):
             return loaded

@@ -76,7 +76,7 @@ def _cache() -> dict[str, Any]:
         if compiled
         else "empty: the first use compiles for about 8 s per dtype"
         if prebuilt.why_compiled()
-        else "empty, and not needed"
+        else "empty: no kernel had to be compiled"
     )
     if len(usable) < len(files):
         state += f"; {len(files) - len(usable)} files cannot be read, or others can write to them"

@@ -155,6 +155,14 @@ class ByAddress:
         return self._compiled[element]
 
 
+def expect(kernels: list[Any], dtype: npt.DTypeLike) -> None:
+    """Say that all of these will be needed, for `dtype` where it matters: to compile them together is quicker."""
+    element = np.dtype(dtype).name
+    pairs = [(each.function, element if isinstance(each, ByAddress) else None) for each in kernels]
+    if any(prebuilt.address(name_of(function), element) is None for function, element in pairs):
+        _in_place().expect(pairs)
+
+
 def callee(function: Callable[..., Any]) -> Any:
     """A function for jitted functions to call, compiled together with them. Python still calls it as plain Python."""
     callees.append(function)

@@ -11,13 +11,15 @@ import gc
 import hashlib
 import os
 import pickle
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import numba
 from numba import types
-from numba.core import config, event
+from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.extending import register_jitable
@@ -67,6 +69,9 @@ class _NoCache:
     """In the place of a cache where there is none."""
 
     cache_path = None
+
+    def holds(self, sig: Any, target_context: Any) -> bool:
+        return True  # to compile elsewhere would not help
 
     def load_overload(self, sig: Any, target_context: Any) -> None:
         notices.compiling(None)
@@ -139,6 +144,11 @@ def _cache_class() -> type | None:
         def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
             return (*super()._index_key(sig, codegen), *self._definition, numba.__version__, source_hash())
 
+        def holds(self, sig: Any, target_context: Any) -> bool:
+            """Whether there is a file for this signature; it may be damaged."""
+            key = self._index_key(sig, target_context.codegen())
+            return source_hash() is not None and os.path.exists(self._cache_file._path(key))
+
         def save_overload(self, sig: Any, data: Any) -> None:
             try:
                 if sources.unchanged():
@@ -173,51 +183,17 @@ def _cache_of(function: Callable[..., Any]) -> Any:
     return _NoCache()
 
 
-class _Hurry:
-    """Makes compilations shorter: a context for each function of ours, possibly nested, under Numba's compiler lock.
-
-    The garbage collector is off: it took a seventh of the time, searching all that a compilation holds. LLVM's passes
-    over single functions do the least they can, because its passes over the whole module come later and do the same
-    (a twelfth of the time; no kernel became slower).
-    """
-
-    def __init__(self) -> None:
-        self._depth, self._collects = 0, False
-
-    def __enter__(self) -> None:
-        self._depth += 1
-        if self._depth == 1:
-            self._collects = gc.isenabled()
-            gc.disable()
-            codegen = cpu_target.target_context.codegen()
-            passes = getattr(codegen, "_function_pass_manager", None)
-            if passes is not None:
-                codegen._function_pass_manager = lambda **options: passes(**{"opt": 0} | options)
-
-    def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            vars(cpu_target.target_context.codegen()).pop("_function_pass_manager", None)
-            if self._collects:
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Hold Numba's lock, without the garbage collector, which took a seventh of the time of a compilation."""
+    with global_compiler_lock:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if collects:
                 gc.enable()
-
-
-_hurry = _Hurry()
-
-
-class _Listener(event.Listener):  # type: ignore[misc]
-    """Is told by Numba when it starts and ends compiling a function; acts on those of fastae."""
-
-    def on_start(self, compilation: Any) -> None:
-        if compilation.data["dispatcher"].py_func.__module__.startswith("fastae."):
-            _hurry.__enter__()
-
-    def on_end(self, compilation: Any) -> None:
-        if compilation.data["dispatcher"].py_func.__module__.startswith("fastae."):
-            _hurry.__exit__()
-
-
-event.register("numba:compile", _Listener())
 
 
 def settle() -> None:
@@ -257,7 +233,7 @@ def c_function(function: Callable[..., Any], element: str | None) -> Any:
         notices.compiling(None)
         return numba.cfunc(signature, **OPTIONS)(function)
     callback._cache = _cache_of(function)
-    with global_compiler_lock, _hurry:
+    with _compiling():
         callback.compile()
     return callback
 
@@ -279,7 +255,7 @@ def _callback(function: Callable[..., Any], signature: Any) -> Any:
 def llvm_of(function: Callable[..., Any], element: str | None) -> tuple[str, str, str]:
     """For ``build.py``: the optimised LLVM IR of a C function, the name of its body, and that of Numba's wrapper."""
     settle()
-    with global_compiler_lock, _hurry:
+    with _compiling():
         compiled = _callback(function, _signature(function, element))._compile_uncached()
         compiled.library._ensure_finalized()
     names = compiled.fndesc
@@ -289,6 +265,52 @@ def llvm_of(function: Callable[..., Any], element: str | None) -> tuple[str, str
 def target_machine() -> Any:
     """LLVM's description of the CPU that Numba compiles for."""
     return cpu_target.target_context.codegen()._tm
+
+
+# -- with the help of another process ---------------------------------------------------------------------------------
+
+HELPED_FROM = 5  # functions to compile that are worth another process
+_helpers: list[subprocess.Popen[bytes]] = []
+
+
+def expect(functions: list[tuple[Callable[..., Any], str | None]]) -> None:
+    """Have another process compile what of these will be needed soon and is not on disk, the last one first.
+
+    This process compiles the first one first. Each loads what it finds on disk, so they meet in between.
+    """
+    name = os.path.basename(sys.executable or "").lower()
+    if not name.startswith("python") or getattr(sys, "frozen", False) or config.DISABLE_JIT or _cpus() < 2:
+        return
+    settle()
+    missing = [pair for pair in functions if not _on_disk(*pair)]
+    if len(missing) < HELPED_FROM:
+        return
+    names = [(compiler.name_of(function), element) for function, element in reversed(missing)]
+    code = f"import sys; sys.path[:] = {sys.path!r}; from fastae.kernels import in_place; in_place.help({names!r})"
+    with contextlib.suppress(OSError):  # no process can be started
+        quiet = subprocess.DEVNULL
+        _helpers.append(
+            subprocess.Popen([sys.executable, "-c", code], stdin=quiet, stdout=quiet, stderr=quiet)
+        )
+
+
+def help(names: list[tuple[str, str | None]]) -> None:
+    """Compile the kernels of these names, each for a dtype or for none, unless they are on disk by then."""
+    for name, element in names:
+        import_module(f"fastae.kernels.{name.rpartition('.')[0]}")
+        (function,) = (each.function for each in compiler.registry if compiler.name_of(each.function) == name)
+        settle()
+        if not _on_disk(function, element):
+            c_function(function, element)
+
+
+def _on_disk(function: Callable[..., Any], element: str | None) -> bool:
+    holds = _cache_of(function).holds(_signature(function, element), cpu_target.target_context)
+    return bool(holds)
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cache_path() -> str | None:

@@ -60,7 +60,7 @@ from typing import Any
 import numpy as np
 
 from fastae.kernels import products
-from fastae.kernels.compiler import callee, inlined, kernel
+from fastae.kernels.compiler import callee, expect, inlined, kernel
 from fastae.kernels.cost import add_penalties, close_codes, close_shards
 from fastae.kernels.infer import infer
 from fastae.kernels.job import (
@@ -130,6 +130,8 @@ ITEMS = {
 @cache
 def addresses(form: products.Form, dtype: np.dtype[Any]) -> dict[str, int]:
     """Fields of a job: the addresses of all functions that it calls by address, compiled for `dtype`."""
+    of_form = [function for name in products.FUNCTIONS if (function := getattr(form, name)) is not None]
+    expect([*of_form, *ITEMS.values(), open_job, admit, run], dtype)
     return products.addresses(form, dtype) | {name: item.address(dtype) for name, item in ITEMS.items()}
 
 

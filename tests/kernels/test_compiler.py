@@ -118,7 +118,7 @@ def test_a_kernel_defined_elsewhere_is_compiled_again_when_its_file_changes(copy
     code = "import numpy as np, own; print(own.add(np.zeros(1))[0])"
     for constant in ("1.0", "2.0", "2.0"):
         (copy / "own.py").write_text(
-            f"from fastae.kernels.compiler import kernel\n\n@jitted\ndef add(x):\n    return x + {constant}\n"
+            f"from fastae.kernels.compiler import jitted\n\n@jitted\ndef add(x):\n    return x + {constant}\n"
         )
         assert run(copy, code) == [constant]
 
@@ -236,11 +236,11 @@ def test_works_without_numbas_private_cache_class(copy):
 def test_the_garbage_collector_is_back_after_a_compilation_and_after_one_that_failed(copy):
     code = """
         import gc
-        from fastae.kernels.compiler import jitted
+        from fastae.kernels.compiler import kernel
 
-        @jitted
+        @kernel
         def fails(x):
-            return x.nothing
+            x.nothing()
 
         try:
             fails(1)
@@ -253,25 +253,43 @@ def test_the_garbage_collector_is_back_after_a_compilation_and_after_one_that_fa
     assert run(copy, off)[-1] == "False"
 
 
-def test_numba_compiles_what_is_not_ours_as_ever(copy):
+def test_another_process_compiles_half_of_what_a_step_needs(copy):
+    """Nothing that it has saved is compiled again, and both end."""
     code = """
-        import numba
-        from numba.core.codegen import CPUCodegen
+        import sys
+        from fastae.kernels import in_place
+        compiled, compile_here = [], in_place._callback
 
-        levels, build = [], CPUCodegen._function_pass_manager
+        def counted(function, signature):
+            callback = compile_here(function, signature)
+            uncached = callback._compile_uncached
+            callback._compile_uncached = lambda: compiled.append(function.__name__) or uncached()
+            return callback
 
-        def recorded(self, **options):
-            levels.append(options.get("opt"))
-            return build(self, **options)
-
-        CPUCodegen._function_pass_manager = recorded
-        not_ours = numba.njit(lambda x: x + 1)
-        for compile in (lambda: not_ours(1), lambda: activations.exp(z, h), lambda: not_ours(1.0)):
-            levels.clear()
-            compile()
-            print(*set(levels))
+        in_place._callback = counted
+        in_place._cpus = lambda: int(sys.argv[1])
+        import numpy as np, fastae
+        network = fastae.Network.autoencoder(3, 2)
+        fastae.Engine(network, 1).loss_and_gradient(fastae.Parameters.random(network), np.ones((9, 3)))
+        for helper in in_place._helpers:
+            assert helper.wait(300) == 0
+        print(len(compiled), len(in_place._helpers))
     """
-    assert run(copy, textwrap.dedent(CALL) + textwrap.dedent(code)) == [*COMPILED, "None", "0", "None"]
+    script = copy / "script.py"
+    script.write_text(textwrap.dedent(code))
+
+    def counts(cpus, cache):
+        env = environment_of(copy) | {"NUMBA_CACHE_DIR": str(copy / cache)}
+        done = run_to_its_end([sys.executable, script, str(cpus)], cwd=copy, env=env)
+        assert done.returncode == 0, done.stderr
+        return [int(word) for word in done.stdout.split()]
+
+    alone, helpers = counts(1, "one")
+    assert helpers == 0
+    helped, helpers = counts(2, "two")
+    assert helpers == 1
+    assert helped < alone
+    assert counts(2, "two") == [0, 0]
 
 
 def test_importing_the_kernels_compiles_nothing(copy):

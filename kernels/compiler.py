@@ -137,7 +137,7 @@ class ByAddress:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self._compiled: dict[str, _CFunction] = {}
+        self._compiled: dict[Any, _CFunction] = {}  # by dtype, in each way that it was named
         registry.append(self)
 
     def address(self, dtype: npt.DTypeLike) -> int:
@@ -149,10 +149,12 @@ class ByAddress:
         return self._for(dtype).call
 
     def _for(self, dtype: npt.DTypeLike) -> _CFunction:
-        element = np.dtype(dtype).name
-        if element not in self._compiled:
-            self._compiled[element] = _CFunction(self.function, element)
-        return self._compiled[element]
+        found = self._compiled.get(dtype)
+        if found is None:
+            element = np.dtype(dtype).name
+            found = self._compiled.get(element) or _CFunction(self.function, element)
+            self._compiled[dtype] = self._compiled[element] = found
+        return found
 
 
 def expect(kernels: list[Any], dtype: npt.DTypeLike) -> None:

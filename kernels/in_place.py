@@ -196,15 +196,15 @@ def _compiling() -> Iterator[None]:
                 gc.enable()
 
 
-def settle() -> None:
-    """Tell Numba of the callees that were declared since the last call."""
+def _settle() -> None:
+    """Tell Numba of the callees that were declared since the last call; its lock is held."""
     while compiler.callees:
         register_jitable(no_cfunc_wrapper=True, no_cpython_wrapper=True, **OPTIONS)(compiler.callees.pop())
 
 
 def type_of(value: Any) -> Any:
     """Numba's type of a function that jitted functions call."""
-    settle()
+    _settle()
     context = cpu_target.typing_context
     context.refresh()
     return context.resolve_value_type(value)
@@ -212,7 +212,8 @@ def type_of(value: Any) -> Any:
 
 def jitted(function: Callable[..., Any]) -> Any:
     """See ``compiler.jitted``."""
-    settle()
+    with global_compiler_lock:
+        _settle()
     dispatcher = numba.njit(**OPTIONS)(function)
     dispatcher._cache = _cache_of(function)
     return dispatcher
@@ -225,15 +226,17 @@ def c_function(function: Callable[..., Any], element: str | None) -> Any:
     """
     if config.DISABLE_JIT:
         raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels run only when compiled")
-    settle()
     signature = _signature(function, element)
     try:
         callback = _callback(function, signature)
     except (ImportError, TypeError):
         notices.compiling(None)
-        return numba.cfunc(signature, **OPTIONS)(function)
+        with _compiling():
+            _settle()
+            return numba.cfunc(signature, **OPTIONS)(function)
     callback._cache = _cache_of(function)
     with _compiling():
+        _settle()
         callback.compile()
     return callback
 
@@ -254,8 +257,8 @@ def _callback(function: Callable[..., Any], signature: Any) -> Any:
 
 def llvm_of(function: Callable[..., Any], element: str | None) -> tuple[str, str, str]:
     """For ``build.py``: the optimised LLVM IR of a C function, the name of its body, and that of Numba's wrapper."""
-    settle()
     with _compiling():
+        _settle()
         compiled = _callback(function, _signature(function, element))._compile_uncached()
         compiled.library._ensure_finalized()
     names = compiled.fndesc
@@ -281,7 +284,6 @@ def expect(functions: list[tuple[Callable[..., Any], str | None]]) -> None:
     name = os.path.basename(sys.executable or "").lower()
     if not name.startswith("python") or getattr(sys, "frozen", False) or config.DISABLE_JIT or _cpus() < 2:
         return
-    settle()
     missing = [pair for pair in functions if not _on_disk(*pair)]
     if len(missing) < HELPED_FROM:
         return
@@ -299,7 +301,6 @@ def help(names: list[tuple[str, str | None]]) -> None:
     for name, element in names:
         import_module(f"fastae.kernels.{name.rpartition('.')[0]}")
         (function,) = (each.function for each in compiler.registry if compiler.name_of(each.function) == name)
-        settle()
         if not _on_disk(function, element):
             c_function(function, element)
 

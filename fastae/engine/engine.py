@@ -562,11 +562,13 @@ class Engine:
         )
 
     def _new_job(self, form: Any) -> Job:
-        """A job with the fields that all jobs in this form share; the first one compiles what they call."""
+        """A job with the fields that all jobs in this form share; the first one loads or compiles what they call."""
         blank = self._blanks[form]
         if not blank.forward_at:
+            blank = Job.from_buffer_copy(blank)
             for name, place in self._addresses(form, self.dtype).items():
                 setattr(blank, name, place)
+            self._blanks[form] = blank  # whole: another thread may be here too
         return Job.from_buffer_copy(blank)
 
     def _share(

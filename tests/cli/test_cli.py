@@ -185,6 +185,43 @@ def test_arrays_are_the_estimators_and_written_chunk_by_chunk(command, method, p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["written.npy", "x.npy"]
 
 
+@pytest.mark.parametrize("words", [["inspect"], ["score"], ["reconstruct", "--out", "written.npy"]])
+def test_using_a_model_needs_neither_scikit_learn_nor_pandas(words, place, tmp_path):
+    """Importing them takes longer than all else that these commands do."""
+    name, *options = words
+    data = [] if name == "inspect" else [place / "all.csv"]
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom fastae.cli import main\ntry:\n    main()\n"
+        "finally:\n    print(sorted({'sklearn', 'pandas', 'fastae'} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    command = [sys.executable, script, name, place / "model.safetensors", *data, *options]
+    ran = processes.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(processes.HOME)})
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.splitlines()[-1] == "['fastae']"
+
+
+def test_a_model_in_a_file_gives_what_the_estimator_gives(place):
+    detector, stored = (
+        fastae.AutoencoderDetector.load(place / "model.safetensors"),
+        StoredModel(place / "model.safetensors"),
+    )
+    rows = fastae.open_rows(place / "all.csv")
+    frame = ALL
+    assert stored.kind == "AutoencoderDetector"
+    assert stored.offset_ == detector.offset_
+    for method in ("transform", "reconstruct", "score_samples"):
+        np.testing.assert_array_equal(getattr(stored, method)(rows), getattr(detector, method)(frame), method)
+    for ours, theirs in zip(stored.explain(rows, 3), detector.explain(frame, 3), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(ValueError, match="has 29 features, but the model was fitted with 30"):
+        stored.transform(fastae.open_rows(frame.to_numpy()[:, 1:]))
+    with_nan = frame.to_numpy(copy=True)
+    with_nan[3, 4] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        stored.score_samples(fastae.open_rows(with_nan))
+
+
 def test_json_has_null_for_errors_beyond_all_numbers(place, tmp_path):
     data = ALL[:3].to_numpy(copy=True)
     data[1, 2] = 1e200

@@ -15,7 +15,7 @@ import numpy as np
 
 from fastae.engine import thread_pool
 from fastae.kernels import activations
-from fastae.kernels.compiler import kernel
+from fastae.kernels.compiler import jitted
 from fastae.kernels.simd import vector_kernel
 from fastae.kernels.target import LINE, TARGET
 
@@ -40,7 +40,7 @@ def _write_spin(words, out, count):
 _spin_words = vector_kernel(_write_spin)
 
 
-@kernel
+@jitted
 def _spin(out, count):
     _spin_words(out, (out.ctypes.data, count))
 
@@ -48,7 +48,7 @@ def _spin(out, count):
 _sigmoid_words = activations._elementwise(lambda words, z: (words.sigmoid(z),))
 
 
-@kernel
+@jitted
 def _sigmoid(z, h, count):
     for _ in range(count):
         _sigmoid_words(z, (h.ctypes.data, z.ctypes.data, z.size))

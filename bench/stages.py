@@ -18,14 +18,14 @@ from fastae.bench.cases import CASES, Case
 from fastae.bench.probe import Probe
 from fastae.engine import thread_pool
 from fastae.kernels import forms, job, layout, optimizer, rows
-from fastae.kernels.compiler import ByAddress, kernel
+from fastae.kernels.compiler import ByAddress, jitted
 from fastae.kernels.simd import call_at, flush_subnormals, restore_float_state
 from fastae.kernels.split import shards_of
 
 # Each of these calls its kernel `times` times.
 
 
-@kernel
+@jitted
 def layer_times(times, at, arguments):
     """Call the function at address `at`, with subnormals flushed to zero as in a step."""
     state = flush_subnormals()
@@ -34,7 +34,7 @@ def layer_times(times, at, arguments):
     restore_float_state(state)
 
 
-@kernel
+@jitted
 def load_times(times, like, tile, height, source, last, m, spare):
     """Load m rows at a time of rows 0 .. last - 1 of a ``rows.Source`` into a tile (blocks, height, lanes)."""
     row = 0
@@ -51,14 +51,14 @@ def source_of(X: np.ndarray) -> rows.Source:
     return rows.Source(X.ctypes.data, X.shape[1], row_stride, column_stride, kind, 0, 0, 0)
 
 
-@kernel
+@jitted
 def add_up_times(times, total, parts, count):
     """Add up gradients: total (size,) from parts (count, size)."""
     for _ in range(times):
         optimizer.add_up(total, parts, count, 0, 0.5)
 
 
-@kernel
+@jitted
 def transpose_times(times, source, target, fan_in, fan_out, lanes):
     """Transpose W (fan_in, fan_out) in the blocked layout."""
     for _ in range(times):

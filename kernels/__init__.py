@@ -25,8 +25,12 @@ A map, from the call down:
     layout.py       the data layout: column blocks, each one cache line wide
     rows.py         reads rows of any dtype and stride into lines, and writes them back
     simd.py         vector operations; the only file that writes LLVM IR
-    target.py       the CPU that Numba compiles for, and its register tiles
-    compiler.py     the decorators of jitted functions, and their cache on disk
+    target.py       the CPU that kernels are compiled for, and its register tiles
+    compiler.py     the decorators of jitted functions, and the boundary through which Python calls them
+    prebuilt.py     loads the kernels that the package was built with
+    in_place.py     compiles kernels when they are first needed, and keeps them on disk
+    build.py        compiles all kernels for all targets of a platform, ahead of use
+    setup_commands.py  has setuptools do so when it builds a wheel
     sources.py      the hash of these files, and whether they changed since they were imported
     fork.py         a fork waits for threads that import the compiler or compile
     private_files.py  files with digests, in directories that only this user can write to

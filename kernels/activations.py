@@ -3,12 +3,10 @@
 Derivatives are computed from h = g(z), not from z: sigmoid h (1 - h), tanh 1 - h^2, relu [h > 0], identity 1.
 """
 
-from typing import Any
-
 import numpy as np
 
-from fastae.kernels.compiler import kernel
-from fastae.kernels.layout import DTYPES, RELU, SIGMOID, TANH
+from fastae.kernels.compiler import ByAddress, carray
+from fastae.kernels.layout import DTYPES, RELU, SIGMOID, TANH, address
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import LINE
 
@@ -71,42 +69,44 @@ _tanh_words = _elementwise(lambda words, x: (words.tanh(x),))
 _OVERLAPS = ("", "h and dh overlap", "z and h overlap", "z and dh overlap", "x and out overlap")
 
 
-# Arrays are (size,), of one dtype. Each kernel returns 0, or, having written nothing, the place in _OVERLAPS of what is
-# wrong: in Python, to look costs 1 us.
+# Arrays are (size,), of one dtype; others than the first are addresses. Each kernel returns 0, or, having written
+# nothing, the place in _OVERLAPS of what is wrong: in Python, to look costs 1 us.
 # An output may be the input itself; one that begins elsewhere in it would overwrite what is still to be read.
-@kernel
-def _sigmoid_with_derivative(z, h, dh):  # type: ignore[no-untyped-def]
-    z_at, h_at, dh_at = np.int64(z.ctypes.data), np.int64(h.ctypes.data), np.int64(dh.ctypes.data)
-    size = z.size * z.itemsize
-    if abs(h_at - dh_at) < size:
+@ByAddress
+def _sigmoid_with_derivative(z, h_at, dh_at, size) -> int:  # type: ignore[no-untyped-def]
+    like = carray(z, (1,))
+    z_at, extent = np.int64(like.ctypes.data), size * like.itemsize
+    if abs(h_at - dh_at) < extent:
         return 1
-    if 0 < abs(z_at - h_at) < size:
+    if 0 < abs(z_at - h_at) < extent:
         return 2
-    if 0 < abs(z_at - dh_at) < size:
+    if 0 < abs(z_at - dh_at) < extent:
         return 3
-    _sigmoid_with_derivative_words(z, (h_at, dh_at, z_at, z.size))
+    _sigmoid_with_derivative_words(like, (h_at, dh_at, z_at, size))
     return 0
 
 
-@kernel
-def _exp(x, out):  # type: ignore[no-untyped-def]
-    x_at, out_at = np.int64(x.ctypes.data), np.int64(out.ctypes.data)
-    if 0 < abs(x_at - out_at) < x.size * x.itemsize:
+@ByAddress
+def _exp(x, out_at, size) -> int:  # type: ignore[no-untyped-def]
+    like = carray(x, (1,))
+    x_at = np.int64(like.ctypes.data)
+    if 0 < abs(x_at - out_at) < size * like.itemsize:
         return 4
-    _exp_words(x, (out_at, x_at, x.size))
+    _exp_words(like, (out_at, x_at, size))
     return 0
 
 
-@kernel
-def _tanh(x, out):  # type: ignore[no-untyped-def]
-    x_at, out_at = np.int64(x.ctypes.data), np.int64(out.ctypes.data)
-    if 0 < abs(x_at - out_at) < x.size * x.itemsize:
+@ByAddress
+def _tanh(x, out_at, size) -> int:  # type: ignore[no-untyped-def]
+    like = carray(x, (1,))
+    x_at = np.int64(like.ctypes.data)
+    if 0 < abs(x_at - out_at) < size * like.itemsize:
         return 4
-    _tanh_words(x, (out_at, x_at, x.size))
+    _tanh_words(like, (out_at, x_at, size))
     return 0
 
 
-def _run(elementwise: Any, **arrays: np.ndarray) -> None:
+def _run(elementwise: ByAddress, **arrays: np.ndarray) -> None:
     """Call one of the above, after checking that it may run on these arrays: the first is read, the others written."""
     (first_name, first), *_ = arrays.items()
     for name, array in arrays.items():
@@ -125,7 +125,7 @@ def _run(elementwise: Any, **arrays: np.ndarray) -> None:
             )
         if name is not first_name and not flags.writeable:
             raise ValueError(f"{name} is read-only")
-    wrong = elementwise(*[array.reshape(-1) for array in arrays.values()])
+    wrong = elementwise.call(first.dtype)(*map(address, arrays.values()), first.size)
     if wrong:
         raise ValueError(_OVERLAPS[wrong])
 

@@ -4,9 +4,8 @@ The rows of a band are in split.py, the layers in tile.py. A band is part of a s
 """
 
 import numpy as np
-from numba import carray
 
-from fastae.kernels.compiler import ByAddress
+from fastae.kernels.compiler import ByAddress, carray
 from fastae.kernels.job import JOB, MEMBER
 from fastae.kernels.layout import LAYER
 from fastae.kernels.load import load_input, load_weights

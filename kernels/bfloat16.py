@@ -12,10 +12,8 @@ A product over columns (forward, backward) multiplies the rows of a tile with pa
 over rows (gradient) multiplies pairs of rows of two tiles.
 """
 
-from numba import carray
-
 from fastae.kernels import cost, gemm, rows
-from fastae.kernels.compiler import ByAddress
+from fastae.kernels.compiler import ByAddress, carray
 from fastae.kernels.products import Form
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.split import in_blocks

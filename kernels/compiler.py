@@ -1,280 +1,174 @@
-"""The decorators of jitted functions, and their cache on disk.
+"""The decorators of jitted functions, and the boundary through which Python calls them. Importing it imports no Numba.
 
-Numba's cache checks only the file that defines a function: after an edit or an upgrade, it would load code compiled
-with an old callee from another file. Here the key also holds a hash of all kernel sources. This uses private classes
-of Numba, in this file alone; ``tests/kernels/test_compiler.py`` checks that they do what is expected. Where those
-classes are missing, or no cache directory can be written, each process compiles its functions again.
+Kernels are C functions of integers: addresses, sizes, options. They come from the object files that the package was
+built with (``prebuilt.py``), or are compiled when they are first needed (``in_place.py``).
 
-    kernel       called from Python, compiled on first use
-    ByAddress    called by kernels through its address, compiled once
+    kernel       called from Python
+    ByAddress    the same for each dtype; kernels call it through its address
     callee       called by jitted functions, compiled together with them
     inlined      the same, but its code is copied into the caller
+    intrinsic    emits LLVM IR
+    jitted       called from Python with any arguments: Numba compiles it on first use
+
+The last three are Numba's own decorators. What they return is made when Numba first asks for it.
 """
 
-import contextlib
-import gc
-import hashlib
-import os
-import pickle
+import ctypes
 import sys
 from collections.abc import Callable
+from functools import cached_property
+from importlib import import_module
 from inspect import signature
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
-from numba import types
-from numba.core import event
-from numba.core.compiler_lock import global_compiler_lock
-from numba.core.registry import cpu_target
-from numba.extending import register_jitable
 
-from fastae.kernels import private_files, sources
-from fastae.kernels.sources import source_hash
+from fastae.kernels import fork, prebuilt
+
+OPTIONS = {"error_model": "numpy", "nogil": True}  # divide as IEEE does; without the GIL
+callees: list[Callable[..., Any]] = []  # that Numba has not been told of yet
+registry: list["_Kernel | ByAddress"] = []
 
 
-class _Notices:
-    """What a user at a terminal is told of compilations, each fact once; and why compiled code was not kept."""
-
-    def __init__(self) -> None:
-        self.muted = False
-        self.not_kept: list[str] = []  # reasons
-        self._printed: set[str] = set()
-
-    def compiling(self, cache_path: str | None) -> None:
-        """Explain why the first call takes so long, and whether the next process has to compile again."""
-        if cache_path is None:
-            outlook = "no cache can be written: each run compiles them again"
-            self.not_kept.append("no directory can be written by this user alone")
-        elif not sources.unchanged():
-            outlook = f"{_CHANGED}: the next run compiles them again"
-            self._printed.add("not saved")
-        else:
-            outlook = f"later runs load them from {cache_path}"
-        self._print("compiling", f"compiling kernels for this CPU, about 8 s per dtype; {outlook}")
-
-    def not_saved(self, reason: str) -> None:
-        self.not_kept.append(reason)
-        self._print("not saved", f"compiled kernels are not saved: {reason}")
-
-    def _print(self, fact: str, text: str) -> None:
-        if self.muted or fact in self._printed:
-            return
-        self._printed.add(fact)
-        if sys.stderr is not None and sys.stderr.isatty():
-            print(f"fastae: {text}", file=sys.stderr, flush=True)
+def _in_place() -> Any:
+    """The module that compiles; the first call imports Numba."""
+    module = sys.modules.get("fastae.kernels.in_place")
+    if getattr(module, "ready", False):
+        return module  # without the lock: whoever calls this may hold Numba's
+    with fork.importing:
+        return import_module("fastae.kernels.in_place")
 
 
-notices = _Notices()
-_CHANGED = "the source files have changed since they were imported"
+class Deferred:
+    """A thing of Numba's, made when it is first used."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> Any:
+        _in_place()
+        return self._make()
+
+    @cached_property
+    def _type(self) -> Any:
+        return _in_place().type_of(self._made)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_numba_type_":  # which Numba asks of what a jitted function calls
+            return self._type
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._made, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._made(*args, **kwargs)
 
 
-class _NoCache:
-    """In the place of a cache where there is none."""
-
-    cache_path = None
-
-    def load_overload(self, sig: Any, target_context: Any) -> None:
-        notices.compiling(None)
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        pass
+def of_numba(path: str) -> Any:
+    """What the dotted path leads to, imported when it is first used."""
+    module, name = path.rsplit(".", 1)
+    return Deferred(lambda: getattr(import_module(module), name))
 
 
-def _cache_class() -> type | None:
-    """Numba's cache of one function, with our key and files; None if this version of Numba lacks what it needs."""
-    try:
-        from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
-    except ImportError:
-        return None
-
-    def private(locator: Any) -> type:
-        """One of Numba's rules where files are kept, with a directory that only this user can write to."""
-
-        class Private(locator):  # type: ignore[misc]
-            def get_cache_path(self) -> str:
-                path = str(super().get_cache_path())
-                if os.path.basename(path) == "__pycache__":  # where other users may read Python's own files
-                    return os.path.join(path, "fastae")
-                return path
-
-            def ensure_cache_path(self) -> None:
-                path = self.get_cache_path()
-                if path not in tried:
-                    try:
-                        private_files.make_directory(path)
-                        super().ensure_cache_path()  # which tries to write there
-                        tried[path] = None
-                    except OSError as error:
-                        tried[path] = error.strerror or str(error)
-                if tried[path] is not None:
-                    raise OSError(tried[path])
-
-        return Private
-
-    class PrivateImplementation(CompileResultCacheImpl):  # type: ignore[misc]
-        _locator_classes = tuple(private(locator) for locator in CompileResultCacheImpl._locator_classes)
-
-    class SelfDescribedFiles(IndexDataCacheFile):  # type: ignore[misc]
-        """One file per signature and CPU, which holds for its whole key or is ignored.
-
-        Numba's class has an index that names files .1, .2, ...: if two processes save at once, one may read the
-        other's file as its own.
-        """
-
-        def _path(self, key: tuple[Any, ...]) -> str:
-            digest = hashlib.sha256(repr(key[:2]).encode()).digest()
-            return str(self._data_path(self._data_name(int.from_bytes(digest[:6], "big"))))
-
-        def save(self, key: tuple[Any, ...], data: Any) -> None:
-            private_files.write(self._path(key), repr(key).encode(), self._dump(data))
-
-        def load(self, key: tuple[Any, ...]) -> Any:
-            content = private_files.read(self._path(key), repr(key).encode())
-            return None if content is None else pickle.loads(content)
-
-    class SourceStampedCache(FunctionCache):  # type: ignore[misc]
-        _impl_class = PrivateImplementation
-
-        def __init__(self, function: Callable[..., Any]) -> None:
-            super().__init__(function)
-            # The hash of the file that defines the function, because kernels may be defined elsewhere than here.
-            self._definition = (self._impl.filename_base, self._impl.locator.get_source_stamp())
-            self._cache_file = SelfDescribedFiles(self._cache_path, self._impl.filename_base, None)
-
-        def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-            return (*super()._index_key(sig, codegen), *self._definition, numba.__version__, source_hash())
-
-        def save_overload(self, sig: Any, data: Any) -> None:
-            try:
-                if sources.unchanged():
-                    super().save_overload(sig, data)
-                else:
-                    notices.not_saved(_CHANGED)
-            except OSError as error:  # on a full or read-only disk, compile again in each process
-                self.disable()
-                notices.not_saved(f"{self.cache_path}: {error.strerror or error}")
-
-        def load_overload(self, sig: Any, target_context: Any) -> Any:
-            compiled = None
-            if source_hash() is not None:
-                with contextlib.suppress(Exception):  # a file that cannot be loaded is one that is not there
-                    compiled = super().load_overload(sig, target_context)
-            if compiled is None:
-                notices.compiling(self.cache_path)
-            return compiled
-
-    return SourceStampedCache
+carray = of_numba("numba.carray")
 
 
-tried: dict[str, str | None] = {}  # directories for the cache, and why one cannot be used
-_CACHE = _cache_class()
+class _CFunction:
+    """The C function of a jitted function for one dtype, or for none: where it lies, and how Python calls it.
 
-
-def _cache_of(function: Callable[..., Any]) -> Any:
-    """The cache on disk of one function."""
-    if _CACHE is not None:
-        with contextlib.suppress(RuntimeError, OSError, TypeError):  # no cache directory can be written
-            return _CACHE(function)
-    return _NoCache()
-
-
-class _Hurry:
-    """Makes compilations shorter: a context for each function of ours, possibly nested, under Numba's compiler lock.
-
-    The garbage collector is off: it took a seventh of the time, searching all that a compilation holds. LLVM's passes
-    over single functions do the least they can, because its passes over the whole module come later and do the same
-    (a twelfth of the time; no kernel became slower).
+    All arguments are integers. A function that is annotated ``-> int`` returns an int64; any other returns None.
     """
 
-    def __init__(self) -> None:
-        self._depth, self._collects = 0, False
-
-    def __enter__(self) -> None:
-        self._depth += 1
-        if self._depth == 1:
-            self._collects = gc.isenabled()
-            gc.disable()
-            codegen = cpu_target.target_context.codegen()
-            passes = getattr(codegen, "_function_pass_manager", None)
-            if passes is not None:
-                codegen._function_pass_manager = lambda **options: passes(**{"opt": 0} | options)
-
-    def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            vars(cpu_target.target_context.codegen()).pop("_function_pass_manager", None)
-            if self._collects:
-                gc.enable()
+    def __init__(self, function: Callable[..., Any], element: str | None) -> None:
+        place = prebuilt.address(name_of(function), element)
+        if place is None:
+            self._compiled = _in_place().c_function(function, element)
+            place = self._compiled.address
+        self.address = int(place)
+        integers, returns = shape_of(function)
+        kind = ctypes.CFUNCTYPE(ctypes.c_int64 if returns else None, *[ctypes.c_int64] * integers)
+        self.call: Callable[..., Any] = kind(self.address)  # releases the GIL
 
 
-_hurry = _Hurry()
+def shape_of(function: Callable[..., Any]) -> tuple[int, bool]:
+    """How many arguments a C function has, and whether it returns an int64."""
+    declared = signature(function)
+    return len(declared.parameters), declared.return_annotation is int
 
 
-class _Listener(event.Listener):  # type: ignore[misc]
-    """Is told by Numba when it starts and ends compiling a function; acts on those of fastae."""
-
-    def on_start(self, compilation: Any) -> None:
-        if compilation.data["dispatcher"].py_func.__module__.startswith("fastae."):
-            _hurry.__enter__()
-
-    def on_end(self, compilation: Any) -> None:
-        if compilation.data["dispatcher"].py_func.__module__.startswith("fastae."):
-            _hurry.__exit__()
+def name_of(function: Callable[..., Any]) -> str:
+    """The name of a kernel among all kernels."""
+    return f"{function.__module__.removeprefix('fastae.kernels.')}.{function.__name__}"
 
 
-event.register("numba:compile", _Listener())
+class _Kernel(Deferred):
+    """A function for Python to call, whose arguments are integers. Jitted functions call it as a callee."""
 
-_OPTIONS = {"error_model": "numpy", "nogil": True}  # divide as IEEE does; without the GIL
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(lambda: import_module("numba").njit(**OPTIONS)(function))
+        self.function = function
+        registry.append(self)
+
+    def loaded(self) -> Callable[..., Any]:
+        """The C function, loaded or compiled now. No signal is handled before it, since a call runs no Python code."""
+        return self._c.call
+
+    @cached_property
+    def _c(self) -> _CFunction:
+        return _CFunction(self.function, None)
+
+    def __call__(self, *integers: int) -> Any:
+        return self._c.call(*integers)
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """A function for Python to call: compiled on first use, cached on disk, run without the GIL."""
-    dispatcher = numba.njit(**_OPTIONS)(function)
-    dispatcher._cache = _cache_of(function)
-    return dispatcher
+    """A function for Python to call, run without the GIL. Its arguments are integers: see ``_CFunction``."""
+    return _Kernel(function)
 
 
 class ByAddress:
     """A function that kernels call by its address (``simd.call_at``): compiled once per dtype, not into each caller.
 
-    Its first argument is a pointer to elements of the dtype, the others are int64; it returns nothing.
+    Its first argument is a pointer to elements of the dtype, the others are int64. Only if it is annotated ``-> int``,
+    it returns an int64.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-        self._compiled: dict[Any, Any] = {}
+        self.function = function
+        self._compiled: dict[Any, _CFunction] = {}  # by dtype, in each way that it was named
+        registry.append(self)
 
     def address(self, dtype: npt.DTypeLike) -> int:
-        """The address of the function for `dtype`; the first call compiles it or loads it from disk."""
-        element = numba.from_dtype(np.dtype(dtype))
-        if element not in self._compiled:
-            integers = [types.int64] * (len(signature(self._function).parameters) - 1)
-            self._compiled[element] = _callback(
-                self._function, types.void(types.CPointer(element), *integers)
-            )
-        return int(self._compiled[element].address)
+        """The address of the function for `dtype`; the first call loads or compiles it."""
+        return self._for(dtype).address
+
+    def call(self, dtype: npt.DTypeLike) -> Callable[..., Any]:
+        """The function for `dtype`, for Python to call: an address, then integers."""
+        return self._for(dtype).call
+
+    def _for(self, dtype: npt.DTypeLike) -> _CFunction:
+        found = self._compiled.get(dtype)
+        if found is None:
+            element = np.dtype(dtype).name
+            found = self._compiled.get(element) or _CFunction(self.function, element)
+            self._compiled[dtype] = self._compiled[element] = found
+        return found
 
 
-def _callback(function: Callable[..., Any], signature: Any) -> Any:
-    """The C function that `function` becomes, cached on disk."""
-    try:
-        from numba.core.ccallback import CFunc
-
-        callback: Any = CFunc(function, (signature.args, signature.return_type), {}, _OPTIONS)
-    except (ImportError, TypeError):
-        notices.compiling(None)
-        return numba.cfunc(signature, **_OPTIONS)(function)
-    callback._cache = _cache_of(function)
-    with global_compiler_lock, _hurry:
-        callback.compile()
-    return callback
+def expect(kernels: list[Any], dtype: npt.DTypeLike) -> None:
+    """Say that all of these will be needed, for `dtype` where it matters: to compile them together is quicker."""
+    element = np.dtype(dtype).name
+    pairs = [(each.function, element if isinstance(each, ByAddress) else None) for each in kernels]
+    if any(prebuilt.address(name_of(function), element) is None for function, element in pairs):
+        _in_place().expect(pairs)
 
 
 def callee(function: Callable[..., Any]) -> Any:
     """A function for jitted functions to call, compiled together with them. Python still calls it as plain Python."""
-    return register_jitable(no_cfunc_wrapper=True, no_cpython_wrapper=True, **_OPTIONS)(function)
+    callees.append(function)
+    return function
 
 
 def inlined(function: Callable[..., Any]) -> Any:
@@ -283,4 +177,14 @@ def inlined(function: Callable[..., Any]) -> Any:
     Numba optimises a callee again for every caller above it; for a call many levels deep, that multiplies the time of
     compilation.
     """
-    return numba.njit(inline="always", **_OPTIONS)(function)
+    return Deferred(lambda: import_module("numba").njit(inline="always", **OPTIONS)(function))
+
+
+def intrinsic(function: Callable[..., Any]) -> Any:
+    """A function whose calls in jitted functions become the LLVM IR that it emits."""
+    return Deferred(lambda: import_module("numba.extending").intrinsic(function))
+
+
+def jitted(function: Callable[..., Any]) -> Any:
+    """A function for Python to call with any arguments, as Numba compiles them: for benchmarks and tests."""
+    return _in_place().jitted(function)

@@ -8,10 +8,9 @@ per-shard sums.
 from functools import partial
 
 import numpy as np
-from numba import carray
 
 from fastae.kernels.activations import times_derivative
-from fastae.kernels.compiler import ByAddress, callee
+from fastae.kernels.compiler import ByAddress, callee, carray
 from fastae.kernels.layout import ACTIVATIONS, LAYER
 from fastae.kernels.simd import Value, Words, array_at, vector_kernel
 from fastae.kernels.split import ROWS_ITEMS_MOST, SHARDS_MOST, in_blocks

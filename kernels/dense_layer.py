@@ -17,19 +17,17 @@ in float32 and 8 in float64, and ``blocks(n)`` = ceil(n / lanes), the shapes are
 
 import operator
 import threading
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fastae.kernels import layout
-from fastae.kernels.compiler import ByAddress, kernel
-from fastae.kernels.gemm import ROW_MULTIPLE, backward, forward, gradient
+from fastae.kernels.compiler import ByAddress, carray
+from fastae.kernels.gemm import ROW_MULTIPLE, backward, forward, gradient, prepare_weights
 from fastae.kernels.layout import ACTIVATIONS, DTYPES, address, aligned_zeros, blocks, lanes
-from fastae.kernels.optimizer import transpose_squares
-from fastae.kernels.rows import zero_lines
-from fastae.kernels.simd import Words, call_at, vector_kernel
+from fastae.kernels.simd import Words, vector_kernel
 from fastae.kernels.split import round_up
 from fastae.kernels.target import LINE
 
@@ -247,9 +245,9 @@ def layer_forward(
     """
     arrays = {"h": h, "a": a, "W": W, "b": b}
     dtype, activation_id, rows, fan_in, fan_out = _check(arrays, 1, activation, rows, fan_in, fan_out)
-    _layer_forward(
-        _product_at(forward, dtype), h, a, W, b, _ones(fan_out, dtype), activation_id, rows, fan_in, fan_out
-    )
+    places = map(address, (h, a, W, b, _ones(fan_out, dtype)))
+    computed = round_up(rows, ROW_MULTIPLE)
+    forward.call(dtype)(*places, activation_id, 1, computed, a.shape[1], fan_in, fan_out)
 
 
 def layer_gradient(
@@ -298,9 +296,8 @@ def layer_gradient(
     Buffers as in ``layer_forward``.
     """
     arrays = {"dW": dW, "db": db, "a": a, "delta": delta}
-    dtype, _, rows, fan_in, fan_out = _check(arrays, 2, "identity", rows, fan_in, fan_out)
-    sizes = rows, fan_in, fan_out
-    _layer_gradient(_product_at(gradient, dtype), dW, db, a, delta, *sizes, int(bool(accumulate)))
+    _, _, rows, fan_in, fan_out = _check(arrays, 2, "identity", rows, fan_in, fan_out)
+    _gradient(dW, db, a, delta, rows, fan_in, fan_out, bool(accumulate))
 
 
 def layer_backward(
@@ -361,9 +358,14 @@ def layer_backward(
     """
     arrays = {"dW": dW, "db": db, "a": a, "WT": WT, "delta": delta, "W": W}
     dtype, activation_id, rows, fan_in, fan_out = _check(arrays, 4, activation, rows, fan_in, fan_out)
-    sizes, sums = (rows, fan_in, fan_out), _scratch.lines(a.shape[0], dtype)
-    _layer_gradient(_product_at(gradient, dtype), dW, db, a, delta, *sizes, int(bool(accumulate)))
-    _layer_backward(_product_at(backward, dtype), a, WT, delta, W, sums, activation_id, *sizes)
+    _gradient(dW, db, a, delta, rows, fan_in, fan_out, bool(accumulate))
+    w, wt = address(W), address(WT)
+    prepare_weights.call(dtype)(w, wt, w, fan_in, fan_out, 0, WT.shape[0] * delta.shape[0])
+    sums = _scratch.lines(a.shape[0], dtype)
+    sums[:] = 0
+    sizes = round_up(rows, ROW_MULTIPLE), a.shape[1], fan_in, fan_out
+    h = address(a)
+    backward.call(dtype)(h, h, address(delta), wt, address(sums), activation_id, *sizes)
 
 
 # -- what they check --------------------------------------------------------------------------------------------------
@@ -470,12 +472,6 @@ def _check(
 # -- what they run ----------------------------------------------------------------------------------------------------
 
 
-@cache
-def _product_at(product: ByAddress, dtype: np.dtype) -> int:
-    """Where one of the products of gemm.py lies in memory, compiled for `dtype`."""
-    return product.address(dtype)
-
-
 @lru_cache(64)
 def _ones(columns: int, dtype: np.dtype) -> np.ndarray:
     """A row of ones, zero in padding columns: the kernels only read it, so that all threads share it."""
@@ -504,28 +500,6 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-@kernel
-def _layer_forward(at, h, a, W, b, one, activation, rows, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """``layer_forward``, by the product ``forward`` at address `at`.
-
-    h, a, W, b   as there        one   (blocks(fan_out) lanes,): 1, and 0 in padding lanes
-    """
-    arguments = (
-        np.int64(h.ctypes.data),
-        np.int64(a.ctypes.data),
-        np.int64(W.ctypes.data),
-        np.int64(b.ctypes.data),
-        np.int64(one.ctypes.data),
-        activation,
-        1,
-        round_up(rows, ROW_MULTIPLE),
-        h.shape[1],
-        fan_in,
-        fan_out,
-    )
-    call_at(at, arguments)
-
-
 def _write_sum_rows(words: Words, sums, delta, rows, accumulate):  # type: ignore[no-untyped-def]
     """sums (+)= the sum over rows of delta, on one block of columns.
 
@@ -544,26 +518,29 @@ def _write_sum_rows(words: Words, sums, delta, rows, accumulate):  # type: ignor
 _sum_rows = vector_kernel(_write_sum_rows)
 
 
-@kernel
-def _layer_gradient(at, dW, db, a, delta, rows, fan_in, fan_out, accumulate):  # type: ignore[no-untyped-def]
-    """``layer_gradient``, by the product ``gradient`` at address `at`; arrays as there."""
-    db_at, delta_at, height = np.int64(db.ctypes.data), np.int64(delta.ctypes.data), delta.shape[1]
-    for j in range(delta.shape[0]):
-        _sum_rows(db, (db_at + j * LINE, delta_at + j * height * LINE, rows, accumulate))
-    arrays = np.int64(dW.ctypes.data), np.int64(a.ctypes.data), delta_at
-    call_at(at, (*arrays, accumulate, rows, height, dW.shape[1], fan_in, fan_out))
+@ByAddress
+def _add_rows(out, delta, accumulate, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """sums (+)= the sum over rows of delta.
 
-
-@kernel
-def _layer_backward(at, a, WT, delta, W, sums, activation, rows, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """What ``layer_backward`` does to `a` and `WT`, by the product ``backward`` at address `at`.
-
-    a, WT, delta, W   as there        sums   (at least blocks(fan_in) lanes,): workspace
+    out   (blocks, lanes): sums        delta  blocked (blocks, height, lanes)
     """
-    squares = WT.shape[0] * delta.shape[0]
-    transpose_squares(W, WT.ctypes.data, W.ctypes.data, fan_in, fan_out, 0, squares)
-    sums_at = np.int64(sums.ctypes.data)
-    zero_lines(sums, (sums_at, WT.shape[0]))
-    a_at = np.int64(a.ctypes.data)
-    arrays = a_at, a_at, np.int64(delta.ctypes.data), np.int64(WT.ctypes.data), sums_at
-    call_at(at, (*arrays, activation, round_up(rows, ROW_MULTIPLE), delta.shape[1], fan_in, fan_out))
+    sums = carray(out, (1,))
+    for j in range(blocks):
+        _sum_rows(sums, (sums.ctypes.data + j * LINE, delta + j * height * LINE, rows, accumulate))
+
+
+def _gradient(
+    dW: np.ndarray,
+    db: np.ndarray,
+    a: np.ndarray,
+    delta: np.ndarray,
+    rows: int,
+    fan_in: int,
+    fan_out: int,
+    accumulate: bool,
+) -> None:
+    """``layer_gradient``, on arrays that were checked."""
+    height, dtype = delta.shape[1], dW.dtype
+    _add_rows.call(dtype)(address(db), address(delta), accumulate, rows, height, delta.shape[0])
+    places = map(address, (dW, a, delta))
+    gradient.call(dtype)(*places, accumulate, rows, height, dW.shape[1], fan_in, fan_out)

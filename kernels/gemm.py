@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import carray
 
 from fastae.kernels import cost
 from fastae.kernels.activations import activate, times_derivative
-from fastae.kernels.compiler import ByAddress
+from fastae.kernels.compiler import ByAddress, carray
 from fastae.kernels.layout import ACTIVATIONS, blocks, lanes
 from fastae.kernels.optimizer import transpose_squares
 from fastae.kernels.products import Form, Widths

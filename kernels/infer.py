@@ -5,9 +5,8 @@ is what a thread claims at a time: loop 3 is here.
 """
 
 import numpy as np
-from numba import carray
 
-from fastae.kernels.compiler import ByAddress, callee
+from fastae.kernels.compiler import ByAddress, callee, carray
 from fastae.kernels.job import CANCEL, ERRORS_TASK, JOB, MEMBER, NEXT, OPEN
 from fastae.kernels.layout import LAYER
 from fastae.kernels.load import FETCHED_MOST, load_input, source_of

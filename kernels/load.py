@@ -7,9 +7,8 @@ height, lanes).
 from typing import NamedTuple
 
 import numpy as np
-from numba import carray
 
-from fastae.kernels.compiler import ByAddress, callee, inlined
+from fastae.kernels.compiler import ByAddress, callee, carray, inlined
 from fastae.kernels.job import JOB, NO_NOISE, STEPS_TASK, SWAP
 from fastae.kernels.noise import corrupt_row, row_key, swapped
 from fastae.kernels.rows import (

@@ -4,9 +4,8 @@ What a patch covers is in split.py; the lowest patches of a layer include their 
 """
 
 import numpy as np
-from numba import carray
 
-from fastae.kernels.compiler import ByAddress, callee
+from fastae.kernels.compiler import ByAddress, callee, carray
 from fastae.kernels.job import JOB, NONE, ROWS
 from fastae.kernels.layout import LAYER
 from fastae.kernels.optimizer import add_penalty, add_up, update
@@ -28,7 +27,7 @@ def _finish(job, total, first, step):  # type: ignore[no-untyped-def]
     parameters = array_at(job.parameters, (job.n_parameters,), total.dtype)
     moments = array_at(job.moments, (2, job.n_parameters), total.dtype)
     factor, norm, last = gradient_factor(job, step), 0.0, first + total.size
-    add_up(total, total.reshape((1, total.size)), 1, 0, factor)
+    add_up(total, array_at(np.int64(total.ctypes.data), (1, total.size), total.dtype), 1, 0, factor)
     if job.alpha > 0:
         norm = add_penalty(total, parameters, plan, first, job.alpha * factor)
     if job.optimizer != NONE:

@@ -19,11 +19,10 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-from numba import carray
 
 from fastae.kernels import gemm
 from fastae.kernels.activations import activate, times_derivative
-from fastae.kernels.compiler import ByAddress, callee
+from fastae.kernels.compiler import ByAddress, callee, carray
 from fastae.kernels.cost import weighted_square
 from fastae.kernels.gemm import RegisterTile, flatten, outer_product, prepare_weights, unflatten
 from fastae.kernels.layout import ACTIVATIONS

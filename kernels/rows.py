@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import carray
 
-from fastae.kernels.compiler import ByAddress, callee
+from fastae.kernels.compiler import ByAddress, callee, carray
 from fastae.kernels.job import KINDS
 from fastae.kernels.simd import F32, F64, I16, I64, Value, Words, load_int64, vector_kernel
 from fastae.kernels.split import in_blocks

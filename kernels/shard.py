@@ -6,9 +6,8 @@ The rows of a shard are in split.py, the layers of a tile in tile.py. Loop 3 is 
 """
 
 import numpy as np
-from numba import carray
 
-from fastae.kernels.compiler import ByAddress, callee, inlined
+from fastae.kernels.compiler import ByAddress, callee, carray, inlined
 from fastae.kernels.job import JOB, MEMBER
 from fastae.kernels.layout import LAYER
 from fastae.kernels.load import load_input, load_weights

@@ -16,15 +16,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
 
+from fastae.kernels.compiler import intrinsic, of_numba
 from fastae.kernels.target import LINE, TARGET
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()
 Value = Any
+cgutils, types = of_numba("numba.core.cgutils"), of_numba("numba.core.types")
+populate_array = of_numba("numba.np.arrayobj.populate_array")
 
 # Tails (exp(r) - 1 - r) / r^2 on |r| <= ln2/2, lowest power first.
 _EXP_TAIL_F32 = (0.5, 0.16666576666119928, 0.04166655421298415, 0.008363232883682618, 0.0013926250831497611)

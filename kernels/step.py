@@ -65,7 +65,7 @@ import numpy as np
 
 from fastae.kernels import products
 from fastae.kernels.band import band_item
-from fastae.kernels.compiler import callee, inlined, kernel
+from fastae.kernels.compiler import callee, expect, inlined, kernel
 from fastae.kernels.cost import add_penalties, close_codes, close_rows
 from fastae.kernels.infer import infer
 from fastae.kernels.job import (
@@ -139,6 +139,8 @@ ITEMS = {
 @cache
 def addresses(form: products.Form, dtype: np.dtype[Any]) -> dict[str, int]:
     """Fields of a job: the addresses of all functions that it calls by address, compiled for `dtype`."""
+    of_form = [function for name in products.FUNCTIONS if (function := getattr(form, name)) is not None]
+    expect([*of_form, *ITEMS.values(), open_job, admit, run], dtype)
     return products.addresses(form, dtype) | {name: item.address(dtype) for name, item in ITEMS.items()}
 
 
@@ -177,7 +179,7 @@ def abandon(control_at):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def run(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
+def run(job_at, control_at, me_at, work) -> int:  # type: ignore[no-untyped-def]
     """Take part in the job; return OVER, BUSY or WAITING.
 
     job_at       JOB, read only while the job is open

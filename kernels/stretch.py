@@ -4,9 +4,8 @@ What a stretch covers is in split.py; a layer's last stretch includes its bias. 
 """
 
 import numpy as np
-from numba import carray
 
-from fastae.kernels.compiler import ByAddress, callee, kernel
+from fastae.kernels.compiler import ByAddress, callee, carray, kernel
 from fastae.kernels.job import JOB, NONE, ROWS
 from fastae.kernels.layout import LAYER
 from fastae.kernels.optimizer import add_penalty, add_up, update

@@ -1,7 +1,7 @@
-"""The CPU that Numba compiles for, and the register tiles that follow from it. No kernel is here.
+"""The CPU that kernels are compiled for, and the register tiles that follow from it. No kernel is here.
 
-The features are those that Numba compiles for (``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES``, by default this host's).
-Asking the host itself would be wrong: an instruction that the code generator does not know aborts the process.
+The features are those that Numba compiles for (``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES``, by default this host's,
+as LLVM knows them). An instruction that the code generator does not know would abort the process.
 
 A register tile of ``rows x blocks`` cache lines must fit in the vector registers together with one row of B and one
 element of A in every lane. A cache line of 64 bytes is 1 zmm, 2 ymm or 4 xmm/NEON registers:
@@ -12,11 +12,12 @@ element of A in every lane. A cache line of 64 bytes is 1 zmm, 2 ymm or 4 xmm/NE
     SSE2     16 registers   2 x 1 line  = 8
 """
 
+import os
 import platform
+import sys
 from dataclasses import dataclass
 
 from llvmlite import binding
-from numba.core import config
 
 LINE = 64  # bytes in a cache line: one block of columns
 
@@ -45,18 +46,51 @@ _NO_AVX2 = ("generic", "x86-64", "x86-64-v2", "nehalem", "sandybridge", "ivybrid
 _NO_AVX512 = ("haswell", "broadwell", "skylake", "znver1", "znver2", "znver3", "x86-64-v3")
 
 
+# Numba's settings that change the code it generates. It reads them from the environment, or from this file.
+_SETTINGS = (
+    "CPU_NAME CPU_FEATURES ENABLE_AVX DISABLE_JIT OPT DEBUGINFO BOUNDSCHECK LOOP_VECTORIZE SLP_VECTORIZE"
+)
+_SETTINGS_FILE = ".numba_config.yaml"
+
+
+def numba_setting() -> str | None:
+    """What is set that changes the code which Numba generates; None if nothing is."""
+    names = (f"NUMBA_{name}" for name in _SETTINGS.split())
+    found = next((name for name in names if name in os.environ), None)
+    if found is None and os.path.exists(_SETTINGS_FILE):
+        return _SETTINGS_FILE
+    config = sys.modules.get("numba.core.config")
+    if found is None and (
+        getattr(config, "CPU_NAME", None) or getattr(config, "CPU_FEATURES", None) is not None
+    ):
+        return "numba.config"
+    return found
+
+
+def host_features() -> set[str]:
+    """The features of this CPU that LLVM knows."""
+    try:
+        return {name for name, present in binding.get_host_cpu_features().items() if present}
+    except RuntimeError:  # LLVM cannot tell on this system
+        return set()
+
+
 def _features() -> tuple[str, set[str]]:
     """The CPU's name and enabled features, by Numba's own rule (``JITCPUCodegen._get_host_cpu_features``)."""
-    name = config.CPU_NAME or binding.get_host_cpu_name()
-    flags = config.CPU_FEATURES
+    name = flags = None
+    if numba_setting():
+        from numba.core import config
+
+        name, flags = config.CPU_NAME, config.CPU_FEATURES
     if flags is None:
-        flags = binding.get_host_cpu_features().flatten()
-    has = {flag[1:] for flag in flags.split(",") if flag.startswith("+")}
-    if config.CPU_NAME in _NO_AVX2:
+        has = host_features()
+    else:
+        has = {flag[1:] for flag in flags.split(",") if flag.startswith("+")}
+    if name in _NO_AVX2:
         has = set()
-    if config.CPU_NAME in _NO_AVX512:
+    if name in _NO_AVX512:
         has &= _AVX2
-    return name, has
+    return name or binding.get_host_cpu_name(), has
 
 
 def _target() -> Target:

@@ -1,10 +1,12 @@
 """What a release uploads: an sdist that is the checkout, a wheel of packages only, and facts that agree."""
 
 import datetime
+import os
 import re
 import shutil
 import sys
 import tarfile
+import textwrap
 import tomllib
 import zipfile
 from pathlib import Path
@@ -27,20 +29,22 @@ JUNK = shutil.ignore_patterns(
         ".venv",
         "*.egg-info",
         "build",
+        "objects",
         "dist",
         "site",
     )
 )
 
 
-def built(kind, source, place):
-    """The path of the sdist or wheel that setuptools makes of `source`."""
+def built(kind, source, place, *, kernels=False):
+    """The path of the sdist or wheel that setuptools makes of `source`, and what it printed."""
     pytest.importorskip("setuptools", minversion="77")
     script = f"import setuptools.build_meta as backend; backend.build_{kind}({str(place)!r})"
-    done = run([sys.executable, "-c", script], cwd=source)
+    env = os.environ if kernels else {**os.environ, "FASTAE_BUILD_KERNELS": "0"}
+    done = run([sys.executable, "-c", script], cwd=source, env=env, timeout=1200)
     assert done.returncode == 0, done.stderr
     (path,) = place.glob({"sdist": "*.tar.gz", "wheel": "*.whl"}[kind])
-    return path
+    return path, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,8 @@ def unpacked(tmp_path_factory):
     """The folder that the sdist contains."""
     place = tmp_path_factory.mktemp("sdist")
     shutil.copytree(ROOT, place / "checkout", symlinks=True, ignore=JUNK)
-    with tarfile.open(built("sdist", place / "checkout", place)) as archive:
+    path, _ = built("sdist", place / "checkout", place)
+    with tarfile.open(path) as archive:
         archive.extractall(place, filter="data")
     (folder,) = place.glob("fastae-*/")
     return folder
@@ -74,7 +79,9 @@ def test_the_sdist_has_copies_in_place_of_links(unpacked):
 
 
 def test_the_wheel_holds_packages_and_no_tests(unpacked, tmp_path):
-    with zipfile.ZipFile(built("wheel", unpacked, tmp_path)) as wheel:
+    path, _ = built("wheel", unpacked, tmp_path)
+    assert path.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(path) as wheel:
         names = wheel.namelist()
     tops = {name.split("/")[0] for name in names}
     assert tops == {"fastae", f"fastae-{fastae.__version__}.dist-info"}
@@ -91,6 +98,52 @@ def test_the_wheel_holds_packages_and_no_tests(unpacked, tmp_path):
         for path in (ROOT / folder).rglob("*.py")
     }
     assert packaged == {name for name in modules if "/suite/" not in name}
+
+
+def test_where_kernels_cannot_be_compiled_the_wheel_has_none(unpacked, tmp_path):
+    source = shutil.copytree(unpacked, tmp_path / "source", ignore=shutil.ignore_patterns("build"))
+    for folder in ("kernels", "fastae/kernels"):
+        (source / folder / "build.py").write_text("raise RuntimeError('LLVM is out of order')\n")
+    path, printed = built("wheel", source, tmp_path, kernels=True)
+    assert path.name.endswith("-py3-none-any.whl")
+    assert (
+        "fastae: kernels were not compiled, and will be at first use: RuntimeError: LLVM is out of order"
+        in printed
+    )
+    with zipfile.ZipFile(path) as wheel:
+        assert "fastae/kernels/build.py" in wheel.namelist()
+        assert not [name for name in wheel.namelist() if "objects" in name]
+
+
+@pytest.mark.exhaustive
+def test_a_wheel_with_kernels_needs_no_compiler_and_its_objects_are_reproducible(unpacked, tmp_path):
+    """Objects are the same bytes from another copy of the sources, by `python -m fastae.kernels.build`."""
+    path, _ = built("wheel", unpacked, tmp_path, kernels=True)
+    assert re.search(r"-py3-none-(?!any)\w+\.whl$", path.name)
+    assert path.stat().st_size < 4_000_000
+    home = tmp_path / "installed"
+    with zipfile.ZipFile(path) as wheel:
+        wheel.extractall(home)
+    assert not list(home.rglob("__pycache__"))
+    env = {**os.environ, "PYTHONPATH": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+    code = """
+        import sys, numpy as np, fastae
+        for dtype in ("float32", "float64"):
+            network = fastae.Network.autoencoder(30, 8)
+            params = fastae.Parameters.random(network, dtype=dtype)
+            fastae.Engine(network, dtype=dtype).loss_and_gradient(params, np.ones((99, 30)))
+        print(fastae.__file__, "numba" in sys.modules)
+    """
+    done = run([sys.executable, "-c", textwrap.dedent(code)], env=env, cwd=home)
+    assert done.stdout.split() == [str(home / "fastae" / "__init__.py"), "False"], done.stderr
+    again = tmp_path / "again"
+    command = [sys.executable, "-m", "fastae.kernels.build", again]
+    done = run(command, env={**env, "PYTHONPATH": str(unpacked)}, cwd=unpacked, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    objects = home / "fastae" / "kernels" / "objects"
+    assert sorted(file.name for file in again.iterdir()) == sorted(file.name for file in objects.iterdir())
+    for file in again.iterdir():
+        assert file.read_bytes() == (objects / file.name).read_bytes(), file.name
 
 
 def test_version_and_dates_agree():

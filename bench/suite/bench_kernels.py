@@ -10,7 +10,7 @@ from fastae.bench.cases import Case
 from fastae.bench.probe import Probe, against_peak
 from fastae.bench.stages import Tile, load_times, repeats, source_of
 from fastae.kernels import activations, job, optimizer
-from fastae.kernels.compiler import kernel
+from fastae.kernels.compiler import jitted
 from fastae.kernels.simd import flush_subnormals, record_at, restore_float_state
 
 pytestmark = pytest.mark.benchmark(group="kernels")
@@ -61,22 +61,22 @@ def test_gemm(benchmark, form, size, by):
     measure(benchmark, stage.run, stage.flops)
 
 
-@kernel
+@jitted
 def _sigmoid_times(times, z, h, dh):
     for _ in range(times):
-        activations._sigmoid_with_derivative(z, h, dh)
+        activations._sigmoid_with_derivative_words(z, (h.ctypes.data, dh.ctypes.data, z.ctypes.data, z.size))
 
 
-@kernel
+@jitted
 def _exp_times(times, x, out):
     for _ in range(times):
-        activations._exp(x, out)
+        activations._exp_words(x, (out.ctypes.data, x.ctypes.data, x.size))
 
 
-@kernel
+@jitted
 def _tanh_times(times, x, out):
     for _ in range(times):
-        activations._tanh(x, out)
+        activations._tanh_words(x, (out.ctypes.data, x.ctypes.data, x.size))
 
 
 def _sigmoid(z):
@@ -116,7 +116,7 @@ OPTIMIZERS = {
 RATE = 1e-3
 
 
-@kernel
+@jitted
 def _update_times(times, job_at, parameters, gradient, u, s):
     state = flush_subnormals()
     for step in range(times):

@@ -1,4 +1,4 @@
-"""The facts that ``fastae doctor`` shows: versions, the CPU, its register tiles, threads, the cache of kernels."""
+"""The facts that ``fastae doctor`` shows: versions, the CPU, its register tiles, threads, where kernels come from."""
 
 import importlib.metadata
 import os
@@ -27,6 +27,7 @@ def report() -> dict[str, dict[str, Any]]:
             "register_tiles": [f"{rows}x{blocks}" for blocks, rows in sorted(TARGET.register_tiles.items())],
         },
         "threads": {"cpus": os.cpu_count(), "used_by_default": thread_pool.available_cpus()},
+        "kernels": _kernels(),
         "cache": _cache(),
         "environment": {
             name: value for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_")
@@ -48,12 +49,22 @@ def _host_features() -> list[str]:
     return [name for name in FEATURES if features.get(name)]
 
 
-def _cache() -> dict[str, Any]:
-    """Describe the directory of compiled kernels."""
-    from fastae.kernels import compiler, private_files, step
+def _kernels() -> dict[str, Any]:
+    """Describe where the kernels come from: the package, or the compiler."""
+    from fastae.kernels import prebuilt
 
-    place = step.run.stats.cache_path
-    not_used = [f"{path} ({reason})" for path, reason in compiler.tried.items() if reason] or None
+    reason = prebuilt.why_compiled()
+    if reason is None:
+        return {"come_from": "the package", "place": prebuilt.DIRECTORY}
+    return {"come_from": "the compiler", "because": reason}
+
+
+def _cache() -> dict[str, Any]:
+    """Describe the directory of kernels that were compiled here."""
+    from fastae.kernels import in_place, prebuilt, private_files
+
+    place = in_place.cache_path()
+    not_used = [f"{path} ({reason})" for path, reason in in_place.tried.items() if reason] or None
     if place is None:
         state = "no directory is writable and private: every process compiles the kernels"
         return {"place": None, "state": state, "not_used": not_used}
@@ -64,6 +75,8 @@ def _cache() -> dict[str, Any]:
         f"holds {compiled} compiled versions of the main kernel"
         if compiled
         else "empty: the first use compiles for about 8 s per dtype"
+        if prebuilt.why_compiled()
+        else "empty: no kernel had to be compiled"
     )
     if len(usable) < len(files):
         state += f"; {len(files) - len(usable)} files cannot be read, or others can write to them"

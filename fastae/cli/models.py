@@ -47,9 +47,9 @@ Plot = Annotated[Path | None, typer.Option(help="Plot the results into this .png
 
 
 def _open_model(path: Path) -> Any:
-    from fastae.estimator import Autoencoder
+    from fastae.estimator.stored import StoredModel
 
-    return Autoencoder.load(path)
+    return StoredModel(path)
 
 
 def _open_data(
@@ -435,7 +435,6 @@ def score(
     from fastae.cli import figures, outputs
     from fastae.cli.labels import detection_quality, labels_of
     from fastae.data.open import paths_of
-    from fastae.estimator import AutoencoderDetector
 
     files = paths_of(data)
     if str(out) != "-":
@@ -446,7 +445,7 @@ def score(
         outputs.check_distinct({"--out": out, "--plot": plot})
         figures.check(plot)
     detector = _open_model(model)
-    if not isinstance(detector, AutoencoderDetector):
+    if not detector.detects:
         raise ValueError(f"{model} has no threshold: train the model without --no-detector")
     kept = tuple(dict.fromkeys(keep or ()))
     rows = _open_data(data, drop, header, detector, kept if label is None else (*kept, label))
@@ -466,7 +465,9 @@ def score(
     outputs.save_tables(out, outputs.tables(rows, columns, kept, as_text=as_text), as_json=as_json)
     quality = {} if labels is None else detection_quality(labels, errors)
     if plot is not None:
-        figures.save_scoring(plot, detector, rows)
+        from fastae.estimator import AutoencoderDetector
+
+        figures.save_scoring(plot, AutoencoderDetector.load(model), rows)
     if str(out) != "-":
         facts = {"file": str(out), "rows": len(rows), "outliers": outliers, "threshold": -detector.offset_}
         print_facts(facts | quality, as_json)
@@ -479,14 +480,12 @@ def inspect(model: Model, as_json: Json = False) -> None:
     """Show the contents of a model file."""
     from datetime import datetime
 
-    from fastae import storage
-
     loaded = _open_model(model)
     written = datetime.fromtimestamp(model.stat().st_mtime)
     network, params = loaded.network_, loaded.params_
     layers = zip(network.widths[1:], network.activations, strict=True)
     facts = {
-        "model": type(loaded).__name__,
+        "model": loaded.kind,
         "network": " -> ".join([str(network.widths[0]), *(f"{width} {g}" for width, g in layers)]),
         "code": network.widths[network.code_layer],
         "parameters": sum(array.size for array in params.values()),
@@ -496,7 +495,7 @@ def inspect(model: Model, as_json: Json = False) -> None:
         **_how_it_ended(loaded),
         "threshold": -loaded.offset_ if hasattr(loaded, "offset_") else None,
         "date": written.isoformat(" ", "seconds"),
-        "version": storage.read(model).about.get("fastae"),
+        "version": loaded.version,
         "features": list(getattr(loaded, "feature_names_in_", ())) or None,
         "auto": _automatic(loaded),
     }

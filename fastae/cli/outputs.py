@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import numpy as np
 import typer
 
+from fastae.data.arrow import arrow
 from fastae.data.kept import typed
 from fastae.data.row_source import Rows
 from fastae.storage import overwritten_input, written_whole
@@ -75,10 +76,7 @@ def tables(
                 f"{rows.name}: column {twice[0]!r} cannot be kept: the output has one of that name"
             )
         kept = {name: kept_table[name].slice(first, len(part)) for name in keep}
-        arrays = {
-            name: pyarrow.array(column.tolist() if column.dtype == object else column)
-            for name, column in columns.items()
-        }
+        arrays = {name: arrow(column) for name, column in columns.items()}
         yield pyarrow.table(kept | arrays)
         first += len(part)
 

@@ -4,6 +4,7 @@ open.py                                 open_rows, the public function: picks th
 npy.py csv.py parquet.py frames.py      readers, one file per format
 joined.py                               several files as one matrix
 spool.py                                numbers of CSV, in memory or in a temporary file
+arrow.py                                pyarrow's arrays to and from NumPy
 kept.py                                 columns that are carried along with the rows
 read_ahead.py                           the next chunk is read while one is in use
 row_source.py                           RowSource, what training and models ask of any rows; Rows, read by this process
@@ -12,7 +13,27 @@ weighted.py                             rows with weights: those that count, wei
 column_statistics.py                    mean, spread and range of each column, in one pass
 """
 
-from fastae.data.open import open_rows
-from fastae.data.row_source import Rows, RowSource
+import importlib
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:  # what type checkers see; at run time __getattr__ loads each name when it is first used
+    from fastae.data.open import open_rows as open_rows
+    from fastae.data.row_source import Rows as Rows
+    from fastae.data.row_source import RowSource as RowSource
+
+_HOME = {"RowSource": "row_source", "Rows": "row_source", "open_rows": "open"}
 __all__ = ["RowSource", "Rows", "open_rows"]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'fastae.data' has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"fastae.data.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

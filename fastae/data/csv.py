@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from fastae.data.arrow import floats
 from fastae.data.columns import Selection, refuse
 from fastae.data.kept import kept_text
 from fastae.data.row_source import Rows
@@ -311,7 +312,7 @@ class _Columns:
         for batch in table.select(list(numbers)).to_batches() if numbers else ():
             last = first + batch.num_rows
             for column, j in zip(batch.columns, numbers.values(), strict=True):
-                array[first:last, j] = column.to_numpy(zero_copy_only=False)  # null becomes NaN
+                array[first:last, j] = floats(column)
             first = last
         return array
 

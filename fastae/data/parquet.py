@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fastae.data.arrow import floats
 from fastae.data.columns import Selection, index_columns, matrix_shape, refuse
 from fastae.data.row_source import Rows
 
@@ -55,9 +56,8 @@ class ParquetRows(Rows):
             for batch in file.iter_batches(row_groups=[piece], columns=columns):
                 if first + len(batch) > len(out):
                     raise ValueError(f"row group {piece + 1} has more rows than the file says")
-                arrays = [  # null becomes NaN, and large integers are rounded
-                    batch.column(column).cast(kind, safe=False).to_numpy(zero_copy_only=False)
-                    for column in columns
+                arrays = [  # large integers are rounded
+                    floats(batch.column(column).cast(kind, safe=False)) for column in columns
                 ]
                 for start in range(0, len(batch), size):
                     part = out[first + start : first + min(start + size, len(batch))]

@@ -57,8 +57,7 @@ class Crew:
         self._job = Job()  # the record that helpers read; overwritten only while no job is open
         self._job_at, self._taken_at = ctypes.addressof(self._job), address(self._taken)
         self._shared: _Shared | None = _Shared(len(work))
-        # Compiled now: in ``run``, a signal could interrupt the compiler
-        step.abandon(self._shared.control_at)
+        self._abandon = step.abandon.loaded()  # now: in ``run``, a signal could interrupt the compiler
 
     def forget_helpers(self) -> None:
         """Begin the next job with new shared memory, and so with helpers woken anew: present ones hear of no job."""
@@ -98,7 +97,7 @@ class Crew:
         except BaseException:
             # Signals may raise KeyboardInterrupt again at any time. But Python handles none between an error and the
             # end of the first call after it, which is this one. When it returns, no thread works on the job.
-            self._step.abandon(shared.control_at)
+            self._abandon(shared.control_at)
             raise
         self._shared = shared
         control = shared.control

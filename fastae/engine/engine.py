@@ -88,11 +88,7 @@ class Engine:
         self._most_threads = min(self.n_threads, thread_pool.available_cpus())
         self.dtype = check_dtype("float32" if in_bfloat16 else dtype)
 
-        with fork.importing:  # here, not above: the compiler is loaded when the first engine is created
-            from numba import config
-
-            if config.DISABLE_JIT:
-                raise RuntimeError("NUMBA_DISABLE_JIT is set, but the kernels run only when compiled")
+        with fork.importing:  # here, not above: LLVM is loaded when the first engine is created
             from fastae.kernels import forms, split, step, stretch, tile
             from fastae.kernels.target import TARGET
 
@@ -650,11 +646,13 @@ class Engine:
         return self._all_forms.choose_for_inference(self._forms, widths[first : last + 1], rows, self.dtype)
 
     def _new_job(self, form: Any) -> Job:
-        """A job with the fields that all jobs in this form share; the first one compiles what they call."""
+        """A job with the fields that all jobs in this form share; the first one loads or compiles what they call."""
         blank = self._blanks[form]
         if not blank.forward_at:
+            blank = Job.from_buffer_copy(blank)
             for name, place in self._addresses(form, self.dtype).items():
                 setattr(blank, name, place)
+            self._blanks[form] = blank  # whole: another thread may be here too
         return Job.from_buffer_copy(blank)
 
     def _share(

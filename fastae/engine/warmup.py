@@ -1,6 +1,5 @@
-"""Compiles every kernel that engines, training and estimators call, ahead of use, or loads it from the cache."""
+"""Compiles every kernel that engines, training and estimators call, ahead of use; or loads it from package or cache."""
 
-import ctypes
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -10,8 +9,6 @@ import numpy as np
 
 from fastae.engine.thread_pool import available_cpus
 from fastae.kernels import exp, sigmoid_with_derivative
-from fastae.kernels import job as fields
-from fastae.kernels.layout import address
 
 
 def dtypes() -> list[str]:
@@ -43,11 +40,17 @@ def warm_up_all() -> Iterator[tuple[str, float]]:
     OSError
         Compiled kernels cannot be kept for later processes.
     """
-    from fastae.kernels import step
+    from fastae.kernels import prebuilt
 
-    if step.run.stats.cache_path is None:
-        raise OSError("compiled kernels cannot be kept: no directory can be written by this user alone")
     start, parts_of = time.perf_counter(), {dtype: _parts(dtype) for dtype in dtypes()}
+    if prebuilt.why_compiled() is None:  # there is nothing to compile
+        for dtype in parts_of:
+            yield dtype, time.perf_counter() - start
+        return
+    from fastae.kernels import in_place
+
+    if in_place.cache_path() is None:
+        raise OSError("compiled kernels cannot be kept: no directory can be written by this user alone")
     parts = dict.fromkeys(part for parts in parts_of.values() for part in parts)
     with ProcessPoolExecutor(min(available_cpus(), len(parts)), get_context("spawn")) as pool:
         longest_first = sorted(parts, key=lambda part: part[0] in ("threads", "functions"))
@@ -83,11 +86,11 @@ def _compile(part: str, element: str) -> None:
 
 def _compile_to_keep(part: str, element: str, notify: bool) -> list[str]:
     """Compile a part; return the reasons why compiled code of this process was not kept. One part prints notices."""
-    from fastae.kernels.compiler import notices
+    from fastae.kernels import in_place
 
-    notices.muted = not notify
+    in_place.notices.muted = not notify
     _compile(part, element)
-    return notices.not_kept
+    return in_place.notices.not_kept
 
 
 def _items(element: str) -> None:
@@ -105,21 +108,15 @@ def _products(name: str, element: str) -> None:
     (form,) = (form for form in forms.FORMS if form.name == name)
     products.addresses(form, np.dtype(element))
     if form.own_weights:
-        job = fields.Job()  # of no layers
-        stretch.prepare_weights(ctypes.addressof(job), np.dtype(element).itemsize)
+        stretch.prepare_weights.loaded()
 
 
 def _threads(_: str) -> None:
-    """What runs a job, the same for every dtype. The job here is finished before it begins."""
+    """What runs a job, the same for every dtype."""
     from fastae.kernels import step
 
-    job, control, members = fields.Job(), np.zeros(fields.CONTROL_BYTES, np.int8), np.zeros(1, fields.MEMBER)
-    members["held"] = fields.FREE
-    control_at, members_at = address(control), address(members)
-    step.open_job(control_at, members_at, fields.FINISHED_CLAIM, 1)
-    step.admit(control_at, members_at, 1)
-    step.run(ctypes.addressof(job), control_at, members_at, 0)
-    step.abandon(control_at)
+    for kernel in (step.open_job, step.admit, step.run, step.abandon):
+        kernel.loaded()
 
 
 def _functions(element: str) -> None:

@@ -3,7 +3,9 @@
 settings.py       the constructor's arguments, and the optimizer and objective they select
 inputs.py         X as users pass it, checked
 scaling.py        the scale of the network's input
-fitted.py         encoding, reconstructing and scoring with trained parameters
+inference.py      what trained parameters compute on arrays: codes, reconstructions, errors
+fitted.py         the same as methods of an estimator
+stored.py         the same for a model in a file, without scikit-learn
 dask_methods.py   the same on Dask collections, as lazy Dask arrays
 callbacks.py      the user's callback and scikit-learn's
 autoencoder.py    fitting
@@ -13,7 +15,27 @@ onnx_export.py    a fitted model as an ONNX graph
 sklearn_types.py  scikit-learn's base classes and decorators, with types
 """
 
-from fastae.estimator.autoencoder import Autoencoder
-from fastae.estimator.detector import AutoencoderDetector
+import importlib
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:  # what type checkers see; at run time __getattr__ loads each name when it is first used
+    from fastae.estimator.autoencoder import Autoencoder as Autoencoder
+    from fastae.estimator.detector import AutoencoderDetector as AutoencoderDetector
+
+_HOME = {"Autoencoder": "autoencoder", "AutoencoderDetector": "detector"}
 __all__ = ["Autoencoder", "AutoencoderDetector"]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'fastae.estimator' has no attribute {name!r}")
+        importlib.import_module("fastae.estimator.detector")  # both: a file of either may be loaded
+        value = getattr(importlib.import_module(f"fastae.estimator.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

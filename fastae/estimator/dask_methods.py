@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from fastae.distributed.partitions import is_dask
-from fastae.estimator.inputs import check_columns
+from fastae.estimator.inference import check_columns
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 

@@ -254,21 +254,7 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         ValueError
             `top` is not an integer of at least 1.
         """
-        rows = check_here(self, X)
-        if top < 1 or top % 1:
-            raise ValueError(f"top must be an integer of at least 1, got {top!r}")
-        shape = (len(rows), min(int(top), rows.shape[1]))
-        features, shares, first = np.empty(shape, np.intp), np.empty(shape), 0
-        for part in rows.slices():
-            error = self._cell_errors(part)
-            worst = np.argsort(-error, axis=1, kind="stable")[:, : int(top)]
-            total = error.sum(axis=1, keepdims=True)
-            here = slice(first, first + len(part))
-            features[here] = worst
-            shares[here] = np.take_along_axis(error, worst, axis=1) / np.where(total > 0, total, 1)
-            first += len(part)
-        names = getattr(self, "feature_names_in_", None)
-        return (features if names is None else np.asarray(names, object)[features]), shares
+        return self._explain(check_here(self, X), top)
 
 
 def _percentile_of_repeated(values: np.ndarray, counts: np.ndarray, share: float) -> float:

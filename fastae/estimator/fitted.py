@@ -8,21 +8,17 @@ import numpy as np
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from fastae.data.column_statistics import ColumnStatistics
-from fastae.data.row_source import Rows, RowSource
-from fastae.engine.engine import Engine
+from fastae.data.row_source import RowSource
 from fastae.estimator.dask_methods import also_lazily
+from fastae.estimator.inference import Inference
 from fastae.estimator.inputs import check_here, refuse_not_finite
 from fastae.estimator.settings import Settings
 from fastae.estimator.sklearn_types import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from fastae.network import Parameters
 
 
-class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
+class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Inference, Settings):
     """An estimator with trained parameters, and with the shift and scale of its input."""
 
-    params_: Parameters
-    shift_: np.ndarray | None
-    scale_: np.ndarray | None
     n_features_in_: int  # set by scikit-learn, as the next one is
     feature_names_in_: np.ndarray
     _n_features_out: int
@@ -42,11 +38,7 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
             Codes, in the dtype of `X`, or in `dtype` where it is set; k is the number of code units. For a Dask
             collection, a lazy Dask array.
         """
-        return check_here(self, X).map_rows(
-            lambda rows: self._in_dtype_of(
-                rows, self._engine().encode(self.params_, rows, **self._checked_in(rows))
-            )
-        )
+        return check_here(self, X).map_rows(self._encode)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Reconstruct rows from their codes.
@@ -154,72 +146,15 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         """The model to apply to these rows: to rows elsewhere, partition by partition, the one for one thread."""
         return self if rows.is_local else self.for_one_thread()
 
-    def _engine(self) -> Engine:
-        """The engine for these parameters; created when first used, and not saved with the model."""
-        dtype: Any = "bfloat16" if self._in_bfloat16 else self.params_.dtype
-        key = (self.params_.network, self.n_threads, dtype)
-        if getattr(self, "_engine_key", None) != key:
-            self._kept_engine, self._engine_key = Engine(*key), key
-        return self._kept_engine
-
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
         for name in ("_kept_engine", "_engine_key"):
             state.pop(name, None)
         return state
 
-    def _in(self) -> dict[str, Any]:
-        return {"shift": self.shift_, "scale": self.scale_, "missing": self.missing is not None}
-
     def _checked_in(self, X: np.ndarray) -> dict[str, Any]:
-        """The same, with an error for NaN and infinity in `X`, which the engine looks for while it reads the rows."""
+        """The input of the engine, with an error for NaN and infinity, which it looks for while it reads the rows."""
         return {**self._in(), "on_not_finite": partial(refuse_not_finite, self, X)}
-
-    def _in_dtype_of(self, X: np.ndarray, result: np.ndarray) -> np.ndarray:
-        """`result` in float64 where `X` is not float32 and `dtype` is None, else as it is."""
-        wanted = np.float64 if self.dtype is None and X.dtype != np.float32 else result.dtype
-        return result.astype(wanted, copy=False)
-
-    def _out(self, xhat: np.ndarray) -> np.ndarray:
-        if self.scale_ is not None:
-            xhat /= self.scale_
-            xhat += self.shift_
-        return xhat
-
-    def _reconstruct(self, X: np.ndarray) -> np.ndarray:
-        xhat = self._engine().reconstruct(self.params_, X, **self._checked_in(X))
-        return self._out(self._in_dtype_of(X, xhat))
-
-    def _cell_errors(self, X: np.ndarray) -> np.ndarray:
-        """Squared error of each cell in float64, in the scale the network sees; 0 for missing ones."""
-        xhat = self._engine().reconstruct(self.params_, X, **self._checked_in(X))
-        x = X.astype(np.float64) if self.scale_ is None else (X - self.shift_) * self.scale_
-        error: np.ndarray = np.square(xhat - x)
-        return np.where(np.isnan(X), 0.0, error) if self.missing else error
-
-    def _errors(self, X: np.ndarray, index: np.ndarray | None, params: Parameters) -> np.ndarray:
-        """Sum of squared errors of each row, or each in `index`, in the scale the network sees."""
-        return self._engine().errors(params, X, index=index, **self._in())
-
-    def _mean_errors(self, rows: Rows, column_weight: np.ndarray | None = None) -> np.ndarray:
-        """Mean over the cells that are not missing of each row's squared error, times `column_weight`."""
-        return rows.map_rows(lambda part: self._mean_errors_of(part, column_weight))
-
-    def _mean_errors_of(self, X: np.ndarray, column_weight: np.ndarray | None = None) -> np.ndarray:
-        cells: Any = X.shape[1]
-        if self.missing:
-            cells = np.maximum((~np.isnan(X)).sum(axis=1), 1)
-        errors = self._engine().errors(self.params_, X, column_weight=column_weight, **self._checked_in(X))
-        errors /= cells
-        return errors
-
-    def _errors_and_cells(self, X: np.ndarray, column_weight: np.ndarray | None = None) -> np.ndarray:
-        """(m, 2): the sum of squared errors of each row, and the number of its cells that are not missing."""
-        result = np.full((len(X), 2), X.shape[1], np.float64)
-        if self.missing:
-            result[:, 1] = np.maximum((~np.isnan(X)).sum(axis=1), 1)
-        result[:, 0] = self._engine().errors(self.params_, X, column_weight=column_weight, **self._in())
-        return result
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -1,6 +1,6 @@
 """X, as users pass it to an estimator: checked as scikit-learn does, and made a RowSource."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,9 +9,10 @@ from sklearn.utils import assert_all_finite
 from sklearn.utils.validation import _check_feature_names, check_array, check_is_fitted, validate_data
 
 from fastae.checks import check_weights, refuse_paths
-from fastae.data.columns import difference_of_names, refuse_columns
+from fastae.data.columns import refuse_columns
 from fastae.data.row_source import NAN_ADVICE, ArrayRows, Rows, RowSource
 from fastae.distributed.partitions import is_dask
+from fastae.estimator.inference import check_columns
 
 
 def check(
@@ -106,36 +107,6 @@ def in_partitions(X: Any) -> Any:
     from fastae.distributed import DaskPartitions, find_client
 
     return DaskPartitions(find_client(), X)
-
-
-def check_columns(
-    model: Any,
-    columns: int,
-    names: Sequence[str] | None,
-    *,
-    reset: bool = False,
-    name: str = "X",
-    source: str = "X",
-) -> None:
-    """Check or, with `reset`, remember the columns, as scikit-learn's ``validate_data`` does for frames."""
-    if reset:
-        model.n_features_in_ = columns
-        if names is not None:
-            model.feature_names_in_ = np.asarray(names, object)
-        elif hasattr(model, "feature_names_in_"):
-            del model.feature_names_in_
-        return
-    fitted = getattr(model, "feature_names_in_", None)
-    if names is not None and fitted is not None and list(names) != list(fitted):
-        raise ValueError(
-            f"{source} has other columns than the model was fitted with: "
-            f"{difference_of_names(names, list(fitted))}"
-        )
-    called = name if source == "X" else source
-    if columns != model.n_features_in_:
-        raise ValueError(
-            f"{called} has {columns} features, but the model was fitted with {model.n_features_in_}"
-        )
 
 
 def check_here(model: Any, X: Any) -> Rows:

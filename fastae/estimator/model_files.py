@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any, Self
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
 from fastae import storage
 from fastae.estimator import onnx_export
@@ -59,6 +58,8 @@ class ModelFiles:
         OSError
             The file cannot be written; an existing file stays as it was.
         """
+        from sklearn.utils.validation import check_is_fitted
+
         check_is_fitted(self)
         tensors = dict(self.params_)
         if self.scale_ is not None:
@@ -104,15 +105,9 @@ class ModelFiles:
             raise ValueError(f"{stored.path} is a file of {stored.kind}, not of {cls.__name__}")
         params = Parameters.from_stored(stored)
         with stored.blamed():
-            settings, fitted, scaled = (stored.about[name] for name in ("settings", "fitted", "scaled"))
-            storage.check_like("scaled", scaled, True)
-            storage.check_like("fitted", fitted, {})
-            model = _made(known[stored.kind], settings)
-            _restore_fitted(model, fitted, params.network.widths[0])
-        shape = params.network.widths[:1]
-        model.shift_ = stored.tensor("shift", shape, np.float64) if scaled else None
-        model.scale_ = stored.tensor("scale", shape, np.float64) if scaled else None
-        model.params_, model.network_, model._state = params, params.network, State.zeros(params)
+            model = _made(known[stored.kind], stored.about["settings"])
+        restore(model, stored, params, detects=hasattr(model, "set_threshold"))
+        model._state = State.zeros(params)
         model._n_features_out = params.network.widths[params.network.code_layer]
         return model  # type: ignore[no-any-return]
 
@@ -143,6 +138,8 @@ class ModelFiles:
         OSError
             The file cannot be written; an existing file stays as it was.
         """
+        from sklearn.utils.validation import check_is_fitted
+
         check_is_fitted(self)
         graph = onnx_export.build(self, dtype).SerializeToString()
         with storage.written_whole(path) as file:
@@ -166,9 +163,22 @@ def _made(kind: type[Any], settings: Any) -> Any:
     return model
 
 
-def _restore_fitted(model: Any, fitted: dict[str, Any], columns: int) -> None:
+def restore(model: Any, stored: storage.Stored, params: Parameters, *, detects: bool) -> None:
+    """Set a model's fitted attributes from a file with these parameters; if it `detects` outliers, the threshold."""
+    with stored.blamed():
+        fitted, scaled = (stored.about[name] for name in ("fitted", "scaled"))
+        storage.check_like("scaled", scaled, True)
+        storage.check_like("fitted", fitted, {})
+        _restore_fitted(model, fitted, params.network.widths[0], detects)
+    shape = params.network.widths[:1]
+    model.shift_ = stored.tensor("shift", shape, np.float64) if scaled else None
+    model.scale_ = stored.tensor("scale", shape, np.float64) if scaled else None
+    model.params_, model.network_ = params, params.network
+
+
+def _restore_fitted(model: Any, fitted: dict[str, Any], columns: int, detects: bool) -> None:
     """Set the fitted attributes of a model of so many columns; an error if one is missing or wrong."""
-    for name, example in (_FITTED | ({"offset_": 0.0} if hasattr(model, "set_threshold") else {})).items():
+    for name, example in (_FITTED | ({"offset_": 0.0} if detects else {})).items():
         storage.check_like(name, fitted[name], example)
     for name, (example, otherwise) in _LATER.items():
         if fitted.get(name, otherwise) != otherwise:

@@ -135,10 +135,6 @@ class Settings(BaseEstimator):
         "verbose": ["verbose"],
     }
 
-    @property
-    def _in_bfloat16(self) -> bool:
-        return isinstance(self.dtype, str) and self.dtype == "bfloat16"
-
     def _optimizer(self, budget: Budget, *, ends: bool = True) -> optimizers.Optimizer:
         """The optimizer, with its schedule over the epochs of `budget`, or without a known end."""
         rate: float | optimizers.Schedule = budget.rate

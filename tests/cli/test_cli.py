@@ -22,6 +22,7 @@ import fastae
 import fastae.storage
 from fastae.cli import app
 from fastae.engine.warmup import dtypes
+from fastae.estimator.stored import StoredModel
 
 DATA = load_breast_cancer(as_frame=True)
 BENIGN, ALL = DATA.data[DATA.target == 1], DATA.data
@@ -189,8 +190,8 @@ def test_scores_are_the_estimators(kind, place, tmp_path):
 @pytest.mark.parametrize(("command", "method"), [("encode", "transform"), ("reconstruct", "reconstruct")])
 def test_arrays_are_the_estimators_and_written_chunk_by_chunk(command, method, place, tmp_path, monkeypatch):
     monkeypatch.setattr("fastae.cli.models.CHUNK_BYTES", 50_000)
-    sizes, compute = [], getattr(fastae.Autoencoder, method)
-    monkeypatch.setattr(fastae.Autoencoder, method, lambda self, X: sizes.append(len(X)) or compute(self, X))
+    sizes, compute = [], getattr(StoredModel, method)
+    monkeypatch.setattr(StoredModel, method, lambda self, X: sizes.append(len(X)) or compute(self, X))
     data, out = tmp_path / "x.npy", tmp_path / "written.npy"
     np.save(data, ALL.to_numpy())
     facts = json.loads(good(command, place / "model.safetensors", data, "--out", out, "--json"))
@@ -202,6 +203,43 @@ def test_arrays_are_the_estimators_and_written_chunk_by_chunk(command, method, p
         written, getattr(fastae.Autoencoder.load(place / "model.safetensors"), method)(ALL)
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["written.npy", "x.npy"]
+
+
+@pytest.mark.parametrize("words", [["inspect"], ["score"], ["reconstruct", "--out", "written.npy"]])
+def test_using_a_model_needs_neither_scikit_learn_nor_pandas(words, place, tmp_path):
+    """Importing them takes longer than all else that these commands do."""
+    name, *options = words
+    data = [] if name == "inspect" else [place / "all.csv"]
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom fastae.cli import main\ntry:\n    main()\n"
+        "finally:\n    print(sorted({'sklearn', 'pandas', 'fastae'} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    command = [sys.executable, script, name, place / "model.safetensors", *data, *options]
+    ran = processes.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(processes.HOME)})
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.splitlines()[-1] == "['fastae']"
+
+
+def test_a_model_in_a_file_gives_what_the_estimator_gives(place):
+    detector, stored = (
+        fastae.AutoencoderDetector.load(place / "model.safetensors"),
+        StoredModel(place / "model.safetensors"),
+    )
+    rows = fastae.open_rows(place / "all.csv")
+    frame = ALL
+    assert stored.kind == "AutoencoderDetector"
+    assert stored.offset_ == detector.offset_
+    for method in ("transform", "reconstruct", "score_samples"):
+        np.testing.assert_array_equal(getattr(stored, method)(rows), getattr(detector, method)(frame), method)
+    for ours, theirs in zip(stored.explain(rows, 3), detector.explain(frame, 3), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(ValueError, match="has 29 features, but the model was fitted with 30"):
+        stored.transform(fastae.open_rows(frame.to_numpy()[:, 1:]))
+    with_nan = frame.to_numpy(copy=True)
+    with_nan[3, 4] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        stored.score_samples(fastae.open_rows(with_nan))
 
 
 def test_json_has_null_for_errors_beyond_all_numbers(place, tmp_path):
@@ -523,7 +561,7 @@ def test_doctor_describes_this_machine():
     assert facts["versions"]["numpy"] == np.__version__
     assert f"{TARGET.register_tiles[1]}x1" in facts["cpu"]["register_tiles"]
     assert facts["threads"]["used_by_default"] >= 1
-    assert os.path.isdir(facts["cache"]["place"])
+    assert facts["kernels"]["come_from"] in ("the package", "the compiler")
     assert "compiled" in facts["cache"]["state"]
     assert "register tiles" in good("doctor")
 

@@ -14,7 +14,7 @@ from threads import pretend_cpus, replace
 import fastae
 from fastae.engine import thread_pool
 from fastae.kernels import fork, step
-from fastae.kernels.compiler import kernel
+from fastae.kernels.compiler import jitted
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -62,7 +62,7 @@ def test_works_in_a_child_forked_while_another_thread_imports_the_compiler_or_co
 
     def compile_in_child():
         engine = fastae.Engine(parameters.network, 1)
-        return bits(engine.loss_and_gradient(parameters, X)) + bytes([kernel(lambda x: x + 1)(2)])
+        return bits(engine.loss_and_gradient(parameters, X)) + bytes([jitted(lambda x: x + 1)(2)])
 
     engine, parameters, X = autoencoder(m=100)
     wanted = bits(engine.loss_and_gradient(parameters, X)) + b"\3"

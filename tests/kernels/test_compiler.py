@@ -16,7 +16,7 @@ from processes import run as run_to_its_end
 
 import fastae
 from fastae.engine.warmup import warm_up
-from fastae.kernels.compiler import kernel
+from fastae.kernels.compiler import jitted
 
 # Prints sigmoid(0), and whether the function was compiled for it or loaded from the cache.
 CALL = """
@@ -41,7 +41,9 @@ def copy(tmp_path):
     ignore = shutil.ignore_patterns("__pycache__", "kernels", "bench")
     shutil.copytree(HOME / "fastae", tmp_path / "fastae", ignore=ignore)
     kernels = Path(fastae.kernels.__file__).resolve().parent
-    shutil.copytree(kernels, tmp_path / "fastae" / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        kernels, tmp_path / "fastae" / "kernels", ignore=shutil.ignore_patterns("__pycache__", "objects")
+    )
     return tmp_path
 
 
@@ -79,7 +81,7 @@ def test_a_changed_callee_never_runs_stale(copy):
 
 def test_numba_alone_would_run_stale_code(copy):
     """What the source stamp is for: without it, the change above is not seen."""
-    compiler = copy / "fastae" / "kernels" / "compiler.py"
+    compiler = copy / "fastae" / "kernels" / "in_place.py"
     text = compiler.read_text()
     assert ", source_hash())" in text
     compiler.write_text(text.replace(", source_hash())", ",)"))
@@ -116,7 +118,7 @@ def test_a_kernel_defined_elsewhere_is_compiled_again_when_its_file_changes(copy
     code = "import numpy as np, own; print(own.add(np.zeros(1))[0])"
     for constant in ("1.0", "2.0", "2.0"):
         (copy / "own.py").write_text(
-            f"from fastae.kernels.compiler import kernel\n\n@kernel\ndef add(x):\n    return x + {constant}\n"
+            f"from fastae.kernels.compiler import jitted\n\n@jitted\ndef add(x):\n    return x + {constant}\n"
         )
         assert run(copy, code) == [constant]
 
@@ -224,7 +226,7 @@ def test_works_without_numbas_private_cache_class(copy):
         import numba, numba.core.caching as caching
         cache_class = caching.FunctionCache
         del caching.FunctionCache
-        import fastae.kernels.compiler
+        import fastae.kernels.in_place
         caching.FunctionCache = cache_class
     """
     for _ in range(2):
@@ -238,7 +240,7 @@ def test_the_garbage_collector_is_back_after_a_compilation_and_after_one_that_fa
 
         @kernel
         def fails(x):
-            return x.nothing
+            x.nothing()
 
         try:
             fails(1)
@@ -251,25 +253,43 @@ def test_the_garbage_collector_is_back_after_a_compilation_and_after_one_that_fa
     assert run(copy, off)[-1] == "False"
 
 
-def test_numba_compiles_what_is_not_ours_as_ever(copy):
+def test_another_process_compiles_half_of_what_a_step_needs(copy):
+    """Nothing that it has saved is compiled again, and both end."""
     code = """
-        import numba
-        from numba.core.codegen import CPUCodegen
+        import sys
+        from fastae.kernels import in_place
+        compiled, compile_here = [], in_place._callback
 
-        levels, build = [], CPUCodegen._function_pass_manager
+        def counted(function, signature):
+            callback = compile_here(function, signature)
+            uncached = callback._compile_uncached
+            callback._compile_uncached = lambda: compiled.append(function.__name__) or uncached()
+            return callback
 
-        def recorded(self, **options):
-            levels.append(options.get("opt"))
-            return build(self, **options)
-
-        CPUCodegen._function_pass_manager = recorded
-        not_ours = numba.njit(lambda x: x + 1)
-        for compile in (lambda: not_ours(1), lambda: activations.exp(z, h), lambda: not_ours(1.0)):
-            levels.clear()
-            compile()
-            print(*set(levels))
+        in_place._callback = counted
+        in_place._cpus = lambda: int(sys.argv[1])
+        import numpy as np, fastae
+        network = fastae.Network.autoencoder(3, 2)
+        fastae.Engine(network, 1).loss_and_gradient(fastae.Parameters.random(network), np.ones((9, 3)))
+        for helper in in_place._helpers:
+            assert helper.wait(300) == 0
+        print(len(compiled), len(in_place._helpers))
     """
-    assert run(copy, textwrap.dedent(CALL) + textwrap.dedent(code)) == [*COMPILED, "None", "0", "None"]
+    script = copy / "script.py"
+    script.write_text(textwrap.dedent(code))
+
+    def counts(cpus, cache):
+        env = environment_of(copy) | {"NUMBA_CACHE_DIR": str(copy / cache)}
+        done = run_to_its_end([sys.executable, script, str(cpus)], cwd=copy, env=env)
+        assert done.returncode == 0, done.stderr
+        return [int(word) for word in done.stdout.split()]
+
+    alone, helpers = counts(1, "one")
+    assert helpers == 0
+    helped, helpers = counts(2, "two")
+    assert helpers == 1
+    assert helped < alone
+    assert counts(2, "two") == [0, 0]
 
 
 def test_importing_the_kernels_compiles_nothing(copy):
@@ -305,7 +325,7 @@ def test_one_compilation_a_dtype_whatever_the_network(dtype):
                     engine.errors(params, X)
                 fastae.train(params, X, engine=engine, epochs=2, batch_size=4)
         assert not compilations.buffer
-        kernel(lambda x: x + 1)(1)
+        jitted(lambda x: x + 1)(1)
         assert compilations.buffer, "a compilation was not seen"
 
 

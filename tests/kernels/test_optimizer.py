@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from fastae.kernels import job, layout, optimizer
-from fastae.kernels.compiler import kernel
+from fastae.kernels.compiler import jitted
 from fastae.kernels.simd import record_at
 
-add_penalty, add_up = kernel(optimizer.add_penalty), kernel(optimizer.add_up)
+add_penalty, add_up = jitted(optimizer.add_penalty), jitted(optimizer.add_up)
 
 
-@kernel
+@jitted
 def update(job_at, p, g, u, s, rate, step):
     optimizer.update(record_at(job_at, job.JOB), p, g, u, s, rate, step)
 
 
-@kernel
+@jitted
 def transpose_squares(target, source, fan_in, fan_out, first, last):
     optimizer.transpose_squares(source, target.ctypes.data, source.ctypes.data, fan_in, fan_out, first, last)
 

@@ -8,14 +8,14 @@ from guard import guarded
 
 from fastae.bench.stages import layer_times
 from fastae.kernels import job, layout, rows
-from fastae.kernels.compiler import kernel
+from fastae.kernels.compiler import jitted
 
 posix = pytest.mark.skipif(os.name != "posix", reason="guard pages need mprotect")
 KINDS = [np.dtype(name) for name in ("f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")]
 REAL = ["float32", "float64"]
 
 
-@kernel
+@jitted
 def _load(tile, x, strides, kind, columns, index, first, count, shift, scale, spare):
     source = rows.Source(x, columns, strides[0], strides[1], kind, index, shift, scale)
     rows.load_rows(

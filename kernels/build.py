@@ -105,6 +105,9 @@ def kernels_of(group: str) -> list[tuple[str, Any, str | None]]:
     for form in FORMS:
         for product in PRODUCTS:
             groups.setdefault(getattr(form, product), set()).update(form.dtypes)
+    for dtypes in groups.values():
+        if "float32" in dtypes:  # which a bfloat16 engine takes as well
+            dtypes.discard("bfloat16")
     found: dict[str, tuple[Any, str | None]] = {}
     for kernel in compiler.registry:
         if kernel.function.__module__.startswith("fastae.kernels."):

@@ -53,7 +53,7 @@ class Machine(NamedTuple):
     sigmoid: float = 0.43e-9
     adam: float = 0.25e-9  # per weight, beside its traffic
     private_cache: int = 2 << 20
-    shared_cache: int = 2 << 20  # per core
+    shared_cache: int = 5 << 20  # per core
     cache_rate: float = 20e9  # per thread, from the shared cache or another core's
     memory_rate: float = 4e9  # per core of the machine
     thread_memory_rate: float = 12e9  # per thread at most
@@ -96,8 +96,8 @@ class Workload:
         by_weights: bool | None = None,
         steps: int = 2,
     ) -> None:
-        activations: list[Activation] = ["sigmoid"] * (len(widths) - 2) + ["identity"]
-        engine = Engine(fastae.Network(widths, tuple(activations)), 1)
+        hidden: tuple[Activation, ...] = ("sigmoid",) * (len(widths) - 2)
+        engine = Engine(fastae.Network(widths, (*hidden, "identity")), 1)
         form = engine._form_for(batch, PLAIN)
         self.plan, self.adam, self.rate = engine.plan, adam, rate
         self.job = Job.from_buffer_copy(engine._blanks[form])

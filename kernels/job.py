@@ -142,7 +142,7 @@ class Job(ctypes.Structure):
 
 @_record
 class Member(ctypes.Structure):
-    """The state of one thread of a crew: one cache line. A phase's number is round * PHASES + phase."""
+    """The state of one thread of a crew. A phase's number is round * PHASES + phase."""
 
     number: int  # 0: the leader
     held: int  # the number of the phase whose item it holds, or FREE: it holds none
@@ -154,7 +154,17 @@ class Member(ctypes.Structure):
     wake: int  # of a helper, 1 if the caller of open_job or admit must wake it
 
 
-JOB, MEMBER = np.dtype(Job), np.dtype(Member)
+# Bytes between what different threads write: a cache line of Apple's CPUs, two of others, which Intel's load in pairs
+APART = 128
+
+JOB = np.dtype(Job)
+MEMBER = np.dtype(
+    {
+        "names": list(get_annotations(Member)),
+        "formats": [np.int64] * len(get_annotations(Member)),
+        "itemsize": APART,
+    }
+)
 
 # Ids
 STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)  # job.task
@@ -167,7 +177,7 @@ _KINDS = "f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"
 KINDS = {np.dtype(name): kind for kind, name in enumerate(_KINDS)}  # dtype of X -> job.kind
 KINDS[np.dtype(bool)] = KINDS[np.dtype("u1")]
 
-# The control words, which a crew shares: int64 values, a cache line apart. These are their offsets in bytes:
+# The control words, which a crew shares: int64 values, APART. These are their offsets in bytes:
 #   OPEN        members with a number below this may work on the job; 0: it is closed
 #   INSIDE      helpers that may be reading the job
 #   CLAIM       the number of the phase whose items are claimed now (see Member), or FINISHED_CLAIM
@@ -176,7 +186,7 @@ KINDS[np.dtype(bool)] = KINDS[np.dtype("u1")]
 #   CANCEL      1: stop as soon as possible
 #   OUTCOME     0, or how the steps ended: COMPLETE, CANCELLED or DIVERGED
 #   STEPS_DONE  steps taken
-OPEN, INSIDE, CLAIM, DONE, NEXT, CANCEL, OUTCOME, STEPS_DONE, CONTROL_BYTES = range(0, 9 * 64, 64)
+OPEN, INSIDE, CLAIM, DONE, NEXT, CANCEL, OUTCOME, STEPS_DONE, CONTROL_BYTES = range(0, 9 * APART, APART)
 FINISHED_CLAIM = -1
 FREE = -1  # Member.held
 COMPLETE, CANCELLED, DIVERGED = 1, 2, 3

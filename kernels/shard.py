@@ -81,9 +81,10 @@ def shard_item(out, job_at, item, first, rows, round_, me_at, only_codes):  # ty
     # The layers to compute: up to the code, which leaves the network; or all that backward_layers needs
     code_at = output_at(plan, code, memory.tiles, height, itemsize)
     layers, leaves_at = (code + 1, code_at) if only_codes else layers_of_loss(job, plan, memory)
+    # Kept in registers until the loop ends: `totals` of several shards lie in one cache line.
+    loss, total_weight = totals[item, 0], totals[item, 1]
     if me.progress == 0:
-        totals[item, 0] = 0.0
-        totals[item, 1] = 0.0
+        loss, total_weight = 0.0, 0.0
         if only_codes:
             for c in range(codes.shape[1]):
                 codes[item, c] = 0.0
@@ -91,7 +92,7 @@ def shard_item(out, job_at, item, first, rows, round_, me_at, only_codes):  # ty
         row, count = first + me.progress, min(height, rows - me.progress)
         computed = round_up(count, job.row_multiple)
         target = load_input(itemsize, job, job_at, memory, height, features, memory.tiles, row, count, epoch)
-        totals[item, 1] += load_weights(job, row_weight, row, count, computed)
+        total_weight += load_weights(job, row_weight, row, count, computed)
         forward_layers(itemsize, job, plan, memory.tiles, leaves_at, computed, height, 0, layers)
         if only_codes:
             columns = plan[code].fan_out
@@ -99,8 +100,7 @@ def shard_item(out, job_at, item, first, rows, round_, me_at, only_codes):  # ty
             _add_codes(array_at(code_at, shape, work.dtype), row_weight, columns, count, codes[item])
         else:
             accumulate = np.int64(me.progress > 0)
-            totals[item, 0] += _add_gradient(
-                work, job, plan, memory, target, gradient, accumulate, count, computed
-            )
+            loss += _add_gradient(work, job, plan, memory, target, gradient, accumulate, count, computed)
         me.progress += count
         me.quota -= count * features
+    totals[item, 0], totals[item, 1] = loss, total_weight

@@ -185,6 +185,19 @@ def slab_height(rows: int, multiple: int) -> int:
     return rows if rows // multiple % 2 else rows + multiple
 
 
+# -- who looks for which item first -----------------------------------------------------------------------------------
+
+
+@callee
+def share_begin(number, size, items):  # type: ignore[no-untyped-def]
+    """The item that member `number` of `size` looks for first, of a phase's `items`.
+
+    It goes on to the next one, and from the last to the first. So it first claims the items of its own share, the same
+    in every step: what it wrote in the last step is still in its own cache. Then it goes on to the shares of others.
+    """
+    return number * items // max(size, number + 1)
+
+
 # -- rounds and items -------------------------------------------------------------------------------------------------
 
 

@@ -113,7 +113,7 @@ from fastae.kernels.simd import (
     restore_float_state,
     store_release,
 )
-from fastae.kernels.split import is_last_round, items_of, rows_of_item, step_of
+from fastae.kernels.split import is_last_round, items_of, rows_of_item, share_begin, step_of
 from fastae.kernels.stretch import transpose_item, update_item
 
 PRESENT = Member.present.offset  # type: ignore[attr-defined]  # bytes from a member's record to this field
@@ -263,12 +263,13 @@ def _work(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
 def _steps(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
     """Work on steps: claim items and process them. Returns as ``_work`` does."""
     job, me = record_at(job_at, JOB), record_at(me_at, MEMBER)
+    search = FINISHED_CLAIM, 0, 0, 0  # see _next_item
     # Loop 1, the phases of all rounds:    phase `phase_number`; rows first : first + batch of X
     # Loop 2, the items of a phase:        `item`, as this thread claims it; a part of these rows, or of the weights
     # They are one loop here, because other threads may open the next phase at any time.
     while True:
         if me.held == FREE:
-            status = _next_item(job, control_at, me)
+            status, search = _next_item(job, control_at, me, search)
             if status != HOLDING:
                 return status
         phase_number = me.held
@@ -290,50 +291,43 @@ def _cancelled(control_at, phase_number):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _next_item(job, control_at, me):  # type: ignore[no-untyped-def]
-    """Claim an item of the phase that is open: HOLDING. Returns OVER or WAITING if there is none, as ``_work`` does."""
+def _next_item(job, control_at, me, search):  # type: ignore[no-untyped-def]
+    """Claim an item of the phase that is open: HOLDING. Returns OVER or WAITING if there is none, as ``_work`` does.
+
+    job.taken holds the number of the phase for which each item was last claimed. A thread goes through the items once
+    per phase, in the order of split.share_begin: those it has passed are taken, and stay so until the phase is over.
+
+    `search` is what this returned with the status before: (phase, its items, the first one looked at, items passed).
+    """
     claim_at = control_at + CLAIM
-    pauses, exhausted = 0, FINISHED_CLAIM  # exhausted: the phase in which no item is left to claim
+    searched, items, begin, passed = search
+    pauses = 0
     while pauses <= SPINS:
         phase_number = load_acquire(claim_at)
         if phase_number == FINISHED_CLAIM:
-            return OVER
+            return OVER, (searched, items, begin, passed)
         if _cancelled(control_at, phase_number):
             if compare_and_swap(claim_at, phase_number, FINISHED_CLAIM):
                 array_at(control_at + OUTCOME, (1,), np.int64)[0] = CANCELLED
             continue
-        if phase_number != exhausted:
-            item = _claim(job, control_at, me, phase_number)
-            if item >= 0:
+        if phase_number != searched:
+            size = load_acquire(control_at + OPEN)
+            items = items_of(job, phase_number // PHASES, phase_number % PHASES)
+            searched, begin, passed = phase_number, share_begin(me.number, size, items), 0
+        while passed < items:
+            item = begin + passed if begin + passed < items else begin + passed - items
+            passed += 1
+            taken_at = job.taken + item * 8
+            before = load_acquire(taken_at)
+            if before < phase_number and compare_and_swap(taken_at, before, phase_number):
                 me.held, me.item, me.progress = phase_number, item, 0
-                return HOLDING
-            exhausted = phase_number
+                return HOLDING, (searched, items, begin, passed)
         # Only now: the thread that opens WEIGHTS must not leave before all its items are claimed.
         if load_acquire(control_at + OPEN) <= me.number:
-            return OVER
+            return OVER, (searched, items, begin, passed)
         pause()
         pauses += 1
-    return WAITING
-
-
-@inlined
-def _claim(job, control_at, me, phase_number):  # type: ignore[no-untyped-def]
-    """Claim an item of a phase; return its number, or -1 if all are claimed.
-
-    job.taken holds the number of the phase for which each item was last claimed. A thread looks for an item at the
-    start of its own share first. That is the same in every step, so that what the thread wrote in the last step is
-    still in its own cache. Then it goes on to the shares of other threads.
-    """
-    items = items_of(job, phase_number // PHASES, phase_number % PHASES)
-    size = load_acquire(control_at + OPEN)
-    begin = me.number * items // max(size, me.number + 1)
-    for i in range(items):
-        item = begin + i if begin + i < items else begin + i - items
-        taken_at = job.taken + item * 8
-        before = load_acquire(taken_at)
-        if before < phase_number and compare_and_swap(taken_at, before, phase_number):
-            return item
-    return -1
+    return WAITING, (searched, items, begin, passed)
 
 
 @inlined

@@ -111,7 +111,7 @@ class Crew:
         n_threads = recorded = 0  # threads that the job is open to; steps that thread_count was told of
         status = fields.BUSY
         while status != fields.OVER:
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             wanted = threads if isinstance(threads, int) else threads.threads
             if wanted != n_threads:
                 self._open_or_admit(shared, claim, n_threads, wanted)
@@ -121,7 +121,7 @@ class Crew:
             if thread_count is not None:
                 # To a thread count, a job without steps is one step.
                 done = int(shared.control[_STEPS_DONE] if has_steps else status == fields.OVER)
-                thread_count.record(seconds, done - recorded)
+                thread_count.record(seconds, done - recorded, time.process_time() - cpu_start)
                 recorded, next_seconds = done, thread_count.slice(PATIENCE)
             quota = max(1, int(quota * min(4.0, next_seconds / max(seconds, 1e-6))))
 

@@ -36,7 +36,7 @@ from fastae.optimizers import Optimizer, State
 
 MOST_SEED = (1 << 63) - 1
 SMALL_JOB = 4e6  # FLOPs up to which a job stays on the calling thread
-LARGE_STEP = 100e6  # FLOPs of a step per thread above which all threads are used, without a trial
+LARGE_STEP = 100e6  # FLOPs of a step per thread above which all threads are used, unless they lack CPUs
 KINDS_MOST = 100  # kinds of jobs for which an engine keeps a thread count
 SMALL_TILE = 8  # least rows that a thread claims in inference, because each claim reads all weights
 FIRST_CALL = 2e7  # rows times weights that a job's first jitted call processes, before its speed is known
@@ -661,13 +661,14 @@ class Engine:
         """Run the job on as many threads as are fastest, given the FLOPs and rows of each step; or on one, `alone`."""
         if alone or flops * steps <= SMALL_JOB:
             return self._run(job, claim, 1)
-        if self._most_threads == 1 or flops > LARGE_STEP * self._most_threads:
-            return self._run(job, claim, self._most_threads)
+        if self._most_threads == 1:
+            return self._run(job, claim, 1)
         kind = jobs.kind_of(job, steps, rows)
         if kind not in self._thread_counts:
             if len(self._thread_counts) == KINDS_MOST:
                 self._thread_counts.clear()
-            self._thread_counts[kind] = ThreadCount(self._most_threads)
+            large = flops > LARGE_STEP * self._most_threads
+            self._thread_counts[kind] = ThreadCount(self._most_threads, large=large)
         return self._run(job, claim, self._most_threads, self._thread_counts[kind])
 
     def _run(

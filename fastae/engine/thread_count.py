@@ -4,6 +4,9 @@ What a second thread gains in a small step depends on how fast two CPUs exchange
 machine may change at any moment. So steps are timed as they are taken, in *slices*: periods of work on one number of
 threads. Most slices use the best number found so far. Every now and then a *trial* takes a few slices on half or twice
 as many threads, and the better number becomes the best. Trials are so rare that they cost about 1% of the time.
+
+All threads are best for large steps, unless some have no CPU: other processes or a quota may take them. Then whoever
+waits for a thread waits for its CPU, too. So *large* steps are tried on fewer threads only if these got little time.
 """
 
 from collections import deque
@@ -18,15 +21,19 @@ GAIN = 0.95  # a number of threads is better if a step takes less than this shar
 RARITY = 100  # a trial that lost t seconds is followed by RARITY t seconds without one,
 SLOWDOWN = 1.25  # unless steps become this many times slower: then the next trial begins at once
 LEAST_WAIT = 0.002  # seconds before the first trial, and after one that found a better number
+STARVED = 0.7  # threads that got less than this share of their time lack CPUs,
+STARVED_SECONDS = 0.1  # judged over so long: a period of a quota, and several ticks of any clock of CPU time
 
 
 class ThreadCount:
     """Chooses the number of threads for the next slice, from 1 to `most`, given how long steps took so far.
 
+    If steps are `large`, fewer than `most` are tried only if threads lack CPUs.
+
     The caller runs a slice on ``threads`` threads that lasts about ``slice(longest)`` seconds, then calls ``record``.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, *, large: bool = False) -> None:
         self._choices = [most]  # numbers of threads, ascending: each about half the next
         while self._choices[0] > 1:
             self._choices.insert(0, (self._choices[0] + 1) // 2)
@@ -39,6 +46,10 @@ class ThreadCount:
         self._step_time = 0.0  # seconds per step in the last slice
         self._wait = LEAST_WAIT  # seconds until the next trial
         self._expected = inf  # seconds per step when the last trial ended
+        self._large, self._starved = large, False  # whether threads lacked CPUs over the last STARVED_SECONDS
+        self._observed = self._cpu_time = self._thread_time = (
+            0.0  # since then: seconds of all slices, of CPUs, of threads
+        )
 
     @property
     def threads(self) -> int:
@@ -52,8 +63,12 @@ class ThreadCount:
             seconds = max(seconds, self._wait)
         return min(longest, seconds)
 
-    def record(self, seconds: float, steps: int) -> None:
-        """Note that a slice on ``threads`` threads took `seconds`, and that `steps` steps were completed in it."""
+    def record(self, seconds: float, steps: int, cpu_seconds: float) -> None:
+        """Note that a slice on ``threads`` threads took `seconds`, and that `steps` steps were completed in it.
+
+        `cpu_seconds` is the CPU time that all threads together used in it.
+        """
+        self._watch_cpus(seconds, cpu_seconds)
         self._unfinished += seconds
         if steps < 1 or len(self._choices) == 1:
             return
@@ -68,8 +83,18 @@ class ThreadCount:
         self._best_times.append(self._step_time)
         self._wait -= seconds
         slower = min(self._best_times) > SLOWDOWN * self._expected
-        if len(self._best_times) == BEST_SLICES and (self._wait <= 0 or slower):
+        useful = not self._large or self._starved or self._best + 1 < len(self._choices)
+        if useful and len(self._best_times) == BEST_SLICES and (self._wait <= 0 or slower):
             self._begin_trial()
+
+    def _watch_cpus(self, seconds: float, cpu_seconds: float) -> None:
+        """Judge from a slice, with those before it, whether threads lack CPUs."""
+        self._observed += seconds
+        self._cpu_time += cpu_seconds
+        self._thread_time += seconds * self.threads
+        if self._observed >= STARVED_SECONDS:
+            self._starved = self._cpu_time < STARVED * self._thread_time
+            self._observed = self._cpu_time = self._thread_time = 0.0
 
     def _begin_trial(self) -> None:
         """Try the next choice in the current direction, or in the other where there is none."""

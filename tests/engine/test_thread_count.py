@@ -10,8 +10,11 @@ import fastae
 from fastae.engine.thread_count import ThreadCount
 
 
-def simulate(count, step_seconds, total, longest=0.05, rng=None):
-    """Take steps for `total` seconds, in slices that may end within one: the seconds on each count, and the steps."""
+def simulate(count, step_seconds, total, longest=0.05, rng=None, cpus=1000):
+    """Take steps for `total` seconds, in slices that may end within one: the seconds on each count, and the steps.
+
+    Of the threads, `cpus` run at any time.
+    """
     clock, position, spent, seconds = 0.0, 0.0, {}, longest
     while clock < total:
         threads, before = count.threads, int(position)
@@ -21,7 +24,7 @@ def simulate(count, step_seconds, total, longest=0.05, rng=None):
         position += seconds / each
         spent[threads] = spent.get(threads, 0.0) + seconds
         clock += seconds
-        count.record(seconds, int(position) - before)
+        count.record(seconds, int(position) - before, seconds * min(threads, cpus))
         seconds = count.slice(longest)
     return spent, position
 
@@ -60,6 +63,29 @@ def test_leaves_a_count_that_becomes_slower_at_once_and_finds_a_faster_one_soon(
     assert spent[2] > 0.9 * 0.5
 
 
+LARGE = {1: 100e-3, 2: 50e-3, 4: 100e-3, 8: 200e-3}  # of steps whose threads share two CPUs
+
+
+def test_large_steps_are_not_tried_on_fewer_threads():
+    spent, _ = simulate(ThreadCount(8, large=True), LARGE.__getitem__, 20.0, cpus=8)
+    assert list(spent) == [8]
+
+
+def test_large_steps_whose_threads_lack_cpus_are_tried_on_fewer_and_on_more_when_these_are_back():
+    count = ThreadCount(8, large=True)
+    simulate(count, LARGE.__getitem__, 5.0, cpus=2)
+    spent, steps = simulate(count, LARGE.__getitem__, 20.0, cpus=2)
+    assert spent[2] > 0.9 * 20
+    assert steps * LARGE[2] > 0.95 * 20
+    simulate(count, {1: 100e-3, 2: 50e-3, 4: 25e-3, 8: 12e-3}.__getitem__, 100.0, cpus=8)
+    assert count.threads == 8
+
+
+def test_a_little_cpu_time_that_others_take_does_not_have_large_steps_tried():
+    spent, _ = simulate(ThreadCount(4, large=True), LARGE.__getitem__, 10.0, cpus=3)
+    assert list(spent) == [4]
+
+
 def test_one_thread_is_not_tried_against_anything():
     spent, _ = simulate(ThreadCount(1), lambda threads: 1e-4, 0.1)
     assert list(spent) == [1]
@@ -70,7 +96,7 @@ def change_in_every_slice(monkeypatch, most):
     used, drawn = set(), random.Random(0)
     current = [most]
 
-    def record(self, seconds, steps):
+    def record(self, seconds, steps, cpu_seconds):
         used.add(current[0])
         current[0] = drawn.randint(1, most)
 

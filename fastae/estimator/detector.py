@@ -190,7 +190,9 @@ class AutoencoderDetector(OutlierMixin, Autoencoder):
         ndarray of shape (m,), float64
             Scores, at most 0; the lower, the more unusual the row. For a Dask collection, a lazy Dask array.
         """
-        return -self._mean_errors(check_here(self, X))
+        scores: np.ndarray = self._mean_errors(check_here(self, X))
+        scores *= -1.0
+        return scores
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Compute ``score_samples(X) - offset_``.

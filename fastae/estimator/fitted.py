@@ -1,6 +1,7 @@
 """FittedModel: encodes, reconstructs and scores rows with trained parameters."""
 
 import copy
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -10,7 +11,7 @@ from fastae.data.column_statistics import ColumnStatistics
 from fastae.data.row_source import Rows, RowSource
 from fastae.engine.engine import Engine
 from fastae.estimator.dask_methods import also_lazily
-from fastae.estimator.inputs import check_here
+from fastae.estimator.inputs import check_here, refuse_not_finite
 from fastae.estimator.settings import Settings
 from fastae.estimator.sklearn_types import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from fastae.network import Parameters
@@ -42,7 +43,9 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
             collection, a lazy Dask array.
         """
         return check_here(self, X).map_rows(
-            lambda rows: self._in_dtype_of(rows, self._engine().encode(self.params_, rows, **self._in()))
+            lambda rows: self._in_dtype_of(
+                rows, self._engine().encode(self.params_, rows, **self._checked_in(rows))
+            )
         )
 
     def inverse_transform(self, X: Any) -> np.ndarray:
@@ -128,8 +131,8 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         rows = check_here(self, X)
         statistics, error = ColumnStatistics(rows.shape[1]), np.zeros(rows.shape[1])
         for part in rows.slices():
+            error += self._cell_errors(part).sum(axis=0)  # first, because it refuses NaN and infinity
             statistics.add(part)
-            error += self._cell_errors(part).sum(axis=0)
         spread = statistics.square_times(1.0 if self.scale_ is None else self.scale_)
         # A spread too small for float64, such as that of 5e-320 and 1e-319, counts as none, as it does for `scale`.
         varies = (statistics.most > statistics.least) & (spread > 0)
@@ -168,6 +171,10 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
     def _in(self) -> dict[str, Any]:
         return {"shift": self.shift_, "scale": self.scale_, "missing": self.missing is not None}
 
+    def _checked_in(self, X: np.ndarray) -> dict[str, Any]:
+        """The same, with an error for NaN and infinity in `X`, which the engine looks for while it reads the rows."""
+        return {**self._in(), "on_not_finite": partial(refuse_not_finite, self, X)}
+
     def _in_dtype_of(self, X: np.ndarray, result: np.ndarray) -> np.ndarray:
         """`result` in float64 where `X` is not float32 and `dtype` is None, else as it is."""
         wanted = np.float64 if self.dtype is None and X.dtype != np.float32 else result.dtype
@@ -180,12 +187,12 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         return xhat
 
     def _reconstruct(self, X: np.ndarray) -> np.ndarray:
-        xhat = self._engine().reconstruct(self.params_, X, **self._in())
+        xhat = self._engine().reconstruct(self.params_, X, **self._checked_in(X))
         return self._out(self._in_dtype_of(X, xhat))
 
     def _cell_errors(self, X: np.ndarray) -> np.ndarray:
         """Squared error of each cell in float64, in the scale the network sees; 0 for missing ones."""
-        xhat = self._engine().reconstruct(self.params_, X, **self._in())
+        xhat = self._engine().reconstruct(self.params_, X, **self._checked_in(X))
         x = X.astype(np.float64) if self.scale_ is None else (X - self.shift_) * self.scale_
         error: np.ndarray = np.square(xhat - x)
         return np.where(np.isnan(X), 0.0, error) if self.missing else error
@@ -202,8 +209,9 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         cells: Any = X.shape[1]
         if self.missing:
             cells = np.maximum((~np.isnan(X)).sum(axis=1), 1)
-        errors = self._engine().errors(self.params_, X, column_weight=column_weight, **self._in())
-        return np.asarray(errors / cells)
+        errors = self._engine().errors(self.params_, X, column_weight=column_weight, **self._checked_in(X))
+        errors /= cells
+        return errors
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -14,7 +14,7 @@ from fastae.kernels.activations import times_derivative
 from fastae.kernels.compiler import ByAddress, callee
 from fastae.kernels.layout import ACTIVATIONS, LAYER
 from fastae.kernels.simd import Value, Words, array_at, vector_kernel
-from fastae.kernels.split import ROWS_ITEMS_MOST, SHARDS_MOST, in_blocks, round_up
+from fastae.kernels.split import ROWS_ITEMS_MOST, SHARDS_MOST, in_blocks
 from fastae.kernels.target import LINE
 
 # -- on one tile, blocked (products.py) -------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Matrices of rows are (m, n), codes (m, k).
 
 import ctypes
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, Literal
@@ -537,6 +538,13 @@ class Engine:
         with self._turn.take():
             self._run(job, fields.WEIGHTS, 1)
         return float(losses[0, 0])
+
+    def stop_on(self, stop: threading.Event) -> None:
+        """From now on, end a call with ``side_by_side.Stopped`` within about 50 ms after `stop` has been set.
+
+        A step is never taken in part.
+        """
+        self._crew.stop = stop
 
     # -- within -------------------------------------------------------------------------------------------------
 

@@ -188,7 +188,11 @@ def test_a_network_that_diverges_can_be_kept_out_of_the_comparison():
 @pytest.mark.parametrize("wide", [False, True])
 def test_ctrl_c_stops_all_threads_soon_and_leaves_all_networks_as_they_were(five_cpus, wide):
     rows = np.random.default_rng(0).normal(size=(20000, 12)).astype(np.float32)
-    network = fastae.Network((12, 300, 300, 12), ("sigmoid", "sigmoid", "identity")) if wide else fastae.Network.autoencoder(12, 8)
+    network = (
+        fastae.Network((12, 300, 300, 12), ("sigmoid", "sigmoid", "identity"))
+        if wide
+        else fastae.Network.autoencoder(12, 8)
+    )
     params = [fastae.Parameters.random(network, seed=i) for i in range(4)]
     before = [each.copy() for each in params]
     fastae.train_many([each.copy() for each in params], X, epochs=1)  # compiled

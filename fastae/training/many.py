@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from fastae.checks import check_count, check_matrix, check_seed, check_vector, check_weights
 from fastae.data.row_source import Rows
-from fastae.engine import thread_pool
 from fastae.engine.engine import SMALL_JOB, Engine
+from fastae.engine.many import WIDE, Naming, arrays, check_networks, check_threads, refuse_shared, values
 from fastae.engine.side_by_side import SideBySide
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
@@ -28,7 +28,6 @@ from fastae.training.options import TrainingOptions
 
 T = TypeVar("T")
 
-WIDE = 64_000  # weights from which all threads share the steps of one network: beside others, its weights leave L2
 GAIN = 0.7  # what each thread adds in steps that threads share, beside one thread alone
 
 
@@ -42,7 +41,7 @@ class _Training:
     state: State
     options: TrainingOptions
     objective: Objective
-    arrays: dict[str, Any]  # shift, scale and sample_weight
+    data: dict[str, Any]  # shift, scale and sample_weight
 
     @property
     def size(self) -> int:
@@ -70,7 +69,7 @@ class _Training:
             engine=lambda: engine,
             n_threads=None,
             objective=self.objective,
-            **self.arrays,
+            **self.data,
         )
 
 
@@ -161,10 +160,10 @@ def train_many(
     -----
     After any error, and after Ctrl-C, all networks and states are as they were before.
     """
-    networks = _check_networks(params)
+    networks = check_networks(params, written=True)
     if on_divergence not in ("raise", "keep"):
         raise ValueError(f'on_divergence must be "raise" or "keep", got {on_divergence!r}')
-    threads = _check_threads(n_threads)
+    threads = check_threads(n_threads)
     count = len(networks)
     if isinstance(X, Rows):
         if not X.in_memory:
@@ -184,45 +183,45 @@ def train_many(
         "adaptive": adaptive,
         "state": state,
     }
-    values = {name: _values(name, value, count) for name, value in one_each.items()}
+    each = {name: values(name, value, count) for name, value in one_each.items()}
     for name, value in {
         "index": index,
         "shift": shift,
         "scale": scale,
         "sample_weight": sample_weight,
     }.items():
-        values[name] = _arrays(name, value, count)
-    _refuse_shared("state", [None if s is None else getattr(s, "moments", None) for s in values["state"]])
-    _refuse_shared_generators(values["seed"])
+        each[name] = arrays(name, value, count)
+    refuse_shared("state", [None if s is None else getattr(s, "moments", None) for s in each["state"]])
+    _refuse_shared_generators(each["seed"])
     trainings = []
     for i, network in enumerate(networks):
-        with _Naming(i):
-            trainings.append(_training(network, array, {name: each[i] for name, each in values.items()}))
+        with Naming(i):
+            trainings.append(_training(network, array, {name: value[i] for name, value in each.items()}))
     return _train_all(trainings, threads, on_divergence == "keep")
 
 
-def _training(params: Parameters, X: np.ndarray, values: dict[str, Any]) -> _Training:
+def _training(params: Parameters, X: np.ndarray, own: dict[str, Any]) -> _Training:
     """The training of one network, checked as far as that takes no work."""
-    optimizer, state = check_start(params, values["optimizer"], values["state"])
-    objective = values["objective"]
+    optimizer, state = check_start(params, own["optimizer"], own["state"])
+    objective = own["objective"]
     if not isinstance(objective, Objective):
         raise TypeError(f"objective must be an Objective, got {objective!r}")
     names = "epochs", "batch_size", "shuffle", "seed", "validate", "patience", "tol", "adaptive"
-    options = TrainingOptions(**{name: values[name] for name in names})
+    options = TrainingOptions(**{name: own[name] for name in names})
     check_count("epochs", options.epochs)
     for name in ("batch_size", "patience"):
-        if values[name] is not None:
-            check_count(name, values[name])
+        if own[name] is not None:
+            check_count(name, own[name])
     check_seed(options.seed)
     columns = X.shape[1]
-    rows = rows_of(X, columns, values["index"], None)
+    rows = rows_of(X, columns, own["index"], None)
     for name in ("shift", "scale"):
-        if values[name] is not None and not np.isfinite(check_vector(values[name], columns, name)).all():
+        if own[name] is not None and not np.isfinite(check_vector(own[name], columns, name)).all():
             raise ValueError(f"{name} must be finite, but holds NaN or infinity")
-    if values["sample_weight"] is not None:
-        check_weights(values["sample_weight"], len(X))
-    arrays = {name: values[name] for name in ("shift", "scale", "sample_weight")}
-    return _Training(params, rows, optimizer, state, options, objective, arrays)
+    if own["sample_weight"] is not None:
+        check_weights(own["sample_weight"], len(X))
+    data = {name: own[name] for name in ("shift", "scale", "sample_weight")}
+    return _Training(params, rows, optimizer, state, options, objective, data)
 
 
 def _train_all(trainings: list[_Training], n_threads: int, keep_diverged: bool) -> list[History]:
@@ -245,7 +244,7 @@ def _train_all(trainings: list[_Training], n_threads: int, keep_diverged: bool) 
             if engine is None or (engine.network, engine.dtype) != kind:
                 engine = engines.last = Engine(kind[0], n_threads, kind[1])
                 engine.stop_on(stop)
-            with _Naming(i):
+            with Naming(i):
                 try:
                     histories[i] = training.run(engine)
                 except DivergenceError as error:
@@ -306,60 +305,6 @@ def _makespan(works: Sequence[float], n_threads: int) -> float:
     return max(busy)
 
 
-class _Naming:
-    """A context that puts the number of a network before the message of an error about it."""
-
-    def __init__(self, number: int) -> None:
-        self._number = number
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, (TypeError, ValueError, DivergenceError)) and error.args:
-            error.args = f"network {self._number}: {error.args[0]}", *error.args[1:]
-
-
-def _check_networks(params: Sequence[Parameters]) -> list[Parameters]:
-    """`params` as a list of Parameters that share no memory, all for the same number of features."""
-    if isinstance(params, Parameters):  # type: ignore[unreachable]
-        raise TypeError("params must be a list of Parameters, got one Parameters")
-    networks = list(params)
-    if not networks:
-        raise ValueError("params is empty")
-    for i, each in enumerate(networks):
-        if not isinstance(each, Parameters):
-            raise TypeError(f"network {i}: params must be Parameters, got {type(each).__name__}")
-        inputs, outputs = each.network.widths[0], each.network.widths[-1]
-        if inputs != networks[0].network.widths[0]:
-            raise ValueError(
-                f"network {i}: params take {inputs} features, but those of network 0 take "
-                f"{networks[0].network.widths[0]}"
-            )
-        if outputs != inputs:
-            raise ValueError(f"network {i}: params put out {outputs} features, not {inputs}")
-    _refuse_shared("params", [each.flat for each in networks])
-    return networks
-
-
-def _check_threads(n_threads: int | None) -> int:
-    """The number of threads to use."""
-    if n_threads is not None:
-        check_count("n_threads", n_threads)
-    most = thread_pool.available_cpus()
-    return most if n_threads is None else min(int(n_threads), most)
-
-
-def _refuse_shared(name: str, arrays: Sequence[Any]) -> None:
-    """Raise a ValueError if two of these arrays share memory."""
-    seen: dict[int, int] = {}
-    for i, array in enumerate(arrays):
-        if isinstance(array, np.ndarray):
-            first = seen.setdefault(array.__array_interface__["data"][0], i)
-            if first != i:
-                raise ValueError(f"network {i}: {name} must not be those of network {first} too")
-
-
 def _refuse_shared_generators(seeds: Sequence[Any]) -> None:
     """Raise a ValueError if two networks would draw from one generator: which numbers each gets would be chance."""
     seen: dict[int, int] = {}
@@ -374,23 +319,3 @@ def _refuse_shared_generators(seeds: Sequence[Any]) -> None:
 
 def _generator_state(seed: Any) -> Any:
     return seed.bit_generator.state if isinstance(seed, np.random.Generator) else None
-
-
-def _values(name: str, value: Any, count: int) -> list[Any]:
-    """A value for each network, from one for all or from a list."""
-    if isinstance(value, (list, tuple, np.ndarray)):
-        if len(value) != count:
-            raise ValueError(f"{name} has {len(value)} values, but params are of {count} networks")
-        return [each.item() if isinstance(each, np.generic) else each for each in value]
-    return [value] * count
-
-
-def _arrays(name: str, value: Any, count: int) -> list[Any]:
-    """An array for each network, from one for all or from a list of arrays, or from the rows of a matrix."""
-    if isinstance(value, (list, tuple)) and not all(
-        np.ndim(each) == 0 and each is not None for each in value
-    ):
-        several = True
-    else:
-        several = isinstance(value, np.ndarray) and value.ndim == 2
-    return _values(name, list(value), count) if several else [value] * count

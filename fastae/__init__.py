@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # what type checkers see; at run time __getattr__ loads each 
     from fastae.data import Rows as Rows
     from fastae.data import open_rows as open_rows
     from fastae.engine import Engine as Engine
+    from fastae.engine import errors_many as errors_many
+    from fastae.engine import reconstruct_many as reconstruct_many
     from fastae.estimator import Autoencoder as Autoencoder
     from fastae.estimator import AutoencoderDetector as AutoencoderDetector
     from fastae.gradient_check import check_gradients as check_gradients
@@ -48,6 +50,7 @@ if TYPE_CHECKING:  # what type checkers see; at run time __getattr__ loads each 
     from fastae.training import DivergenceError as DivergenceError
     from fastae.training import History as History
     from fastae.training import train as train
+    from fastae.training import train_many as train_many
 
 __version__ = "0.1.0"
 
@@ -55,6 +58,8 @@ _HOME = {
     "Network": "fastae.network",
     "Parameters": "fastae.network",
     "Engine": "fastae.engine",
+    "errors_many": "fastae.engine",
+    "reconstruct_many": "fastae.engine",
     "Objective": "fastae.objective",
     "Autoencoder": "fastae.estimator",
     "AutoencoderDetector": "fastae.estimator",
@@ -65,6 +70,7 @@ _HOME = {
     "Rows": "fastae.data",
     "open_rows": "fastae.data",
     "train": "fastae.training",
+    "train_many": "fastae.training",
     "DivergenceError": "fastae.training",
     "History": "fastae.training",
 }

@@ -6,6 +6,7 @@ Matrices of rows are (m, n), codes (m, k).
 
 import ctypes
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, Literal
@@ -104,7 +105,7 @@ class Engine:
         widths, dtype, lanes = network.widths, self.dtype, layout.lanes(self.dtype)
         self.plan, size, transposed = layout.plan(widths, network.activations, dtype)
         code, last = widths[network.code_layer], self.plan[-1]
-        height = max(form.height(widths, dtype) for form in self._forms)
+        height = max((form.most_height or form.height)(widths, dtype) for form in self._forms)
         elements = self._tile_elements(height)
         work = [layout.aligned_zeros(elements, dtype) for _ in range(self._most_threads)]
         self._size, self._shape = size, (size,)
@@ -476,6 +477,9 @@ class Engine:
             )
         form = self._form_for(batch, objective)
         job = self._new_job(form)
+        if form.tile_of_steps is not None:
+            tile = form.tile_of_steps(self.network.widths, batch, self._size, self.dtype)
+            job.height, job.row_multiple = tile
         by_weights = form.stored_row is not None and self._split.by_weights(self._size)
         alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
         unit = 1.0  # in which job.sample_weight is measured
@@ -533,6 +537,13 @@ class Engine:
         with self._turn.take():
             self._run(job, fields.WEIGHTS, 1)
         return float(losses[0, 0])
+
+    def stop_on(self, stop: threading.Event) -> None:
+        """From now on, end a call with ``side_by_side.Stopped`` within about 50 ms after `stop` has been set.
+
+        A step is never taken in part.
+        """
+        self._crew.stop = stop
 
     # -- within -------------------------------------------------------------------------------------------------
 

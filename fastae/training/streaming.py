@@ -7,12 +7,13 @@ rounding.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from fastae.data.row_source import Rows
 from fastae.engine.engine import Engine
+from fastae.kernels.shuffle import orders
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Optimizer, State
@@ -48,14 +49,16 @@ def run_epoch(
         As from ``Engine.run_steps``.
     """
     if rows.in_memory:
-        epochs = 1 if generator is None else rates.size // -(-len(rows) // batch_size)
-        chunks = [chunk for _ in range(epochs) for chunk in rows.chunks(generator)]
-        order = (
-            chunks[0].order if epochs == 1 else np.stack([cast(np.ndarray, chunk.order) for chunk in chunks])
-        )
+        (chunk,) = rows.chunks()
+        order = chunk.order
+        if generator is not None:
+            epochs = rates.size // -(-len(rows) // batch_size)
+            order = orders(generator, order, len(rows), epochs)
+            if epochs == 1:
+                order = order[0]
         return engine.run_steps(
             params,
-            chunks[0].rows,
+            chunk.rows,
             index=order,
             gradient=gradient,
             batch_size=batch_size,

@@ -223,7 +223,7 @@ class Work:
 
 
 def test_wide_networks_have_all_threads_and_the_others_one_each_most_work_first():
-    works = [Work(100, 1), Work(100_000, 5), Work(100, 3), Work(100, 2), Work(100_000, 6), Work(100, 4)]
+    works = [Work(100, 1), Work(1_000_000, 5), Work(100, 3), Work(100, 2), Work(1_000_000, 6), Work(100, 4)]
     assert divide(works, 2) == [([4, 1], 1, 2), ([5, 2, 3, 0], 2, 1)]
 
 

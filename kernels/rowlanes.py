@@ -16,6 +16,7 @@ In the names below, B is the second operand: W, W' or delta. The loops of a step
 
 from functools import lru_cache, partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,14 +66,13 @@ def row_multiple(widths: Widths, dtype: npt.DTypeLike) -> int:
 
 @lru_cache(256)
 def tile_of_steps(
-    widths: tuple[int, ...], batch: int, n_parameters: int, dtype: npt.DTypeLike
+    widths: tuple[int, ...], batch: int, n_parameters: int, dtype: np.dtype[Any]
 ) -> tuple[int, int]:
     """The height and row multiple of tiles in steps on `batch` rows; flat buffers are (n_parameters,).
 
     A shard of fewer than 512 rows is as few tiles as fit, all of the least height that register tiles can fill.
     """
-    itemsize = np.dtype(dtype).itemsize
-    lanes = LINE // itemsize
+    lanes = LINE // dtype.itemsize
     rows = int(shard_rows(batch, n_parameters, lanes))
     if rows >= ROWS_OF_MANY:
         return height(widths, dtype), row_multiple(widths, dtype)
@@ -115,7 +115,7 @@ def pays(widths: tuple[int, ...], batch: int, n_parameters: int, dtype: npt.DTyp
     rows, gemm_rows = (
         int(shard_rows(batch, n_parameters, multiple))
         for multiple in (
-            tile_of_steps(widths, batch, n_parameters, dtype)[1],
+            tile_of_steps(widths, batch, n_parameters, np.dtype(dtype))[1],
             gemm.row_multiple(widths, dtype),
         )
     )

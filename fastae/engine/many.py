@@ -16,8 +16,8 @@ from fastae.engine.engine import Engine
 from fastae.engine.side_by_side import SideBySide
 from fastae.network import Parameters
 
-# Weights from which all threads work on one network. Measured in batches of 200: two networks, on one thread each, take
-# 0.55 of the time that they take one after the other on two threads at 70,000 weights, 0.96 at 330,000, 1.07 at 720,000.
+# Weights from which all threads work on one network. Measured in batches of 200: the time of two networks on one thread
+# each, as a multiple of both in turn on two threads, is 0.55 at 70,000 weights, 0.96 at 330,000, 1.07 at 720,000.
 WIDE = 400_000
 # Rows that a thread runs through all networks before it goes on: few enough that they stay in its cache, and that all
 # threads have some; so many that calling an engine takes much less time than its work.

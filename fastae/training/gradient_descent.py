@@ -229,6 +229,7 @@ def train_on(
         shift=shift,
         scale=scale,
         seed=noise_seed,
+        memory=[],
         **weights,
     )
 

@@ -29,8 +29,9 @@ def by_fastae(X: np.ndarray, networks: list[dict[str, np.ndarray]], batch: int) 
     adam, states = fastae.Adam(learning_rate=RATE), [fastae.optimizers.State.zeros(each) for each in params]
 
     def epochs(times: int) -> dict[str, np.ndarray]:
-        options = {"optimizer": adam, "batch_size": batch, "shuffle": False, "state": states}
-        fastae.train_many(params, X, epochs=times, **options)
+        fastae.train_many(
+            params, X, optimizer=adam, epochs=times, batch_size=batch, shuffle=False, state=states
+        )
         return stacked([dict(each) for each in params])
 
     return epochs

@@ -9,13 +9,14 @@ Not for wide networks: it exists because with few columns, most lanes in gemm.py
 
 In the names below, B is the second operand: W, W' or delta. The loops of a step (step.py) continue here:
 
-    loop 6    register tiles of rows: LINES lines                 C[i : i + r, :]          the four products
+    loop 6    register tiles of rows: LINES lines, then SHORT     C[i : i + r, :]          the four products
     loop 5    COLUMNS columns of C                                C[i : i + r, j : j + n]  the four products
     loop 7    columns of A; for a gradient, rows of A             C += A[:, p] B[p, :]     _product, _write_gradient
 """
 
 from functools import lru_cache, partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,14 +65,13 @@ def row_multiple(widths: Widths, dtype: npt.DTypeLike) -> int:
 
 @lru_cache(256)
 def tile_of_steps(
-    widths: tuple[int, ...], batch: int, n_parameters: int, dtype: npt.DTypeLike
+    widths: tuple[int, ...], batch: int, n_parameters: int, dtype: np.dtype[Any]
 ) -> tuple[int, int]:
     """The height and row multiple of tiles in steps on `batch` rows; flat buffers are (n_parameters,).
 
     A shard of fewer than 512 rows is as few tiles as fit, all of the least height that register tiles can fill.
     """
-    itemsize = np.dtype(dtype).itemsize
-    lanes = LINE // itemsize
+    lanes = LINE // dtype.itemsize
     rows = int(shard_rows(batch, n_parameters, lanes))
     if rows >= ROWS_OF_MANY:
         return height(widths, dtype), row_multiple(widths, dtype)
@@ -85,8 +85,9 @@ def tile_of_steps(
 
 def most_height(widths: Widths, dtype: npt.DTypeLike) -> int:
     """No tile of steps is higher. Rounding up to whole register tiles adds fewer than SHORT lines."""
-    lines = TILE_MOST // (sum(widths) * LINE) + SHORT
-    return max(height(widths, dtype), lines * LINE // np.dtype(dtype).itemsize)
+    itemsize = np.dtype(dtype).itemsize
+    lines = min(TILE_MOST // (sum(widths) * LINE), ROWS_OF_MANY * itemsize // LINE) + SHORT
+    return max(height(widths, dtype), lines * LINE // itemsize)
 
 
 @callee
@@ -114,7 +115,7 @@ def pays(widths: tuple[int, ...], batch: int, n_parameters: int, dtype: npt.DTyp
     rows, gemm_rows = (
         int(shard_rows(batch, n_parameters, multiple))
         for multiple in (
-            tile_of_steps(widths, batch, n_parameters, dtype)[1],
+            tile_of_steps(widths, batch, n_parameters, np.dtype(dtype))[1],
             gemm.row_multiple(widths, dtype),
         )
     )

@@ -77,7 +77,11 @@ def draw_orders(orders_at, row_numbers_at, rows, count, state_at):  # type: igno
 
 
 def orders(
-    generator: np.random.Generator, row_numbers: np.ndarray | None, rows: int, count: int
+    generator: np.random.Generator,
+    row_numbers: np.ndarray | None,
+    rows: int,
+    count: int,
+    memory: np.ndarray | None = None,
 ) -> np.ndarray:
     """`count` orders of rows, int64 (count, rows), as repeated calls of ``generator.permutation`` would draw them.
 
@@ -87,9 +91,11 @@ def orders(
         Moves on as after these calls.
     row_numbers : ndarray of shape (rows,), int64, or None
         The numbers of the rows to put in order. None: 0 .. rows - 1.
+    memory : ndarray of shape (more or as many, rows), int64, C-contiguous, optional
+        Where to write them. The pages of new memory would take as long to come as the orders to be drawn.
     """
     bits = generator.bit_generator
-    result = np.empty((count, rows), np.int64)
+    result = np.empty((count, rows), np.int64) if memory is None else memory[:count]
     if not isinstance(bits, np.random.PCG64) or rows >= _ROWS_MOST:
         for c in range(count):
             order = generator.permutation(rows)

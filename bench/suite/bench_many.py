@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -39,6 +40,10 @@ def ceiling(threads):
     return NETWORKS * (flops / (peak.median * 1e9) + sigmoids / (sigmoid.median * 1e9))
 
 
+def many_epochs(epochs, times):
+    return epochs(EPOCHS * times)
+
+
 def test_many(benchmark):
     X, networks = rows(), initial(NETWORKS)
     makers = {"fastae": by_fastae} | {
@@ -57,8 +62,7 @@ def test_many(benchmark):
             assert error.mean() < 1e-4 * furthest, (name, key, error.mean())
             assert error.max() < 0.2 * furthest, (name, key, error.max())
     contenders = {
-        name: Contender(lambda times, epoch=epoch: epoch(EPOCHS * times), available_cpus())
-        for name, epoch in epochs.items()
+        name: Contender(partial(many_epochs, epoch), available_cpus()) for name, epoch in epochs.items()
     }
     timings = recorded(benchmark, contenders, target_ratio=10.0)
     if timings:

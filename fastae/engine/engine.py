@@ -429,6 +429,7 @@ class Engine:
         *,
         gradient: Parameters,
         index: npt.ArrayLike | None = None,
+        orders: npt.NDArray[np.int64] | None = None,
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
         sample_weight: npt.ArrayLike | None = None,
@@ -445,7 +446,8 @@ class Engine:
         """Take one step per learning rate in `rates`, over successive batches of the rows, in one job.
 
         `index` holds the numbers of the rows to use, of shape (rows,) or, with an order for each of several epochs,
-        (epochs, rows).
+        (epochs, rows). `orders` are the same, but neither checked nor copied: numbers of rows of `X`, C-contiguous
+        (epochs, rows), which nobody changes during the call.
 
         With an `optimizer`, `params` and ``state.moments`` change in place; ``state.steps`` is read but not changed.
         Without one, no parameter changes. `gradient` receives the last step's gradient.
@@ -468,7 +470,9 @@ class Engine:
         if batch_size is not None:
             check_count("batch_size", batch_size)
         rates = np.ascontiguousarray(rates, np.float64)
-        chosen = None if index is None else check_index(index, X.shape[0], by_epoch=rates.size > 1)
+        chosen = orders
+        if index is not None:
+            chosen = check_index(index, X.shape[0], by_epoch=rates.size > 1)
         rows = X.shape[0] if chosen is None else chosen.shape[-1]
         batch = rows if batch_size is None else min(int(batch_size), rows)
         if chosen is not None and chosen.ndim == 2 and rates.size != len(chosen) * -(-rows // batch):

@@ -30,6 +30,7 @@ def run_epoch(
     state: State | None = None,
     generator: np.random.Generator | None = None,
     objective: Objective = PLAIN,
+    memory: list[np.ndarray] | None = None,
     **options: Any,
 ) -> np.ndarray:
     """Go through all rows once or, where they are in memory, once for each epoch that `rates` are of.
@@ -40,6 +41,8 @@ def run_epoch(
         The learning rate of each of the epoch's steps; for rows in memory, of several epochs'.
     generator : numpy.random.Generator, optional
         Shuffles the pieces of the file and the rows of each chunk; without one, all is in order.
+    memory : list of ndarray, optional
+        Empty before the first call: holds the memory for orders of rows, for the next call.
     engine, params, gradient, batch_size, state, objective, options
         As for ``Engine.run_steps``. `sample_weight` is for rows in memory only.
 
@@ -50,16 +53,18 @@ def run_epoch(
     """
     if rows.in_memory:
         (chunk,) = rows.chunks()
-        order = chunk.order
+        drawn = None
         if generator is not None:
             epochs = rates.size // -(-len(rows) // batch_size)
-            order = orders(generator, order, len(rows), epochs)
-            if epochs == 1:
-                order = order[0]
+            memory = [] if memory is None else memory
+            if not memory or len(memory[0]) < epochs:
+                memory[:] = [np.empty((epochs, len(rows)), np.int64)]
+            drawn = orders(generator, chunk.order, len(rows), epochs, memory[0])
         return engine.run_steps(
             params,
             chunk.rows,
-            index=order,
+            index=chunk.order if drawn is None else None,
+            orders=drawn,
             gradient=gradient,
             batch_size=batch_size,
             rates=rates,

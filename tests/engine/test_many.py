@@ -10,8 +10,8 @@ X = np.random.default_rng(0).normal(size=(5000, 12)).astype(np.float32)
 
 
 def networks(wide=False):
-    codes = 3, 20, 3, 150 if wide else 7
-    widths = [(12, code, 600 if code == 150 else 12, 12) for code in codes]
+    codes = 3, 20, 3, 700 if wide else 7
+    widths = [(12, code, 600 if code == 700 else 12, 12) for code in codes]
     return [
         fastae.Parameters.random(
             fastae.Network(each, ("sigmoid", "sigmoid", "identity")),

@@ -96,7 +96,7 @@ class Workload:
         by_weights: bool | None = None,
         steps: int = 2,
     ) -> None:
-        hidden: tuple[Activation, ...] = ("sigmoid",) * (len(widths) - 2)
+        hidden: list[Activation] = ["sigmoid" for _ in widths[2:]]
         engine = Engine(fastae.Network(widths, (*hidden, "identity")), 1)
         form = engine._form_for(batch, PLAIN)
         self.plan, self.adam, self.rate = engine.plan, adam, rate

@@ -26,13 +26,13 @@ from fastae.kernels.job import BY_WEIGHTS, CODE, ROWS, TRANSPOSE, WEIGHTS
 STRETCH = 2048  # weights of a stretch at most
 SHARDS_MOST = 32
 SHARD_FLOPS = (
-    1_600_000  # least work of a shard of fewer than 512 rows; this and the following: see shard_rows
+    1_600_000  # least work of a shard of fewer than 256 rows; this and the following: see shard_rows
 )
-ROWS_OF_MANY, ROWS_OF_4, ROWS_OF_2, ROWS_OF_LARGE = 512, 96, 16, 8
+ROWS_OF_MANY, ROWS_OF_4, ROWS_OF_2, ROWS_OF_LARGE = 256, 96, 16, 8
 
 WEIGHTS_MANY = 64_000  # elements of the flat buffers from which a step is cut by weights; see by_weights
-SLAB = 1024  # rows of a slab at most
-BANDS_MOST = 32  # bands of a slab
+SLAB = 2048  # rows of a slab at most
+BANDS_MOST = 64  # bands of a slab
 ROWS_ITEMS_MOST = max(SHARDS_MOST, BANDS_MOST)
 PATCH_BLOCKS = 3  # blocks of columns of a patch at most: the widest register tile
 PATCH_ROWS = 256  # rows of W in a patch at most
@@ -57,17 +57,18 @@ def in_blocks(columns, lanes):  # type: ignore[no-untyped-def]
 def shard_rows(rows, n_parameters, multiple):  # type: ignore[no-untyped-def]
     """Rows in each shard of a batch of `rows` rows, except the last: whole register tiles.
 
-    A shard has 512 rows or more, because its gradient has to be added to the others. A smaller batch is divided all
+    A shard has 256 rows or more, because its gradient has to be added to the others. A smaller batch is divided all
     the same, so that threads can share it: into up to four shards of at least 96 rows, or two of at least 16, each of
-    at least SHARD_FLOPS; or into two of 8 rows and ten times SHARD_FLOPS. (Shards of fewer rows cost too much where one
-    thread does them all.) The number of shards is a power of two, which 2, 4, 8, ... threads
-    share evenly.
+    at least SHARD_FLOPS; or into eight of 96 rows or two of 8 rows, each of ten times SHARD_FLOPS. (Shards of fewer
+    rows cost too much where one thread does them all.) The number of shards is a power of two, which 2, 4, 8, ...
+    threads share evenly.
     """
     least = SHARD_FLOPS // (6 * n_parameters)  # rows that are enough work
     least_of_two = min(ROWS_OF_2, max(ROWS_OF_LARGE, 10 * least))
+    up_to_eight = min(rows // max(10 * least, ROWS_OF_4), 8)
     up_to_four = min(rows // max(least, ROWS_OF_4), 4)
     up_to_two = min(rows // max(least, least_of_two), 2)
-    most = min(max(rows // ROWS_OF_MANY, up_to_four, up_to_two), SHARDS_MOST)
+    most = min(max(rows // ROWS_OF_MANY, up_to_eight, up_to_four, up_to_two), SHARDS_MOST)
     shards = 1
     while 2 * shards <= most:
         shards *= 2
@@ -173,11 +174,14 @@ def by_weights(n_parameters: int) -> bool:
 
 
 def band_rows(rows: int, multiple: int) -> int:
-    """Rows of a band, for slabs of `rows` rows: 16 of up to 256 rows, so that 16 threads have one each; else 32.
+    """Rows of a band, for slabs of `rows` rows: as many as make 16, 32 or 64 bands, which so many threads share.
 
-    Fewer are slower, because every band reads all weights; more are not faster.
+    A band has 16 to 32 rows, or 8 of up to 16. Fewer are slower, because every band reads all weights; more are not
+    faster.
     """
-    return int(round_up(8 if rows <= 16 else 16 if rows <= 256 else 32, multiple))
+    bands = 16 if rows <= 512 else 32 if rows <= 1024 else BANDS_MOST
+    least = 8 if rows <= 16 else 16
+    return int(round_up(max(least, -(-rows // bands)), multiple))
 
 
 def slab_height(rows: int, multiple: int) -> int:

@@ -34,6 +34,9 @@ WEIGHTS_MANY = 64_000  # elements of the flat buffers from which a step is cut b
 SLAB = 2048  # rows of a slab at most
 BANDS_MOST = 64  # bands of a slab
 ROWS_ITEMS_MOST = max(SHARDS_MOST, BANDS_MOST)
+GROUP = (
+    16  # items that are counted together: one counter of all items would be slow from about 100 threads on
+)
 PATCH_BLOCKS = 3  # blocks of columns of a patch at most: the widest register tile
 PATCH_ROWS = 256  # rows of W in a patch at most
 
@@ -189,7 +192,7 @@ def slab_height(rows: int, multiple: int) -> int:
     return rows if rows // multiple % 2 else rows + multiple
 
 
-# -- who looks for which item first -----------------------------------------------------------------------------------
+# -- who looks for which item first, and how finished items are counted -----------------------------------------------
 
 
 @callee
@@ -200,6 +203,13 @@ def share_begin(number, size, items):  # type: ignore[no-untyped-def]
     in every step: what it wrote in the last step is still in its own cache. Then it goes on to the shares of others.
     """
     return number * items // max(size, number + 1)
+
+
+@callee
+def group_of(item, items):  # type: ignore[no-untyped-def]
+    """The group that `item` belongs to, of a phase's `items`, and the number of items in it."""
+    group = item // GROUP
+    return group, min(GROUP, items - group * GROUP)
 
 
 # -- rounds and items -------------------------------------------------------------------------------------------------

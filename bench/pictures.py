@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from fastae.bench.compare import Comparison
+from fastae.bench.curve import Curve
 from fastae.bench.quality import Race
 from fastae.bench.quality_report import QualityReport
 from fastae.bench.report import Report, label, milliseconds
-from fastae.bench.scaling import Curve
 from fastae.bench.step_peers import PEERS
 
 OURS, BEST, PEER, ROUGH, TEXT = "#d1495b", "#5b6b7b", "#a9b4bf", "#dfe4e9", "#333333"

@@ -65,7 +65,7 @@ class Machine(NamedTuple):
     local_atomic: float = 6e-9
     load: float = 0.5e-9
     hand_over: float = (
-        30e-6  # until waiting threads run on: here, of a virtual machine whose host stops those that spin
+        30e-6  # until waiting threads run on: what reproduces the small steps that were measured
     )
 
     def speed(self, busy: int) -> float:

@@ -12,7 +12,7 @@ There are two ways (job.cut), which ``by_weights`` chooses between:
 
 A *round* is a slab, or for BY_ROWS a whole step.
 
-Shards suit few weights: the traffic of a shard grows with the number of weights, and there are at most 32 shards. Bands
+Shards suit few weights: the traffic of a shard grows with the number of weights, and there are at most 64 shards. Bands
 and patches suit many weights: their traffic grows with rows times columns, and there are enough for many threads.
 
 Here `n_parameters` is the size of a flat buffer, and `multiple` is job.row_multiple, the rows of whole register tiles.
@@ -24,7 +24,7 @@ from fastae.kernels.compiler import callee
 from fastae.kernels.job import BY_WEIGHTS, CODE, ROWS, TRANSPOSE, WEIGHTS
 
 STRETCH = 2048  # weights of a stretch at most
-SHARDS_MOST = 32
+SHARDS_MOST = 64
 SHARD_FLOPS = (
     1_600_000  # least work of a shard of fewer than 256 rows; this and the following: see shard_rows
 )

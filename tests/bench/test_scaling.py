@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from fastae.bench import machine, scaling
+from fastae.bench import curve, machine, scaling
 from fastae.bench.cases import Case
-from fastae.bench.scaling import Curve
+from fastae.bench.curve import Curve
 
 CURVE = Curve(Case(64, 32, 100), {1: 8e-3, 2: 5e-3, 4: 4e-3}, {1: 100.0, 2: 160.0, 4: 250.0})
 
@@ -21,7 +21,7 @@ def test_the_figures_follow_from_the_times():
     [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16]), (24, [1, 2, 4, 8, 16, 24])],
 )
 def test_one_thread_powers_of_two_and_all_are_timed(most, counts):
-    assert scaling.thread_counts(most) == counts
+    assert curve.thread_counts(most) == counts
 
 
 def test_the_table_states_the_thread_counts_and_the_machine():

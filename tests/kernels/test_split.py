@@ -71,7 +71,7 @@ def test_shards_are_a_power_of_two_or_fewer_where_their_rows_are_rounded_up(rows
     assert split.shards_of(rows, size, multiple) <= shards
 
 
-@pytest.mark.parametrize("shards", [1, 2, 4, 8, 16, 32])
+@pytest.mark.parametrize("shards", [1, 2, 4, 8, 16, 32, 64])
 def test_rows_that_divide_evenly_are_shared_evenly(shards):
     assert split.shards_of(256 * shards, 800, 16) == shards
     assert split.shard_rows(256 * shards, 800, 16) == 256
@@ -91,7 +91,7 @@ def test_rows_that_divide_evenly_are_shared_evenly(shards):
         (4096, 4000, 16),  # 256 each from here on
         (767, 32_768, 4),
         (768, 32_768, 8),  # eight of 96: more weights, more work
-        (10**6, 4000, 32),
+        (10**6, 4000, 64),
     ],
 )
 def test_a_small_batch_has_fewer_shards_and_each_does_enough_work(rows, size, shards):
@@ -108,9 +108,9 @@ def test_most_shards_is_the_most_that_any_step_has(rows, batch, size, multiple):
 
 
 def test_a_short_last_batch_may_have_more_shards_than_a_whole_one():
-    assert split.shards_of(16385, 800, 128) == 26  # 512.03 rows each are rounded up to 640
-    assert split.shards_of(16384, 800, 128) == 32
-    assert split.most_shards(16385 + 16384, 16385, 800, 128) == 32
+    assert split.shards_of(16385, 800, 128) == 43  # 256.02 rows each are rounded up to 384
+    assert split.shards_of(16384, 800, 128) == 64
+    assert split.most_shards(16385 + 16384, 16385, 800, 128) == 64
 
 
 # -- steps ------------------------------------------------------------------------------------------------------------

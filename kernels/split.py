@@ -26,9 +26,9 @@ from fastae.kernels.job import BY_WEIGHTS, CODE, ROWS, TRANSPOSE, WEIGHTS
 STRETCH = 2048  # weights of a stretch at most
 SHARDS_MOST = 64
 SHARD_FLOPS = (
-    1_600_000  # least work of a shard of fewer than 256 rows; this and the following: see shard_rows
+    1_600_000  # least work of a shard of fewer than 512 rows; this and the following: see shard_rows
 )
-ROWS_OF_MANY, ROWS_OF_4, ROWS_OF_2, ROWS_OF_LARGE = 256, 96, 16, 8
+ROWS_OF_MANY, ROWS_OF_4, ROWS_OF_2, ROWS_OF_LARGE = 512, 96, 16, 8
 
 WEIGHTS_MANY = 64_000  # elements of the flat buffers from which a step is cut by weights; see by_weights
 SLAB = 2048  # rows of a slab at most
@@ -60,7 +60,7 @@ def in_blocks(columns, lanes):  # type: ignore[no-untyped-def]
 def shard_rows(rows, n_parameters, multiple):  # type: ignore[no-untyped-def]
     """Rows in each shard of a batch of `rows` rows, except the last: whole register tiles.
 
-    A shard has 256 rows or more, because its gradient has to be added to the others. A smaller batch is divided all
+    A shard has 512 rows or more, because its gradient has to be added to the others. A smaller batch is divided all
     the same, so that threads can share it: into up to four shards of at least 96 rows, or two of at least 16, each of
     at least SHARD_FLOPS; or into eight of 96 rows or two of 8 rows, each of ten times SHARD_FLOPS. (Shards of fewer
     rows cost too much where one thread does them all.) The number of shards is a power of two, which 2, 4, 8, ...

@@ -73,8 +73,8 @@ def test_shards_are_a_power_of_two_or_fewer_where_their_rows_are_rounded_up(rows
 
 @pytest.mark.parametrize("shards", [1, 2, 4, 8, 16, 32, 64])
 def test_rows_that_divide_evenly_are_shared_evenly(shards):
-    assert split.shards_of(256 * shards, 800, 16) == shards
-    assert split.shard_rows(256 * shards, 800, 16) == 256
+    assert split.shards_of(512 * shards, 800, 16) == shards
+    assert split.shard_rows(512 * shards, 800, 16) == 512
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ def test_rows_that_divide_evenly_are_shared_evenly(shards):
         (63, 4000, 1),  # so little work that a shard of 16 rows is not worth it
         (383, 4000, 2),
         (384, 4000, 4),  # four of 96
-        (1023, 4000, 4),
-        (4096, 4000, 16),  # 256 each from here on
+        (2047, 4000, 4),
+        (4096, 4000, 8),  # 512 each from here on
         (767, 32_768, 4),
         (768, 32_768, 8),  # eight of 96: more weights, more work
         (10**6, 4000, 64),
@@ -108,9 +108,9 @@ def test_most_shards_is_the_most_that_any_step_has(rows, batch, size, multiple):
 
 
 def test_a_short_last_batch_may_have_more_shards_than_a_whole_one():
-    assert split.shards_of(16385, 800, 128) == 43  # 256.02 rows each are rounded up to 384
-    assert split.shards_of(16384, 800, 128) == 64
-    assert split.most_shards(16385 + 16384, 16385, 800, 128) == 64
+    assert split.shards_of(32_769, 800, 128) == 52  # 512.02 rows each are rounded up to 640
+    assert split.shards_of(32_768, 800, 128) == 64
+    assert split.most_shards(32_769 + 32_768, 32_769, 800, 128) == 64
 
 
 # -- steps ------------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_stretches_cover_each_element_once_in_whole_squares_of_one_layer(widths,
 def test_each_phase_has_its_items():
     job = a_job(5000, 2048, stretches=7)
     shards = [split.shards_of(rows, 800, 16) for rows in (2048, 2048, 904)]
-    assert shards == [8, 8, 2]
+    assert shards == [4, 4, 2]
     assert [split.items_of(job, step, fields.ROWS) for step in range(3)] == shards
     assert [split.items_of(job, step, fields.WEIGHTS) for step in range(3)] == [7, 7, 7]
     # W' of the first step's weights; afterwards an update leaves it
@@ -279,7 +279,7 @@ def test_each_phase_by_weights_has_its_items():
     assert bands == [64, 64, 64, 1]
     assert [split.items_of(job, round_, fields.WEIGHTS) for round_ in rounds] == [9] * 4
     assert [split.items_of(job, round_, fields.TRANSPOSE) for round_ in rounds] == [5, 0, 0, 0]
-    assert [split.items_of(job, round_, fields.CODE) for round_ in rounds] == [16, 0, 8, 0]
+    assert [split.items_of(job, round_, fields.CODE) for round_ in rounds] == [8, 0, 4, 0]
     assert [split.is_last_round(job, round_) for round_ in rounds] == [False, True, False, True]
 
 

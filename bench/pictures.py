@@ -1,6 +1,7 @@
 """Pictures of the reports; they need matplotlib.
 
-Of steps: all times at every size, and the share of the FMA peak against n. Of quality: error against seconds.
+Of steps: all times at every size, and the share of the FMA peak against n. Of quality: error against seconds. Of
+scaling: time against threads.
 """
 
 from pathlib import Path
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from fastae.bench.compare import Comparison
+from fastae.bench.curve import Curve
 from fastae.bench.quality import Race
 from fastae.bench.quality_report import QualityReport
 from fastae.bench.report import Report, label, milliseconds
@@ -67,6 +69,42 @@ def save_quality(report: QualityReport, path: str | Path) -> None:
     lower.legend(shown.values(), shown.keys(), loc="upper center", ncols=5, frameon=False, fontsize=8)
     lower.supxlabel(_machine(report.machine), color=BEST, fontsize=8)
     FigureCanvasAgg(figure).print_figure(str(path), dpi=150)
+
+
+def save_scaling(curves: list[Curve], machine: dict[str, Any], path: str | Path) -> None:
+    """Draw milliseconds against threads, both logarithmic: a panel per size, and what the FMA peak's growth allows."""
+    across = min(ACROSS, len(curves))
+    down = -(-len(curves) // across)
+    figure = Figure(figsize=(10, 0.9 + 2.6 * down), layout="constrained")
+    figure.suptitle("One loss and gradient: milliseconds against threads", color=TEXT, fontsize=12)
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    for axis, curve in zip(axes, curves, strict=False):
+        _draw_curve(axis, curve)
+    for axis in axes[len(curves) :]:
+        axis.set_axis_off()
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.supxlabel(_machine(machine), color=BEST, fontsize=8)
+    FigureCanvasAgg(figure).print_figure(str(path), dpi=150)
+
+
+def _draw_curve(axis: Any, curve: Curve) -> None:
+    counts = list(curve.seconds)
+    allowed = [1e3 * curve.seconds[1] / curve.growth(count) for count in counts]
+    axis.plot(counts, allowed, "--", color=BEST, linewidth=1, label="one thread / growth of the FMA peak")
+    axis.plot(
+        counts, [1e3 * s for s in curve.seconds.values()], "o-", color=OURS, markersize=5, label="fastae"
+    )
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(counts, map(str, counts))
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_minor_formatter(NullFormatter())
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    case = curve.case
+    axis.set_title(f"n = {case.n}, k = {case.k}, m = {case.m:,}", fontsize=9, color=TEXT, loc="left")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(which="both", colors=TEXT, labelsize=8)
 
 
 def _machine(of: dict[str, Any]) -> str:

@@ -111,7 +111,8 @@ class Report:
         peaks = [c.peak for c in self.comparisons]
         sigmoids = [c.sigmoid_rate for c in self.comparisons]
         lines = [
-            f"One loss and gradient: medians of {first.timings['fastae'].rounds} interleaved rounds. Before "
+            f"One loss and gradient on {self.machine['threads']} threads: medians of "
+            f"{first.timings['fastae'].rounds} interleaved rounds. Before "
             "timing, all libraries' results were checked to agree up to rounding. "
             "Each peer uses one thread or all, whichever is faster for it (JAX always all).",
             f"Peak rates of {self.machine['threads']} threads in the same run: FMA {min(peaks):.0f} to "

@@ -84,6 +84,7 @@ class Job(ctypes.Structure):
     losses: int  # float64 (steps, 2): each step's loss and sum of row weights
     stretches: int
     taken: int  # int64 (most items of a phase,): the phase for which each item was last claimed
+    group_done: int  # int64 values, APART, for each group of items of a phase: how many of these are done
 
     # Optimizer
     optimizer: int  # NONE, SGD or ADAM
@@ -181,7 +182,7 @@ KINDS[np.dtype(bool)] = KINDS[np.dtype("u1")]
 #   OPEN        members with a number below this may work on the job; 0: it is closed
 #   INSIDE      helpers that may be reading the job
 #   CLAIM       the number of the phase whose items are claimed now (see Member), or FINISHED_CLAIM
-#   DONE        items of this phase that are done
+#   DONE        groups of this phase's items that are done
 #   NEXT        inference: how often rows have been claimed
 #   CANCEL      1: stop as soon as possible
 #   OUTCOME     0, or how the steps ended: COMPLETE, CANCELLED or DIVERGED

@@ -12,7 +12,7 @@ There are two ways (job.cut), which ``by_weights`` chooses between:
 
 A *round* is a slab, or for BY_ROWS a whole step.
 
-Shards suit few weights: the traffic of a shard grows with the number of weights, and there are at most 32 shards. Bands
+Shards suit few weights: the traffic of a shard grows with the number of weights, and there are at most 64 shards. Bands
 and patches suit many weights: their traffic grows with rows times columns, and there are enough for many threads.
 
 Here `n_parameters` is the size of a flat buffer, and `multiple` is job.row_multiple, the rows of whole register tiles.
@@ -24,16 +24,19 @@ from fastae.kernels.compiler import callee
 from fastae.kernels.job import BY_WEIGHTS, CODE, ROWS, TRANSPOSE, WEIGHTS
 
 STRETCH = 2048  # weights of a stretch at most
-SHARDS_MOST = 32
+SHARDS_MOST = 64
 SHARD_FLOPS = (
     1_600_000  # least work of a shard of fewer than 512 rows; this and the following: see shard_rows
 )
 ROWS_OF_MANY, ROWS_OF_4, ROWS_OF_2, ROWS_OF_LARGE = 512, 96, 16, 8
 
 WEIGHTS_MANY = 64_000  # elements of the flat buffers from which a step is cut by weights; see by_weights
-SLAB = 1024  # rows of a slab at most
-BANDS_MOST = 32  # bands of a slab
+SLAB = 2048  # rows of a slab at most
+BANDS_MOST = 64  # bands of a slab
 ROWS_ITEMS_MOST = max(SHARDS_MOST, BANDS_MOST)
+GROUP = (
+    16  # items that are counted together: one counter of all items would be slow from about 100 threads on
+)
 PATCH_BLOCKS = 3  # blocks of columns of a patch at most: the widest register tile
 PATCH_ROWS = 256  # rows of W in a patch at most
 
@@ -59,15 +62,16 @@ def shard_rows(rows, n_parameters, multiple):  # type: ignore[no-untyped-def]
 
     A shard has 512 rows or more, because its gradient has to be added to the others. A smaller batch is divided all
     the same, so that threads can share it: into up to four shards of at least 96 rows, or two of at least 16, each of
-    at least SHARD_FLOPS; or into two of 8 rows and ten times SHARD_FLOPS. (Shards of fewer rows cost too much where one
-    thread does them all.) The number of shards is a power of two, which 2, 4, 8, ... threads
-    share evenly.
+    at least SHARD_FLOPS; or into eight of 96 rows or two of 8 rows, each of ten times SHARD_FLOPS. (Shards of fewer
+    rows cost too much where one thread does them all.) The number of shards is a power of two, which 2, 4, 8, ...
+    threads share evenly.
     """
     least = SHARD_FLOPS // (6 * n_parameters)  # rows that are enough work
     least_of_two = min(ROWS_OF_2, max(ROWS_OF_LARGE, 10 * least))
+    up_to_eight = min(rows // max(10 * least, ROWS_OF_4), 8)
     up_to_four = min(rows // max(least, ROWS_OF_4), 4)
     up_to_two = min(rows // max(least, least_of_two), 2)
-    most = min(max(rows // ROWS_OF_MANY, up_to_four, up_to_two), SHARDS_MOST)
+    most = min(max(rows // ROWS_OF_MANY, up_to_eight, up_to_four, up_to_two), SHARDS_MOST)
     shards = 1
     while 2 * shards <= most:
         shards *= 2
@@ -173,11 +177,14 @@ def by_weights(n_parameters: int) -> bool:
 
 
 def band_rows(rows: int, multiple: int) -> int:
-    """Rows of a band, for slabs of `rows` rows: 16 of up to 256 rows, so that 16 threads have one each; else 32.
+    """Rows of a band, for slabs of `rows` rows: as many as make 16, 32 or 64 bands, which so many threads share.
 
-    Fewer are slower, because every band reads all weights; more are not faster.
+    A band has 16 to 32 rows, or 8 of up to 16. Fewer are slower, because every band reads all weights; more are not
+    faster.
     """
-    return int(round_up(8 if rows <= 16 else 16 if rows <= 256 else 32, multiple))
+    bands = 16 if rows <= 512 else 32 if rows <= 1024 else BANDS_MOST
+    least = 8 if rows <= 16 else 16
+    return int(round_up(max(least, -(-rows // bands)), multiple))
 
 
 def slab_height(rows: int, multiple: int) -> int:
@@ -185,7 +192,7 @@ def slab_height(rows: int, multiple: int) -> int:
     return rows if rows // multiple % 2 else rows + multiple
 
 
-# -- who looks for which item first -----------------------------------------------------------------------------------
+# -- who looks for which item first, and how finished items are counted -----------------------------------------------
 
 
 @callee
@@ -196,6 +203,13 @@ def share_begin(number, size, items):  # type: ignore[no-untyped-def]
     in every step: what it wrote in the last step is still in its own cache. Then it goes on to the shares of others.
     """
     return number * items // max(size, number + 1)
+
+
+@callee
+def group_of(item, items):  # type: ignore[no-untyped-def]
+    """The group that `item` belongs to, of a phase's `items`, and the number of items in it."""
+    group = item // GROUP
+    return group, min(GROUP, items - group * GROUP)
 
 
 # -- rounds and items -------------------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ from fastae.kernels.compiler import callee, expect, inlined, kernel
 from fastae.kernels.cost import add_penalties, close_codes, close_rows
 from fastae.kernels.infer import infer
 from fastae.kernels.job import (
+    APART,
     BUSY,
     BY_WEIGHTS,
     CANCEL,
@@ -113,7 +114,16 @@ from fastae.kernels.simd import (
     restore_float_state,
     store_release,
 )
-from fastae.kernels.split import is_last_round, items_of, rows_of_item, share_begin, step_of
+from fastae.kernels.split import (
+    GROUP,
+    group_of,
+    in_blocks,
+    is_last_round,
+    items_of,
+    rows_of_item,
+    share_begin,
+    step_of,
+)
 from fastae.kernels.stretch import transpose_item, update_item
 
 PRESENT = Member.present.offset  # type: ignore[attr-defined]  # bytes from a member's record to this field
@@ -280,7 +290,7 @@ def _steps(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
         if not _process_item(job, job_at, me, me_at, work):
             return BUSY
         me.held = FREE
-        if fetch_add(control_at + DONE, 1) + 1 == items:
+        if _is_last(job, control_at, me.item, items):
             _finish_phase(job, control_at, phase_number, items)
 
 
@@ -328,6 +338,20 @@ def _next_item(job, control_at, me, search):  # type: ignore[no-untyped-def]
         pause()
         pauses += 1
     return WAITING, (searched, items, begin, passed)
+
+
+@inlined
+def _is_last(job, control_at, item, items):  # type: ignore[no-untyped-def]
+    """Count an item that is done; return whether all items of the phase are.
+
+    Each group of items has a counter, and DONE counts groups. Whoever finishes a group sets its counter back to 0.
+    """
+    group, size = group_of(item, items)
+    counter_at = job.group_done + group * APART
+    if fetch_add(counter_at, 1) + 1 < size:
+        return False
+    array_at(counter_at, (1,), np.int64)[0] = 0  # visible to whoever sees that the next phase is open
+    return fetch_add(control_at + DONE, 1) + 1 == in_blocks(items, GROUP)
 
 
 @inlined

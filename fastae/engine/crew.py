@@ -51,13 +51,15 @@ class Crew:
     """
 
     def __init__(self, work: list[np.ndarray], most_items: int) -> None:
-        from fastae.kernels import step
+        from fastae.kernels import split, step
 
         self.work, self._step = work, step
         self._work_at = [address(array) for array in work]
         self._taken = np.zeros(most_items, np.int64)
+        groups = -(-most_items // split.GROUP)
+        self._group_done = aligned_zeros(groups * fields.APART // 8, np.int64)
         self._job = Job()  # the record that helpers read; overwritten only while no job is open
-        self._job_at, self._taken_at = ctypes.addressof(self._job), address(self._taken)
+        self._job_at = ctypes.addressof(self._job)
         self._shared: _Shared | None = _Shared(len(work))
         self._abandon = step.abandon.loaded()  # now: in ``run``, a signal could interrupt the compiler
         self.stop: threading.Event | None = None  # once it is set, jobs end with Stopped
@@ -72,7 +74,7 @@ class Crew:
         Parameters
         ----------
         job : Job
-            Copied; only its ``taken`` is set here.
+            Copied; only its ``taken`` and ``group_done`` are set here.
         claim : int
             The phase that the job begins with.
         threads : int or ThreadCount
@@ -90,11 +92,12 @@ class Crew:
         # From here until the job has ended well, the crew has no shared memory: after an error, which helpers were
         # woken is unknown, and the next job begins with new memory.
         shared, self._shared = self._shared or _Shared(len(self.work)), None
-        job.taken = self._taken_at
+        job.taken, job.group_done = address(self._taken), address(self._group_done)
         ctypes.memmove(self._job_at, ctypes.byref(job), _JOB_BYTES)
         shared.refill[:] = quota
         shared.held[0] = fields.FREE
         self._taken[:] = -1
+        self._group_done[:] = 0
         try:
             self._run_slices(shared, claim, threads, quota, job.task == fields.STEPS_TASK)
         except BaseException:

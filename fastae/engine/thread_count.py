@@ -16,6 +16,7 @@ from statistics import median
 TRIAL_SECONDS = 0.0005  # the least that a slice of a trial should last
 TRIAL_STEPS = 8  # steps that it should contain at least, because it may begin and end in the middle of one
 TRIAL_SLICES = 3  # slices of a trial; their median counts, because threads may have to be woken in the first
+LONG = 0.2  # seconds of a slice from which a trial needs only one
 BEST_SLICES = 5  # slices on the best number that a trial is compared with
 GAIN = 0.95  # a number of threads is better if a step takes less than this share of the time
 RARITY = 100  # a trial that lost t seconds is followed by RARITY t seconds without one,
@@ -77,7 +78,7 @@ class ThreadCount:
         if self._current != self._best:
             self._trial_times.append(self._step_time)
             self._trial_steps += steps
-            if len(self._trial_times) == TRIAL_SLICES:
+            if len(self._trial_times) == TRIAL_SLICES or seconds >= LONG:
                 self._end_trial(median(self._trial_times), median(self._best_times))
             return
         self._best_times.append(self._step_time)

@@ -97,24 +97,28 @@ def available_cpus() -> int:
 
 
 def _cgroup_quota() -> float | None:
-    """The number of CPUs that the cgroup allows (v2 and v1), or None without a limit."""
+    """The number of CPUs that the cgroup and those above it allow (v2 and v1), or None without a limit."""
     try:
         with open("/proc/self/cgroup") as file:
             own = {line.split(":", 2)[1]: line.rstrip("\n").split(":", 2)[2] for line in file}
     except (OSError, IndexError):
         own = {}
     limits = []  # pairs: microseconds of CPU time per period, and microseconds of a period
-    path = own.get("", "/")
-    while True:
-        limits.append(_read_numbers(f"/sys/fs/cgroup{path.rstrip('/')}/cpu.max"))
-        if path in ("/", ""):
-            break
-        path = path.rsplit("/", 1)[0] or "/"
-    v1 = [_read_numbers(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period")]
-    if v1[0] and v1[1]:
-        limits.append([v1[0][0], v1[1][0]])
+    for group in _upwards(own.get("", "/")):
+        limits.append(_read_numbers(f"/sys/fs/cgroup{group}/cpu.max"))
+    for group in _upwards(next((own[names] for names in own if "cpu" in names.split(",")), "/")):
+        parts = [
+            _read_numbers(f"/sys/fs/cgroup/cpu{group}/cpu.cfs_{name}_us") for name in ("quota", "period")
+        ]
+        limits.append(parts[0] + parts[1])
     cpus = [limit[0] / limit[1] for limit in limits if len(limit) == 2 and limit[0] > 0 and limit[1] > 0]
     return min(cpus, default=None)
+
+
+def _upwards(path: str) -> list[str]:
+    """A cgroup's path and those of the groups above it, without a slash at the end: "/a/b" gives /a/b, /a and ""."""
+    names = path.strip("/").split("/") if path.strip("/") else []
+    return ["".join(f"/{name}" for name in names[:count]) for count in range(len(names), -1, -1)]
 
 
 def _read_numbers(path: str) -> list[float]:

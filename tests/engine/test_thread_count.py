@@ -81,6 +81,15 @@ def test_large_steps_whose_threads_lack_cpus_are_tried_on_fewer_and_on_more_when
     assert count.threads == 8
 
 
+def test_one_step_of_a_second_is_enough_for_a_trial():
+    count = ThreadCount(2, large=True)
+    tried = []
+    for _ in range(20):
+        tried.append(count.threads)
+        count.record({1: 2.0, 2: 1.0}[count.threads], 1, 1.0)  # two threads share one CPU
+    assert tried.count(1) == 1
+
+
 def test_a_little_cpu_time_that_others_take_does_not_have_large_steps_tried():
     spent, _ = simulate(ThreadCount(4, large=True), LARGE.__getitem__, 10.0, cpus=3)
     assert list(spent) == [4]

@@ -74,6 +74,16 @@ def test_available_cpus_is_at_least_one_and_follows_affinity():
             },
             8,
         ),
+        (
+            {
+                "/proc/self/cgroup": "9:name=systemd:/\n4:cpu,cpuacct:/jobs/7\n0::/\n",
+                "/sys/fs/cgroup/cpu/jobs/7/cpu.cfs_quota_us": "300000\n",
+                "/sys/fs/cgroup/cpu/jobs/7/cpu.cfs_period_us": "100000\n",
+                "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            3,
+        ),
         ({"/proc/self/cgroup": "nonsense\n"}, 8),
     ],
 )

@@ -71,7 +71,7 @@ def test_shards_are_a_power_of_two_or_fewer_where_their_rows_are_rounded_up(rows
     assert split.shards_of(rows, size, multiple) <= shards
 
 
-@pytest.mark.parametrize("shards", [1, 2, 4, 8, 16, 32])
+@pytest.mark.parametrize("shards", [1, 2, 4, 8, 16, 32, 64])
 def test_rows_that_divide_evenly_are_shared_evenly(shards):
     assert split.shards_of(512 * shards, 800, 16) == shards
     assert split.shard_rows(512 * shards, 800, 16) == 512
@@ -89,7 +89,9 @@ def test_rows_that_divide_evenly_are_shared_evenly(shards):
         (384, 4000, 4),  # four of 96
         (2047, 4000, 4),
         (4096, 4000, 8),  # 512 each from here on
-        (10**6, 4000, 32),
+        (767, 32_768, 4),
+        (768, 32_768, 8),  # eight of 96: more weights, more work
+        (10**6, 4000, 64),
     ],
 )
 def test_a_small_batch_has_fewer_shards_and_each_does_enough_work(rows, size, shards):
@@ -106,9 +108,9 @@ def test_most_shards_is_the_most_that_any_step_has(rows, batch, size, multiple):
 
 
 def test_a_short_last_batch_may_have_more_shards_than_a_whole_one():
-    assert split.shards_of(16385, 800, 128) == 26  # 512.03 rows each are rounded up to 640
-    assert split.shards_of(16384, 800, 128) == 32
-    assert split.most_shards(16385 + 16384, 16385, 800, 128) == 32
+    assert split.shards_of(32_769, 800, 128) == 52  # 512.02 rows each are rounded up to 640
+    assert split.shards_of(32_768, 800, 128) == 64
+    assert split.most_shards(32_769 + 32_768, 32_769, 800, 128) == 64
 
 
 # -- steps ------------------------------------------------------------------------------------------------------------
@@ -251,19 +253,38 @@ def test_patches_cover_each_square_once(widths, dtype):
     assert max(squares.values()) == 1
 
 
+@pytest.mark.parametrize(
+    ("rows", "band"),
+    [
+        (1, 8),
+        (16, 8),
+        (17, 16),
+        (256, 16),
+        (300, 24),
+        (512, 32),
+        (600, 24),
+        (1024, 32),
+        (1500, 24),
+        (2048, 32),
+    ],
+)
+def test_a_slab_has_16_32_or_64_bands_unless_it_has_few_rows(rows, band):
+    assert split.band_rows(rows, 8) == band
+
+
 def test_each_phase_by_weights_has_its_items():
     job = a_job_by_weights(3 * split.SLAB + 10, 2 * split.SLAB, sparse=True)
     rounds = range(4)  # two of each step
     bands = [split.items_of(job, round_, fields.ROWS) for round_ in rounds]
-    assert bands == [32, 32, 32, 1]
+    assert bands == [64, 64, 64, 1]
     assert [split.items_of(job, round_, fields.WEIGHTS) for round_ in rounds] == [9] * 4
     assert [split.items_of(job, round_, fields.TRANSPOSE) for round_ in rounds] == [5, 0, 0, 0]
-    assert [split.items_of(job, round_, fields.CODE) for round_ in rounds] == [4, 0, 2, 0]
+    assert [split.items_of(job, round_, fields.CODE) for round_ in rounds] == [8, 0, 4, 0]
     assert [split.is_last_round(job, round_) for round_ in rounds] == [False, True, False, True]
 
 
 def test_the_rows_of_a_slab_do_not_all_begin_in_the_same_cache_sets():
-    for rows in (16, 64, 256, 512, 1024):
+    for rows in (16, 64, 256, 512, 1024, 2048):
         height = split.slab_height(rows, 8)
         assert rows <= height <= rows + 8
         assert height % 16 == 8

@@ -195,19 +195,26 @@ def test_ctrl_c_stops_all_threads_soon_and_leaves_all_networks_as_they_were(five
     )
     params = [fastae.Parameters.random(network, seed=i) for i in range(4)]
     before = [each.copy() for each in params]
-    fastae.train_many([each.copy() for each in params], X, epochs=1)  # compiled
-    began = []
+    options = {"batch_size": 200, "n_threads": 3}
+    fastae.train_many([each.copy() for each in params], rows, epochs=1, **options)  # compiled, the shuffling too
+    at_once, began, over = (1 if wide else 3), [], threading.Event()
 
     def interrupt():
-        time.sleep(0.5)
-        began.append(time.perf_counter())
-        _thread.interrupt_main()
+        """Ctrl-C once as many networks as are trained at once have changed."""
+        while not over.wait(0.01):
+            if sum((a.flat != b.flat).any() for a, b in zip(params, before, strict=True)) >= at_once:
+                began.append(time.perf_counter())
+                _thread.interrupt_main()
+                return
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        fastae.train_many(params, rows, epochs=100_000, batch_size=200, n_threads=3)
-    assert time.perf_counter() - began[0] < 10  # a small part of the days that training would take
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fastae.train_many(params, rows, epochs=100_000, **options)
+        assert time.perf_counter() - began[0] < 10  # a small part of the days that training would take
+    finally:
+        over.set()
     thread.join()
     assert all((a.flat == b.flat).all() for a, b in zip(params, before, strict=True))
     after = [each.flat.copy() for each in params]

@@ -258,13 +258,23 @@ def _train_all(trainings: list[_Training], n_threads: int, keep_diverged: bool) 
         for group in divide(trainings, n_threads):
             run(*group)
     except BaseException:
-        for training, (flat, state, generator_state) in zip(trainings, saved, strict=True):
-            training.params.flat[:], training.state.moments[:] = flat, state.moments
-            training.state.steps, training.state.epochs = state.steps, state.epochs
-            if isinstance(training.options.seed, np.random.Generator):
-                training.options.seed.bit_generator.state = generator_state
+        while True:
+            try:
+                _restore(trainings, saved)
+                break
+            except KeyboardInterrupt:  # once more
+                continue
         raise
     return [histories[i] for i in range(len(trainings))]
+
+
+def _restore(trainings: Sequence[_Training], saved: Sequence[tuple[np.ndarray, State, Any]]) -> None:
+    """Set networks, states and generators to what was saved of them."""
+    for training, (flat, state, generator_state) in zip(trainings, saved, strict=True):
+        training.params.flat[:], training.state.moments[:] = flat, state.moments
+        training.state.steps, training.state.epochs = state.steps, state.epochs
+        if isinstance(training.options.seed, np.random.Generator):
+            training.options.seed.bit_generator.state = generator_state
 
 
 def divide(trainings: Sequence[Any], n_threads: int) -> list[tuple[list[int], int, int]]:

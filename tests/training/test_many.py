@@ -174,6 +174,27 @@ def test_a_divergence_leaves_all_networks_and_states_as_they_were(five_cpus, n_t
     assert generator.bit_generator.state == drawn
 
 
+class InterruptedState(fastae.optimizers.State):
+    """A state that Ctrl-C interrupts the first time that its number of epochs is set back to 0."""
+
+    def __setattr__(self, name, value):
+        if name == "epochs" and value == 0 and getattr(self, "epochs", 0) > 0 and not hasattr(self, "done"):
+            self.done = True
+            raise KeyboardInterrupt
+        super().__setattr__(name, value)
+
+
+def test_ctrl_c_while_networks_are_restored_does_not_leave_some_as_they_are():
+    params, before = networks()[:3], networks()[:3]
+    states = [InterruptedState(0, np.zeros((2, network.flat.size), network.dtype)) for network in params]
+    optimizer = [fastae.Adam(), fastae.Adam(), fastae.SGD(learning_rate=1e30)]
+    with pytest.raises((fastae.DivergenceError, KeyboardInterrupt)):
+        fastae.train_many(params, X, optimizer=optimizer, state=states, epochs=[20, 19, 3], n_threads=1)
+    assert any(hasattr(state, "done") for state in states)
+    assert all((a.flat == b.flat).all() for a, b in zip(params, before, strict=True))
+    assert all(state.steps == state.epochs == 0 and not state.moments.any() for state in states)
+
+
 def test_a_network_that_diverges_can_be_kept_out_of_the_comparison():
     params, alone = networks()[:3], networks()[:3]
     optimizer = [fastae.Adam(), fastae.SGD(learning_rate=1e30), fastae.Adam(learning_rate=0.1)]

@@ -232,9 +232,7 @@ def _train_all(trainings: list[_Training], n_threads: int, keep_diverged: bool) 
 
     def run(group: list[int], at_a_time: int, n_threads: int) -> None:
         """Train a group of networks, so many at a time, on `n_threads` threads each."""
-        engines = (
-            threading.local()
-        )  # of each thread: its last one, because most networks are like the one before
+        engines = threading.local()  # of each thread: its last one; most networks are like the one before
 
         def task(number: int) -> None:
             i = group[number]

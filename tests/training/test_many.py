@@ -88,10 +88,18 @@ def test_each_network_has_the_bits_of_being_trained_alone(alone, five_cpus, n_th
 
 def test_one_value_is_for_all_networks():
     params, alone = networks()[:3], networks()[:3]
-    common = {"epochs": 3, "batch_size": 50, "seed": 7, "index": np.arange(0, 230, 2), "shift": X.mean(0)}
+    common = {
+        "epochs": np.array(3),
+        "batch_size": 50,
+        "seed": 7,
+        "index": np.arange(0, 230, 2),
+        "shift": X.mean(0),
+    }
     histories = fastae.train_many(params, X, optimizer=fastae.Adam(learning_rate=0.02), **common)
     for network, single, history in zip(params, alone, histories, strict=True):
-        expected = fastae.train(single, X, optimizer=fastae.Adam(learning_rate=0.02), **common)
+        expected = fastae.train(
+            single, X, optimizer=fastae.Adam(learning_rate=0.02), **common | {"epochs": 3}
+        )
         assert (network.flat == single.flat).all()
         assert history.loss == expected.loss
 
@@ -217,7 +225,9 @@ def test_ctrl_c_stops_all_threads_soon_and_leaves_all_networks_as_they_were(five
     params = [fastae.Parameters.random(network, seed=i) for i in range(4)]
     before = [each.copy() for each in params]
     options = {"batch_size": 200, "n_threads": 3}
-    fastae.train_many([each.copy() for each in params], rows, epochs=1, **options)  # compiled, the shuffling too
+    fastae.train_many(
+        [each.copy() for each in params], rows, epochs=1, **options
+    )  # compiled, the shuffling too
     at_once, began, over = (1 if wide else 3), [], threading.Event()
 
     def interrupt():

@@ -633,8 +633,9 @@ class Engine:
         bands = -(-job.slab // job.band)
         kept, deltas = self._tile_elements(job.slab_height), job.slab_height * int(self.plan[-1].output)
         if self._kept.size < kept:
-            self._kept = layout.aligned_zeros(kept, self.dtype)
+            # `_kept` last: if an allocation fails, or Ctrl-C comes in between, the next call allocates again.
             self._deltas = layout.aligned_zeros(deltas, self.dtype)
+            self._kept = layout.aligned_zeros(kept, self.dtype)
         if self._band_sums.size < bands * self._ones.size:
             self._band_sums = layout.aligned_zeros(bands * self._ones.size, self.dtype)
         job.kept, job.deltas, job.band_sums = map(address, (self._kept, self._deltas, self._band_sums))

@@ -186,9 +186,8 @@ def _run(
         here = slice(number * part, min(number * part + part, rows))
         those = {"X": array[here]} if chosen is None else {"X": array, "index": chosen[here]}
         for i, network in enumerate(networks):
-            own = cast(
-                dict[Any, Engine], engines.__dict__
-            )  # of this thread: an engine for each kind of network
+            # Of this thread: an engine for each kind of network
+            own = cast(dict[Any, Engine], engines.__dict__)
             kind = network.network, network.dtype
             if kind not in own:
                 own[kind] = Engine(kind[0], threads // at_a_time, kind[1])
@@ -266,6 +265,8 @@ def refuse_shared(name: str, arrays: Sequence[Any]) -> None:
 
 def values(name: str, value: Any, count: int) -> list[Any]:
     """A value for each network, from one for all or from a list."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
     if isinstance(value, (list, tuple, np.ndarray)):
         if len(value) != count:
             raise ValueError(f"{name} has {len(value)} values, but params are of {count} networks")

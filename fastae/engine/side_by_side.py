@@ -44,9 +44,9 @@ class SideBySide:
             self._work()
             self._close()
         except BaseException:  # of a task of this thread, or Ctrl-C, which may come again at any time
-            self._stop.set()
             while True:
                 try:
+                    self._stop.set()
                     self._close()
                     break
                 except KeyboardInterrupt:

@@ -242,8 +242,7 @@ def _train_all(trainings: list[_Training], n_threads: int, keep_diverged: bool) 
 
     def run(group: list[int], at_a_time: int, n_threads: int) -> None:
         """Train a group of networks, so many at a time, on `n_threads` threads each."""
-        # Of each thread: its last engine, because most networks are like the one before
-        engines = threading.local()
+        engines = threading.local()  # of each thread: its last one; most networks are like the one before
 
         def task(number: int) -> None:
             i = group[number]
@@ -263,25 +262,27 @@ def _train_all(trainings: list[_Training], n_threads: int, keep_diverged: bool) 
 
         SideBySide(task, len(group), stop).run(at_a_time)
 
-    def restore() -> None:
-        for training, (flat, state, generator_state) in zip(trainings, saved, strict=True):
-            training.params.flat[:], training.state.moments[:] = flat, state.moments
-            training.state.steps, training.state.epochs = state.steps, state.epochs
-            if isinstance(training.options.seed, np.random.Generator):
-                training.options.seed.bit_generator.state = generator_state
-
     try:
         for group in divide(trainings, n_threads):
             run(*group)
     except BaseException:
         while True:
             try:
-                restore()
+                _restore(trainings, saved)
                 break
             except KeyboardInterrupt:  # once more
                 continue
         raise
     return [histories[i] for i in range(len(trainings))]
+
+
+def _restore(trainings: Sequence[_Training], saved: Sequence[tuple[np.ndarray, State, Any]]) -> None:
+    """Set networks, states and generators to what was saved of them."""
+    for training, (flat, state, generator_state) in zip(trainings, saved, strict=True):
+        training.params.flat[:], training.state.moments[:] = flat, state.moments
+        training.state.steps, training.state.epochs = state.steps, state.epochs
+        if isinstance(training.options.seed, np.random.Generator):
+            training.options.seed.bit_generator.state = generator_state
 
 
 def divide(trainings: Sequence[Any], n_threads: int) -> list[tuple[list[int], int, int]]:

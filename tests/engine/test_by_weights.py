@@ -9,7 +9,7 @@ from threads import Helpers, pretend_cpus
 
 import fastae
 from fastae.engine import engine as engine_module
-from fastae.kernels import split
+from fastae.kernels import layout, split
 from fastae.kernels.target import TARGET
 from fastae.optimizers import State
 
@@ -216,3 +216,27 @@ def test_wide_networks_are_cut_by_weights_and_their_memory_does_not_grow_with_th
     wanted = bits(engine.loss_and_gradient(parameters, X))
     assert engine._kept.size == kept
     assert bits(fastae.Engine(network, 1).loss_and_gradient(parameters, X)) == wanted
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_an_allocation_that_fails_does_not_leave_buffers_that_are_too_small(failing, cut, monkeypatch):
+    guard_buffers(monkeypatch)  # a write beyond a buffer crashes
+    network = fastae.Network.autoencoder(60, 20)
+    parameters, X = problem(network, 60)
+    engine, gradient = fastae.Engine(network, 1), fastae.Parameters(network)
+    engine.run_steps(parameters, X[:16], gradient=gradient)
+    guarded_zeros, calls = layout.aligned_zeros, []
+
+    def fail_once(size, dtype):
+        calls.append(size)
+        if len(calls) == failing:
+            raise MemoryError
+        return guarded_zeros(size, dtype)
+
+    monkeypatch.setattr(layout, "aligned_zeros", fail_once)
+    with pytest.raises(MemoryError):
+        engine.run_steps(parameters, X, gradient=gradient)
+    wanted = fastae.Parameters(network)
+    losses = engine.run_steps(parameters, X, gradient=gradient)
+    assert losses.tobytes() == fastae.Engine(network, 1).run_steps(parameters, X, gradient=wanted).tobytes()
+    assert gradient.flat.tobytes() == wanted.flat.tobytes()

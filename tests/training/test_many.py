@@ -89,10 +89,18 @@ def test_each_network_has_the_bits_of_being_trained_alone(alone, five_cpus, n_th
 
 def test_one_value_is_for_all_networks():
     params, alone = networks()[:3], networks()[:3]
-    common = {"epochs": 3, "batch_size": 50, "seed": 7, "index": np.arange(0, 230, 2), "shift": X.mean(0)}
+    common = {
+        "epochs": np.array(3),
+        "batch_size": 50,
+        "seed": 7,
+        "index": np.arange(0, 230, 2),
+        "shift": X.mean(0),
+    }
     histories = fastae.train_many(params, X, optimizer=fastae.Adam(learning_rate=0.02), **common)
     for network, single, history in zip(params, alone, histories, strict=True):
-        expected = fastae.train(single, X, optimizer=fastae.Adam(learning_rate=0.02), **common)
+        expected = fastae.train(
+            single, X, optimizer=fastae.Adam(learning_rate=0.02), **common | {"epochs": 3}
+        )
         assert (network.flat == single.flat).all()
         assert history.loss == expected.loss
 
@@ -175,6 +183,27 @@ def test_a_divergence_leaves_all_networks_and_states_as_they_were(five_cpus, n_t
     assert generator.bit_generator.state == drawn
 
 
+class InterruptedState(fastae.optimizers.State):
+    """A state that Ctrl-C interrupts the first time that its number of epochs is set back to 0."""
+
+    def __setattr__(self, name, value):
+        if name == "epochs" and value == 0 and getattr(self, "epochs", 0) > 0 and not hasattr(self, "done"):
+            self.done = True
+            raise KeyboardInterrupt
+        super().__setattr__(name, value)
+
+
+def test_ctrl_c_while_networks_are_restored_does_not_leave_some_as_they_are():
+    params, before = networks()[:3], networks()[:3]
+    states = [InterruptedState(0, np.zeros((2, network.flat.size), network.dtype)) for network in params]
+    optimizer = [fastae.Adam(), fastae.Adam(), fastae.SGD(learning_rate=1e30)]
+    with pytest.raises((fastae.DivergenceError, KeyboardInterrupt)):
+        fastae.train_many(params, X, optimizer=optimizer, state=states, epochs=[20, 19, 3], n_threads=1)
+    assert any(hasattr(state, "done") for state in states)
+    assert all((a.flat == b.flat).all() for a, b in zip(params, before, strict=True))
+    assert all(state.steps == state.epochs == 0 and not state.moments.any() for state in states)
+
+
 def test_a_network_that_diverges_can_be_kept_out_of_the_comparison():
     params, alone = networks()[:3], networks()[:3]
     optimizer = [fastae.Adam(), fastae.SGD(learning_rate=1e30), fastae.Adam(learning_rate=0.1)]
@@ -196,20 +225,29 @@ def test_ctrl_c_stops_all_threads_soon_and_leaves_all_networks_as_they_were(five
     )
     params = [fastae.Parameters.random(network, seed=i) for i in range(4)]
     before = [each.copy() for each in params]
-    fastae.train_many([each.copy() for each in params], X, epochs=1)  # compiled
-    began = []
+    options = {"batch_size": 200, "n_threads": 3}
+    fastae.train_many(
+        [each.copy() for each in params], rows, epochs=1, **options
+    )  # compiled, the shuffling too
+    at_once, began, over = (1 if wide else 3), [], threading.Event()
 
     def interrupt():
-        time.sleep(0.5)
-        began.append(time.perf_counter())
-        _thread.interrupt_main()
+        """Ctrl-C once as many networks as are trained at once have changed."""
+        while not over.wait(0.01):
+            if sum((a.flat != b.flat).any() for a, b in zip(params, before, strict=True)) >= at_once:
+                began.append(time.perf_counter())
+                _thread.interrupt_main()
+                return
 
     thread = threading.Thread(target=interrupt)
     with interruptible():
         thread.start()
-        with pytest.raises(KeyboardInterrupt):
-            fastae.train_many(params, rows, epochs=100_000, batch_size=200, n_threads=3)
-    assert time.perf_counter() - began[0] < 10  # a small part of the days that training would take
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                fastae.train_many(params, rows, epochs=100_000, **options)
+            assert time.perf_counter() - began[0] < 10  # a small part of the days that training would take
+        finally:
+            over.set()
     thread.join()
     assert all((a.flat == b.flat).all() for a, b in zip(params, before, strict=True))
     after = [each.flat.copy() for each in params]

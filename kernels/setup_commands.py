@@ -24,7 +24,9 @@ class build_py(_build_py):
         if self.editable_mode or os.environ.get("FASTAE_BUILD_KERNELS") == "0":
             return
         home = Path(self.build_lib).resolve()
-        environment = os.environ | {"PYTHONPATH": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+        # What is there already is how pip shows an isolated build what it installed for it.
+        path = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-m", "fastae.kernels.build"]
         done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -36,11 +36,11 @@ JUNK = shutil.ignore_patterns(
 )
 
 
-def built(kind, source, place, *, kernels=False):
+def built(kind, source, place, *, kernels=False, **environment):
     """The path of the sdist or wheel that setuptools makes of `source`, and what it printed."""
     pytest.importorskip("setuptools", minversion="77")
     script = f"import setuptools.build_meta as backend; backend.build_{kind}({str(place)!r})"
-    env = os.environ if kernels else {**os.environ, "FASTAE_BUILD_KERNELS": "0"}
+    env = {**os.environ, **environment} if kernels else {**os.environ, "FASTAE_BUILD_KERNELS": "0"}
     done = run([sys.executable, "-c", script], cwd=source, env=env, timeout=1200)
     assert done.returncode == 0, done.stderr
     (path,) = place.glob({"sdist": "*.tar.gz", "wheel": "*.whl"}[kind])
@@ -113,6 +113,23 @@ def test_where_kernels_cannot_be_compiled_the_wheel_has_none(unpacked, tmp_path)
     with zipfile.ZipFile(path) as wheel:
         assert "fastae/kernels/build.py" in wheel.namelist()
         assert not [name for name in wheel.namelist() if "objects" in name]
+
+
+def test_kernels_are_compiled_with_the_packages_that_pip_installs_for_the_build_alone(unpacked, tmp_path):
+    """Pip puts them on the path of modules, by PYTHONPATH, and not where the interpreter's own packages are."""
+    source = shutil.copytree(unpacked, tmp_path / "source", ignore=shutil.ignore_patterns("build"))
+    for folder in ("kernels", "fastae/kernels"):
+        (source / folder / "build.py").write_text(
+            "import pathlib, for_the_build_alone\n"
+            "pathlib.Path('fastae/kernels/objects').mkdir()\n"
+            "pathlib.Path('fastae/kernels/objects/isa.group').write_text('compiled')\n"
+        )
+    (tmp_path / "overlay").mkdir()
+    (tmp_path / "overlay" / "for_the_build_alone.py").touch()
+    path, printed = built("wheel", source, tmp_path, kernels=True, PYTHONPATH=str(tmp_path / "overlay"))
+    with zipfile.ZipFile(path) as wheel:
+        assert "fastae/kernels/objects/isa.group" in wheel.namelist(), printed
+    assert not path.name.endswith("-any.whl")
 
 
 @pytest.mark.exhaustive

@@ -161,7 +161,7 @@ class Tile:
         row = self.plan[i]
         arguments = (
             *(self._at(self.gradient, row.weight), self._output(i - 1), self._output(i), 0),
-            *self._sizes(i),
+            *(self.rows, self.height, self._padded(row.fan_in), int(row.fan_in), int(row.fan_out)),
         )
         return Stage(f"gradient {i + 1}", self._flops(i), _repeat(self.form.gradient, self.case, arguments))
 
@@ -169,7 +169,8 @@ class Tile:
         """From the delta of layer i, counted from 0, to the delta of the layer below, which overwrites its output."""
         row, below = self.plan[i], self.plan[i - 1]
         arguments = (
-            *(self._output(i - 1), self._output(i), self._at(self.transposed, row.transposed)),
+            *(self._output(i - 1), self._output(i - 1), self._output(i)),
+            self._at(self.transposed, row.transposed),
             *(self._at(self.sums, below.column_sums), int(below.activation)),
             *self._sizes(i),
         )

@@ -177,17 +177,17 @@ def residual(out, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, f
 
 
 @ByAddress
-def backward(out, delta, wt, sums, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """h becomes (delta wt) * g'(h)."""
-    h = carray(out, (1,))
-    _backward(h, (h.ctypes.data, delta, wt, sums, activation, rows, height, fan_in, fan_out))
+def backward(out, h, delta, wt, sums, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """below = (delta wt) * g'(h)."""
+    below = carray(out, (1,))
+    _backward(below, (below.ctypes.data, h, delta, wt, sums, activation, rows, height, fan_in, fan_out))
 
 
 @ByAddress
-def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+def gradient(out, a, delta, accumulate, rows, height, dw_rows, fan_in, fan_out):  # type: ignore[no-untyped-def]
     """dw (+)= a' delta over `rows` rows, rounded up to pairs: the delta of a last single row's partner is zero."""
     dw = carray(out, (1,))
-    _gradient(dw, (dw.ctypes.data, a, delta, accumulate, rows, height, fan_in, fan_out))
+    _gradient(dw, (dw.ctypes.data, a, delta, accumulate, rows, height, dw_rows, fan_in, fan_out))
 
 
 @ByAddress
@@ -246,5 +246,6 @@ PAIRS = Form(
     row_multiple=gemm.row_multiple,
     height=gemm.tile_height,
     own_weights=True,
+    stored_row=ROW,
     available=TARGET.bfloat16,
 )

@@ -13,7 +13,7 @@ from fastae.kernels.activations import times_derivative
 from fastae.kernels.compiler import callee
 from fastae.kernels.layout import ACTIVATIONS, LAYER
 from fastae.kernels.simd import Words, array_at, vector_kernel
-from fastae.kernels.split import SHARDS_MOST, in_blocks, round_up
+from fastae.kernels.split import ROWS_ITEMS_MOST, SHARDS_MOST, in_blocks, round_up
 from fastae.kernels.target import LINE
 
 # -- on one tile, blocked (products.py) -------------------------------------------------------------------------------
@@ -177,14 +177,22 @@ def close_codes(job, step, shards):  # type: ignore[no-untyped-def]
 
 
 @callee
-def close_shards(job, step, shards):  # type: ignore[no-untyped-def]
-    """After the phase SHARD: set the step's loss and the sum of its rows' weights; the loss is 0 if that sum is 0."""
-    totals = array_at(job.totals, (SHARDS_MOST, 2), np.float64)
+def close_rows(job, step, items, is_first, is_last):  # type: ignore[no-untyped-def]
+    """After the phase ROWS of a round: add up the loss and the weights of its rows, in the order of its items.
+
+    After the last round of a step: set the step's loss and the sum of its rows' weights; the loss is 0 if that is 0.
+    """
+    totals = array_at(job.totals, (ROWS_ITEMS_MOST + 1, 2), np.float64)
     losses = array_at(job.losses, (job.steps, 2), np.float64)
-    loss = total_weight = 0.0
-    for shard in range(shards):
-        loss += totals[shard, 0]
-        total_weight += totals[shard, 1]
+    loss = 0.0 if is_first else totals[ROWS_ITEMS_MOST, 0]
+    total_weight = 0.0 if is_first else totals[ROWS_ITEMS_MOST, 1]
+    for item in range(items):
+        loss += totals[item, 0]
+        total_weight += totals[item, 1]
+    totals[ROWS_ITEMS_MOST, 0] = loss
+    totals[ROWS_ITEMS_MOST, 1] = total_weight
+    if not is_last:
+        return
     if job.sparse == 0:
         losses[step, 0] = 0.0
     if job.as_sums != 0:
@@ -195,11 +203,14 @@ def close_shards(job, step, shards):  # type: ignore[no-untyped-def]
 
 
 @callee
-def add_penalties(job, step):  # type: ignore[no-untyped-def]
-    """After the phase UPDATE: add alpha / (2 sum of row weights) times the sum of squared W to the step's loss."""
+def add_penalties(job, step, items):  # type: ignore[no-untyped-def]
+    """After the phase WEIGHTS: add alpha / (2 sum of row weights) times the sum of squared W to the step's loss.
+
+    `items` is the number of stretches or patches.
+    """
     losses = array_at(job.losses, (job.steps, 2), np.float64)
     total = 0.0
-    for norm in array_at(job.norms, (job.stretches,), np.float64):
+    for norm in array_at(job.norms, (items,), np.float64):
         total += norm
     if losses[step, 1] > 0:
         losses[step, 0] += job.alpha * total / (2.0 * losses[step, 1])

@@ -551,7 +551,7 @@ def _layer_gradient(at, dW, db, a, delta, rows, fan_in, fan_out, accumulate):  #
     for j in range(delta.shape[0]):
         _sum_rows(db, (db_at + j * LINE, delta_at + j * height * LINE, rows, accumulate))
     arrays = np.int64(dW.ctypes.data), np.int64(a.ctypes.data), delta_at
-    call_at(at, (*arrays, accumulate, rows, height, fan_in, fan_out))
+    call_at(at, (*arrays, accumulate, rows, height, dW.shape[1], fan_in, fan_out))
 
 
 @kernel
@@ -564,5 +564,6 @@ def _layer_backward(at, a, WT, delta, W, sums, activation, rows, fan_in, fan_out
     transpose_squares(W, WT.ctypes.data, W.ctypes.data, fan_in, fan_out, 0, squares)
     sums_at = np.int64(sums.ctypes.data)
     zero_lines(sums, (sums_at, WT.shape[0]))
-    arrays = np.int64(a.ctypes.data), np.int64(delta.ctypes.data), np.int64(WT.ctypes.data), sums_at
+    a_at = np.int64(a.ctypes.data)
+    arrays = a_at, a_at, np.int64(delta.ctypes.data), np.int64(WT.ctypes.data), sums_at
     call_at(at, (*arrays, activation, round_up(rows, ROW_MULTIPLE), delta.shape[1], fan_in, fan_out))

@@ -242,21 +242,21 @@ def _residual_epilogue(
 
 
 def _backward_epilogue(
-    storage: Storage, slope: RegisterTile, activation_id: int, h: Value, sums: Value
+    storage: Storage, slope: RegisterTile, activation_id: int, delta: Value, h: Value, sums: Value
 ) -> None:
-    """h becomes slope * g'(h), with the activation of this id; add its column sums to `sums`."""
+    """Store slope * g'(h), with the activation of this id; add its column sums to `sums`."""
     words = storage.words
     for k in range(len(slope[0])):
         column_sum = words.load(words.offset(sums, k * LINE))
         for i in range(0, len(slope), storage.together):
-            place = words.offset(h, (storage.block, k), i * storage.row)
+            h_i, delta_i = (words.offset(x, (storage.block, k), i * storage.row) for x in (h, delta))
             deltas = [
                 times_derivative(words, activation_id, slope[i + r][k], value)
-                for r, value in enumerate(storage.load(place))
+                for r, value in enumerate(storage.load(h_i))
             ]
             for value in deltas:
                 column_sum = words.add(column_sum, value)
-            storage.store(deltas, place)
+            storage.store(deltas, delta_i)
         words.store(column_sum, words.offset(sums, k * LINE))
 
 
@@ -314,20 +314,22 @@ def residual_writer(storage_of: type[Storage]) -> Any:
 
 
 def backward_writer(storage_of: type[Storage]) -> Any:
-    """The kernel of h = (delta wt) * g'(h), the delta of the layer below. It adds to `sums`, the bias gradient."""
+    """The kernel of below = (delta wt) * g'(h), the delta of the layer below. It adds to `sums`, the bias gradient."""
 
-    def write(words, h, delta, wt, sums, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    def write(words, below, h, delta, wt, sums, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
         storage = storage_of(words, height)
         wt_block, depth = storage.weight_block(fan_out), storage.depth(fan_out)
         for n, j in panels(words, words.quotient(fan_in, words.lanes)):
-            h_j, wt_j = words.offset(h, (j, storage.block)), words.offset(wt, (j, wt_block))
-            sums_j = words.offset(sums, (j, LINE))
-            strides: list[Value | int] = [rows_of(n) * storage.row] * 2
-            for h_ij, delta_i in register_tiles(words, rows, rows_of(n), [h_j, delta], strides):
+            below_j, h_j = (words.offset(matrix, (j, storage.block)) for matrix in (below, h))
+            wt_j, sums_j = words.offset(wt, (j, wt_block)), words.offset(sums, (j, LINE))
+            strides: list[Value | int] = [rows_of(n) * storage.row] * 3
+            for below_ij, h_ij, delta_i in register_tiles(
+                words, rows, rows_of(n), [below_j, h_j, delta], strides
+            ):
                 zeros = [[words.constant(0.0)] * n] * rows_of(n)
                 slope = _product(storage, zeros, delta_i, wt_j, wt_block, depth)
                 for activation_id in words.cases(activation, len(ACTIVATIONS)):
-                    _backward_epilogue(storage, slope, activation_id, h_ij, sums_j)
+                    _backward_epilogue(storage, slope, activation_id, below_ij, h_ij, sums_j)
 
     return vector_kernel(write)
 
@@ -339,10 +341,10 @@ def gradient_writer(storage_of: type[Storage]) -> Any:
     then added to dw: the rounding error is that of a sum over a tile, and that of a sum of tiles.
     """
 
-    def write(words, dw, a, delta, accumulate, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    def write(words, dw, a, delta, accumulate, rows, height, dw_rows, fan_in, fan_out):  # type: ignore[no-untyped-def]
         storage = storage_of(words, height)
         b, lanes, depth = words.builder, words.count(words.lanes), storage.depth(rows)
-        dw_block = words.times(words.round_up(fan_in, words.lanes), LINE)
+        dw_block = words.times(dw_rows, LINE)
         for n, j in panels(words, words.quotient(fan_out, words.lanes)):
             columns = gradient_columns(n, words.lanes)
             dw_j, delta_j = (
@@ -383,17 +385,17 @@ def residual(out, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, f
 
 
 @ByAddress
-def backward(out, delta, wt, sums, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """h becomes (delta wt) * g'(h)."""
-    h = carray(out, (1,))
-    _backward(h, (h.ctypes.data, delta, wt, sums, activation, rows, height, fan_in, fan_out))
+def backward(out, h, delta, wt, sums, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """below = (delta wt) * g'(h)."""
+    below = carray(out, (1,))
+    _backward(below, (below.ctypes.data, h, delta, wt, sums, activation, rows, height, fan_in, fan_out))
 
 
 @ByAddress
-def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+def gradient(out, a, delta, accumulate, rows, height, dw_rows, fan_in, fan_out):  # type: ignore[no-untyped-def]
     """dw (+)= a' delta."""
     dw = carray(out, (1,))
-    _gradient(dw, (dw.ctypes.data, a, delta, accumulate, rows, height, fan_in, fan_out))
+    _gradient(dw, (dw.ctypes.data, a, delta, accumulate, rows, height, dw_rows, fan_in, fan_out))
 
 
 @ByAddress
@@ -444,4 +446,5 @@ COLUMN_BLOCKS = Form(
     add_delta=add_delta,
     row_multiple=row_multiple,
     height=tile_height,
+    stored_row=LINE,
 )

@@ -43,7 +43,7 @@ def infer(out, job_at, control_at, me_at):  # type: ignore[no-untyped-def]
         if first >= job.rows:
             return
         rows = min(job.batch, job.rows - first)
-        target = load_input(itemsize, job, job_at, memory, columns, source, first, rows, 0)
+        target = load_input(itemsize, job, job_at, memory, height, columns, source, first, rows, 0)
         computed = round_up(rows, job.row_multiple)
         forward_layers(itemsize, job, plan, memory.tiles, output, computed, height, start, last + 1)
         if job.task == ERRORS_TASK:

@@ -57,6 +57,18 @@ class Job(ctypes.Structure):
     row_multiple: int  # the rows that products compute are a multiple of this: whole register tiles
     target_in_form: int  # 1: ``residual`` takes a stored target, not a blocked one
 
+    # How a step is divided into items (split.py)
+    cut: int  # BY_ROWS or BY_WEIGHTS; all that follows here is for BY_WEIGHTS only
+    slab: int  # rows of a slab at most
+    slabs: int  # slabs of a batch at most; 1 for BY_ROWS
+    band: int  # rows of a band
+    patches: int
+    slab_height: int  # rows of a slab in memory
+    stored_row: int  # bytes from a row of a stored matrix to the next
+    kept: int  # the memory of a slab, mapped by TileMap: its input, and the output of each layer
+    deltas: int  # (slab_height, padded columns of all outputs but the last): the delta of each hidden layer
+    band_sums: int  # (bands of a slab, padded columns of all outputs): each band's column sums of deltas
+
     # Parameters and what a step computes; "flat" stands for (n_parameters,), a flat buffer
     n_parameters: int  # with padding
     parameters: int  # flat
@@ -67,8 +79,8 @@ class Job(ctypes.Structure):
     gradients: int  # (shards, n_parameters)
     n_parts: int  # the number of `gradients` to add up; 0: one per shard of the step
     gradient: int  # flat: the gradient of the last step
-    totals: int  # float64 (SHARDS_MOST, 2): each shard's loss and sum of row weights
-    norms: int  # float64 (stretches,): each stretch's sum of squared weights
+    totals: int  # float64 (ROWS_ITEMS_MOST + 1, 2): each shard's or band's loss and sum of row weights; last, a step's
+    norms: int  # float64 (stretches or patches,): the sum of squared weights of each
     losses: int  # float64 (steps, 2): each step's loss and sum of row weights
     stretches: int
     taken: int  # int64 (most items of a phase,): the phase for which each item was last claimed
@@ -117,18 +129,20 @@ class Job(ctypes.Structure):
     load_at: int
     shard_at: int
     transpose_at: int
+    band_at: int
     update_at: int
+    patch_at: int
     infer_at: int
 
 
 @_record
 class Member(ctypes.Structure):
-    """The state of one thread of a crew: one cache line. A phase's number is step * PHASES + phase."""
+    """The state of one thread of a crew: one cache line. A phase's number is round * PHASES + phase."""
 
     number: int  # 0: the leader
     held: int  # the number of the phase whose item it holds, or FREE: it holds none
     item: int  # the item it holds
-    progress: int  # rows of that item, a shard, that are done
+    progress: int  # rows of that item that are done
     quota: int  # rows times features still to process before ``run`` returns, rounded up to whole tiles
     refill: int  # a helper's quota, each time
     present: int  # of a helper, 1 from when it is to be woken until it decides to sleep
@@ -141,7 +155,8 @@ JOB, MEMBER = np.dtype(Job), np.dtype(Member)
 STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)  # job.task
 NONE, SGD, ADAM = range(3)  # job.optimizer
 NO_NOISE, GAUSSIAN, MASK, SWAP = range(4)  # job.noise
-TRANSPOSE, CODE, SHARD, UPDATE, PHASES = range(5)  # the phases of a step (step.py), and their number
+TRANSPOSE, CODE, ROWS, WEIGHTS, PHASES = range(5)  # the phases of a round (step.py), and their number
+BY_ROWS, BY_WEIGHTS = range(2)  # job.cut
 
 _KINDS = "f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"
 KINDS = {np.dtype(name): kind for kind, name in enumerate(_KINDS)}  # dtype of X -> job.kind

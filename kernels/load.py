@@ -4,18 +4,27 @@ How a row of any dtype and stride becomes lines is in rows.py, the noise in nois
 height, lanes).
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import carray
 
 from fastae.kernels.compiler import ByAddress, callee, inlined
 from fastae.kernels.job import JOB, NO_NOISE, SWAP
-from fastae.kernels.layout import LAYER
 from fastae.kernels.noise import corrupt_row, row_key, swapped
 from fastae.kernels.rows import Source, column_of, load_rows, row_number, zero_lines
 from fastae.kernels.simd import array_at, call_at, load_float64, load_int64, record_at
 from fastae.kernels.split import in_blocks, round_up
 from fastae.kernels.target import LINE
-from fastae.kernels.tile import tile_map
+
+
+class _Memory(NamedTuple):
+    """The addresses of those arrays of a TileMap that rows are loaded with."""
+
+    clean: int
+    gathered: int
+    level: int
+    cell: int
 
 
 @callee
@@ -41,13 +50,13 @@ def _zero_rows(like, tile_at, height, columns, first, rows):  # type: ignore[no-
 
 
 @inlined
-def _swap_cells(like, job, memory, source, row_at, key, epoch_first):  # type: ignore[no-untyped-def]
+def _swap_cells(like, job, memory, height, source, row_at, key, epoch_first):  # type: ignore[no-untyped-def]
     """Replace each cell of a row of the input, with probability noise_level, by that of another row.
 
     A missing cell, or one of a row of weight 0, is swapped in as 0 if it is NaN. Any other NaN is an error in the data:
     it stays where it is, and is swapped in, so that the loss is NaN.
 
-    memory   TileMap of the thread's memory      source   Source: X
+    memory   _Memory      source   Source: X
     row_at   the address of the row's first line in (blocks, height, lanes); `like` is an array of their dtype
     key      the row's, by ``row_key``
     epoch_first   the first of the rows that this epoch walks through
@@ -59,7 +68,7 @@ def _swap_cells(like, job, memory, source, row_at, key, epoch_first):  # type: i
         if other >= 0:
             row = epoch_first + other
             load_rows(like, memory.cell, 1, column_of(source, c), row, 1, memory.gathered)
-            cell_at = row_at + c // lanes * job.height * LINE + c % lanes * like.itemsize
+            cell_at = row_at + c // lanes * height * LINE + c % lanes * like.itemsize
             cell, value = array_at(cell_at, (1,), like.dtype), replacement[0]
             if cell[0] == cell[0]:
                 ignored = value != value and (job.missing != 0 or _row_weight(job, row) == 0.0)
@@ -67,34 +76,32 @@ def _swap_cells(like, job, memory, source, row_at, key, epoch_first):  # type: i
 
 
 @inlined
-def _corrupt(like, job, memory, source, input_at, first, rows, epoch):  # type: ignore[no-untyped-def]
+def _corrupt(like, job, memory, height, source, input_at, first, rows, epoch):  # type: ignore[no-untyped-def]
     """Write the input, rows first .. first + rows of X, from the clean rows in `memory`.
 
-    memory     TileMap of the thread's memory      source   Source: X
+    memory     _Memory      source   Source: X
     input_at   the address of blocked (blocks, height, lanes); `like` is an array of their dtype
     """
     array_at(memory.level, (1,), like.dtype)[0] = job.noise_level
     for i in range(rows):
         key = row_key(job.seed, epoch, job.first_row + row_number(source, first + i))
         row_at, clean_at = input_at + i * LINE, memory.clean + i * LINE
-        corrupt_row(
-            like, row_at, clean_at, job.height, source.columns, key, job.noise, memory.level, job.missing
-        )
+        corrupt_row(like, row_at, clean_at, height, source.columns, key, job.noise, memory.level, job.missing)
         if job.noise == SWAP:
-            _swap_cells(like, job, memory, source, row_at, key, first - first % job.rows)
+            _swap_cells(like, job, memory, height, source, row_at, key, first - first % job.rows)
 
 
 @ByAddress
-def load_tile(out, job_at, work, columns, first, rows, epoch):  # type: ignore[no-untyped-def]
+def load_tile(out, job_at, clean, gathered, height, columns, first, rows, epoch):  # type: ignore[no-untyped-def]
     """Load rows first .. first + rows as a blocked tile, with zeros below them down to a whole register tile.
 
     out    blocked (blocks, height, lanes): the input. If cells may be missing, or there is noise, this is the corrupted
-           input, and the clean rows go to `clean` of the TileMap
-    work   the address of the thread's memory, mapped by TileMap
+           input, and the clean rows go to `clean`
+    clean, gathered   addresses of these arrays of a TileMap; the lines behind `gathered` are those of the TileMap, too
     """
     job, like = record_at(job_at, JOB), carray(out, (1,))
-    input_at, height = np.int64(like.ctypes.data), job.height
-    memory = tile_map(array_at(job.plan, (job.layers,), LAYER), height, work, like.itemsize)
+    input_at = np.int64(like.ctypes.data)
+    memory = _Memory(clean, gathered, gathered + 2 * LINE, gathered + 3 * LINE)
     source = Source(
         x=job.x,
         columns=columns,
@@ -118,26 +125,25 @@ def load_tile(out, job_at, work, columns, first, rows, epoch):  # type: ignore[n
     if corrupted:
         if below > 0:
             _zero_rows(like, input_at, height, columns, rows, below)
-        _corrupt(like, job, memory, source, input_at, first, rows, epoch)
+        _corrupt(like, job, memory, height, source, input_at, first, rows, epoch)
 
 
 @callee
-def load_input(itemsize, job, job_at, memory, columns, input_at, first, rows, epoch):  # type: ignore[no-untyped-def]
+def load_input(itemsize, job, job_at, memory, height, columns, input_at, first, rows, epoch):  # type: ignore[no-untyped-def]
     """Load rows first .. first + rows as a matrix of the form; return the address of the target.
 
     The target is what the network's output is compared with: the clean rows, as ``residual`` reads them. It is the
     input itself unless that is corrupted, or lies in another form than the target should.
 
-    memory     TileMap of the thread's memory
+    memory     TileMap of tiles that are `height` rows high
     input_at   where the matrix (rows, columns) is to be written
     """
-    height = job.height
     blocks, computed = in_blocks(columns, LINE // itemsize), round_up(rows, job.row_multiple)
     corrupted, converted = _is_corrupted(job), job.from_blocked_at != 0
     loaded = input_at
     if converted:
         loaded = memory.spare if corrupted else memory.clean
-    call_at(job.load_at, (loaded, job_at, memory.tiles, columns, first, rows, epoch))
+    call_at(job.load_at, (loaded, job_at, memory.clean, memory.gathered, height, columns, first, rows, epoch))
     if converted:
         call_at(job.from_blocked_at, (input_at, loaded, computed, height, blocks))
     if job.target_in_form == 0:

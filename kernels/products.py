@@ -48,13 +48,14 @@ The functions, and the shape of each array:
         delta stored (rows, fan_out)       a, w, bias   as for forward
         x     target (rows, fan_out): stored if the form's `target_in_form` is true, else blocked
         row_weight (rows,)    sums (fan_out,)    loss (lanes,)
-    backward(h, delta, wt, sums, activation, rows, height, fan_in, fan_out)
-        h becomes (delta wt) * g'(h), the delta of the layer below: the elementwise product of the chain rule.
-        h     stored (rows, fan_in)        delta  stored (rows, fan_out)
-        wt    W' (fan_out, fan_in)         sums   (fan_in,)
-    gradient(dw, a, delta, accumulate, rows, height, fan_in, fan_out)
+    backward(below, h, delta, wt, sums, activation, rows, height, fan_in, fan_out)
+        below = (delta wt) * g'(h), the delta of the layer below: the elementwise product of the chain rule.
+        below stored (rows, fan_in)        h      stored (rows, fan_in); may be `below` itself
+        delta stored (rows, fan_out)       wt     W' (fan_out, fan_in)         sums   (fan_in,)
+    gradient(dw, a, delta, accumulate, rows, height, dw_rows, fan_in, fan_out)
         dw (+)= a' delta, and zero in its padding
-        dw    (fan_in, fan_out) as in the flat buffers: blocked, fan_in rounded up to whole blocks
+        dw    (fan_in, fan_out) blocked as in the flat buffers, (blocks, dw_rows, lanes): `dw_rows` is fan_in rounded up
+              to whole blocks or, if a and delta are some blocks of larger matrices, that of the larger one
         a     stored (rows, fan_in)        delta  stored (rows, fan_out)
     from_blocked(stored, blocked, rows, height, blocks)
         Convert a blocked matrix. None if stored matrices are blocked.
@@ -116,6 +117,8 @@ class Form:
         False  # the form has a W of its own; else products read the weights of the flat buffer
     )
     target_in_form: bool = False  # `residual` takes a stored target
+    # Bytes from a row of a stored matrix to the next, within a block; None if steps cannot be cut by weights (split.py)
+    stored_row: int | None = None
     leaves: bool = (
         True  # `forward` can write a blocked result, for inference, a nonlinear last layer and the mean code
     )

@@ -4,7 +4,7 @@ Not for wide networks: it exists because with few columns, most lanes in gemm.py
 (columns, height) here, column by column; weights and their gradients keep the blocked layout (layout.py).
 
     forward    C = g(A B + bias)        a line of A times one weight of B, in every lane
-    backward   C = (A B) * g'(C)        the same; B is W'
+    backward   C = (A B) * g'(H)        the same; B is W'
     gradient   C (+)= A' B              lines of A times lines of B; lanes are added up after the last row of the tile
 
 In the names below, B is the second operand: W, W' or delta. The loops of a step (step.py) continue here:
@@ -132,18 +132,19 @@ def _write_residual(words, c, a, stride, b, depth, bias, x, row_weight, loss):  
     words.store(total, loss)
 
 
-def _write_backward(words, c, a, stride, b, depth, activation):  # type: ignore[no-untyped-def]
+def _write_backward(words, c, h, a, stride, b, depth, activation):  # type: ignore[no-untyped-def]
     """A register tile of ``backward``.
 
-    c  (COLUMNS, LINES x lanes): h, which becomes the delta     a, b  see _product
+    c, h  (COLUMNS, LINES x lanes)     a, b  see _product
     """
     tile = _product(words, [words.constant(0.0)] * COLUMNS, a, stride, b, depth)
 
     for activation_id in words.cases(activation, len(ACTIVATIONS)):
         for j in range(COLUMNS):
             for s in range(LINES):
-                place = words.offset(c, (stride, j), s * LINE)
-                words.store(times_derivative(words, activation_id, tile[j][s], words.load(place)), place)
+                value = words.load(words.offset(h, (stride, j), s * LINE))
+                delta = times_derivative(words, activation_id, tile[j][s], value)
+                words.store(delta, words.offset(c, (stride, j), s * LINE))
 
 
 def _write_gradient(words, c, a, b, stride, lines, accumulate, a_left, b_left):  # type: ignore[no-untyped-def]
@@ -248,28 +249,27 @@ def residual(out, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, f
 
 
 @ByAddress
-def backward(out, delta, wt, sums, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """h becomes (delta wt) * g'(h)."""
+def backward(out, h, delta, wt, sums, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """below = (delta wt) * g'(h)."""
     like = carray(out, (1,))
-    h, itemsize = np.int64(like.ctypes.data), like.itemsize
+    below, itemsize = np.int64(like.ctypes.data), like.itemsize
     lanes, stride = LINE // itemsize, height * itemsize
     block = round_up(fan_out, lanes) * LINE
     for i in range(0, rows, LINES * lanes):  # loop 6: C[i : i + r, :]
         for j in range(0, fan_in, COLUMNS):  # loop 5: C[i : i + r, j : j + n]
+            k = j * stride + i * itemsize
             b = wt + j // lanes * block + j % lanes * itemsize
-            _backward(
-                like, (h + j * stride + i * itemsize, delta + i * itemsize, stride, b, fan_out, activation)
-            )
-    _add_column_sums(like, sums, h, stride, rows, fan_in)
+            _backward(like, (below + k, h + k, delta + i * itemsize, stride, b, fan_out, activation))
+    _add_column_sums(like, sums, below, stride, rows, fan_in)
 
 
 @ByAddress
-def gradient(out, a, delta, accumulate, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+def gradient(out, a, delta, accumulate, rows, height, dw_rows, fan_in, fan_out):  # type: ignore[no-untyped-def]
     """dw (+)= a' delta over `rows` rows, rounded up to whole lines: below them, delta is zero."""
     like = carray(out, (1,))
     dw, itemsize = np.int64(like.ctypes.data), like.itemsize
     lanes, stride = LINE // itemsize, height * itemsize
-    block, lines = round_up(fan_in, lanes) * LINE, in_blocks(rows, lanes)
+    block, lines = dw_rows * LINE, in_blocks(rows, lanes)
     for j in range(0, fan_out, B_COLUMNS):  # loop 5: C[:, j : j + n]
         c, d = dw + j // lanes * block + j % lanes * itemsize, delta + j * stride
         for i in range(0, fan_in, A_COLUMNS):  # loop 6: C[i : i + r, j : j + n]

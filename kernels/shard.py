@@ -10,13 +10,20 @@ from numba import carray
 
 from fastae.kernels.compiler import ByAddress, callee, inlined
 from fastae.kernels.job import JOB, MEMBER
-from fastae.kernels.layout import IDENTITY, LAYER
+from fastae.kernels.layout import LAYER
 from fastae.kernels.load import load_input, load_weights
 from fastae.kernels.rows import add_lines, zero_lines
 from fastae.kernels.simd import array_at, record_at
-from fastae.kernels.split import SHARDS_MOST, in_blocks, round_up
+from fastae.kernels.split import SHARDS_MOST, epoch_of, in_blocks, round_up, step_of
 from fastae.kernels.target import LINE
-from fastae.kernels.tile import backward_layers, forward_layers, output_at, tile_map
+from fastae.kernels.tile import (
+    backward_layers,
+    forward_layers,
+    lane_sum,
+    layers_of_loss,
+    output_at,
+    tile_map,
+)
 
 
 @callee
@@ -43,22 +50,21 @@ def _add_gradient(work, job, plan, memory, target, gradient, accumulate, rows, c
     lanes = LINE // itemsize
     zero_lines(work, (memory.sums, (memory.row_weight - memory.sums) // LINE))
     zero_lines(work, (memory.loss, 1))
-    backward_layers(work, job, plan, memory, target, gradient, accumulate, rows, computed, job.height)
+    backward_layers(
+        work, job, plan, memory, memory.tiles, target, gradient, accumulate, rows, computed, job.height
+    )
     for i in range(plan.shape[0]):
         db, sums = gradient + plan[i].bias * itemsize, memory.sums + plan[i].column_sums * itemsize
         add_lines(work, (db, sums, in_blocks(plan[i].fan_out, lanes), accumulate))
-    losses, loss = array_at(memory.loss, (lanes,), work.dtype), 0.0
-    for lane in range(lanes):
-        loss += losses[lane]
-    return loss
+    return lane_sum(array_at(memory.loss, (lanes,), work.dtype))
 
 
 @ByAddress
-def shard_item(out, job_at, item, first, rows, epoch, me_at, only_codes):  # type: ignore[no-untyped-def]
+def shard_item(out, job_at, item, first, rows, round_, me_at, only_codes):  # type: ignore[no-untyped-def]
     """Process shard `item`, rows first .. first + rows, from its row me.progress on, while the quota lasts.
 
     If `only_codes` is 1 (phase CODE), this adds to the shard's sum of codes and to its sum of row weights; else (phase
-    SHARD) to its gradient, loss and sum of row weights.
+    ROWS) to its gradient, loss and sum of row weights.
 
     out      the thread's memory, mapped by TileMap
     job_at   JOB        me_at   MEMBER, this thread's
@@ -66,20 +72,16 @@ def shard_item(out, job_at, item, first, rows, epoch, me_at, only_codes):  # typ
     job, me = record_at(job_at, JOB), record_at(me_at, MEMBER)
     plan = array_at(job.plan, (job.layers,), LAYER)
     work = carray(out, (1,))
-    itemsize, height, code, last = work.itemsize, job.height, job.code_layer, plan.shape[0] - 1
+    itemsize, height, code = work.itemsize, job.height, job.code_layer
     memory = tile_map(plan, height, np.int64(work.ctypes.data), itemsize)
     row_weight = array_at(memory.row_weight, (height,), work.dtype)
     totals = array_at(job.totals, (SHARDS_MOST, 2), np.float64)
+    epoch = epoch_of(job, step_of(job, round_))
     codes = array_at(job.codes, (SHARDS_MOST, plan[code].fan_out), np.float64)
     features, gradient = plan[0].fan_in, job.gradients + item * job.n_parameters * itemsize
-    # The layers to compute: up to the code; or all, except for a linear last layer, which `residual` computes. A
-    # nonlinear last layer leaves the network, for cost.output_delta. The code leaves it too.
+    # The layers to compute: up to the code, which leaves the network; or all that backward_layers needs
     code_at = output_at(plan, code, memory.tiles, height, itemsize)
-    linear = plan[last].activation == IDENTITY
-    layers = code + 1 if only_codes else (last if linear else last + 1)
-    leaves_at = code_at
-    if not only_codes:
-        leaves_at = 0 if linear or job.from_blocked_at == 0 else memory.spare
+    layers, leaves_at = (code + 1, code_at) if only_codes else layers_of_loss(job, plan, memory)
     if me.progress == 0:
         totals[item, 0] = 0.0
         totals[item, 1] = 0.0
@@ -89,7 +91,7 @@ def shard_item(out, job_at, item, first, rows, epoch, me_at, only_codes):  # typ
     while me.quota > 0 and me.progress < rows:  # loop 3: rows row : row + count of X
         row, count = first + me.progress, min(height, rows - me.progress)
         computed = round_up(count, job.row_multiple)
-        target = load_input(itemsize, job, job_at, memory, features, memory.tiles, row, count, epoch)
+        target = load_input(itemsize, job, job_at, memory, height, features, memory.tiles, row, count, epoch)
         totals[item, 1] += load_weights(job, row_weight, row, count, computed)
         forward_layers(itemsize, job, plan, memory.tiles, leaves_at, computed, height, 0, layers)
         if only_codes:

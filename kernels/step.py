@@ -1,12 +1,15 @@
 """Gradient steps by a crew of threads: ``run``, the jitted call that each thread makes on a job. No arithmetic is here.
 
-A step has up to four phases. Each consists of items, which threads claim: first those of their own share, then those
-that other threads have not claimed yet:
+How a step is cut into items, by rows or by weights, is in split.py. A *round* is a slab of the step's rows or, by rows,
+the whole step. It has up to four phases. Each consists of items, which threads claim: first those of their own share,
+then those that other threads have not claimed yet:
 
-    TRANSPOSE   item: a stretch. Prepare W and W' as products read them; only in the first step of a job
-    CODE        item: a shard. Add up its codes; only if the mean code has a cost
-    SHARD       item: a shard. Compute its gradient and loss
-    UPDATE      item: a stretch. Add the shards' gradients in a fixed order, update the weights, prepare W and W'
+    TRANSPOSE   item: a stretch. Prepare W and W' as products read them; only in the first round of a job
+    CODE        item: a shard. Add up its codes; only in the first round of a step, if the mean code has a cost
+    ROWS        item: a shard. Compute its gradient and loss
+                or a band. Compute its activations, deltas and loss
+    WEIGHTS     item: a stretch. Add the shards' gradients in a fixed order, update the weights, prepare W and W'
+                or a patch. Compute its gradient over the slab; in the last round of a step, update and prepare as well
 
 What an item computes depends only on the job, never on the thread that claims it. So results are bit-identical for any
 number of threads, and no thread has to wait for one that comes late or never.
@@ -15,15 +18,16 @@ The thread that finishes the last item of a phase opens the next phase. CLAIM ho
 
     when                                                                     the next phase is
     the last item of a phase is done                                         the next one that has items
-    the last item of SHARD is done, but the loss is not finite               none: OUTCOME is DIVERGED
-    the last item of UPDATE in the last step is done                         none: OUTCOME is COMPLETE
-    CANCEL is set, and a member looks for an item, but not of UPDATE         none: OUTCOME is CANCELLED
+    the last item of ROWS is done, but the step's loss is not finite         none: OUTCOME is DIVERGED
+    the last item of WEIGHTS in the last step is done                        none: OUTCOME is COMPLETE
+    CANCEL is set, and a member looks for an item, but not of WEIGHTS        none: OUTCOME is CANCELLED
 
 The loops of a step, and the slice that each selects. The files repeat the numbers beside the loops:
 
-    loop 1    the phases of all steps             rows first : first + batch of X           step.py
-    loop 2    the items of a phase                a shard of these rows, or a stretch       step.py, split.py
+    loop 1    the phases of all rounds            rows first : first + batch of X           step.py
+    loop 2    the items of a phase                a part of these rows, or of the weights   step.py, split.py
     loop 3    the tiles of a shard                up to `height` rows of the shard          shard.py, infer.py
+              (a band is one tile)                                                          band.py
     loop 4    the layers, forwards and backwards  the tile's matrices of one layer          tile.py
     loop 5    panels of 3, 2 or 1 blocks          C[:, j : j + n]                           gemm.py, rowlanes.py
     loop 6    register tiles of rows              C[i : i + r, j : j + n]                   gemm.py, rowlanes.py
@@ -50,8 +54,8 @@ any, the leader keeps all that the job points to. Helpers listen for a while bef
 takes longer than many steps.
 
 Between two calls of the leader's ``run``, Python handles signals, and may admit more helpers or send some out with
-``admit``. If it gives the job up, it calls ``abandon``. Even then no step is taken in part: whoever opens UPDATE claims
-its items until none is left, and no one leaves ``run`` with an item of UPDATE.
+``admit``. If it gives the job up, it calls ``abandon``. Even then no step is taken in part: whoever opens WEIGHTS
+claims its items until none is left, and no one leaves ``run`` with an item of WEIGHTS.
 """
 
 from functools import cache
@@ -60,11 +64,13 @@ from typing import Any
 import numpy as np
 
 from fastae.kernels import products
+from fastae.kernels.band import band_item
 from fastae.kernels.compiler import callee, inlined, kernel
-from fastae.kernels.cost import add_penalties, close_codes, close_shards
+from fastae.kernels.cost import add_penalties, close_codes, close_rows
 from fastae.kernels.infer import infer
 from fastae.kernels.job import (
     BUSY,
+    BY_WEIGHTS,
     CANCEL,
     CANCELLED,
     CLAIM,
@@ -83,15 +89,16 @@ from fastae.kernels.job import (
     OUTCOME,
     OVER,
     PHASES,
-    SHARD,
+    ROWS,
     STEPS_DONE,
     STEPS_TASK,
     TRANSPOSE,
-    UPDATE,
     WAITING,
+    WEIGHTS,
     Member,
 )
 from fastae.kernels.load import load_tile
+from fastae.kernels.patch import patch_item
 from fastae.kernels.shard import shard_item
 from fastae.kernels.simd import (
     array_at,
@@ -106,7 +113,7 @@ from fastae.kernels.simd import (
     restore_float_state,
     store_release,
 )
-from fastae.kernels.split import epoch_of, items_of, rows_of_shard
+from fastae.kernels.split import is_last_round, items_of, rows_of_item, step_of
 from fastae.kernels.stretch import transpose_item, update_item
 
 PRESENT = Member.present.offset  # type: ignore[attr-defined]  # bytes from a member's record to this field
@@ -121,8 +128,10 @@ HOLDING = -1
 ITEMS = {
     "load_at": load_tile,
     "shard_at": shard_item,
+    "band_at": band_item,
     "transpose_at": transpose_item,
     "update_at": update_item,
+    "patch_at": patch_item,
     "infer_at": infer,
 }
 
@@ -252,8 +261,8 @@ def _work(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
 def _steps(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
     """Work on steps: claim items and process them. Returns as ``_work`` does."""
     job, me = record_at(job_at, JOB), record_at(me_at, MEMBER)
-    # Loop 1, the phases of all steps:     phase `phase_number`; rows first : first + batch of X
-    # Loop 2, the items of a phase:        `item`, as this thread claims it; a shard of these rows, or a stretch
+    # Loop 1, the phases of all rounds:    phase `phase_number`; rows first : first + batch of X
+    # Loop 2, the items of a phase:        `item`, as this thread claims it; a part of these rows, or of the weights
     # They are one loop here, because other threads may open the next phase at any time.
     while True:
         if me.held == FREE:
@@ -274,8 +283,8 @@ def _steps(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
 
 @inlined
 def _cancelled(control_at, phase_number):  # type: ignore[no-untyped-def]
-    """Whether to stop in this phase: not in UPDATE, which would leave a step taken in part."""
-    return phase_number % PHASES != UPDATE and load_acquire(control_at + CANCEL) != 0
+    """Whether to stop in this phase: not in WEIGHTS, which would leave a step taken in part."""
+    return phase_number % PHASES != WEIGHTS and load_acquire(control_at + CANCEL) != 0
 
 
 @inlined
@@ -297,7 +306,7 @@ def _next_item(job, control_at, me):  # type: ignore[no-untyped-def]
                 me.held, me.item, me.progress = phase_number, item, 0
                 return HOLDING
             exhausted = phase_number
-        # Only now: the thread that opens UPDATE must not leave before all its items are claimed.
+        # Only now: the thread that opens WEIGHTS must not leave before all its items are claimed.
         if load_acquire(control_at + OPEN) <= me.number:
             return OVER
         pause()
@@ -328,16 +337,21 @@ def _claim(job, control_at, me, phase_number):  # type: ignore[no-untyped-def]
 @inlined
 def _process_item(job, job_at, me, me_at, work):  # type: ignore[no-untyped-def]
     """Process the item that this thread holds: True. If its quota was used up before the end of a shard: False."""
-    step, phase, item = me.held // PHASES, me.held % PHASES, me.item
+    round_, phase, item = me.held // PHASES, me.held % PHASES, me.item
+    by_weights = job.cut == BY_WEIGHTS
     if phase == TRANSPOSE:
         call_at(job.transpose_at, (work, job_at, item))
-    elif phase == UPDATE:
-        n_parts = job.n_parts if job.n_parts != 0 else items_of(job, step, SHARD)
-        call_at(job.update_at, (work, job_at, item, step, n_parts))
+    elif phase == WEIGHTS:
+        if by_weights:
+            call_at(job.patch_at, (work, job_at, item, round_))
+        else:
+            call_at(job.update_at, (work, job_at, item, round_))
     else:
-        first, rows = rows_of_shard(job, step, item)
-        shard = item, first, rows, epoch_of(job, step)
-        call_at(job.shard_at, (work, job_at, *shard, me_at, np.int64(phase == CODE)))
+        first, rows = rows_of_item(job, round_, phase, item)
+        if by_weights and phase == ROWS:
+            call_at(job.band_at, (work, job_at, item, first, rows, round_, me_at))
+        else:
+            call_at(job.shard_at, (work, job_at, item, first, rows, round_, me_at, np.int64(phase == CODE)))
         return me.progress == rows
     return True
 
@@ -345,21 +359,22 @@ def _process_item(job, job_at, me, me_at, work):  # type: ignore[no-untyped-def]
 @inlined
 def _finish_phase(job, control_at, phase_number, items):  # type: ignore[no-untyped-def]
     """After the last of a phase's items: combine what they computed, and open the next phase or end the steps."""
-    step, phase = phase_number // PHASES, phase_number % PHASES
+    round_, phase = phase_number // PHASES, phase_number % PHASES
+    step, is_last = step_of(job, round_), is_last_round(job, round_)
     control = array_at(control_at, (CONTROL_BYTES // 8,), np.int64)
     following = phase_number + 1
     control[DONE // 8] = 0
     if phase == CODE:
         close_codes(job, step, items)
-    elif phase == SHARD:
-        close_shards(job, step, items)
+    elif phase == ROWS:
+        close_rows(job, step, items, round_ % job.slabs == 0, is_last)
         losses = array_at(job.losses, (job.steps, 2), np.float64)
-        if job.optimizer != NONE and not np.isfinite(losses[step, 0]):
+        if job.optimizer != NONE and is_last and not np.isfinite(losses[step, 0]):
             control[OUTCOME // 8] = DIVERGED
             following = FINISHED_CLAIM
-    elif phase == UPDATE:
+    elif phase == WEIGHTS and is_last:
         if job.alpha > 0:
-            add_penalties(job, step)
+            add_penalties(job, step, items)
         control[STEPS_DONE // 8] = step + 1
         if step + 1 == job.steps:
             control[OUTCOME // 8] = COMPLETE

@@ -7,16 +7,16 @@ import numpy as np
 from numba import carray
 
 from fastae.kernels.compiler import ByAddress, callee, kernel
-from fastae.kernels.job import JOB, NONE
+from fastae.kernels.job import JOB, NONE, ROWS
 from fastae.kernels.layout import LAYER
 from fastae.kernels.optimizer import add_penalty, add_up, update
 from fastae.kernels.simd import array_at, call_at, record_at
-from fastae.kernels.split import stretch
+from fastae.kernels.split import items_of, stretch
 from fastae.kernels.target import LINE
 
 
 @callee
-def _prepare(job, plan, itemsize, layer, first, last):  # type: ignore[no-untyped-def]
+def prepare(job, plan, itemsize, layer, first, last):  # type: ignore[no-untyped-def]
     """Prepare squares first .. last - 1 of a layer's weights as the form reads them: W, and W' except of layer 0."""
     place = plan[layer].weight * itemsize
     transposed = job.transposed + plan[layer].transposed * itemsize if layer > 0 else 0
@@ -32,7 +32,7 @@ def prepare_weights(job_at, itemsize):  # type: ignore[no-untyped-def]
     job = record_at(job_at, JOB)
     plan, lanes = array_at(job.plan, (job.layers,), LAYER), LINE // itemsize
     for i in range(plan.shape[0]):
-        _prepare(job, plan, itemsize, i, 0, (plan[i].bias - plan[i].weight) // (lanes * lanes))
+        prepare(job, plan, itemsize, i, 0, (plan[i].bias - plan[i].weight) // (lanes * lanes))
 
 
 @ByAddress
@@ -45,31 +45,37 @@ def transpose_item(out, job_at, item):  # type: ignore[no-untyped-def]
     plan = array_at(job.plan, (job.layers,), LAYER)
     itemsize = carray(out, (1,)).itemsize
     layer, low, high, _, _ = stretch(plan, item, LINE // itemsize)
-    _prepare(job, plan, itemsize, layer, low, high)
+    prepare(job, plan, itemsize, layer, low, high)
+
+
+@callee
+def gradient_factor(job, step):  # type: ignore[no-untyped-def]
+    """What the sum of the rows' gradients is multiplied with: 1 / (the sum of their weights), or 1 for sums."""
+    total_weight = array_at(job.losses, (job.steps, 2), np.float64)[step, 1]
+    if job.as_sums != 0:
+        return 1.0
+    return 1.0 / total_weight if total_weight > 0 else 0.0
 
 
 @ByAddress
-def update_item(out, job_at, item, step, n_parts):  # type: ignore[no-untyped-def]
+def update_item(out, job_at, item, step):  # type: ignore[no-untyped-def]
     """Compute the gradient of stretch `item`, update its parameters and, unless this is the last step, W and W'.
 
-    out       the thread's memory, (elements of the stretch,): holds the gradient, unless this is the last step
-    n_parts   the number of gradients to add up        job_at   JOB
+    out      the thread's memory, (elements of the stretch,): holds the gradient, unless this is the last step
+    job_at   JOB
     """
     job = record_at(job_at, JOB)
     plan = array_at(job.plan, (job.layers,), LAYER)
     work = carray(out, (1,))
     n_parameters, steps = job.n_parameters, job.steps
+    n_parts = job.n_parts if job.n_parts != 0 else items_of(job, step, ROWS)
     parameters = array_at(job.parameters, (n_parameters,), work.dtype)
     gradients = array_at(job.gradients, (n_parts, n_parameters), work.dtype)
     moments = array_at(job.moments, (2, n_parameters), work.dtype)
     norms = array_at(job.norms, (job.stretches,), np.float64)
     rates = array_at(job.rates, (steps,), np.float64)
-    losses = array_at(job.losses, (steps, 2), np.float64)
     layer, low, high, first, last = stretch(plan, item, LINE // work.itemsize)
-    total_weight = losses[step, 1]
-    factor = 1.0 / total_weight if total_weight > 0 else 0.0
-    if job.as_sums != 0:
-        factor = 1.0
+    factor = gradient_factor(job, step)
     # The caller gets only the last step's gradient. The others stay in this thread's memory, and so in its cache.
     total_at = job.gradient + first * work.itemsize if step + 1 == steps else np.int64(work.ctypes.data)
     total = array_at(total_at, (last - first,), work.dtype)
@@ -80,4 +86,4 @@ def update_item(out, job_at, item, step, n_parts):  # type: ignore[no-untyped-de
         p, u, s = parameters[first:last], moments[0, first:last], moments[1, first:last]
         update(job, p, total, u, s, rates[step], step)
         if step + 1 < steps:
-            _prepare(job, plan, work.itemsize, layer, low, high)
+            prepare(job, plan, work.itemsize, layer, low, high)

@@ -47,7 +47,7 @@ def tile_map(plan, height, base, itemsize):  # type: ignore[no-untyped-def]
     outputs, inputs = round_up(last.fan_out, lanes), round_up(plan[0].fan_in, lanes)
     sums = base + (last.output + outputs) * height * itemsize
     row_weight = sums + (last.column_sums + outputs) * itemsize
-    loss = row_weight + height * itemsize
+    loss = row_weight + round_up(height * itemsize, LINE)
     clean = loss + SCRATCH * LINE
     tile = inputs * height * itemsize
     return TileMap(
@@ -95,13 +95,38 @@ def forward_layers(itemsize, job, plan, tiles, leaves_at, rows, height, first, l
 
 
 @inlined
-def backward_layers(like, job, plan, memory, target, gradient, accumulate, rows, computed, height):  # type: ignore[no-untyped-def]
-    """Store the gradient of a tile's loss in a shard's gradient, or add it if `accumulate` is 1; add to `memory.loss`.
+def layers_of_loss(job, plan, memory):  # type: ignore[no-untyped-def]
+    """(last, leaves_at) for ``forward_layers``, so that ``backward_layers`` can follow on this tile.
 
-    Forward is complete, except for a linear last layer. Deltas overwrite the activations they belong to. The tile has
-    `rows` rows, of which `computed` are computed: `rows` rounded up to the row multiple.
+    A linear last layer is left to ``residual``. A nonlinear one leaves the network, for cost.output_delta.
+    """
+    last = plan.shape[0] - 1
+    if plan[last].activation == IDENTITY:
+        return last, 0
+    return last + 1, 0 if job.from_blocked_at == 0 else memory.spare
+
+
+@callee
+def lane_sum(line):  # type: ignore[no-untyped-def]
+    """The sum of a line, (lanes,), in float64."""
+    total = 0.0
+    for lane in range(line.shape[0]):
+        total += line[lane]
+    return total
+
+
+@inlined
+def backward_layers(like, job, plan, memory, deltas, target, gradient, accumulate, rows, computed, height):  # type: ignore[no-untyped-def]
+    """Compute the delta of each layer on a tile, and add to `memory.loss` and to the column sums of deltas.
+
+    Unless `gradient` is 0, also store the gradient of the tile's loss there, or add it if `accumulate` is 1.
+
+    Forward is complete, except for a linear last layer. The tile has `rows` rows, of which `computed` are computed:
+    `rows` rounded up to the row multiple.
 
     memory     TileMap; if the form stores them otherwise, a nonlinear last layer has left its output at memory.spare
+    deltas     where the delta of a hidden layer is stored, at the same offset as its output in memory.tiles: there
+               itself, where it takes the output's place, or elsewhere. The last layer's delta takes its output's place
     target     (rows, n), as ``load_input`` returns it
     gradient   flat: the weights' part is written; biases are left to the caller, from memory.sums
     """
@@ -136,25 +161,26 @@ def backward_layers(like, job, plan, memory, target, gradient, accumulate, rows,
         if job.from_blocked_at != 0:
             call_at(job.from_blocked_at, (top, xhat, computed, height, blocks))
     # loop 4: delta of layer i -> its weight gradient, and the delta of layer i - 1
+    delta = top
     for i in range(last, -1, -1):
         fan_in, fan_out = plan[i].fan_in, plan[i].fan_out
-        below, delta = (
-            output_at(plan, i - 1, memory.tiles, height, itemsize),
-            output_at(plan, i, memory.tiles, height, itemsize),
-        )
-        dw = gradient + plan[i].weight * itemsize
-        call_at(job.gradient_at, (dw, below, delta, accumulate, rows, height, fan_in, fan_out))
+        h = output_at(plan, i - 1, memory.tiles, height, itemsize)
+        if gradient != 0:
+            dw, dw_rows = gradient + plan[i].weight * itemsize, round_up(fan_in, lanes)
+            call_at(job.gradient_at, (dw, h, delta, accumulate, rows, height, dw_rows, fan_in, fan_out))
         if i > 0:
+            below = output_at(plan, i - 1, deltas, height, itemsize)
             below_sums = memory.sums + plan[i - 1].column_sums * itemsize
             blocks = in_blocks(fan_in, lanes)
             sparse = job.sparse != 0 and i - 1 == job.code_layer
             if sparse:
                 call_at(
                     job.sparsity_delta_at,
-                    (memory.spare, below, memory.row_weight, job.slopes, computed, height, blocks),
+                    (memory.spare, h, memory.row_weight, job.slopes, computed, height, blocks),
                 )
             wt = job.transposed + plan[i].transposed * itemsize
             sizes = computed, height, fan_in, fan_out
-            call_at(job.backward_at, (below, delta, wt, below_sums, plan[i - 1].activation, *sizes))
+            call_at(job.backward_at, (below, h, delta, wt, below_sums, plan[i - 1].activation, *sizes))
             if sparse:
                 call_at(job.add_delta_at, (below, memory.spare, below_sums, computed, height, blocks))
+            delta = below

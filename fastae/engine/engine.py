@@ -102,20 +102,15 @@ class Engine:
             )
         self._split, self._all_forms = split, forms
         self._addresses, self._prepare_weights = step.addresses, stretch.prepare_weights
+        self._tile_map = tile.tile_map
         self._form = self._forms[0]
         widths, dtype, lanes = network.widths, self.dtype, layout.lanes(self.dtype)
         self.plan, size, transposed = layout.plan(widths, network.activations, dtype)
         self.tile_rows = self._form.height(widths, dtype)
         code, last = widths[network.code_layer], self.plan[-1]
-        # A thread's memory (TileMap in kernels/tile.py) ends with three tiles of the input, the last one as wide as
-        # the code if that is wider. Where they are not needed they are not touched, and so take no physical memory.
         height = max(form.height(widths, dtype) for form in self._forms)
-        inputs, codes = (layout.blocks(columns, dtype) * lanes * height for columns in (widths[0], code))
-        scratch = int(tile.tile_map(self.plan, height, 0, dtype.itemsize).clean) // dtype.itemsize
-        work = [
-            layout.aligned_zeros(scratch + 2 * inputs + max(inputs, codes), dtype)
-            for _ in range(self._most_threads)
-        ]
+        elements = self._tile_elements(height)
+        work = [layout.aligned_zeros(elements, dtype) for _ in range(self._most_threads)]
         self._size, self._shape = size, (size,)
         self._weights = None  # W as products read it, where that is not W itself
         if self._form.own_weights:
@@ -127,18 +122,19 @@ class Engine:
             start = layer["column_sums"]
             self._ones[start : start + layer["fan_out"]] = 1
         self._gradients = layout.aligned_zeros(0, dtype).reshape(0, size)
-        self._totals = np.zeros((split.SHARDS_MOST, 2))
-        stretches = int(split.stretches(self.plan, lanes))
-        self._norms = np.zeros(stretches)
+        self._totals = np.zeros((split.ROWS_ITEMS_MOST + 1, 2))
+        stretches, patches = int(split.stretches(self.plan, lanes)), int(split.patches(self.plan, lanes))
+        self._norms = np.zeros(max(stretches, patches))
         self._codes = np.zeros((split.SHARDS_MOST, code))
         self._slopes = jobs.padded(0.0, code, dtype)
-        self._blanks = {form: self._blank(form, transposed, stretches) for form in self._forms}
-        self._crew = Crew(work, max(stretches, split.SHARDS_MOST))
+        self._kept = self._deltas = self._band_sums = layout.aligned_zeros(0, dtype)
+        self._blanks = {form: self._blank(form, transposed, stretches, patches) for form in self._forms}
+        self._crew = Crew(work, max(stretches, patches, split.ROWS_ITEMS_MOST))
         self._thread_counts: dict[tuple[Any, ...], ThreadCount] = {}
         self._turn = Turn()
         _engines.add(self)
 
-    def _blank(self, form: Any, transposed: int, stretches: int) -> Job:
+    def _blank(self, form: Any, transposed: int, stretches: int, patches: int) -> Job:
         """The fields that all jobs in one form of products share; ``_new_job`` adds the addresses of functions."""
         return Job(
             plan=address(self.plan),
@@ -146,6 +142,9 @@ class Engine:
             code_layer=self.network.code_layer - 1,
             n_parameters=self._size,
             stretches=stretches,
+            patches=patches,
+            slabs=1,
+            stored_row=form.stored_row or 0,
             transposed=address(self._transposed),
             transposed_size=transposed,
             orders=1,
@@ -445,7 +444,9 @@ class Engine:
             raise ValueError(
                 f"index orders the rows of {len(chosen)} epochs, but rates are of {rates.size} steps of {batch} rows"
             )
-        job = self._new_job(self._form_for(batch, objective))
+        form = self._form_for(batch, objective)
+        job = self._new_job(form)
+        by_weights = form.stored_row is not None and self._split.by_weights(self._size)
         alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
         unit = 1.0  # in which job.sample_weight is measured
         if sample_weight is not None:
@@ -462,13 +463,10 @@ class Engine:
         job.batch, job.first_row, job.as_sums = batch, first_row, sums
         job.weights = address(params.flat if self._weights is None else self._weights)
         with self._turn.take():
-            shards = self._split.most_shards(rows, batch, self._size, job.row_multiple)
-            if self._gradients.shape[0] < shards:
-                self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
-            job.gradients = address(self._gradients)
+            items = self._cut_by_weights(job, batch) if by_weights else self._cut_by_rows(job, rows, batch)
             flops = 6.0 * batch * self._size
-            # One shard is one item: other threads would find almost nothing to do, however many steps there are
-            alone = shards == 1 and flops < SMALL_JOB
+            # One item of rows: other threads would find almost nothing to do, however many steps there are
+            alone = items == 1 and flops < SMALL_JOB
             done, diverged = self._share(job, fields.TRANSPOSE, flops, rates.size, batch, alone=alone)
         if sums and unit != 1:
             losses *= unit
@@ -503,7 +501,7 @@ class Engine:
         jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
         job.alpha, job.n_parts, job.gradients = alpha, len(parts), address(parts)
         with self._turn.take():
-            self._run(job, fields.UPDATE, 1)
+            self._run(job, fields.WEIGHTS, 1)
         return float(losses[0, 0])
 
     # -- within -------------------------------------------------------------------------------------------------
@@ -564,6 +562,45 @@ class Engine:
             linear=self.network.activations[-1] == "identity",
             sparse=objective.sparsity_weight > 0,
         )
+
+    def _cut_by_rows(self, job: Job, rows: int, batch: int) -> int:
+        """Have a job's steps cut by rows, in memory for their gradients; returns the most shards of any step."""
+        shards = self._split.most_shards(rows, batch, self._size, job.row_multiple)
+        if self._gradients.shape[0] < shards:
+            self._gradients = layout.aligned_zeros(shards * self._size, self.dtype).reshape(shards, -1)
+        job.gradients = address(self._gradients)
+        return shards
+
+    def _cut_by_weights(self, job: Job, batch: int) -> int:
+        """Have a job's steps cut by weights, in memory for a slab; returns the most bands of any slab."""
+        split = self._split
+        job.cut, job.slabs = fields.BY_WEIGHTS, -(-batch // split.SLAB)
+        job.slab = int(split.round_up(-(-batch // job.slabs), job.row_multiple))
+        job.band, job.slab_height = (
+            rule(job.slab, job.row_multiple) for rule in (split.band_rows, split.slab_height)
+        )
+        bands = -(-job.slab // job.band)
+        kept, deltas = self._tile_elements(job.slab_height), job.slab_height * int(self.plan[-1].output)
+        if self._kept.size < kept:
+            self._kept = layout.aligned_zeros(kept, self.dtype)
+            self._deltas = layout.aligned_zeros(deltas, self.dtype)
+        if self._band_sums.size < bands * self._ones.size:
+            self._band_sums = layout.aligned_zeros(bands * self._ones.size, self.dtype)
+        job.kept, job.deltas, job.band_sums = map(address, (self._kept, self._deltas, self._band_sums))
+        return bands
+
+    def _tile_elements(self, height: int) -> int:
+        """Elements of memory that TileMap (kernels/tile.py) maps, for tiles of so many rows.
+
+        It ends with three tiles of the input, the last one as wide as the code if that is wider. Where they are not
+        needed they are not touched, and so take no physical memory.
+        """
+        code = layout.blocks(self.network.widths[self.network.code_layer], self.dtype) * layout.lanes(
+            self.dtype
+        )
+        inputs = int(self.plan[0].output)
+        before = int(self._tile_map(self.plan, height, 0, self.dtype.itemsize).clean) // self.dtype.itemsize
+        return before + height * (2 * inputs + max(inputs, code))
 
     def _new_job(self, form: Any) -> Job:
         """A job with the fields that all jobs in this form share; the first one compiles what they call."""

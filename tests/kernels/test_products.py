@@ -166,7 +166,7 @@ def test_forward_is_numpys(harness, activation):
             # What h has in padding columns is zero, or is not read by the product that reads h.
             dw = blocked(np.full((fan_out, fan_in), 7, harness.dtype), end=harness.end)
             above = harness.stored(draw(1, fan_in, rows, harness.dtype)[3], height)
-            harness.call("gradient", dw, h, above, 0, rows, height, fan_out, fan_in)
+            harness.call("gradient", dw, h, above, 0, rows, height, dw.shape[1], fan_out, fan_in)
             assert np.isfinite(dw).all()
             assert_padding_is_zero(dw, (fan_out, fan_in))
 
@@ -214,9 +214,14 @@ def test_backward_is_numpys(harness, activation):
             a, W, _, delta = draw(fan_in, fan_out, rows, harness.dtype, activation)
             h, sums = harness.stored(a, height), vector(np.full(fan_in, 7, harness.dtype), harness.end)
             sizes = rows, height, fan_in, fan_out
-            harness.call(
-                "backward", h, harness.stored(delta, height), harness.weights(W)[1], sums, id_, *sizes
-            )
+            inputs = harness.stored(delta, height), harness.weights(W)[1]
+            below, other_sums = harness.empty(fan_in, height), guarded(sums, harness.end)
+            harness.call("backward", below, h, *inputs, sums, id_, *sizes)
+            assert np.array_equal(harness.read(h, height), harness.read(harness.stored(a, height), height))
+            harness.call("backward", h, h, *inputs, other_sums, id_, *sizes)  # in place
+            used = slice(rows), slice(fan_in)
+            assert np.array_equal(harness.read(h, height)[used], harness.read(below, height)[used])
+            assert np.array_equal(other_sums, sums)
             wanted = (harness.operand(delta) @ harness.operand(W).T) * derivative(harness.operand(a))
             found = harness.read(h, height)
             harness.close(found[:rows, :fan_in], wanted, fan_out, sizes)
@@ -239,14 +244,40 @@ def test_gradient_is_numpys(harness):
             sizes = rows, height, fan_in, fan_out
             wanted = harness.operand(a).T @ harness.operand(delta)
             for accumulate in (0, 1):
-                harness.call("gradient", dw, *operands, accumulate, *sizes)
+                harness.call(
+                    "gradient", dw, *operands, accumulate, rows, height, dw.shape[1], fan_in, fan_out
+                )
                 found = layout.unpack(dw, W.shape)
                 harness.close(found, (1 + accumulate) * wanted, rows, sizes, stored=False)
                 assert_padding_is_zero(dw, W.shape)
             again = blocked(np.zeros_like(W), end=harness.end)
             for accumulate in (0, 1):
-                harness.call("gradient", again, *operands, accumulate, *sizes)
+                harness.call(
+                    "gradient", again, *operands, accumulate, rows, height, dw.shape[1], fan_in, fan_out
+                )
             assert np.array_equal(again, dw)
+
+
+@every_form
+def test_the_gradient_of_some_blocks_is_that_part_of_the_whole(harness):
+    """What a patch computes: a and delta from some block on, and dw among the rows of the larger one."""
+    if harness.form.stored_row is None:
+        return  # its steps are not cut by weights
+    lanes = harness.lanes
+    for fan_in, fan_out in ((lanes + 1, lanes), (2 * lanes, 3 * lanes + 5), (3 * lanes + 3, lanes + 1)):
+        rows, height = harness.heights(fan_in, fan_out)[1]
+        a, W, _, delta = draw(fan_in, fan_out, rows, harness.dtype)
+        whole, part = (blocked(np.zeros_like(W), end=harness.end) for _ in range(2))
+        a, delta = harness.stored(a, height), harness.stored(delta, height)
+        harness.call("gradient", whole, a, delta, 0, rows, height, whole.shape[1], fan_in, fan_out)
+        block = a.nbytes // layout.blocks(fan_in, harness.dtype)  # bytes
+        for i in range(0, fan_in, lanes):
+            for j in range(0, fan_out, lanes):
+                place = part[j // lanes :, i:]
+                columns = min(lanes, fan_in - i), min(lanes, fan_out - j)
+                operands = a.ctypes.data + i // lanes * block, delta.ctypes.data + j // lanes * block
+                harness.call("gradient", place, *operands, 0, rows, height, part.shape[1], *columns)
+        assert np.array_equal(part, whole)
 
 
 @every_form

@@ -1,4 +1,4 @@
-"""The split of a job: rows into steps and shards, weights into stretches.
+"""The split of a job: rows into steps, and these into shards and stretches, or into slabs, bands and patches.
 
 It depends on nothing but the job, and covers each part exactly once.
 """
@@ -18,7 +18,7 @@ MULTIPLES = st.sampled_from([1, 8, 16, 24, 48, 128])
 LANES = {"float32": 16, "float64": 8}
 
 
-def a_job(rows, batch, *, n_parameters=800, multiple=16, stretches=5, epoch=0, sparse=False):
+def a_job(rows, batch, *, n_parameters=800, multiple=16, stretches=5, epoch=0, sparse=False, **more):
     """What these functions read of a job of steps: the one place here that knows what a job is."""
     return fields.Job(
         rows=rows,
@@ -29,6 +29,7 @@ def a_job(rows, batch, *, n_parameters=800, multiple=16, stretches=5, epoch=0, s
         stretches=stretches,
         epoch=epoch,
         sparse=sparse,
+        **{"slabs": 1} | more,
     )
 
 
@@ -100,7 +101,7 @@ def test_most_shards_is_the_most_that_any_step_has(rows, batch, size, multiple):
     batch = min(batch, rows)
     steps = range(max(0, steps_an_epoch(rows, batch) - 2), steps_an_epoch(rows, batch))
     job = a_job(rows, batch, n_parameters=size, multiple=multiple)
-    counts = [split.items_of(job, step, fields.SHARD) for step in (0, *steps)]
+    counts = [split.items_of(job, step, fields.ROWS) for step in (0, *steps)]
     assert split.most_shards(rows, batch, size, multiple) == max(counts)
 
 
@@ -132,8 +133,8 @@ def test_every_row_of_a_step_is_in_one_shard(rows, batch, size, multiple):
     job = a_job(rows, batch, n_parameters=size, multiple=multiple)
     for step in {0, steps_an_epoch(rows, batch) - 1}:
         taken = []
-        for item in range(split.items_of(job, step, fields.SHARD)):
-            first, count = split.rows_of_shard(job, step, item)
+        for item in range(split.items_of(job, step, fields.ROWS)):
+            first, count = split.rows_of_item(job, step, fields.ROWS, item)
             assert count >= 1
             taken += range(first, first + count)
         first, count = split.rows_in_step(job, step)
@@ -179,11 +180,90 @@ def test_each_phase_has_its_items():
     job = a_job(5000, 2048, stretches=7)
     shards = [split.shards_of(rows, 800, 16) for rows in (2048, 2048, 904)]
     assert shards == [4, 4, 2]
-    assert [split.items_of(job, step, fields.SHARD) for step in range(3)] == shards
-    assert [split.items_of(job, step, fields.UPDATE) for step in range(3)] == [7, 7, 7]
+    assert [split.items_of(job, step, fields.ROWS) for step in range(3)] == shards
+    assert [split.items_of(job, step, fields.WEIGHTS) for step in range(3)] == [7, 7, 7]
     # W' of the first step's weights; afterwards an update leaves it
     assert [split.items_of(job, step, fields.TRANSPOSE) for step in range(3)] == [7, 0, 0]
     # a pass for the mean code, where it has a cost
     assert [split.items_of(job, step, fields.CODE) for step in range(3)] == [0, 0, 0]
     sparse = a_job(5000, 2048, stretches=7, sparse=True)
     assert [split.items_of(sparse, step, fields.CODE) for step in range(3)] == shards
+
+
+# -- by weights -------------------------------------------------------------------------------------------------------
+
+
+def a_job_by_weights(rows, batch, *, multiple=16, **more):
+    slabs = -(-batch // split.SLAB)
+    slab = split.round_up(-(-batch // slabs), multiple)
+    by_weights = {"cut": fields.BY_WEIGHTS, "slabs": slabs, "slab": slab, "patches": 9}
+    return a_job(rows, batch, multiple=multiple, band=split.band_rows(slab, multiple), **by_weights, **more)
+
+
+@given(st.integers(1, 9000), st.integers(1, 9000), MULTIPLES)
+def test_every_row_of_a_step_is_in_one_band(rows, batch, multiple):
+    batch = min(batch, rows)
+    job = a_job_by_weights(rows, batch, multiple=multiple)
+    for step in {0, steps_an_epoch(rows, batch) - 1}:
+        taken, rounds = [], range(step * job.slabs, (step + 1) * job.slabs)
+        for round_ in rounds:
+            in_slab, (first, count) = [], split.rows_in_round(job, round_)
+            bands = split.items_of(job, round_, fields.ROWS)
+            assert bands <= split.BANDS_MOST
+            for item in range(bands):
+                top, size = split.rows_of_item(job, round_, fields.ROWS, item)
+                assert 1 <= size <= job.band
+                assert (top - first) % multiple == 0, "a band begins within a register tile"
+                in_slab += range(top, top + size)
+            assert in_slab == list(range(first, first + count))
+            assert count <= job.slab
+            assert split.step_of(job, round_) == step
+            taken += in_slab
+        first, count = split.rows_in_step(job, step)
+        assert taken == list(range(first, first + count))
+        # a step ends with the round that holds its last rows, and what comes after it has no items
+        last = [split.is_last_round(job, round_) for round_ in rounds]
+        ends = last.index(True)
+        assert split.rows_in_round(job, rounds[ends])[1] > 0
+        for phase in range(fields.PHASES):
+            assert [split.items_of(job, round_, phase) for round_ in rounds[ends + 1 :]] == [0] * (
+                job.slabs - ends - 1
+            )
+
+
+@given(st.lists(st.integers(1, 900), min_size=2, max_size=6), st.sampled_from(sorted(LANES)))
+def test_patches_cover_each_square_once(widths, dtype):
+    lanes = LANES[dtype]
+    plan, _, _ = layout.plan(tuple(widths), ("relu",) * (len(widths) - 1), dtype)
+    squares = Counter()
+    for item in range(split.patches(plan, lanes)):
+        layer, top, bottom, left, right = split.patch(plan, item, lanes)
+        assert 0 < right - left <= split.PATCH_BLOCKS
+        assert 0 < (bottom - top) * lanes <= split.PATCH_ROWS
+        squares.update((layer, i, j) for i in range(top, bottom) for j in range(left, right))
+    wanted = {
+        (layer, i, j)
+        for layer, row in enumerate(plan)
+        for i in range(-(-row.fan_in // lanes))
+        for j in range(-(-row.fan_out // lanes))
+    }
+    assert set(squares) == wanted
+    assert max(squares.values()) == 1
+
+
+def test_each_phase_by_weights_has_its_items():
+    job = a_job_by_weights(3 * split.SLAB + 10, 2 * split.SLAB, sparse=True)
+    rounds = range(4)  # two of each step
+    bands = [split.items_of(job, round_, fields.ROWS) for round_ in rounds]
+    assert bands == [32, 32, 32, 1]
+    assert [split.items_of(job, round_, fields.WEIGHTS) for round_ in rounds] == [9] * 4
+    assert [split.items_of(job, round_, fields.TRANSPOSE) for round_ in rounds] == [5, 0, 0, 0]
+    assert [split.items_of(job, round_, fields.CODE) for round_ in rounds] == [4, 0, 2, 0]
+    assert [split.is_last_round(job, round_) for round_ in rounds] == [False, True, False, True]
+
+
+def test_the_rows_of_a_slab_do_not_all_begin_in_the_same_cache_sets():
+    for rows in (16, 64, 256, 512, 1024):
+        height = split.slab_height(rows, 8)
+        assert rows <= height <= rows + 8
+        assert height % 16 == 8

@@ -42,7 +42,7 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
             collection, a lazy Dask array.
         """
         return check_here(self, X).map_rows(
-            lambda rows: self._in_dtype_of(rows, self._engine().encode(self.params_, rows, **self._in()))
+            lambda rows: self._in_dtype_of(rows, self._encode(rows))
         )
 
     def inverse_transform(self, X: Any) -> np.ndarray:
@@ -67,7 +67,7 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         X = check_array(X, dtype=(np.float64, np.float32), input_name="X")
         if X.shape[1] != self._n_features_out:
             raise ValueError(f"X has {X.shape[1]} features, but the code has {self._n_features_out}")
-        return self._out(self._in_dtype_of(X, self._engine().decode(self.params_, X)))
+        return self._out(self._in_dtype_of(X, self._decode(X)))
 
     @also_lazily
     def reconstruct(self, X: Any) -> np.ndarray:
@@ -179,13 +179,22 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
             xhat += self.shift_
         return xhat
 
+    def _encode(self, X: np.ndarray) -> np.ndarray:
+        return self._engine().encode(self.params_, X, **self._in())
+
+    def _decode(self, code: np.ndarray) -> np.ndarray:
+        return self._engine().decode(self.params_, code)
+
+    def _xhat(self, X: np.ndarray) -> np.ndarray:
+        """Reconstructions in the scale of the network, of which `_out` makes those in the scale of the data."""
+        return self._engine().reconstruct(self.params_, X, **self._in())
+
     def _reconstruct(self, X: np.ndarray) -> np.ndarray:
-        xhat = self._engine().reconstruct(self.params_, X, **self._in())
-        return self._out(self._in_dtype_of(X, xhat))
+        return self._out(self._in_dtype_of(X, self._xhat(X)))
 
     def _cell_errors(self, X: np.ndarray) -> np.ndarray:
         """Squared error of each cell in float64, in the scale the network sees; 0 for missing ones."""
-        xhat = self._engine().reconstruct(self.params_, X, **self._in())
+        xhat = self._xhat(X)
         x = X.astype(np.float64) if self.scale_ is None else (X - self.shift_) * self.scale_
         error: np.ndarray = np.square(xhat - x)
         return np.where(np.isnan(X), 0.0, error) if self.missing else error

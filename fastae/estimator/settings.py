@@ -135,6 +135,10 @@ class Settings(BaseEstimator):
         "verbose": ["verbose"],
     }
 
+    def _value(self, name: str) -> Any:
+        """What the setting `name` stands for."""
+        return getattr(self, name)
+
     @property
     def _in_bfloat16(self) -> bool:
         return isinstance(self.dtype, str) and self.dtype == "bfloat16"
@@ -163,8 +167,8 @@ class Settings(BaseEstimator):
     def _objective(self) -> Objective:
         return Objective(
             alpha=0.0 if self.solver == "adamw" else self.alpha,
-            noise=self.noise,
-            noise_level=self.noise_level,
+            noise=self._value("noise"),
+            noise_level=self._value("noise_level"),
             sparsity_weight=self.sparsity_weight,
             sparsity_target=self.sparsity_target,
             missing=self.missing is not None,

@@ -1,0 +1,430 @@
+"""EnsembleFit: fitting the networks of a detector, and what an estimator with several networks does differently."""
+
+import os
+import sys
+import time
+from typing import Any, Self, cast
+
+import numpy as np
+from sklearn.utils import check_random_state
+
+from fastae.data.row_source import ArrayRows, RowSource
+from fastae.data.weighted import counted
+from fastae.distributed.spread import train_spread
+from fastae.engine import thread_pool
+from fastae.estimator.alarms import Calibration
+from fastae.estimator.automatic import patience
+from fastae.estimator.autoencoder import MAY_DIFFER, Autoencoder
+from fastae.estimator.callbacks import callbacks
+from fastae.estimator.ensemble import FLOOR, Ensemble, EnsembleModel, combined
+from fastae.estimator.ensemble_checkpoint import EnsembleCheckpoint
+from fastae.estimator.ensemble_training import (
+    KEPT_MOST,
+    Bags,
+    Member,
+    options_of,
+    out_of_bag_mean,
+    rows_to_keep,
+    start_members,
+    train_alone,
+    train_here,
+    training_array,
+    typical_errors,
+)
+from fastae.estimator.inputs import check, check_weight
+from fastae.estimator.quality import warn_if_code_is_wide
+from fastae.estimator.scaling import shift_and_scale
+from fastae.estimator.sklearn_types import with_callbacks
+from fastae.network import Parameters
+from fastae.training.checkpoint import Checkpoint
+from fastae.training.history import DivergenceError, Epoch, History
+from fastae.training.progress import progress_bar
+
+_AUTO = "output_layer", "init", "noise", "noise_level"  # what else may be "auto" in a detector
+
+
+class EnsembleFit(Autoencoder):
+    """Trains and applies several networks where `n_estimators` is above 1; otherwise, all is as in ``Autoencoder``."""
+
+    n_estimators: int
+    contamination: float
+    _ensemble: Ensemble | None = None
+    _states: tuple[Any, ...] = ()  # of the optimizer, by network
+    oob_scores_: np.ndarray
+    _oob_weight: np.ndarray | None
+
+    def _value(self, name: str) -> Any:
+        value = getattr(self, name)
+        if not (isinstance(value, str) and value == "auto" and name in _AUTO):
+            return value
+        several = self.n_estimators > 1
+        if name == "output_layer":  # the networks that "auto" makes are wider than the rows: one layer decodes them
+            return not (several and isinstance(self.hidden_layer_sizes, str))
+        if name == "init":
+            return "random" if several else "pca"
+        if name == "noise":
+            return "mask" if several else None
+        return 0.3 if several and self.noise == "auto" else 0.1
+
+    def _dtype(self, X: RowSource) -> np.dtype[Any]:
+        if self.n_estimators > 1 and self.dtype is None and self.scale is not None and self.solver != "lbfgs":
+            return np.dtype(np.float32)
+        return super()._dtype(X)
+
+    # -- fitting --------------------------------------------------------------------------------------------------
+
+    def _fit(
+        self,
+        X: Any,
+        sample_weight: Any,
+        *,
+        X_val: Any,
+        checkpoint: str | os.PathLike[str] | None,
+        resume: bool,
+    ) -> None:
+        if self.n_estimators == 1:
+            self._forget_ensemble()
+            super()._fit(X, sample_weight, X_val=X_val, checkpoint=checkpoint, resume=resume)
+        else:
+            self._fit_ensemble(X, sample_weight, X_val=X_val, checkpoint=checkpoint, resume=resume)
+
+    @with_callbacks
+    def _fit_ensemble(
+        self, X: Any, sample_weight: Any, *, X_val: Any, checkpoint: Any, resume: bool
+    ) -> None:
+        """As ``_fit``, for several networks."""
+        rows, weight = self._checked(X, sample_weight)
+        validation = None if X_val is None else check(self, X_val, name="X_val")
+        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3).tolist()
+        for data in (X, X_val):
+            Checkpoint.check_not_input(checkpoint, data)
+        if checkpoint is None and resume:
+            raise ValueError("resume=True needs checkpoint, the file to resume from")
+        saved = None if checkpoint is None else EnsembleCheckpoint(checkpoint, resume)
+        if saved is not None:
+            settings = {name: value for name, value in self._settings().items() if name not in MAY_DIFFER}
+            shapes = {"X.shape": rows.shape, "X_val.shape": None if validation is None else validation.shape}
+            saved.agree("estimator", settings | {"max_iter": self.max_iter} | shapes)
+            seed = saved.keep("seed", seed)  # random_state may be None
+        bags = Bags.drawn(self.n_estimators, len(rows), seed[:1])
+        array, numbers = training_array(rows, seed[:1])
+        before = self._members if self.warm_start and hasattr(self, "params_") else None
+        if before is None or before[0].network.widths[0] != rows.shape[1]:
+            self.shift_, self.scale_ = shift_and_scale(self, rows, weight)
+        self._objective()
+        members = start_members(self, array, numbers, bags, seed[:1], before)
+        self.params_ = members[0].params
+        self._engine()  # made here, as several threads may use it for validation
+        self._choose(members, self._patience(members[0], validation))
+        self._train_members(rows, array, members, weight, validation, saved)
+        self._finish_ensemble(members, rows, weight, bags, seed[:1])
+
+    def _checked(self, X: Any, sample_weight: Any, *, reset: bool = True) -> tuple[RowSource, np.ndarray | None]:
+        """`X` and `sample_weight`, if an ensemble can be trained on them."""
+        rows = check(self, X, reset=reset)
+        weight = check_weight(rows, sample_weight)
+        if not rows.is_local and not hasattr(rows, "take"):
+            raise ValueError("n_estimators must be 1 where X is spread over MPI ranks")
+        if self.solver == "lbfgs" and not rows.is_local:
+            raise ValueError("solver 'lbfgs' needs X on one machine; 'adam', 'adamw' and 'sgd' do not")
+        if self._in_bfloat16 and not rows.is_local:
+            raise ValueError("dtype 'bfloat16' needs X on one machine; 'float32' does not")
+        if len(rows) < 2:
+            raise ValueError(
+                f"X has too few rows: n_samples = {len(rows)}, but each of several networks leaves some out; "
+                "set n_estimators=1"
+            )
+        return rows, weight
+
+    def _patience(self, member: Member, validation: RowSource | None) -> int | None:
+        validates = validation is not None or self.early_stopping
+        return patience(self, member.budget.epochs, validates=validates)
+
+    def _choose(self, members: list[Member], stops_after: int | None) -> None:
+        """Set the network, and what is "auto"."""
+        self.network_ = members[0].params.network
+        code = self.network_.widths[self.network_.code_layer]
+        self._n_features_out = code * len(members)
+        warn_if_code_is_wide(self, code, self.network_.widths[0])
+        self.auto_ = self._chosen(members[0].budget, stops_after) | {
+            name: self._value(name) for name in _AUTO if isinstance(getattr(self, name), str) and getattr(self, name) == "auto"
+        }
+        if self.verbose and self.auto_:
+            chosen = (f"{name}={value}" for name, value in self.auto_.items() if value is not None)
+            print("auto:", ", ".join(chosen), file=sys.stderr)
+
+    def _train_members(
+        self,
+        rows: RowSource,
+        array: np.ndarray,
+        members: list[Member],
+        weight: np.ndarray | None,
+        validation: RowSource | None,
+        saved: EnsembleCheckpoint | None,
+        *,
+        ends: bool = True,
+    ) -> None:
+        """Train all networks; those after the one at which a callback stops are dropped from `members`."""
+        data: dict[str, Any] = {"shift": self.shift_, "scale": self.scale_, "objective": self._objective()}
+        if weight is not None:
+            data["sample_weight"] = weight
+        done = 0 if saved is None else saved.restore_members(members)
+        began = time.perf_counter()
+        with (
+            callbacks(self, rows, len(members)) as callback,
+            progress_bar(self.verbose > 0, len(members), len(members[0].index)) as show,
+        ):
+            watched = callback is not None or self.verbose > 0 or saved is not None
+            at_once = thread_pool.available_cpus() if watched and rows.is_local else len(members)
+            while done < len(members):
+                some = members[done : done + at_once]
+                options = [self._member_options(member, array, weight, validation, ends=ends) for member in some]
+                try:
+                    if rows.is_local:
+                        train_here(self, some, array, data, options)
+                    else:
+                        train_spread(rows, train_alone, some, array, data, options)
+                except DivergenceError as error:
+                    message = str(error).replace("lower the learning rate", "lower learning_rate_init")
+                    raise DivergenceError(message) from None
+                done += len(some)
+                if saved is not None and (saved.due or done == len(members)):
+                    saved.write_members(members[:done])
+                stops = False
+                for number, member in enumerate(some, done - len(some) + 1):
+                    history = cast(History, member.history)
+                    validated = min(history.validation_loss, default=None)
+                    seconds = time.perf_counter() - began
+                    rate = history.learning_rate[-1]
+                    epoch = Epoch(number, len(members), history.loss[-1], rate, seconds, member.params, validated)
+                    show(epoch)
+                    stops = stops or (callback is not None and callback(epoch))
+                if stops and done < len(members):
+                    del members[done:]
+
+    def _member_options(
+        self,
+        member: Member,
+        array: np.ndarray,
+        weight: np.ndarray | None,
+        validation: RowSource | None,
+        *,
+        ends: bool = True,
+    ) -> dict[str, Any]:
+        """What ``train`` is asked for one network, with its validation rows."""
+        validate = None
+        if validation is not None:
+            validate = self._validation_loss(validation, None)
+        elif self.early_stopping:
+            bag, held_out = ArrayRows(array, index=member.index).split(self.validation_fraction, member.seed)
+            member.index = cast(np.ndarray, cast(ArrayRows, bag).index)
+            validate = self._validation_loss(held_out, weight)
+        tolerance = self.tol * self.network_.widths[0] / (2 if self.early_stopping else 1)
+        stops_after = self._patience(member, validation) if ends else None
+        return options_of(self, member, validate, stops_after, tolerance, ends=ends)
+
+    def _finish_ensemble(
+        self,
+        members: list[Member],
+        rows: RowSource,
+        weight: np.ndarray | None,
+        bags: Bags,
+        seed: list[int],
+        before: Ensemble | None = None,
+    ) -> None:
+        """Set the fitted attributes: the networks, the kept rows (with those of `before`), the errors out of bag."""
+        histories = [cast(History, member.history) for member in members]
+        self.loss_curve_ = _mean_by_epoch([history.loss for history in histories])
+        self.validation_loss_curve_ = _mean_by_epoch([history.validation_loss for history in histories])
+        self.loss_, self.n_iter_ = self.loss_curve_[-1], len(self.loss_curve_)
+        reasons = {history.stop_reason for history in histories}
+        if len(members) < self.n_estimators:
+            reasons.add("callback")
+        self.stop_reason_ = "callback" if "callback" in reasons else "tol" if reasons == {"tol"} else "max_iter"
+        self._states = tuple(member.state for member in members)
+        self._n_features_out = self.network_.widths[self.network_.code_layer] * len(members)
+        self.params_, self._state = members[0].params, members[0].state
+
+        nobody = np.empty((0, rows.shape[1]), np.float32)
+        networks = tuple(member.params for member in members)
+        self._ensemble = Ensemble(networks, np.ones(len(networks)), nobody, 0)
+        errors = rows.map_rows(_ErrorsOfMembers(self._model_for(rows)))
+        typical = typical_errors(errors, bags)
+        balance = Ensemble(networks, typical, nobody, 0).balance
+        error = out_of_bag_mean(errors, bags, balance)
+        plain = out_of_bag_mean(errors, bags, np.ones(len(networks))) - FLOOR
+        del errors
+        chosen, old = rows_to_keep(error, weight, KEPT_MOST, seed), nobody
+        represented = len(rows)
+        if before is not None:
+            chosen, old, represented = _merged(chosen, before, len(rows), seed)
+        kept, own = nobody, np.empty(nobody.shape)
+        if len(chosen):
+            own = cast(Any, rows).take(chosen).resident()
+            kept = self._ensemble_model().reconstruct(own).astype(np.float32)
+        self._ensemble = Ensemble(networks, typical, np.concatenate([kept, old]), represented)
+        distance = rows.map_rows(_Distances(self._model_for(rows)))
+        if len(chosen):
+            distance[chosen] = self._ensemble_model().distances(own, np.arange(len(chosen)))
+        self.oob_scores_, self._oob_weight = -combined(error, distance), weight
+        vars(self).pop("_kept_calibration", None)
+        self.offset_ = -self._calibration().threshold(self.contamination)
+        self._compare_with_mean(plain, rows, weight)
+
+    def _compare_with_mean(self, plain: np.ndarray, rows: RowSource, weight: np.ndarray | None) -> None:
+        """Set how large the out-of-bag error is next to that of the mean; an ensemble is not compared with PCA."""
+        self.error_over_mean_ = self.error_over_pca_ = None
+        known = np.isfinite(plain)
+        if weight is not None:
+            known &= weight > 0
+            rows, _ = counted(cast(ArrayRows, rows), weight)
+        statistics = rows.column_statistics()
+        scale = 1.0 if self.scale_ is None else self.scale_
+        spread = float((statistics.square_times(scale) / np.maximum(statistics.count, 1)).mean())
+        if known.any() and np.isfinite(spread) and spread > 0:
+            weights = None if weight is None else weight[known] / weight[known].max()
+            self.error_over_mean_ = float(np.average(plain[known], weights=weights)) / spread
+
+    def _calibration(self) -> Calibration:
+        """What new rows are ranked against; sorted when first used."""
+        if getattr(self, "_kept_calibration", None) is None:
+            self._kept_calibration = Calibration(-self.oob_scores_, self._oob_weight)
+        return self._kept_calibration
+
+    def _forget_ensemble(self) -> None:
+        """Where one network follows several."""
+        for name in ("_ensemble", "_states", "oob_scores_", "_oob_weight", *_CACHES):
+            vars(self).pop(name, None)
+
+    @with_callbacks
+    def _partial_fit_ensemble(self, X: Any, sample_weight: Any) -> None:
+        """As ``_partial_fit``, for several networks: each leaves out a part of these rows."""
+        if self.early_stopping:
+            raise ValueError("partial_fit cannot be combined with early_stopping=True")
+        first = not hasattr(self, "params_")
+        if not first and len(self._members) != self.n_estimators:
+            raise ValueError(
+                f"n_estimators is {self.n_estimators}, but the detector has {len(self._members)} networks: fit it anew"
+            )
+        rows, weight = self._checked(X, sample_weight, reset=first)
+        if first or not hasattr(self, "_seeds"):
+            self._seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3)
+        epochs = 0 if first else self._state.epochs
+        seed = [int(self._seeds[0]), epochs]
+        if first:
+            self.shift_, self.scale_ = shift_and_scale(self, rows, weight)
+        self._objective()
+        bags = Bags.drawn(self.n_estimators, len(rows), seed)
+        array, numbers = training_array(rows, seed)
+        members = start_members(self, array, numbers, bags, seed, None if first else self._members, ends=False)
+        for i, member in enumerate(members):
+            if not first:
+                member.state = self._states[i].copy()
+            member.seed = (int(self._seeds[1]) + i * 1_000_003 + epochs) % (1 << 31)
+        self.params_ = members[0].params
+        self._engine()
+        self._choose(members, None)
+        curve, before = ([], None) if first else (self.loss_curve_, self._ensemble)
+        self._train_members(rows, array, members, weight, None, None, ends=False)
+        self._finish_ensemble(members, rows, weight, bags, seed, before)
+        self.loss_curve_ = curve + self.loss_curve_
+        self.n_iter_ = len(self.loss_curve_)
+
+    # -- what a fitted ensemble does ------------------------------------------------------------------------------
+
+    @property
+    def _members(self) -> tuple[Parameters, ...]:
+        return (self.params_,) if self._ensemble is None else self._ensemble.members
+
+    def _ensemble_model(self) -> EnsembleModel:
+        """The ensemble with its engines; made when first used, and not saved with the model."""
+        key = (id(self._ensemble), self.n_threads, self.missing, id(self.shift_))
+        if getattr(self, "_ensemble_key", None) != key:
+            ensemble = cast(Ensemble, self._ensemble)
+            self._kept_model = EnsembleModel(ensemble, self._engine(), self.n_threads, self._in())
+            self._ensemble_key = key
+        return self._kept_model
+
+    def _encode(self, X: np.ndarray) -> np.ndarray:
+        return super()._encode(X) if self._ensemble is None else self._ensemble_model().encode(X)
+
+    def _decode(self, code: np.ndarray) -> np.ndarray:
+        if self._ensemble is None:
+            return super()._decode(code)
+        return self._ensemble_model().decode(code).astype(self.params_.dtype)
+
+    def _xhat(self, X: np.ndarray) -> np.ndarray:
+        if self._ensemble is None:
+            return super()._xhat(X)
+        return self._ensemble_model().reconstruct(X).astype(self.params_.dtype)
+
+    def _errors_and_cells(self, X: np.ndarray, column_weight: np.ndarray | None = None) -> np.ndarray:
+        if self._ensemble is None:
+            return super()._errors_and_cells(X, column_weight)
+        result = np.full((len(X), 2), X.shape[1], np.float64)
+        if self.missing:
+            result[:, 1] = np.maximum((~np.isnan(X)).sum(axis=1), 1)
+        for first in range(0, len(X), 8192):
+            errors = self._cell_errors(X[first : first + 8192])
+            result[first : first + 8192, 0] = errors.sum(axis=1) if column_weight is None else errors @ column_weight
+        return result
+
+    def _detection_errors(self, X: np.ndarray) -> np.ndarray:
+        """(m,): minus the scores."""
+        return self._mean_errors_of(X) if self._ensemble is None else self._ensemble_model().errors(X)
+
+    def _detection_shares(self, X: np.ndarray) -> np.ndarray:
+        """(m, n): each feature's share of the error."""
+        if self._ensemble is not None:
+            return self._ensemble_model().shares(X)
+        error = self._cell_errors(X)
+        total = error.sum(axis=1, keepdims=True)
+        return np.asarray(error / np.where(total > 0, total, 1))
+
+    def for_one_thread(self) -> Self:
+        model = super().for_one_thread()
+        for name in (*_CACHES, "_states", "oob_scores_", "_oob_weight"):
+            vars(model).pop(name, None)
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name not in _CACHES}
+
+
+_CACHES = "_kept_model", "_ensemble_key", "_kept_calibration"
+
+
+class _ErrorsOfMembers:
+    """The errors of each network, as a function of rows that can be sent to workers."""
+
+    def __init__(self, model: EnsembleFit) -> None:
+        self.model = model
+
+    def __call__(self, X: np.ndarray) -> np.ndarray:
+        return self.model._ensemble_model().member_errors(X)
+
+
+class _Distances(_ErrorsOfMembers):
+    """The distances from the kept rows."""
+
+    def __call__(self, X: np.ndarray) -> np.ndarray:
+        return self.model._ensemble_model().distances(X)
+
+
+def _mean_by_epoch(curves: list[list[float]]) -> list[float]:
+    """The mean over the networks that were in training, epoch by epoch."""
+    longest = max(map(len, curves))
+    return [float(np.mean([curve[i] for curve in curves if i < len(curve)])) for i in range(longest)]
+
+
+def _merged(
+    chosen: np.ndarray, before: Ensemble, rows: int, seed: list[int]
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Kept rows of earlier calls and of this one, each as many as the rows that they stand for."""
+    represented, old = before.represented + rows, before.kept
+    if len(chosen) + len(old) > KEPT_MOST:
+        generator = np.random.default_rng([*seed, 4])
+        new = min(len(chosen), max(round(KEPT_MOST * rows / represented), KEPT_MOST - len(old)))
+        chosen = np.sort(generator.choice(chosen, new, replace=False))
+        old = old[np.sort(generator.choice(len(old), min(len(old), KEPT_MOST - new), replace=False))]
+    return chosen, old, represented

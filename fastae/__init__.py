@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # what type checkers see; at run time __getattr__ loads each 
     from fastae.training import DivergenceError as DivergenceError
     from fastae.training import History as History
     from fastae.training import train as train
+    from fastae.training import train_many as train_many
 
 __version__ = "0.1.0"
 
@@ -65,6 +66,7 @@ _HOME = {
     "Rows": "fastae.data",
     "open_rows": "fastae.data",
     "train": "fastae.training",
+    "train_many": "fastae.training",
     "DivergenceError": "fastae.training",
     "History": "fastae.training",
 }

@@ -14,7 +14,7 @@ over rows (gradient) multiplies pairs of rows of two tiles.
 
 from numba import carray
 
-from fastae.kernels import cost, gemm
+from fastae.kernels import cost, gemm, rows
 from fastae.kernels.compiler import ByAddress
 from fastae.kernels.products import Form
 from fastae.kernels.simd import Value, Words, vector_kernel
@@ -243,6 +243,8 @@ PAIRS = Form(
     prepare_weights=prepare_weights,
     sparsity_delta=sparsity_delta,
     add_delta=add_delta,
+    store_rows=rows.store_rows,
+    row_errors=cost.row_errors,
     row_multiple=gemm.row_multiple,
     height=gemm.tile_height,
     own_weights=True,

@@ -8,12 +8,13 @@ per-shard sums.
 from functools import partial
 
 import numpy as np
+from numba import carray
 
 from fastae.kernels.activations import times_derivative
-from fastae.kernels.compiler import callee
+from fastae.kernels.compiler import ByAddress, callee
 from fastae.kernels.layout import ACTIVATIONS, LAYER
-from fastae.kernels.simd import Words, array_at, vector_kernel
-from fastae.kernels.split import ROWS_ITEMS_MOST, SHARDS_MOST, in_blocks, round_up
+from fastae.kernels.simd import Value, Words, array_at, vector_kernel
+from fastae.kernels.split import ROWS_ITEMS_MOST, SHARDS_MOST, in_blocks
 from fastae.kernels.target import LINE
 
 # -- on one tile, blocked (products.py) -------------------------------------------------------------------------------
@@ -122,27 +123,66 @@ def add_delta(delta, added, sums, rows, height, blocks):  # type: ignore[no-unty
         _add_delta(delta, (place + k, added + k, sums + j * LINE, rows))
 
 
-@callee
-def row_errors(job, output, target, columns, first, rows):  # type: ignore[no-untyped-def]
-    """job.out of rows first .. first + rows: the sum over columns of column_weight (xhat - x)^2, in float64.
+# -- reconstruction errors of rows -------------------------------------------------------------------------------------
+# The sum over columns of column_weight (xhat - x)^2. A difference is rounded to the engine's dtype, as xhat and x are;
+# its square is computed and added up in float64. Eight sums of every eighth column are added up in a fixed order, so
+# that a row's error has the same bits in any form, in any tile and beside any other rows.
 
-    Missing cells are left out. The tile begins with row `first`.
 
-    output, target   arrays (blocks, height, lanes): xhat and x
+def weighted_square(wide: Words, total: Value, xhat: Value, x: Value, weight: Value, missing: int) -> Value:
+    """total + weight (xhat - x)^2; with `missing`, `total` where x is NaN. Lines of float64, except xhat and x."""
+    difference = wide.convert(wide.sub(xhat, x), True)
+    if missing:
+        difference = wide.builder.select(wide.is_nan(x), wide.constant(0.0), difference)
+    return wide.fma(wide.mul(weight, difference), difference, total)
+
+
+def _write_row_errors(words: Words, out, xhat, x, column_weight, missing, blocks, block_bytes, rows):  # type: ignore[no-untyped-def]
+    """``row_errors``.
+
+    out  float64 (rows,)     xhat, x  blocked, `block_bytes` from block to block     column_weight  float64 (columns,)
     """
-    lanes = output.shape[2]
-    out = array_at(job.out, (job.rows,), np.float64)
-    column_weight = array_at(job.column_weight, (round_up(columns, lanes),), np.float64)
-    for i in range(rows):
-        total = 0.0
-        for j in range(in_blocks(columns, lanes)):
-            x, xhat = target[j, i], output[j, i]
-            for c in range(lanes):
-                difference = float(xhat[c]) - float(x[c])
-                if job.missing != 0 and x[c] != x[c]:
-                    difference = 0.0
-                total += column_weight[j * lanes + c] * (difference * difference)
-        out[first + i] = total
+    wide = words.wide()
+    parts = words.lanes // wide.lanes  # vectors of float64 that a line becomes
+    size = LINE // parts
+
+    def errors_of(count: int, missing: int, out, xhat, x):  # type: ignore[no-untyped-def]
+        def block(xhat, x, weight, *totals):  # type: ignore[no-untyped-def]
+            sums = list(totals)
+            for part in range(parts):
+                factor = wide.load(words.offset(weight, part * LINE), aligned=False)
+                for i in range(count):
+                    output, target = (
+                        words.load_short(words.offset(matrix, i * LINE + part * size), wide.lanes)
+                        for matrix in (xhat, x)
+                    )
+                    sums[i] = weighted_square(wide, sums[i], output, target, factor, missing)
+            places = words.offset(xhat, block_bytes), words.offset(x, block_bytes)
+            return [*places, words.offset(weight, parts * LINE), *sums]
+
+        zeros = [wide.constant(0.0)] * count
+        _, _, _, *totals = words.loop(blocks, [xhat, x, column_weight, *zeros], block)
+        wide.store_short(wide.lane_sums(totals), out)
+
+    for allowed in words.cases(missing, 2):
+        left, places = rows, [out, xhat, x]
+        for count in (wide.lanes, 1):
+            times = words.builder.sdiv(left, words.count(count))
+            for here in words.walk(times, places, [count * wide.itemsize, count * LINE, count * LINE]):
+                errors_of(count, allowed, *here)
+                places = here
+            left = words.builder.srem(left, words.count(count))
+
+
+_row_errors = vector_kernel(_write_row_errors)
+
+
+@ByAddress
+def row_errors(out, xhat, x, column_weight, missing, columns, rows, height):  # type: ignore[no-untyped-def]
+    """out = the errors of rows of blocked matrices: ``row_errors`` of the contract (products.py)."""
+    like = carray(out, (1,))
+    blocks, place = in_blocks(columns, LINE // like.itemsize), np.int64(like.ctypes.data)
+    _row_errors(like, (place, xhat, x, column_weight, missing, blocks, height * LINE, rows))
 
 
 # -- on a step, by the thread that finishes a phase --------------------------------------------------------------------

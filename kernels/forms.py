@@ -1,5 +1,7 @@
 """The forms of products that there are, and the choice among them. What a form promises is in products.py."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +16,11 @@ FORMS = COLUMN_BLOCKS, ROW_LANES, PAIRS
 def forms_of(dtype: str) -> list[Form]:
     """The forms of an engine's dtype. The first of them supports every job."""
     return [form for form in FORMS if dtype in form.dtypes and form.available]
+
+
+def choose_for_inference(forms: list[Form], widths: Widths, rows: int, dtype: np.dtype[Any]) -> Form:
+    """The form, of ``forms_of`` a dtype, in which `rows` rows pass fastest through the layers between `widths`."""
+    return next((form for form in forms[1:] if form.pays_in_inference(widths, rows, dtype)), forms[0])
 
 
 def choose(

@@ -26,6 +26,7 @@ from fastae.kernels.compiler import ByAddress
 from fastae.kernels.layout import ACTIVATIONS, blocks, lanes
 from fastae.kernels.optimizer import transpose_squares
 from fastae.kernels.products import Form, Widths
+from fastae.kernels.rows import store_rows
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import LINE, TARGET
 
@@ -444,6 +445,8 @@ COLUMN_BLOCKS = Form(
     prepare_weights=prepare_weights,
     sparsity_delta=sparsity_delta,
     add_delta=add_delta,
+    store_rows=store_rows,
+    row_errors=cost.row_errors,
     row_multiple=row_multiple,
     height=tile_height,
     stored_row=LINE,

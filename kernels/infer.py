@@ -1,21 +1,31 @@
 """Inference: runs rows through a range of layers; writes each row's output or its reconstruction error.
 
-Any thread computes any rows, since no row depends on another. A tile is what a thread claims at a time: loop 3 is here.
+Any thread computes any rows, since no row depends on another, and a row's result has the same bits in any tile. A tile
+is what a thread claims at a time: loop 3 is here.
 """
 
 import numpy as np
 from numba import carray
 
-from fastae.kernels.compiler import ByAddress
-from fastae.kernels.cost import row_errors
-from fastae.kernels.job import CANCEL, ERRORS_TASK, JOB, MEMBER, NEXT
+from fastae.kernels.compiler import ByAddress, callee
+from fastae.kernels.job import CANCEL, ERRORS_TASK, JOB, MEMBER, NEXT, OPEN
 from fastae.kernels.layout import LAYER
-from fastae.kernels.load import load_input
-from fastae.kernels.rows import store_rows
-from fastae.kernels.simd import array_at, fetch_add, load_acquire, record_at
-from fastae.kernels.split import in_blocks, round_up
-from fastae.kernels.target import LINE
+from fastae.kernels.load import load_input, source_of
+from fastae.kernels.rows import ITEM_SIZES, prefetch_rows
+from fastae.kernels.simd import array_at, call_at, fetch_add, load_acquire, record_at
+from fastae.kernels.split import round_up
 from fastae.kernels.tile import forward_layers, output_at, tile_map
+
+FETCHED_MOST = 128 << 10  # bytes of a tile's rows that are fetched into L2, beside the tile that is computed
+
+
+@callee
+def _share_of_fetch(job, columns, first, layers):  # type: ignore[no-untyped-def]
+    """The rows of the tile from row `first` on to fetch before each of `layers` layers; 0 if it is left alone."""
+    rows = min(job.batch, job.rows - first)
+    if rows <= 0 or rows * columns * ITEM_SIZES[job.kind] > FETCHED_MOST:
+        return 0
+    return (rows + layers - 1) // layers
 
 
 @ByAddress
@@ -31,7 +41,6 @@ def infer(out, job_at, control_at, me_at):  # type: ignore[no-untyped-def]
     plan = array_at(job.plan, (job.layers,), LAYER)
     work = carray(out, (1,))
     itemsize, height, start, last = work.itemsize, job.height, job.first_layer, job.last_layer - 1
-    lanes = LINE // itemsize
     memory = tile_map(plan, height, np.int64(work.ctypes.data), itemsize)
     columns, features = plan[start].fan_in, plan[last].fan_out
     source = output_at(plan, start - 1, memory.tiles, height, itemsize)
@@ -45,18 +54,20 @@ def infer(out, job_at, control_at, me_at):  # type: ignore[no-untyped-def]
         rows = min(job.batch, job.rows - first)
         target = load_input(itemsize, job, job_at, memory, height, columns, source, first, rows, 0)
         computed = round_up(rows, job.row_multiple)
-        forward_layers(itemsize, job, plan, memory.tiles, output, computed, height, start, last + 1)
+        ahead = (
+            first + load_acquire(control_at + OPEN) * job.batch
+        )  # what this thread claims next, most likely
+        share = _share_of_fetch(job, columns, ahead, last + 1 - start)
+        for i in range(start, last + 1):
+            if share > 0:  # spread out, because few cache lines can be on their way at a time
+                prefetch_rows(work, source_of(job, columns), ahead, min(share, job.rows - ahead))
+                ahead += share
+            leaves_at = output if i == last else 0
+            forward_layers(itemsize, job, plan, memory.tiles, leaves_at, computed, height, i, i + 1)
         if job.task == ERRORS_TASK:
-            shape = in_blocks(features, lanes), height, lanes
-            row_errors(
-                job,
-                array_at(output, shape, work.dtype),
-                array_at(target, shape, work.dtype),
-                features,
-                first,
-                rows,
-            )
+            errors = job.out + first * 8, output, target, job.column_weight
+            call_at(job.row_errors_at, (*errors, job.missing, features, rows, height))
         else:
             stride = job.out_stride
-            store_rows(work, job.out + first * stride, stride, output, height, features, rows)
+            call_at(job.store_rows_at, (job.out + first * stride, stride, output, features, rows, height))
         me.quota -= rows * columns

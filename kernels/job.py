@@ -114,6 +114,9 @@ class Job(ctypes.Structure):
     out: int  # INFER_TASK: (rows, columns of the last layer's output); ERRORS_TASK: float64 (rows,)
     out_stride: int
     column_weight: int  # float64 (columns,), padded
+    not_finite: (
+        int  # int64 (1,): set to 1 if a cell is infinite or, unless it is a missing one, NaN; 0: not checked
+    )
 
     # The functions of the form (products.py)
     forward_at: int
@@ -124,6 +127,8 @@ class Job(ctypes.Structure):
     prepare_weights_at: int
     sparsity_delta_at: int
     add_delta_at: int
+    store_rows_at: int
+    row_errors_at: int
 
     # The other functions that are compiled for the engine's dtype (step.ITEMS)
     load_at: int

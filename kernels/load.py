@@ -10,9 +10,18 @@ import numpy as np
 from numba import carray
 
 from fastae.kernels.compiler import ByAddress, callee, inlined
-from fastae.kernels.job import JOB, NO_NOISE, SWAP
+from fastae.kernels.job import JOB, NO_NOISE, STEPS_TASK, SWAP
 from fastae.kernels.noise import corrupt_row, row_key, swapped
-from fastae.kernels.rows import Source, column_of, load_rows, row_number, zero_lines
+from fastae.kernels.rows import (
+    ITEM_SIZES,
+    Source,
+    column_of,
+    load_rows,
+    note_not_finite,
+    prefetch_rows,
+    row_number,
+    zero_lines,
+)
 from fastae.kernels.simd import array_at, call_at, load_float64, load_int64, record_at
 from fastae.kernels.split import in_blocks, round_up
 from fastae.kernels.target import LINE
@@ -27,10 +36,44 @@ class _Memory(NamedTuple):
     cell: int
 
 
+AHEAD_MOST = (
+    256 << 10
+)  # bytes of a batch whose rows are fetched a step ahead: they must stay in L2 until then
+
+
 @callee
 def _is_corrupted(job):  # type: ignore[no-untyped-def]
     """Whether the network's input differs from the rows that its output is compared with."""
     return job.missing != 0 or job.noise != NO_NOISE
+
+
+@callee
+def source_of(job, columns):  # type: ignore[no-untyped-def]
+    """The Source that a job describes: X, or the codes to decode."""
+    return Source(
+        x=job.x,
+        columns=columns,
+        row_stride=job.row_stride,
+        column_stride=job.column_stride,
+        kind=job.kind,
+        row_numbers=job.index,
+        shift=job.shift,
+        scale=job.scale,
+    )
+
+
+@callee
+def _prefetch_next(like, job, source, first, rows):  # type: ignore[no-untyped-def]
+    """Begin to fetch the shuffled rows of a step that this thread loads after rows first .. first + rows.
+
+    A thread processes the same part of each batch. The rows in the same place of the next batch are fetched if those
+    of a whole batch stay in the cache, else the rows that follow.
+    """
+    row_bytes = source.columns * ITEM_SIZES[source.kind]
+    first += job.batch if job.batch * row_bytes <= AHEAD_MOST else rows
+    rows = min(rows, job.orders * job.rows - first)
+    if rows > 0:
+        prefetch_rows(like, source, first, rows)
 
 
 @callee
@@ -102,19 +145,15 @@ def load_tile(out, job_at, clean, gathered, height, columns, first, rows, epoch)
     job, like = record_at(job_at, JOB), carray(out, (1,))
     input_at = np.int64(like.ctypes.data)
     memory = _Memory(clean, gathered, gathered + 2 * LINE, gathered + 3 * LINE)
-    source = Source(
-        x=job.x,
-        columns=columns,
-        row_stride=job.row_stride,
-        column_stride=job.column_stride,
-        kind=job.kind,
-        row_numbers=job.index,
-        shift=job.shift,
-        scale=job.scale,
-    )
+    source = source_of(job, columns)
     corrupted = _is_corrupted(job)
     clean_at = memory.clean if corrupted else input_at
     load_rows(like, clean_at, height, source, first, rows, memory.gathered)
+    if job.not_finite != 0:
+        blocks = in_blocks(columns, LINE // like.itemsize)
+        note_not_finite(like, (job.not_finite, clean_at, height, blocks, rows, job.missing))
+    if job.task == STEPS_TASK and job.index != 0:
+        _prefetch_next(like, job, source, first, rows)
     if job.sample_weight != 0:  # a row of weight 0 does not count, whatever it holds
         for i in range(rows):
             if _row_weight(job, first + i) == 0.0:

@@ -4,8 +4,8 @@ No kernel is here. A form fixes how a tile's matrices and the weights lie in mem
 layer. There are three (forms.py lists them and chooses):
 
     gemm.COLUMN_BLOCKS    column blocks, one cache line wide; any network
-    rowlanes.ROW_LANES    rows in lanes, for few columns: steps only (`leaves` is 0), without sparsity, and the last
-                          layer must be linear
+    rowlanes.ROW_LANES    rows in lanes, for few columns: inference, and steps without sparsity of networks whose last
+                          layer is linear
     bfloat16.PAIRS        column blocks in bfloat16, products added up in float32
 
 Two words for matrices: a *blocked* one has the layout of layout.py in the engine's dtype, (blocks, height, lanes), in
@@ -39,7 +39,8 @@ The functions, and the shape of each array:
 
     forward(h, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_out)
         h = g(a w + bias), 0 in padding lanes.
-        h     stored (rows, fan_out); if `leaves` is 1, h leaves the network: blocked (rows, fan_out)
+        h     stored (rows, fan_out); if `leaves` is 1, h leaves the network: blocked (rows, fan_out), or stored if the
+              form's `leaves` is false
         a     stored (rows, fan_in)
         w     W (fan_in, fan_out)          bias   (fan_out,), zero in padding lanes
         one   (fan_out,): 1, and 0 in padding lanes           activation   its id (layout.py)
@@ -69,6 +70,15 @@ The functions, and the shape of each array:
     add_delta(delta, added, sums, rows, height, blocks)
         delta += added
         delta stored    added  blocked    sums (columns,)
+    store_rows(out, stride, h, columns, rows, height)
+        Write the rows in use of a result that leaves the network to a matrix in memory.
+        out   (rows, columns), row-major, `stride` bytes from row to row; begins anywhere
+        h     (rows, columns), as `forward` writes it with `leaves`
+    row_errors(out, xhat, x, column_weight, missing, columns, rows, height)
+        out = the errors of the rows in use, sum_j column_weight_j (xhat_j - x_j)^2, with the same bits in every form
+        (cost.py); if `missing` is 1, without the columns where x is NaN.
+        out   float64 (rows,)             xhat  (rows, columns), as `forward` writes it with `leaves`
+        x     target, as for residual     column_weight  float64 (columns,), padded with zeros
 
 To add a form:
 
@@ -108,11 +118,15 @@ class Form:
     prepare_weights: ByAddress
     sparsity_delta: ByAddress | None
     add_delta: ByAddress | None
+    store_rows: ByAddress
+    row_errors: ByAddress
     row_multiple: Callable[[Widths, npt.DTypeLike], int]  # of a network's widths and a dtype: see "rows"
     height: Callable[[Widths, npt.DTypeLike], int]  # the same: rows of a tile, a multiple of the row multiple
     # Whether steps are faster than in the first form of the dtype, given the widths, the rows of a batch, the elements
     # of a flat buffer and the dtype. The first form is not asked.
     pays: Callable[[Widths, int, int, np.dtype[Any]], bool] = lambda *_: True
+    # The same for inference, given the widths of the layers that run, the rows and the dtype
+    pays_in_inference: Callable[[Widths, int, np.dtype[Any]], bool] = lambda *_: True
     own_weights: bool = (
         False  # the form has a W of its own; else products read the weights of the flat buffer
     )
@@ -120,7 +134,7 @@ class Form:
     # Bytes from a row of a stored matrix to the next, within a block; None if steps cannot be cut by weights (split.py)
     stored_row: int | None = None
     leaves: bool = (
-        True  # `forward` can write a blocked result, for inference, a nonlinear last layer and the mean code
+        True  # `forward` can write a blocked result, for a nonlinear last layer and the mean code in steps
     )
     available: bool = True  # the CPU that kernels are compiled for has the instructions
 

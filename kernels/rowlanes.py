@@ -14,7 +14,7 @@ In the names below, B is the second operand: W, W' or delta. The loops of a step
     loop 7    columns of A; for a gradient, rows of A             C += A[:, p] B[p, :]     _product, _write_gradient
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import numpy as np
@@ -24,6 +24,7 @@ from numba import carray
 from fastae.kernels import gemm
 from fastae.kernels.activations import activate, times_derivative
 from fastae.kernels.compiler import ByAddress, callee
+from fastae.kernels.cost import weighted_square
 from fastae.kernels.gemm import RegisterTile, flatten, outer_product, prepare_weights, unflatten
 from fastae.kernels.layout import ACTIVATIONS
 from fastae.kernels.optimizer import transpose
@@ -75,6 +76,16 @@ def pays(widths: tuple[int, ...], batch: int, n_parameters: int, dtype: npt.DTyp
     shards = -(-batch // rows)
     shared = shards == -(-batch // gemm_rows) or shards >= MANY_SHARDS
     return shared and useful * GAIN * shards * rows <= padded * batch
+
+
+def pays_in_inference(widths: tuple[int, ...], rows: int, dtype: npt.DTypeLike) -> bool:
+    """The same for inference on `rows` rows, through the layers between these widths."""
+    if max(widths) > COLUMNS_MOST:
+        return False
+    lanes = LINE // np.dtype(dtype).itemsize
+    useful = sum(a * b for a, b in pairwise(widths))
+    padded = sum(a * -(-b // lanes) * lanes for a, b in pairwise(widths))
+    return useful * GAIN * round_up(rows, row_multiple(widths, dtype)) <= padded * rows
 
 
 def _product(
@@ -196,9 +207,76 @@ def _write_column_sums(words, sums, a, stride, lines, columns):  # type: ignore[
     words.store_first(total, sums, words.first_lanes(columns, B_COLUMNS))
 
 
-_forward, _residual, _backward, _gradient, _column_sums = (
+def _write_store_rows(words: Words, out, stride, h, column_bytes, columns, rows):  # type: ignore[no-untyped-def]
+    """A line's columns of ``store_rows``: `columns` of them at most are left.
+
+    out  (rows, lanes), `stride` bytes from row to row     h  (lanes, rows), `column_bytes` from column to column
+    """
+    lanes, mask = words.lanes, words.first_lanes(columns)
+
+    def transposed(h: Value) -> list[Value]:
+        return words.transposed([words.load(words.offset(h, (column_bytes, j))) for j in range(lanes)])
+
+    whole, left = (f(rows, words.count(lanes)) for f in (words.builder.sdiv, words.builder.srem))
+    place, target = h, out
+    for place, target in words.walk(whole, [h, out], [LINE, words.times(stride, lanes)]):
+        for i, line in enumerate(transposed(place)):
+            words.store_first(line, words.offset(target, (stride, i)), mask)
+    with words.when(left, ">", 0):  # both have moved behind the whole lines of rows
+        for i, line in enumerate(transposed(place)[:-1]):
+            with words.when(left, ">", i):
+                words.store_first(line, words.offset(target, (stride, i)), mask)
+
+
+def _write_row_errors(words: Words, out, xhat, x, column_weight, missing, column_bytes, columns, rows):  # type: ignore[no-untyped-def]
+    """``row_errors``: a sum for every eighth column, in the order of cost.py.
+
+    out  float64 (rows,)     xhat, x  `column_bytes` from column to column     column_weight  float64 (columns,)
+    """
+    wide, b = words.wide(), words.builder
+    count = wide.lanes
+    whole, left = (f(columns, words.count(count)) for f in (b.sdiv, b.srem))
+    some_left = b.zext(b.icmp_signed(">", left, words.count(0)), left.type)
+
+    def errors_of(missing: int, xhat, x):  # type: ignore[no-untyped-def]
+        """The errors of as many rows as a vector of float64 has lanes."""
+
+        def add(valid: Value | None, xhat, x, weight, *totals):  # type: ignore[no-untyped-def]
+            sums = []
+            for j, total in enumerate(totals):
+                output, target = (
+                    words.load_short(words.offset(matrix, (column_bytes, j)), count) for matrix in (xhat, x)
+                )
+                factor = wide.broadcast(words.offset(weight, j * wide.itemsize))
+                value = weighted_square(wide, total, output, target, factor, missing)
+                if valid is not None:  # columns that are not in use may hold anything
+                    value = b.select(b.icmp_signed(">", valid, words.count(j)), value, total)
+                sums.append(value)
+            columns_bytes = words.times(column_bytes, count)
+            places = words.offset(xhat, columns_bytes), words.offset(x, columns_bytes)
+            return [*places, words.offset(weight, count * wide.itemsize), *sums]
+
+        start = [xhat, x, column_weight, *[wide.constant(0.0)] * count]
+        carried = words.loop(whole, start, partial(add, None))
+        return wide.tree_sum(words.loop(some_left, carried, partial(add, left))[3:])
+
+    for allowed in words.cases(missing, 2):
+        times, rest = (f(rows, words.count(count)) for f in (b.sdiv, b.srem))
+        places = [out, xhat, x]
+        steps = count * wide.itemsize, count * words.itemsize, count * words.itemsize
+        for here in words.walk(times, places, list(steps)):
+            places = here
+            wide.store_short(errors_of(allowed, *here[1:]), here[0])
+        with words.when(rest, ">", 0):
+            wide.store_first(errors_of(allowed, *places[1:]), places[0], wide.first_lanes(rest))
+
+
+_forward, _residual, _backward, _gradient, _column_sums, _store_rows, _row_errors = (
     vector_kernel(write)
-    for write in (_write_forward, _write_residual, _write_backward, _write_gradient, _write_column_sums)
+    for write in (
+        *(_write_forward, _write_residual, _write_backward, _write_gradient, _write_column_sums),
+        *(_write_store_rows, _write_row_errors),
+    )
 )
 
 
@@ -220,7 +298,7 @@ def _add_column_sums(like, sums, a, stride, rows, columns):  # type: ignore[no-u
 
 @ByAddress
 def forward(out, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """h = g(a w + bias). `leaves` is ignored: this form takes no job in which a matrix leaves the network."""
+    """h = g(a w + bias). `leaves` is ignored: a result that leaves the network is stored as any other."""
     like = carray(out, (1,))
     h, itemsize = np.int64(like.ctypes.data), like.itemsize
     lanes, stride = LINE // itemsize, height * itemsize
@@ -289,6 +367,25 @@ def to_columns(out, source, rows, height, blocks):  # type: ignore[no-untyped-de
         transpose(like, (*block, rows // lanes))
 
 
+@ByAddress
+def store_rows(out, stride, h, columns, rows, height):  # type: ignore[no-untyped-def]
+    """Write rows of h (columns, height) to a dense row-major matrix."""
+    like = carray(out, (1,))
+    place, column_bytes = np.int64(like.ctypes.data), height * like.itemsize
+    lanes = LINE // like.itemsize
+    for j in range(0, columns, lanes):
+        left = min(columns - j, lanes)
+        _store_rows(like, (place + j * like.itemsize, stride, h + j * column_bytes, column_bytes, left, rows))
+
+
+@ByAddress
+def row_errors(out, xhat, x, column_weight, missing, columns, rows, height):  # type: ignore[no-untyped-def]
+    """out = the errors of rows of matrices (columns, height)."""
+    like = carray(out, (1,))
+    arguments = np.int64(like.ctypes.data), xhat, x, column_weight, missing
+    _row_errors(like, (*arguments, height * like.itemsize, columns, rows))
+
+
 ROW_LANES = Form(
     name="rows in lanes",
     dtypes=("float32", "float64"),
@@ -300,9 +397,12 @@ ROW_LANES = Form(
     prepare_weights=prepare_weights,
     sparsity_delta=None,
     add_delta=None,
+    store_rows=store_rows,
+    row_errors=row_errors,
     row_multiple=row_multiple,
     height=height,
     pays=pays,
+    pays_in_inference=pays_in_inference,
     target_in_form=True,
     leaves=False,
 )

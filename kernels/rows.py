@@ -9,13 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
+from numba import carray
 
-from fastae.kernels.compiler import callee
+from fastae.kernels.compiler import ByAddress, callee
 from fastae.kernels.job import KINDS
-from fastae.kernels.simd import F32, F64, I16, Value, Words, load_int64, vector_kernel
+from fastae.kernels.simd import F32, F64, I16, I64, Value, Words, load_int64, vector_kernel
 from fastae.kernels.split import in_blocks
 from fastae.kernels.target import LINE
 
+TOGETHER = 16  # rows of a block that are loaded one after the other, with the same shift and scale
 ITEM_SIZES = tuple(dtype.itemsize for dtype in list(KINDS)[:11])
 
 
@@ -63,57 +65,84 @@ def _source_line(words: Words, kind: np.dtype, source: Value, mask: Value, to: i
     return words.convert(words.load_first(source, mask, element, 1), kind.kind == "i", to)
 
 
-def _write_load(words: Words, target, source, count, kind, shift, scale):  # type: ignore[no-untyped-def]
-    """One line of a tile from `count` contiguous elements: (x - shift) scale, or x if `shift` is 0.
+def _row_places(words: Words, x, row_stride, row_numbers, first, rows, moves):  # type: ignore[no-untyped-def]
+    """The address of each row first .. first + rows of x, for ``for`` as ``Words.walk``; and what moves along with it.
 
-    target  (lanes,)     source  (count,), of the dtype KINDS[kind]     shift, scale  float64 (count,), or 0
+    row_numbers  int64 (rows of the source,), or 0: all rows of x, in order     moves  pairs (address, stride)
     """
-    mask, dtypes = words.first_lanes(count), list(KINDS)[:11]
+    for indexed in (0, 1):
+        with words.when(row_numbers, "!=" if indexed else "==", 0):
+            stride = 8 if indexed else row_stride
+            start = words.offset(row_numbers if indexed else x, (first, stride))
+            places, strides = [place for place, _ in moves], [by for _, by in moves]
+            for place, *moved in words.walk(rows, [start, *places], [stride, *strides]):
+                row = words.offset(x, (words.load_count(place), row_stride)) if indexed else place
+                yield row, *moved
+
+
+def _write_load_lines(
+    words: Words, target, x, row_stride, row_numbers, first, rows, count, kind, shift, scale
+):  # type: ignore[no-untyped-def]
+    """One block of some rows of a tile, from `count` contiguous elements each: (x - shift) scale, or x if `shift` is 0.
+
+    target  lines (rows, lanes)     x  of the dtype KINDS[kind]     shift, scale  float64 (count,), or 0
+    """
+    b, mask, dtypes = words.builder, words.first_lanes(count), list(KINDS)[:11]
+    source = x, row_stride, row_numbers, first, rows
     with words.when(shift, "==", 0):
         for case in words.cases(kind, len(dtypes)):
-            words.store(_source_line(words, dtypes[case], source, mask, words.scalar), target)
+            for row, line in _row_places(words, *source, [(target, LINE)]):
+                words.store(_source_line(words, dtypes[case], row, mask, words.scalar), line)
     with words.when(shift, "!=", 0):
+        minus, factor = (words.load_first(vector, mask, F64, 8) for vector in (shift, scale))
         for case in words.cases(kind, len(dtypes)):
-            x = _source_line(words, dtypes[case], source, mask, F64)
-            shifted = words.builder.fsub(x, words.load_first(shift, mask, F64, 8))
-            scaled = words.builder.fmul(shifted, words.load_first(scale, mask, F64, 8))
-            words.store(words.convert(scaled, True), target)
+            for row, line in _row_places(words, *source, [(target, LINE)]):
+                shifted = b.fsub(_source_line(words, dtypes[case], row, mask, F64), minus)
+                words.store(words.convert(b.fmul(shifted, factor), True), line)
 
 
-_load_line = vector_kernel(_write_load)
+_load_lines = vector_kernel(_write_load_lines)
 
 
-def _write_copy_row(words: Words, target, height, source, columns):  # type: ignore[no-untyped-def]
-    """Copy a row of the engine's dtype into a tile.
+def _write_copy_rows(words: Words, tile, height, x, row_stride, row_numbers, first, rows, columns):  # type: ignore[no-untyped-def]
+    """``load_rows`` of contiguous rows of the engine's dtype, neither shifted nor scaled.
 
-    target  blocked (blocks, height, lanes), from the row's first line on     source  (columns,)
+    tile  blocked (blocks, height, lanes)     x  rows of (columns,), `row_stride` bytes from row to row
     """
     b = words.builder
-    lanes = words.count(words.lanes)
-    block_bytes = b.mul(height, words.count(LINE))
+    whole, left = (f(columns, words.count(words.lanes)) for f in (b.sdiv, b.srem))
+    block_bytes, mask = words.times(height, LINE), words.first_lanes(left)
 
     def block(target, source):  # type: ignore[no-untyped-def]
         words.store(words.load(source, aligned=False), target)
         return [words.offset(target, block_bytes), words.offset(source, LINE)]
 
-    target, source = words.loop(b.sdiv(columns, lanes), [target, source], block)
-    left = b.srem(columns, lanes)
-    with words.when(left, ">", 0):
-        words.store(words.load_first(source, words.first_lanes(left)), target)
+    for source, target in _row_places(words, x, row_stride, row_numbers, first, rows, [(tile, LINE)]):
+        target, source = words.loop(whole, [target, source], block)
+        with words.when(left, ">", 0):
+            words.store(words.load_first(source, mask), target)
 
 
-_copy_row = vector_kernel(_write_copy_row)
+_copy_rows = vector_kernel(_write_copy_rows)
 
 
-def _write_store(words: Words, target, line, count):  # type: ignore[no-untyped-def]
-    """Copy the first `count` elements of a line.
+def _write_store_rows(words: Words, out, stride, tile, height, columns, rows):  # type: ignore[no-untyped-def]
+    """``store_rows``."""
+    b, block_bytes = words.builder, words.times(height, LINE)
+    whole, left = b.sdiv(columns, words.count(words.lanes)), b.srem(columns, words.count(words.lanes))
+    mask = words.first_lanes(left)
 
-    target  (count,)     line  (lanes,)
-    """
-    words.store_first(words.load(line), target, words.first_lanes(count))
+    def block(line, target):  # type: ignore[no-untyped-def]
+        words.store(words.load(line), target, aligned=False)
+        return [words.offset(line, block_bytes), words.offset(target, LINE)]
+
+    for row, line in words.walk(rows, [out, tile], [stride, LINE]):
+        line, target = words.loop(whole, [line, row], block)
+        with words.when(left, ">", 0):
+            words.store_first(words.load(line), target, mask)
 
 
-_store_line = vector_kernel(_write_store)
+_store_rows = vector_kernel(_write_store_rows)
 
 
 def _write_zero(words: Words, target, lines):  # type: ignore[no-untyped-def]
@@ -180,35 +209,77 @@ def load_rows(like, tile, height, source, first, rows, spare):  # type: ignore[n
     itemsize, column_stride = ITEM_SIZES[source.kind], source.column_stride
     lanes = LINE // like.itemsize
     contiguous, scaled = column_stride == itemsize, source.shift != 0
-    as_is = source.kind == (0 if like.itemsize == 4 else 1) and contiguous and not scaled
-    for i in range(rows):
-        row_at = source.x + row_number(source, first + i) * source.row_stride
-        if as_is:
-            _copy_row(like, (tile + i * LINE, height, row_at, source.columns))
-            continue
+    place = source.row_stride, source.row_numbers
+    if source.kind == (0 if like.itemsize == 4 else 1) and contiguous and not scaled:
+        _copy_rows(like, (tile, height, source.x, *place, first, rows, source.columns))
+        return
+    for i in range(0, rows, TOGETHER):
+        here = min(rows - i, TOGETHER)
         for j in range(in_blocks(source.columns, lanes)):
             count = min(lanes, source.columns - j * lanes)
             target = tile + (j * height + i) * LINE
-            part = row_at + j * lanes * column_stride
-            if not contiguous:
-                _copy_elements(like, (spare, part, count, column_stride, itemsize))
-                part = spare
-            if scaled:
-                k = j * lanes * 8
-                _load_line(like, (target, part, count, source.kind, source.shift + k, source.scale + k))
-            else:
-                _load_line(like, (target, part, count, source.kind, 0, 0))
+            part = source.x + j * lanes * column_stride
+            shift = source.shift + j * lanes * 8 if scaled else 0
+            scale = source.scale + j * lanes * 8 if scaled else 0
+            if contiguous:
+                _load_lines(like, (target, part, *place, first + i, here, count, source.kind, shift, scale))
+                continue
+            for r in range(here):
+                row_at = part + row_number(source, first + i + r) * source.row_stride
+                _copy_elements(like, (spare, row_at, count, column_stride, itemsize))
+                line = spare, 0, 0, 0, 1
+                _load_lines(like, (target + r * LINE, *line, count, source.kind, shift, scale))
+
+
+def _write_note_not_finite(words: Words, noted, tile, height, blocks, rows, missing):  # type: ignore[no-untyped-def]
+    """Set the int64 at `noted` to 1 if a cell of a tile is infinite or, unless `missing` is 1, NaN.
+
+    tile  blocked (blocks, height, lanes)
+    """
+    b, block_bytes = words.builder, words.times(height, LINE)
+    for allowed in words.cases(missing, 2):
+
+        def row(line, total, allowed=allowed):  # type: ignore[no-untyped-def]
+            x = words.missing_as_zero(words.load(line)) if allowed else words.load(line)
+            # 0 x is NaN if x is infinite or NaN, and so is every sum with it
+            return [words.offset(line, LINE), words.fma(x, words.constant(0.0), total)]
+
+        def block(first, total, row=row):  # type: ignore[no-untyped-def]
+            _, total = words.loop(rows, [first, total], row)
+            return [words.offset(first, block_bytes), total]
+
+        _, total = words.loop(blocks, [tile, words.constant(0.0)], block)
+        some = b.zext(b.bitcast(words.is_nan(total), ir.IntType(words.lanes)), I64)
+        with words.when(some, "!=", 0):
+            b.store(words.count(1), words.pointer(noted, I64))
+
+
+note_not_finite = vector_kernel(_write_note_not_finite)
+
+
+def _write_prefetch_rows(words: Words, x, row_stride, row_bytes, row_numbers, first, rows):  # type: ignore[no-untyped-def]
+    """``prefetch_rows``."""
+    lines, last = words.quotient(row_bytes, LINE), words.builder.sub(row_bytes, words.count(1))
+    for (row,) in _row_places(words, x, row_stride, row_numbers, first, rows, []):
+        for (line,) in words.walk(lines, [row], [LINE]):
+            words.prefetch(line)
+        words.prefetch(words.offset(row, last))
+
+
+_prefetch_rows = vector_kernel(_write_prefetch_rows)
 
 
 @callee
-def store_rows(like, out, row_stride, tile, height, columns, rows):  # type: ignore[no-untyped-def]
-    """Write the rows of a tile to a dense row-major matrix of the same dtype.
+def prefetch_rows(like, source, first, rows):  # type: ignore[no-untyped-def]
+    """Begin to fetch rows first .. first + rows of a source into L2, unless each column lies apart."""
+    itemsize = ITEM_SIZES[source.kind]
+    if source.column_stride == itemsize:
+        place = source.x, source.row_stride, source.columns * itemsize
+        _prefetch_rows(like, (*place, source.row_numbers, first, rows))
 
-    out   (rows, columns), `row_stride` bytes from row to row        tile   blocked (blocks, height, lanes)
-    """
-    lanes = LINE // like.itemsize
-    blocks = in_blocks(columns, lanes)
-    for i in range(rows):
-        for j in range(blocks):
-            count = min(lanes, columns - j * lanes)
-            _store_line(like, (out + i * row_stride + j * LINE, tile + (j * height + i) * LINE, count))
+
+@ByAddress
+def store_rows(out, stride, tile, columns, rows, height):  # type: ignore[no-untyped-def]
+    """Write rows of a blocked matrix to a dense row-major one: ``store_rows`` of the contract (products.py)."""
+    like = carray(out, (1,))
+    _store_rows(like, (np.int64(like.ctypes.data), stride, tile, height, columns, rows))

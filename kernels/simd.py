@@ -72,6 +72,10 @@ class Words:
         self.bits = 52 if self.double else 23
         self.bias = 1023 if self.double else 127
 
+    def wide(self) -> "Words":
+        """The words of float64, at the same position."""
+        return self if self.double else Words(self.builder, F64)
+
     # -- integers and control ---------------------------------------------------------------------------------
 
     def count(self, value: int) -> Value:
@@ -178,6 +182,15 @@ class Words:
         value.align = LINE if aligned else self.itemsize
         return value
 
+    def load_count(self, address: Value) -> Value:
+        """The int64 at `address`."""
+        return self.builder.load(self.pointer(address, I64))
+
+    def prefetch(self, address: Value) -> None:
+        """Begin to fetch the cache line of `address` into L2 (x86: prefetcht1); no address is invalid."""
+        place = self.pointer(address, I8)
+        self._call("llvm.prefetch.p0", ir.VoidType(), [place, I32(0), I32(2), I32(1)])
+
     def load_doubles(self, address: Value) -> Value:
         """A line from (lanes,) float64, rounded to the dtype."""
         value = self.builder.load(self.pointer(address, ir.VectorType(F64, self.lanes)))
@@ -199,6 +212,11 @@ class Words:
         value = self.builder.load(self.pointer(address, ir.VectorType(self.scalar, lanes)))
         value.align = self.itemsize
         return value
+
+    def store_short(self, value: Value, address: Value) -> None:
+        """Store a vector of fewer lanes than a line has, or a line that does not begin on a cache line."""
+        instruction = self.builder.store(value, self.pointer(address, value.type))
+        instruction.align = self.itemsize
 
     def load_first(self, address: Value, mask: Value, element: ir.Type | None = None, size: int = 0) -> Value:
         """The lanes of `mask` from memory, zero in the others, whose memory is not read."""
@@ -426,6 +444,19 @@ class Words:
                 for i, j in pairs
             ]
         return self.shuffle(lines[0], lines[0], [of[0].index(i) for i in range(count)])
+
+    def tree_sum(self, values: list[Value]) -> Value:
+        """The sum of as many values as a line has lanes, added up in the order in which ``lane_sums`` adds lanes."""
+        quarter = self.lanes // 4
+        part = quarter
+        while len(values) > quarter:  # quarters 0 and 1, 2 and 3; then both sums
+            pairs = [
+                (i + lane, i + part + lane) for i in range(0, len(values), 2 * part) for lane in range(part)
+            ]
+            values = [self.add(values[i], values[j]) for i, j in pairs]
+        while len(values) > 1:
+            values = [self.add(*values[i : i + 2]) for i in range(0, len(values), 2)]
+        return values[0]
 
     # -- bfloat16, the upper half of a float32: 32 of them fit in a line of float32, two in each lane --------------
 

@@ -6,12 +6,14 @@ table of what they do.
 """
 
 import ctypes
+import threading
 import time
 from collections.abc import Callable
 
 import numpy as np
 
 from fastae.engine import thread_pool
+from fastae.engine.side_by_side import Stopped
 from fastae.engine.thread_count import ThreadCount
 from fastae.kernels import job as fields
 from fastae.kernels.job import Job
@@ -57,6 +59,7 @@ class Crew:
         self._job = Job()  # the record that helpers read; overwritten only while no job is open
         self._job_at, self._taken_at = ctypes.addressof(self._job), address(self._taken)
         self._shared: _Shared | None = _Shared(len(work))
+        self.stop: threading.Event | None = None  # once it is set, jobs end with Stopped
         # Compiled now: in ``run``, a signal could interrupt the compiler
         step.abandon(self._shared.control_at)
 
@@ -112,6 +115,8 @@ class Crew:
         n_threads = recorded = 0  # threads that the job is open to; steps that thread_count was told of
         status = fields.BUSY
         while status != fields.OVER:
+            if self.stop is not None and self.stop.is_set():
+                raise Stopped
             start = time.perf_counter()
             wanted = threads if isinstance(threads, int) else threads.threads
             if wanted != n_threads:

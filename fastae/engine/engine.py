@@ -6,7 +6,9 @@ Matrices of rows are (m, n), codes (m, k).
 
 import ctypes
 import os
+import threading
 import weakref
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -37,7 +39,7 @@ MOST_SEED = (1 << 63) - 1
 SMALL_JOB = 4e6  # FLOPs up to which a job stays on the calling thread
 LARGE_STEP = 100e6  # FLOPs of a step per thread above which all threads are used, without a trial
 KINDS_MOST = 100  # kinds of jobs for which an engine keeps a thread count
-SMALL_TILE = 32  # least rows that a thread claims in inference, because each claim reads all weights
+SMALL_TILE = 8  # least rows that a thread claims in inference, because each claim reads all weights
 FIRST_CALL = 2e7  # rows times weights that a job's first jitted call processes, before its speed is known
 
 
@@ -106,7 +108,6 @@ class Engine:
         self._form = self._forms[0]
         widths, dtype, lanes = network.widths, self.dtype, layout.lanes(self.dtype)
         self.plan, size, transposed = layout.plan(widths, network.activations, dtype)
-        self.tile_rows = self._form.height(widths, dtype)
         code, last = widths[network.code_layer], self.plan[-1]
         height = max(form.height(widths, dtype) for form in self._forms)
         elements = self._tile_elements(height)
@@ -233,6 +234,7 @@ class Engine:
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
         missing: bool = False,
+        on_not_finite: Callable[[], object] | None = None,
     ) -> np.ndarray:
         """Compute xhat, the output of the last layer, for each row of `X`.
 
@@ -251,6 +253,9 @@ class Engine:
             Default: 1.
         missing : bool, default False
             Treat cells that are NaN as missing: 0 in the input and not part of the error.
+        on_not_finite : callable, optional
+            Called without arguments if a cell is infinite or, unless it is a missing one, NaN, as the network sees it;
+            it may raise an error. Default: the results are returned all the same.
 
         Returns
         -------
@@ -263,7 +268,17 @@ class Engine:
             An argument has the wrong type, dtype, shape or size. The message names it.
         """
         last = self.network.n_layers
-        return self._infer(params, X, 0, last, index=index, shift=shift, scale=scale, missing=missing)
+        return self._infer(
+            params,
+            X,
+            0,
+            last,
+            index=index,
+            shift=shift,
+            scale=scale,
+            missing=missing,
+            on_not_finite=on_not_finite,
+        )
 
     def encode(
         self,
@@ -274,6 +289,7 @@ class Engine:
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
         missing: bool = False,
+        on_not_finite: Callable[[], object] | None = None,
     ) -> np.ndarray:
         """Compute the code, the output of the network's code layer, for each row of `X`.
 
@@ -292,6 +308,9 @@ class Engine:
             Default: 1.
         missing : bool, default False
             Treat cells that are NaN as missing: 0 in the input and not part of the error.
+        on_not_finite : callable, optional
+            Called without arguments if a cell is infinite or, unless it is a missing one, NaN, as the network sees it;
+            it may raise an error. Default: the results are returned all the same.
 
         Returns
         -------
@@ -304,7 +323,17 @@ class Engine:
             An argument has the wrong type, dtype, shape or size. The message names it.
         """
         last = self.network.code_layer
-        return self._infer(params, X, 0, last, index=index, shift=shift, scale=scale, missing=missing)
+        return self._infer(
+            params,
+            X,
+            0,
+            last,
+            index=index,
+            shift=shift,
+            scale=scale,
+            missing=missing,
+            on_not_finite=on_not_finite,
+        )
 
     def decode(self, params: Parameters, code: npt.ArrayLike) -> np.ndarray:
         """Compute xhat from codes, with the layers above the code layer.
@@ -340,6 +369,7 @@ class Engine:
         scale: npt.ArrayLike | None = None,
         column_weight: npt.ArrayLike | None = None,
         missing: bool = False,
+        on_not_finite: Callable[[], object] | None = None,
     ) -> np.ndarray:
         """Compute sum_j c_j (xhat_ij - x_ij)^2 for each row i of `X`. Reconstructions are not stored.
 
@@ -360,11 +390,15 @@ class Engine:
             The factors c_j; 1 / scale^2 gives errors in the squared units of `X`. Default: 1.
         missing : bool, default False
             Treat cells that are NaN as missing: 0 in the input and not part of the error.
+        on_not_finite : callable, optional
+            Called without arguments if a cell is infinite or, unless it is a missing one, NaN, as the network sees it;
+            it may raise an error. Default: the results are returned all the same.
 
         Returns
         -------
         ndarray of shape (rows,), float64
-            The error of each row, where x is what the network sees: the scaled row.
+            The error of each row, where x is what the network sees: the scaled row. Differences are computed in the
+            engine's dtype, their squares and sums in float64.
 
         Raises
         ------
@@ -387,6 +421,7 @@ class Engine:
             scale=scale,
             column_weight=jobs.padded(weight, n, self.dtype),
             missing=missing,
+            on_not_finite=on_not_finite,
         )
 
     # -- for the training loop ----------------------------------------------------------------------------------
@@ -504,6 +539,13 @@ class Engine:
             self._run(job, fields.WEIGHTS, 1)
         return float(losses[0, 0])
 
+    def stop_on(self, stop: threading.Event) -> None:
+        """From now on, end a call with ``side_by_side.Stopped`` within about 50 ms after `stop` has been set.
+
+        A step is never taken in part.
+        """
+        self._crew.stop = stop
+
     # -- within -------------------------------------------------------------------------------------------------
 
     def _infer(
@@ -519,6 +561,7 @@ class Engine:
         scale: npt.ArrayLike | None = None,
         missing: bool = False,
         column_weight: np.ndarray | None = None,
+        on_not_finite: Callable[[], object] | None = None,
     ) -> np.ndarray:
         """Run rows through layers first .. last - 1: their outputs, or errors if there is a `column_weight`."""
         self._check_params(params)
@@ -526,10 +569,10 @@ class Engine:
             raise TypeError(f"missing must be True or False, got {missing!r}")
         columns = self.network.widths[first]
         X = check_matrix(X, columns, name)
-        job = self._new_job(self._form)
         chosen = None if index is None else check_index(index, X.shape[0])
+        rows = X.shape[0] if chosen is None else chosen.shape[-1]
+        job = self._new_job(self._form_for_inference(rows, first, last))
         alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
-        rows = job.rows
         if column_weight is None:
             out = np.empty((rows, self.network.widths[last]), self.dtype)
             job.task = fields.INFER_TASK
@@ -540,15 +583,20 @@ class Engine:
         job.weights = address(params.flat if self._weights is None else self._weights)
         job.out, job.out_stride = address(out), out.strides[0]
         job.first_layer, job.last_layer = first, last
+        noted = ctypes.c_int64()
+        if on_not_finite is not None:
+            job.not_finite = ctypes.addressof(noted)
         # Tiles as equal as possible: as few per thread as can hold all rows, and the same number for each thread.
-        tiles = -(-rows // (self._most_threads * self.tile_rows))
+        tiles = -(-rows // (self._most_threads * job.height))
         tile = max(SMALL_TILE, -(-rows // (self._most_threads * tiles)))
-        job.batch = min(self.tile_rows, -(-tile // job.row_multiple) * job.row_multiple)
+        job.batch = min(job.height, -(-tile // job.row_multiple) * job.row_multiple)
         with self._turn.take():
             if self._weights is not None:
                 self._prepare_weights(ctypes.addressof(job), self.dtype.itemsize)
             self._share(job, 0, 2.0 * rows * self._size, 1, rows)
         del alive
+        if on_not_finite is not None and noted.value:
+            on_not_finite()
         return out
 
     def _form_for(self, batch: int, objective: Objective) -> Any:
@@ -601,6 +649,13 @@ class Engine:
         inputs = int(self.plan[0].output)
         before = int(self._tile_map(self.plan, height, 0, self.dtype.itemsize).clean) // self.dtype.itemsize
         return before + height * (2 * inputs + max(inputs, code))
+
+    def _form_for_inference(self, rows: int, first: int, last: int) -> Any:
+        """The form of products in which these rows pass fastest through layers first .. last - 1."""
+        widths = self.network.widths
+        if widths[first] > widths[0]:  # a converted input needs memory, which there is for a row of X
+            return self._form
+        return self._all_forms.choose_for_inference(self._forms, widths[first : last + 1], rows, self.dtype)
 
     def _new_job(self, form: Any) -> Job:
         """A job with the fields that all jobs in this form share; the first one compiles what they call."""

@@ -26,7 +26,10 @@ UNENDING = 0.1  # share of these rates where a cosine has no end to fall to
 CODE_VARIANCE = 0.9  # share of the variance that as many components as an automatic code has units hold
 CODE_MOST = 256  # units of an automatic code
 # Of each network of a detector's ensemble; docs/detection.md has the tables
-ENSEMBLE_STEPS, ENSEMBLE_STEPS_LEAST = 3000, 200  # of up to ENSEMBLE_WIDTH columns; in more, fewer by their number
+ENSEMBLE_STEPS, ENSEMBLE_STEPS_LEAST = (
+    3000,
+    200,
+)  # of up to ENSEMBLE_WIDTH columns; in more, fewer by their number
 ENSEMBLE_WIDTH = 40
 ENSEMBLE_ROWS_PER_STEP = 200
 ENSEMBLE_UNITS_MOST = 1024

@@ -36,11 +36,11 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
     """Flags outliers: rows that an ensemble of denoising autoencoders reconstructs poorly, far from the training rows.
 
     Each of `n_estimators` networks is trained on four fifths of the rows, with a part of the input set to 0. A row's
-    error is E^(2/3) D^(1/3). E is the mean over the networks of the row's mean squared error over the features, each
-    network's divided by what is typical of rows that it left out. D is the square of the mean distance to the 5
-    nearest of up to 4096 training rows, as the ensemble reconstructs them, divided by n. Both are in the network's
-    scale, so that all features count alike; rows that are likely to be anomalies are not among the 4096. The score is
-    minus the error. docs/detection.md says how all this was chosen, and how well it works.
+    error is (E D)^(1/2). E is the mean over the networks of the row's mean squared error over the features, each
+    network's divided by what is typical of rows that it left out. D is the squared distance to the nearest of up to
+    4096 training rows, as the ensemble reconstructs them, divided by n. Both are in the network's scale, so that all
+    features count alike. The score is minus the error. docs/detection.md says how all this was chosen, and how well it
+    works.
 
     With ``n_estimators=1``, there is one network, which is trained on all rows as ``Autoencoder`` is, and the error
     is its mean squared error over the features.
@@ -217,7 +217,9 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
             self._partial_fit_ensemble(X, sample_weight)
             return
         if self._ensemble is not None:
-            raise ValueError(f"n_estimators is 1, but the detector has {len(self._members)} networks: fit it anew")
+            raise ValueError(
+                f"n_estimators is 1, but the detector has {len(self._members)} networks: fit it anew"
+            )
         X = in_partitions(X)  # here, so that a Dask collection is computed once
         super()._partial_fit(X, sample_weight)
         rows = check(self, X)
@@ -401,8 +403,8 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
     def explain(self, X: Any, top: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """Report which features cause each row's error, the worst first.
 
-        Of several networks, two thirds of the shares are those of the networks' squared residuals, and one third those
-        of the squared distances to the nearest kept rows. All n shares of a row add up to 1; times its error, they add
+        Of several networks, one half of the shares are those of the networks' squared residuals, the other half those
+        of the squared distance to the nearest kept row. All n shares of a row add up to 1; times its error, they add
         up to the error.
 
         Parameters

@@ -1,17 +1,18 @@
 """Ensemble: several trained networks, and training rows as these reconstruct them, that score rows together.
 
-The error of a row x is E^(2/3) D^(1/3), in units of squared error per feature, in the scale of the network:
+The error of a row x is (E D)^(1/2), in units of squared error per feature, in the scale of the network:
 
     E   the mean over the networks i of e_i c / c_i:  e_i is the mean squared error of x, and c_i the median of that of
         the training rows that network i left out; c is the geometric mean of the c_i
-    D   the square of the mean distance to the 5 nearest of up to 4096 training rows, as the networks together
-        reconstruct them, divided by n
+    D   the squared distance to the nearest of up to 4096 training rows, as the networks together reconstruct them,
+        divided by n
 
 The constants were chosen on development sets; docs/detection.md has the tables.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,7 @@ from fastae.estimator.neighbours import Neighbours
 from fastae.network import Parameters
 
 FLOOR = 1e-4  # added to errors and distances per feature: smaller ones are all alike
-NEIGHBOURS = 5
-DISTANCE = 1 / 3  # the exponent of D
+DISTANCE = 0.5  # the exponent of D; that of E is 1 less it
 CHUNK = 8192  # rows whose reconstructions are in memory together
 
 
@@ -63,25 +63,32 @@ class EnsembleModel:
     n_threads : int or None
     inputs : dict
         `shift`, `scale` and `missing`, as for the methods of ``Engine``.
+    refuse : callable
+        Called with rows in which the engine has met NaN or infinity.
     """
 
     def __init__(
-        self, ensemble: Ensemble, engine: Engine, n_threads: int | None, inputs: dict[str, Any]
+        self,
+        ensemble: Ensemble,
+        engine: Engine,
+        n_threads: int | None,
+        inputs: dict[str, Any],
+        refuse: Callable[[np.ndarray], None],
     ) -> None:
-        self.ensemble, self.engine, self.inputs = ensemble, engine, inputs
+        self.ensemble, self.engine, self.inputs, self._refuse = ensemble, engine, inputs, refuse
         self._neighbours = Neighbours(ensemble.kept, n_threads) if len(ensemble.kept) else None
 
     # -- rows through all networks --------------------------------------------------------------------------------
 
     def reconstruct(self, X: np.ndarray) -> np.ndarray:
         """(m, n), float64: the mean of the networks' reconstructions, in their scale."""
-        return sum_over(self.ensemble.members, lambda p: self.engine.reconstruct(p, X, **self.inputs)) / len(
-            self.ensemble.members
-        )
+        members, inputs = self.ensemble.members, self._checked_inputs(X)
+        return sum_over(members, lambda p: self.engine.reconstruct(p, X, **inputs)) / len(members)
 
     def encode(self, X: np.ndarray) -> np.ndarray:
         """(m, T k): the codes of all networks, side by side."""
-        return np.hstack([self.engine.encode(params, X, **self.inputs) for params in self.ensemble.members])
+        inputs = self._checked_inputs(X)
+        return np.hstack([self.engine.encode(params, X, **inputs) for params in self.ensemble.members])
 
     def decode(self, code: np.ndarray) -> np.ndarray:
         """(m, n), float64: the mean of what the networks decode from such codes."""
@@ -95,66 +102,56 @@ class EnsembleModel:
 
     def member_errors(self, X: np.ndarray) -> np.ndarray:
         """(m, T), float32: e_i, the mean squared error over the cells that are there, plus a floor."""
-        cells = self._cells(X)
-        errors = [
-            self.engine.errors(params, X, **self.inputs) / cells + FLOOR for params in self.ensemble.members
-        ]
+        cells, inputs = self._cells(X), self._checked_inputs(X)
+        errors = [self.engine.errors(params, X, **inputs) / cells + FLOOR for params in self.ensemble.members]
         with np.errstate(over="ignore"):
             return np.stack(errors, axis=1).astype(np.float32)
 
     def distances(self, X: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
         """(m,): D of each row; with `own`, without the kept row of that number."""
-        neighbours, count = self._neighbours, self._count(own)
-        if neighbours is None or not count:
+        if self._neighbours is None or (own is not None and len(self.ensemble.kept) == 1):
             return np.ones(len(X))
-        return neighbours.nearest(X, count, own=own, **self.inputs).distance + FLOOR
+        with np.errstate(over="ignore"):
+            parts = [
+                np.square(d).mean(axis=1) for d in self._neighbours.differences(X, own=own, **self.inputs)
+            ]
+        return np.concatenate(parts) + FLOOR
 
     def errors(self, X: np.ndarray) -> np.ndarray:
         """(m,), float64: the error of each row."""
-        return combined(self.member_errors(X).astype(np.float64) @ self.ensemble.balance / len(self.ensemble.members),
-                        self.distances(X))
+        mean = self.member_errors(X).astype(np.float64) @ self.ensemble.balance / len(self.ensemble.members)
+        return combined(mean, self.distances(X))
 
     def shares(self, X: np.ndarray) -> np.ndarray:
         """(m, n), float64: each feature's share of the row's error, which add up to 1, or are all 0."""
-        shares = np.empty(X.shape)
-        for first in range(0, len(X), CHUNK):
-            part = X[first : first + CHUNK]
-            shares[first : first + CHUNK] = self._shares(part)
-        return shares
+        parts = [self._shares(X[first : first + CHUNK]) for first in range(0, len(X), CHUNK)]
+        return np.concatenate(parts)
 
     def _shares(self, X: np.ndarray) -> np.ndarray:
-        z = X.astype(np.float64) if self.inputs["scale"] is None else (X - self.inputs["shift"]) * self.inputs["scale"]
-        there = ~np.isnan(X) if self.inputs["missing"] else np.ones(X.shape, bool)
+        shift, scale, missing = (self.inputs[name] for name in ("shift", "scale", "missing"))
+        z, inputs = X.astype(np.float64) if scale is None else (X - shift) * scale, self._checked_inputs(X)
         balance = iter(self.ensemble.balance)
 
         def residuals(params: Parameters) -> np.ndarray:
-            xhat = self.engine.reconstruct(params, X, **self.inputs)
-            return np.where(there, np.square(xhat - z), 0.0) * next(balance)
+            residual = np.square(self.engine.reconstruct(params, X, **inputs) - z) * next(balance)
+            return np.where(np.isnan(X), 0.0, residual) if missing else residual
 
         with np.errstate(over="ignore"):
             of_error = _normed(sum_over(self.ensemble.members, residuals))
-        neighbours, count = self._neighbours, self._count(None)
-        if neighbours is None or not count:
-            return of_error
-        of_distance = np.empty(X.shape)
-        for first in range(0, len(X), 1024):
-            here = slice(first, first + 1024)
-            found = neighbours.nearest(X[here], count, **self.inputs)
-            with np.errstate(over="ignore"):
-                squares = np.square(neighbours.differences(X[here], found.index, **self.inputs))
-            of_distance[here] = _normed(squares.sum(axis=1))
-        both = (1 - DISTANCE) * of_error + DISTANCE * of_distance
-        return _normed(both)
+            if self._neighbours is None:
+                return of_error
+            squares = [np.square(d) for d in self._neighbours.differences(X, **self.inputs)]
+        return _normed((1 - DISTANCE) * of_error + DISTANCE * _normed(np.concatenate(squares)))
+
+    def _checked_inputs(self, X: np.ndarray) -> dict[str, Any]:
+        return {**self.inputs, "on_not_finite": partial(self._refuse, X)}
 
     def _cells(self, X: np.ndarray) -> Any:
         return np.maximum((~np.isnan(X)).sum(axis=1), 1) if self.inputs["missing"] else X.shape[1]
 
-    def _count(self, own: np.ndarray | None) -> int:
-        return min(NEIGHBOURS, len(self.ensemble.kept) - (own is not None))
-
 
 def combined(error: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """E^(2/3) D^(1/3)."""
+    """(E D)^(1/2)."""
     return np.asarray(error ** (1 - DISTANCE) * distance**DISTANCE)
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from functools import partial
 from typing import Any, Self, cast
 
 import numpy as np
@@ -13,8 +14,8 @@ from fastae.data.weighted import counted
 from fastae.distributed.spread import train_spread
 from fastae.engine import thread_pool
 from fastae.estimator.alarms import Calibration
-from fastae.estimator.automatic import patience
 from fastae.estimator.autoencoder import MAY_DIFFER, Autoencoder
+from fastae.estimator.automatic import patience
 from fastae.estimator.callbacks import callbacks
 from fastae.estimator.ensemble import FLOOR, Ensemble, EnsembleModel, combined
 from fastae.estimator.ensemble_checkpoint import EnsembleCheckpoint
@@ -31,11 +32,13 @@ from fastae.estimator.ensemble_training import (
     training_array,
     typical_errors,
 )
-from fastae.estimator.inputs import check, check_weight
+from fastae.estimator.inputs import check, check_weight, refuse_not_finite
 from fastae.estimator.quality import warn_if_code_is_wide
 from fastae.estimator.scaling import shift_and_scale
 from fastae.estimator.sklearn_types import with_callbacks
 from fastae.network import Parameters
+from fastae.optimizers import State
+from fastae.storage import Stored, check_like
 from fastae.training.checkpoint import Checkpoint
 from fastae.training.history import DivergenceError, Epoch, History
 from fastae.training.progress import progress_bar
@@ -58,7 +61,9 @@ class EnsembleFit(Autoencoder):
         if not (isinstance(value, str) and value == "auto" and name in _AUTO):
             return value
         several = self.n_estimators > 1
-        if name == "output_layer":  # the networks that "auto" makes are wider than the rows: one layer decodes them
+        if (
+            name == "output_layer"
+        ):  # the networks that "auto" makes are wider than the rows: one layer decodes them
             return not (several and isinstance(self.hidden_layer_sizes, str))
         if name == "init":
             return "random" if several else "pca"
@@ -89,9 +94,7 @@ class EnsembleFit(Autoencoder):
             self._fit_ensemble(X, sample_weight, X_val=X_val, checkpoint=checkpoint, resume=resume)
 
     @with_callbacks
-    def _fit_ensemble(
-        self, X: Any, sample_weight: Any, *, X_val: Any, checkpoint: Any, resume: bool
-    ) -> None:
+    def _fit_ensemble(self, X: Any, sample_weight: Any, *, X_val: Any, checkpoint: Any, resume: bool) -> None:
         """As ``_fit``, for several networks."""
         rows, weight = self._checked(X, sample_weight)
         validation = None if X_val is None else check(self, X_val, name="X_val")
@@ -119,7 +122,9 @@ class EnsembleFit(Autoencoder):
         self._train_members(rows, array, members, weight, validation, saved)
         self._finish_ensemble(members, rows, weight, bags, seed[:1])
 
-    def _checked(self, X: Any, sample_weight: Any, *, reset: bool = True) -> tuple[RowSource, np.ndarray | None]:
+    def _checked(
+        self, X: Any, sample_weight: Any, *, reset: bool = True
+    ) -> tuple[RowSource, np.ndarray | None]:
         """`X` and `sample_weight`, if an ensemble can be trained on them."""
         rows = check(self, X, reset=reset)
         weight = check_weight(rows, sample_weight)
@@ -147,7 +152,9 @@ class EnsembleFit(Autoencoder):
         self._n_features_out = code * len(members)
         warn_if_code_is_wide(self, code, self.network_.widths[0])
         self.auto_ = self._chosen(members[0].budget, stops_after) | {
-            name: self._value(name) for name in _AUTO if isinstance(getattr(self, name), str) and getattr(self, name) == "auto"
+            name: self._value(name)
+            for name in _AUTO
+            if isinstance(getattr(self, name), str) and getattr(self, name) == "auto"
         }
         if self.verbose and self.auto_:
             chosen = (f"{name}={value}" for name, value in self.auto_.items() if value is not None)
@@ -178,7 +185,9 @@ class EnsembleFit(Autoencoder):
             at_once = thread_pool.available_cpus() if watched and rows.is_local else len(members)
             while done < len(members):
                 some = members[done : done + at_once]
-                options = [self._member_options(member, array, weight, validation, ends=ends) for member in some]
+                options = [
+                    self._member_options(member, array, weight, validation, ends=ends) for member in some
+                ]
                 try:
                     if rows.is_local:
                         train_here(self, some, array, data, options)
@@ -196,7 +205,9 @@ class EnsembleFit(Autoencoder):
                     validated = min(history.validation_loss, default=None)
                     seconds = time.perf_counter() - began
                     rate = history.learning_rate[-1]
-                    epoch = Epoch(number, len(members), history.loss[-1], rate, seconds, member.params, validated)
+                    epoch = Epoch(
+                        number, len(members), history.loss[-1], rate, seconds, member.params, validated
+                    )
                     show(epoch)
                     stops = stops or (callback is not None and callback(epoch))
                 if stops and done < len(members):
@@ -240,7 +251,9 @@ class EnsembleFit(Autoencoder):
         reasons = {history.stop_reason for history in histories}
         if len(members) < self.n_estimators:
             reasons.add("callback")
-        self.stop_reason_ = "callback" if "callback" in reasons else "tol" if reasons == {"tol"} else "max_iter"
+        self.stop_reason_ = (
+            "callback" if "callback" in reasons else "tol" if reasons == {"tol"} else "max_iter"
+        )
         self._states = tuple(member.state for member in members)
         self._n_features_out = self.network_.widths[self.network_.code_layer] * len(members)
         self.params_, self._state = members[0].params, members[0].state
@@ -316,7 +329,9 @@ class EnsembleFit(Autoencoder):
         self._objective()
         bags = Bags.drawn(self.n_estimators, len(rows), seed)
         array, numbers = training_array(rows, seed)
-        members = start_members(self, array, numbers, bags, seed, None if first else self._members, ends=False)
+        members = start_members(
+            self, array, numbers, bags, seed, None if first else self._members, ends=False
+        )
         for i, member in enumerate(members):
             if not first:
                 member.state = self._states[i].copy()
@@ -341,7 +356,9 @@ class EnsembleFit(Autoencoder):
         key = (id(self._ensemble), self.n_threads, self.missing, id(self.shift_))
         if getattr(self, "_ensemble_key", None) != key:
             ensemble = cast(Ensemble, self._ensemble)
-            self._kept_model = EnsembleModel(ensemble, self._engine(), self.n_threads, self._in())
+            self._kept_model = EnsembleModel(
+                ensemble, self._engine(), self.n_threads, self._in(), partial(refuse_not_finite, self)
+            )
             self._ensemble_key = key
         return self._kept_model
 
@@ -366,7 +383,9 @@ class EnsembleFit(Autoencoder):
             result[:, 1] = np.maximum((~np.isnan(X)).sum(axis=1), 1)
         for first in range(0, len(X), 8192):
             errors = self._cell_errors(X[first : first + 8192])
-            result[first : first + 8192, 0] = errors.sum(axis=1) if column_weight is None else errors @ column_weight
+            result[first : first + 8192, 0] = (
+                errors.sum(axis=1) if column_weight is None else errors @ column_weight
+            )
         return result
 
     def _detection_errors(self, X: np.ndarray) -> np.ndarray:
@@ -381,9 +400,49 @@ class EnsembleFit(Autoencoder):
         total = error.sum(axis=1, keepdims=True)
         return np.asarray(error / np.where(total > 0, total, 1))
 
+    def _store_ensemble(self, about: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        if self._ensemble is None:
+            return
+        for i, params in enumerate(self._members[1:], start=1):
+            tensors.update({f"{i}.{name}": array for name, array in params.items()})
+        about["ensemble"] = {"networks": len(self._members), "represented": self._ensemble.represented}
+        tensors.update(typical=self._ensemble.typical, kept=self._ensemble.kept, oob_scores=self.oob_scores_)
+        if self._oob_weight is not None:
+            tensors["oob_weight"] = self._oob_weight
+
+    def _restore_ensemble(self, stored: Stored) -> None:
+        if "ensemble" not in stored.about:
+            return
+        with stored.blamed():
+            about = stored.about["ensemble"]
+            check_like("ensemble", about, {"networks": 0, "represented": 0})
+            kept, rows = len(stored.tensors["kept"]), len(stored.tensors["oob_scores"])
+            network, dtype = self.params_.network, self.params_.dtype
+            others = []
+            for i in range(1, about["networks"]):
+                arrays = {
+                    name: stored.tensor(f"{i}.{name}", shape, dtype)
+                    for name, shape in network.shapes().items()
+                }
+                others.append(Parameters.from_arrays(network, arrays, dtype))
+            members = (self.params_, *others)
+            if about["networks"] < 1:
+                raise ValueError("it has no networks")
+        self._ensemble = Ensemble(
+            members,
+            stored.tensor("typical", (len(members),), np.float64),
+            stored.tensor("kept", (kept, network.widths[0]), np.float32),
+            about["represented"],
+        )
+        self.oob_scores_ = stored.tensor("oob_scores", (rows,), np.float64)
+        weighted = "oob_weight" in stored.tensors
+        self._oob_weight = stored.tensor("oob_weight", (rows,), np.float64) if weighted else None
+        self._states = tuple(State.zeros(params) for params in members)
+        self._n_features_out *= len(members)
+
     def for_one_thread(self) -> Self:
         model = super().for_one_thread()
-        for name in (*_CACHES, "_states", "oob_scores_", "_oob_weight"):
+        for name in (*_CACHES, "_states"):
             vars(model).pop(name, None)
         return model
 

@@ -13,7 +13,7 @@ from fastae import optimizers
 from fastae.data.row_source import ArrayRows, Rows, RowSource
 from fastae.engine.engine import Engine
 from fastae.estimator.automatic import ENSEMBLE_UNITS_MOST, Budget, ensemble_budget_of
-from fastae.network import Network, Parameters
+from fastae.network import Parameters
 from fastae.training import lbfgs
 from fastae.training.gradient_descent import train
 from fastae.training.history import History
@@ -24,7 +24,6 @@ from fastae.training.pca import principal_components, start_at_pca
 FOLDS = 5
 SAMPLE_BYTES = 1 << 27  # of rows that are not in the memory of this process: as many are trained on
 KEPT_MOST = 4096
-KEPT_SPREADS = 2.5  # kept rows have no larger errors than the median plus so many upper quartile ranges, in logarithms
 
 
 @dataclass
@@ -134,7 +133,9 @@ def start_members(
     return members
 
 
-def options_of(model: Any, member: Member, validate: Any, patience: int | None, tol: float, *, ends: bool = True) -> dict[str, Any]:
+def options_of(
+    model: Any, member: Member, validate: Any, patience: int | None, tol: float, *, ends: bool = True
+) -> dict[str, Any]:
     """What ``train`` is asked for one network."""
     return {
         "optimizer": model._optimizer(member.budget, ends=ends),
@@ -164,14 +165,19 @@ def train_here(
             member.history = history
         return
     engine = Engine(
-        members[0].params.network, model.n_threads, "bfloat16" if model._in_bfloat16 else members[0].params.dtype
+        members[0].params.network,
+        model.n_threads,
+        "bfloat16" if model._in_bfloat16 else members[0].params.dtype,
     )
     for member, option in zip(members, options, strict=True):
         if model.solver != "lbfgs":
             member.history = train(member.params, array, engine=engine, **data, **option)
             continue
         asked = TrainingOptions(
-            epochs=option["epochs"], validate=option["validate"], patience=option["patience"], tol=option["tol"]
+            epochs=option["epochs"],
+            validate=option["validate"],
+            patience=option["patience"],
+            tol=option["tol"],
         )
         rows = ArrayRows(array, index=member.index)
         member.history = lbfgs.minimize(
@@ -180,7 +186,11 @@ def train_here(
 
 
 def train_alone(
-    params: Parameters, state: optimizers.State, array: np.ndarray, data: dict[str, Any], option: dict[str, Any]
+    params: Parameters,
+    state: optimizers.State,
+    array: np.ndarray,
+    data: dict[str, Any],
+    option: dict[str, Any],
 ) -> tuple[Parameters, History]:
     """Train one network on one thread, where this is called; returns copies, for another machine."""
     params = params.copy()
@@ -208,15 +218,11 @@ def out_of_bag_mean(errors: np.ndarray, bags: Bags, factors: np.ndarray) -> np.n
 
 
 def rows_to_keep(error: np.ndarray, weight: np.ndarray | None, most: int, seed: list[int]) -> np.ndarray:
-    """The numbers of the rows to measure distances from, in order: at random, but none that may be an anomaly."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        level = np.log(error)
-    counts = np.isfinite(level) if weight is None else np.isfinite(level) & (weight > 0)
-    if not counts.any():
-        return np.empty(0, np.int64)
-    middle, upper = np.percentile(level[counts], [50, 75])
-    chosen = np.flatnonzero(counts & (level <= middle + KEPT_SPREADS * (upper - middle)))
+    """The numbers of the rows to measure distances from, in order: drawn at random by their weights."""
+    counts = np.isfinite(error) if weight is None else np.isfinite(error) & (weight > 0)
+    chosen = np.flatnonzero(counts)
     if len(chosen) > most:
-        share = None if weight is None else weight[chosen] / weight[chosen].sum()
+        share = None if weight is None else weight[chosen] / weight[chosen].max()
+        share = None if share is None or np.count_nonzero(share) < most else share / share.sum()
         chosen = np.random.default_rng([*seed, 3]).choice(chosen, most, replace=False, p=share)
     return np.sort(chosen)

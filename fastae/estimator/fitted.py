@@ -1,6 +1,7 @@
 """FittedModel: encodes, reconstructs and scores rows with trained parameters."""
 
 import copy
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -10,7 +11,7 @@ from fastae.data.column_statistics import ColumnStatistics
 from fastae.data.row_source import Rows, RowSource
 from fastae.engine.engine import Engine
 from fastae.estimator.dask_methods import also_lazily
-from fastae.estimator.inputs import check_here
+from fastae.estimator.inputs import check_here, refuse_not_finite
 from fastae.estimator.settings import Settings
 from fastae.estimator.sklearn_types import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from fastae.network import Parameters
@@ -41,9 +42,7 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
             Codes, in the dtype of `X`, or in `dtype` where it is set; k is the number of code units. For a Dask
             collection, a lazy Dask array.
         """
-        return check_here(self, X).map_rows(
-            lambda rows: self._in_dtype_of(rows, self._encode(rows))
-        )
+        return check_here(self, X).map_rows(lambda rows: self._in_dtype_of(rows, self._encode(rows)))
 
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Reconstruct rows from their codes.
@@ -128,8 +127,8 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         rows = check_here(self, X)
         statistics, error = ColumnStatistics(rows.shape[1]), np.zeros(rows.shape[1])
         for part in rows.slices():
+            error += self._cell_errors(part).sum(axis=0)  # first, because it refuses NaN and infinity
             statistics.add(part)
-            error += self._cell_errors(part).sum(axis=0)
         spread = statistics.square_times(1.0 if self.scale_ is None else self.scale_)
         # A spread too small for float64, such as that of 5e-320 and 1e-319, counts as none, as it does for `scale`.
         varies = (statistics.most > statistics.least) & (spread > 0)
@@ -168,6 +167,10 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
     def _in(self) -> dict[str, Any]:
         return {"shift": self.shift_, "scale": self.scale_, "missing": self.missing is not None}
 
+    def _checked_in(self, X: np.ndarray) -> dict[str, Any]:
+        """The same, with an error for NaN and infinity in `X`, which the engine looks for while it reads the rows."""
+        return {**self._in(), "on_not_finite": partial(refuse_not_finite, self, X)}
+
     def _in_dtype_of(self, X: np.ndarray, result: np.ndarray) -> np.ndarray:
         """`result` in float64 where `X` is not float32 and `dtype` is None, else as it is."""
         wanted = np.float64 if self.dtype is None and X.dtype != np.float32 else result.dtype
@@ -180,14 +183,14 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         return xhat
 
     def _encode(self, X: np.ndarray) -> np.ndarray:
-        return self._engine().encode(self.params_, X, **self._in())
+        return self._engine().encode(self.params_, X, **self._checked_in(X))
 
     def _decode(self, code: np.ndarray) -> np.ndarray:
         return self._engine().decode(self.params_, code)
 
     def _xhat(self, X: np.ndarray) -> np.ndarray:
         """Reconstructions in the scale of the network, of which `_out` makes those in the scale of the data."""
-        return self._engine().reconstruct(self.params_, X, **self._in())
+        return self._engine().reconstruct(self.params_, X, **self._checked_in(X))
 
     def _reconstruct(self, X: np.ndarray) -> np.ndarray:
         return self._out(self._in_dtype_of(X, self._xhat(X)))
@@ -208,15 +211,21 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Settings):
         return rows.map_rows(lambda part: self._mean_errors_of(part, column_weight))
 
     def _mean_errors_of(self, X: np.ndarray, column_weight: np.ndarray | None = None) -> np.ndarray:
-        errors, cells = self._errors_and_cells(X, column_weight).T
-        return np.asarray(errors / cells)
+        cells: Any = X.shape[1]
+        if self.missing:
+            cells = np.maximum((~np.isnan(X)).sum(axis=1), 1)
+        errors = self._engine().errors(self.params_, X, column_weight=column_weight, **self._checked_in(X))
+        errors /= cells
+        return errors
 
     def _errors_and_cells(self, X: np.ndarray, column_weight: np.ndarray | None = None) -> np.ndarray:
         """(m, 2): the sum of squared errors of each row, and the number of its cells that are not missing."""
         result = np.full((len(X), 2), X.shape[1], np.float64)
         if self.missing:
             result[:, 1] = np.maximum((~np.isnan(X)).sum(axis=1), 1)
-        result[:, 0] = self._engine().errors(self.params_, X, column_weight=column_weight, **self._in())
+        result[:, 0] = self._engine().errors(
+            self.params_, X, column_weight=column_weight, **self._checked_in(X)
+        )
         return result
 
     def __sklearn_tags__(self) -> Any:

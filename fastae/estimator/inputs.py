@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from sklearn.utils import assert_all_finite
 from sklearn.utils.validation import _check_feature_names, check_array, check_is_fitted, validate_data
 
 from fastae.checks import check_weights, refuse_paths
@@ -13,11 +14,16 @@ from fastae.data.row_source import NAN_ADVICE, ArrayRows, Rows, RowSource
 from fastae.distributed.partitions import is_dask
 
 
-def check(model: Any, X: Any, *, reset: bool = False, name: str = "X") -> RowSource:
+def check(
+    model: Any, X: Any, *, reset: bool = False, name: str = "X", finite_later: bool = False
+) -> RowSource:
     """`X` as rows with the features that the model was fitted with; with `reset`, the model takes them from `X`.
 
-    Arrays and frames become float arrays, and are not copied if they already are.
+    Arrays and frames become float arrays, and are not copied if they already are. With `finite_later`, the cells of an
+    array or frame are not checked for NaN and infinity here, but by ``refuse_not_finite`` once the engine has met one.
     """
+    if finite_later and _needs_no_check(model, X):
+        return ArrayRows(X)
     checks: dict[str, Any] = {
         "dtype": (np.float64, np.float32),
         "ensure_all_finite": "allow-nan" if model.missing else True,
@@ -33,6 +39,8 @@ def check(model: Any, X: Any, *, reset: bool = False, name: str = "X") -> RowSou
         return ArrayRows(check_array(rows.resident(), input_name=name, **checks)) if rows.in_memory else rows
     refuse_columns(X, name)
     if name == "X":
+        if finite_later:
+            checks["ensure_all_finite"] = False
         with _suggesting_missing():
             return ArrayRows(validate_data(model, X, reset=reset, **checks))
     _check_feature_names(model, X, reset=False)
@@ -41,6 +49,29 @@ def check(model: Any, X: Any, *, reset: bool = False, name: str = "X") -> RowSou
     if array.shape[1] != model.n_features_in_:
         raise ValueError(f"{name} has {array.shape[1]} features, but X has {model.n_features_in_}")
     return ArrayRows(array, name)
+
+
+def _needs_no_check(model: Any, X: Any) -> bool:
+    """Whether scikit-learn's checks, which take longer than the engine on few rows, have nothing to object to."""
+    return (
+        type(X) is np.ndarray
+        and X.dtype in (np.float32, np.float64)
+        and X.ndim == 2
+        and len(X) > 0
+        and X.shape[1] == model.n_features_in_
+        and not hasattr(model, "feature_names_in_")
+    )
+
+
+def refuse_not_finite(model: Any, X: np.ndarray) -> None:
+    """Raise scikit-learn's ValueError if an array holds infinity or, unless cells may be missing, NaN."""
+    with _suggesting_missing():
+        assert_all_finite(
+            X,
+            allow_nan=model.missing is not None,
+            estimator_name=type(model).__name__,
+            input_name="X",
+        )
 
 
 @contextmanager
@@ -108,9 +139,9 @@ def check_columns(
 
 
 def check_here(model: Any, X: Any) -> Rows:
-    """`X` for a fitted model; a TypeError if its rows are not on this machine."""
+    """`X` for a fitted model, to be checked by ``FittedModel._checked_in``; a TypeError if its rows are elsewhere."""
     check_is_fitted(model)
     if is_dask(X) or not getattr(X, "is_local", True):
         raise TypeError("X must be on this machine: pass its partitions one by one, as arrays")
-    rows: Any = check(model, X)
+    rows: Any = check(model, X, finite_later=True)
     return rows  # type: ignore[no-any-return]

@@ -1,24 +1,23 @@
-"""Neighbours: the distance of rows to the nearest of a few thousand points, exact, in memory that is bounded.
+"""Neighbours: the nearest of a few thousand points, and each row's difference from it, in memory that is bounded.
 
 The squared distances to all points, |z|^2 - 2 z'p + |p|^2, but for |z|^2, are one linear layer, which the engine runs
-on all threads in float32. They only select the nearest points, whose distances are then computed from the differences.
+on all threads in float32. They only select the nearest point; the difference from it is then computed exactly.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastae.engine.engine import Engine
 from fastae.network import Network, Parameters
 
 ROWS = 1024  # of which the distances to all points are in memory together
-GROUP = 32  # points whose least distance is compared first
-FAR = np.float32(3e38)  # instead of an infinite distance, so that there is always an order
+FAR = np.float32(3e38)  # instead of an infinite distance
 
 
 class Neighbours:
-    """Finds the nearest of some points.
+    """Finds the nearest of some points to each row.
 
     Parameters
     ----------
@@ -30,118 +29,57 @@ class Neighbours:
 
     def __init__(self, points: np.ndarray, n_threads: int | None) -> None:
         self.points = points
-        count, columns = points.shape
-        self._groups = -(-count // GROUP)
-        network = Network((columns, self._groups * GROUP), ("identity",), 1)
+        network = Network((points.shape[1], len(points)), ("identity",), 1)
         square = np.square(points)
 
-        def layer(weight: np.ndarray, bias: npt.ArrayLike) -> Parameters:
-            """Parameters for so many points; those that fill up the last group are never near."""
-            params, padded = (
-                Parameters(network, "float32"),
-                np.zeros((columns, network.widths[1]), np.float32),
-            )
-            padded[:, :count] = weight.T
-            params["W1"] = padded
-            params["b1"] = np.concatenate([np.broadcast_to(bias, count), np.full(padded.shape[1] - count, FAR)])
-            return params
+        def layer(weight: np.ndarray, bias: np.ndarray) -> Parameters:
+            return Parameters.from_arrays(network, {"W1": weight.T, "b1": bias})
 
         self._engine = Engine(network, n_threads, "float32")
+        zero = np.zeros(len(points))
         self._products = layer(-2 * points, square.sum(axis=1))  # -2 z'p + |p|^2
-        self._seen = layer(square, 0.0), layer(-2 * points, 0.0)  # the sum of p^2 over the cells that are there
+        self._products_of_seen = layer(-2 * points, zero), layer(square, zero)  # by the cells that are there
 
-    def nearest(
+    def differences(
         self,
         X: np.ndarray,
-        count: int,
         *,
         shift: np.ndarray | None,
         scale: np.ndarray | None,
         missing: bool = False,
         own: np.ndarray | None = None,
-    ) -> "Found":
-        """The `count` nearest points of each row of `X`, in no order.
+    ) -> Iterator[np.ndarray]:
+        """For some rows after the other: their differences from their nearest points, (rows, n), float64.
 
         Parameters
         ----------
         X : ndarray of shape (m, n)
             Rows; the points are near (X - shift) * scale.
-        count : int
-            At most K, or K - 1 where `own` is given.
         missing : bool, default False
-            Cells that are NaN do not count; distances are those over the other cells, times (n / cells)^(1/2).
+            The difference of cells that are NaN is 0, and that of the others is multiplied by (n / cells)^(1/2).
         own : ndarray of shape (m,), int, optional
             The number of a point that is not a neighbour of the row.
         """
-        rows, points = len(X), len(self.points)
-        index, square = np.empty((rows, count), np.intp), np.empty((rows, count))
-        for first in range(0, rows, ROWS):
-            here = slice(first, first + ROWS)
-            products = self._products_of(X[here], shift, scale, missing)
+        for first in range(0, len(X), ROWS):
+            part = X[first : first + ROWS]
+            products = self._products_of(part, shift, scale, missing)
             if own is not None:
-                products[np.arange(len(products)), own[here]] = FAR
-            index[here] = np.minimum(_smallest(products, count, self._groups), points - 1)
-            difference = self._differences(X[here], index[here], shift, scale, missing)
-            with np.errstate(over="ignore"):
-                square[here] = np.square(difference).mean(axis=2)
-        return Found(index, square)
-
-    def differences(self, X: np.ndarray, index: np.ndarray, **options: Any) -> np.ndarray:
-        """(m, count, n): each row minus its points with these numbers; options are those of ``nearest``."""
-        return self._differences(X, index, options["shift"], options["scale"], options["missing"])
+                products[np.arange(len(part)), own[first : first + ROWS]] = FAR
+            z = part.astype(np.float64) if scale is None else (part - shift) * scale
+            difference: np.ndarray = z - self.points[products.argmin(axis=1)]
+            if missing:
+                there = ~np.isnan(part)
+                share = np.maximum(there.sum(axis=1), 1) / part.shape[1]
+                difference = np.where(there, difference, 0.0) / np.sqrt(share)[:, np.newaxis]
+            yield difference
 
     def _products_of(self, X: np.ndarray, shift: Any, scale: Any, missing: bool) -> np.ndarray:
+        """(rows, K): the squared distances, less |z|^2."""
         if not missing or not np.isnan(X).any():
             out = self._engine.reconstruct(self._products, X, shift=shift, scale=scale)
         else:
-            seen, products = self._seen
+            products, squares = self._products_of_seen
             out = self._engine.reconstruct(products, X, shift=shift, scale=scale, missing=True)
-            out += self._engine.reconstruct(seen, (~np.isnan(X)).astype(np.float32))
-        # Rows that are too far for float32 have neighbours, whichever, at their exact distances
+            out += self._engine.reconstruct(squares, (~np.isnan(X)).astype(np.float32))
+        # Rows that are too far for float32 have a neighbour, whichever, at its exact distance
         return np.nan_to_num(out, copy=False, nan=0.0, posinf=FAR, neginf=-FAR)
-
-    def _differences(
-        self, X: np.ndarray, index: np.ndarray, shift: Any, scale: Any, missing: bool
-    ) -> np.ndarray:
-        z = X.astype(np.float64) if scale is None else (X - shift) * scale
-        difference: np.ndarray = z[:, np.newaxis, :] - self.points[index]
-        if missing:
-            there = ~np.isnan(X)
-            share = np.maximum(there.sum(axis=1), 1) / X.shape[1]
-            difference = np.where(there[:, np.newaxis], difference, 0.0) / np.sqrt(share)[:, None, None]
-        return difference
-
-
-class Found:
-    """The nearest points of some rows.
-
-    Attributes
-    ----------
-    index : ndarray of shape (m, count), int
-        Their numbers.
-    square : ndarray of shape (m, count), float64
-        Their squared distances, divided by n.
-    """
-
-    def __init__(self, index: np.ndarray, square: np.ndarray) -> None:
-        self.index, self.square = index, square
-
-    @property
-    def distance(self) -> np.ndarray:
-        """The square of the mean distance of each row, divided by n."""
-        return np.asarray(np.square(np.sqrt(self.square).mean(axis=1)))
-
-
-def _smallest(values: np.ndarray, count: int, groups: int) -> np.ndarray:
-    """The numbers of the `count` smallest of each row's values, in no order.
-
-    They lie in the `count` groups with the smallest minima; a group is every groups-th value, so that the minima are
-    taken of whole vectors.
-    """
-    if groups <= count:
-        return np.argpartition(values, count - 1, axis=1)[:, :count]
-    grouped = values.reshape(len(values), -1, groups)
-    best = np.argpartition(grouped.min(axis=1), count - 1, axis=1)[:, :count]
-    candidates = np.take_along_axis(grouped, best[:, np.newaxis, :], axis=2).reshape(len(values), -1)
-    chosen = np.argpartition(candidates, count - 1, axis=1)[:, :count]
-    return chosen // count * groups + np.take_along_axis(best, chosen % count, axis=1)

@@ -1,6 +1,7 @@
 """Training: epochs of gradient steps, or L-BFGS, over an engine.
 
 gradient_descent.py  train, the public function; train_on, for any RowSource
+many.py              train_many: many networks on the same rows, side by side
 options.py           TrainingOptions: the options that every kind of training has
 loop.py              the loop over epochs, whatever takes the steps: learning rates, checkpoints, divergence
 watch.py             after each epoch: validation, the best parameters, when to stop
@@ -14,5 +15,6 @@ progress.py          the progress bar
 
 from fastae.training.gradient_descent import train
 from fastae.training.history import DivergenceError, Epoch, History
+from fastae.training.many import train_many
 
-__all__ = ["DivergenceError", "Epoch", "History", "train"]
+__all__ = ["DivergenceError", "Epoch", "History", "train", "train_many"]

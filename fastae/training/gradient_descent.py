@@ -146,7 +146,7 @@ def train(
         resume=resume,
     )
     return train_on(
-        _rows(X, params.network.widths[0], index, sample_weight),
+        rows_of(X, params.network.widths[0], index, sample_weight),
         params,
         optimizer,
         state,
@@ -160,7 +160,7 @@ def train(
     )
 
 
-def _rows(X: "npt.ArrayLike | Rows", columns: int, index: Any, sample_weight: Any) -> Rows:
+def rows_of(X: "npt.ArrayLike | Rows", columns: int, index: Any, sample_weight: Any) -> Rows:
     """The rows of `X`, or those in `index`; an array is not copied."""
     if isinstance(X, Rows):
         if X.in_memory:

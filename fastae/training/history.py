@@ -10,7 +10,15 @@ class DivergenceError(ArithmeticError):
     """The loss became infinite or NaN.
 
     ``fastae.train`` restores the parameters to those of the last finite loss; an estimator is as before its fit.
+
+    Attributes
+    ----------
+    history : History or None
+        Of ``fastae.train``: the run up to the divergence. Its last loss is infinite, and the losses before are those of
+        the epochs that were complete. `stop_reason` is "divergence".
     """
+
+    history: "History | None" = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class History:
         Number of rows processed: m times the number of epochs.
     stop_reason : str
         "epochs": all epochs are done. "callback": the callback stopped training. "tol": no improvement for `patience`
-        epochs.
+        epochs. "divergence": the loss became infinite or NaN (``fastae.train_many``).
     """
 
     state: State

@@ -135,7 +135,12 @@ def descend(
                 advice = _advice(epoch, float(rates[bad[0]]), bool(bad[0] == 0), params, is_finite)
                 if options.restores and (len(history.loss) or bad[0]):
                     advice += ". The parameters are back at the last finite loss"
-                raise DivergenceError(advice)
+                error = DivergenceError(advice)
+                history.loss.append(np.inf)
+                history.learning_rate.append(float(rates[bad[0]]))
+                history.seconds, history.stop_reason = time.perf_counter() - began, "divergence"
+                error.history = history
+                raise error
             state.steps += rates.size
             state.epochs += count
             by_epoch = losses.reshape(count, steps_per_epoch, 2)

@@ -965,3 +965,55 @@ def test_parameters_out_of_range_are_named():
             Autoencoder(**{name: value}).fit(X)
     with pytest.raises(ValueError, match="contamination"):
         AutoencoderDetector(contamination=0.6).fit(X)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, "list", "frame", "file"])
+@pytest.mark.parametrize(("bad", "missing"), [(np.nan, None), (np.inf, None), (-np.inf, "mask")])
+def test_a_fitted_model_refuses_cells_that_are_not_finite_as_fit_does(bad, missing, kind, tmp_path):
+    """With the message of ``fit``, though the engine looks for them in its pass over the rows."""
+    X = np.random.default_rng(0).normal(size=(500, 6))
+    columns = [f"c{i}" for i in range(6)]
+
+    def of_kind(rows):
+        if kind == "file":
+            np.save(tmp_path / "x.npy", rows)
+            return fastae.open_rows(tmp_path / "x.npy", chunk_bytes=8192)
+        if kind == "list":
+            return rows.tolist()
+        return pd.DataFrame(rows, columns=columns) if kind == "frame" else rows.astype(kind)
+
+    model = AutoencoderDetector((3,), missing=missing, max_iter=1, random_state=0).fit(of_kind(X))
+    worse = X.copy()
+    worse[321, 4] = bad
+    with pytest.raises(ValueError, match="contains") as of_fit:
+        clone(model).fit(of_kind(worse))
+    methods = [
+        *("transform", "reconstruct", "reconstruction_error", "score", "score_samples", "predict"),
+        *("decision_function", "explain"),
+    ]
+    for name in methods:
+        getattr(model, name)(of_kind(X))
+        with pytest.raises(ValueError, match="contains") as error:
+            getattr(model, name)(of_kind(worse))
+        assert str(error.value) == str(of_fit.value), name
+    with pytest.raises(ValueError, match="contains") as error:
+        model.reconstruction_error(of_kind(worse), per_feature=True)
+    assert str(error.value) == str(of_fit.value)
+
+
+def test_a_large_finite_cell_is_not_refused():
+    """It is infinite to a network in float32 only."""
+    X = np.random.default_rng(0).normal(size=(100, 4))
+    model = AutoencoderDetector((2,), scale=None, dtype="float32", max_iter=1).fit(X)
+    X[3, 1] = 1e300
+    scores = model.score_samples(X)
+    assert np.isneginf(scores[3])
+    assert np.isfinite(np.delete(scores, 3)).all()
+
+
+def test_an_array_without_names_still_gets_the_warning_about_names():
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(50, 3)), columns=list("abc"))
+    model = AutoencoderDetector((2,), max_iter=1).fit(frame)
+    with pytest.warns(UserWarning, match="does not have valid feature names"):
+        scores = model.score_samples(frame.to_numpy())
+    assert scores.tobytes() == model.score_samples(frame).tobytes()

@@ -325,6 +325,89 @@ def test_the_mean_code_has_a_delta_where_the_form_supports_it(harness):
         harness.close(sums[:columns], 7 + found[:, :columns].sum(axis=0), rows, columns, stored=False)
 
 
+def left(harness, dense, height):
+    """`dense` as the form's `forward` writes a result that leaves the network; NaN where nothing is promised."""
+    buffer = harness.empty(dense.shape[1], height)
+    if harness.form.leaves:
+        filled = buffer.reshape(-1, height, harness.lanes)
+        filled[:, : len(dense)] = 0
+        layout.pack(dense, filled)
+    else:
+        rows_of_columns(buffer, height, None)[: len(dense), : dense.shape[1]] = dense
+    return buffer
+
+
+@every_form
+def test_rows_of_a_result_are_stored_in_any_matrix(harness):
+    """Any number of rows and columns, to a matrix that ends or begins at a guard page, and with gaps between rows."""
+    for columns in (1, harness.lanes - 1, harness.lanes, harness.lanes + 1, 51):
+        _, height = harness.heights(columns, columns)[1]
+        for rows in {1, 7, min(harness.lanes + 3, height), height - 1, height}:
+            dense = np.random.default_rng(rows).normal(size=(rows, columns)).astype(harness.dtype)
+            h = left(harness, dense, height)
+            out = guarded(np.full((rows, columns), 7, harness.dtype), harness.end)
+            harness.call("store_rows", out, out.strides[0], h, columns, rows, height)
+            assert np.array_equal(out, dense)
+            wide = np.full((rows, columns + 2), 7, harness.dtype)
+            harness.call(
+                "store_rows", wide.ctypes.data + wide.itemsize, wide.strides[0], h, columns, rows, height
+            )
+            assert np.array_equal(wide[:, 1:-1], dense)
+            assert (wide[:, [0, -1]] == 7).all(), "written beside the rows"
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+@every_form
+def test_errors_of_rows_are_numpys(harness, missing):
+    for columns in (1, 7, 8, 9, harness.lanes, harness.lanes + 1, 51):
+        _, height = harness.heights(columns, columns)[1]
+        for rows in {1, 7, 8, min(19, height), height - 1, height}:
+            rng = np.random.default_rng(rows + columns)
+            xhat, x = (rng.normal(size=(rows, columns)).astype(harness.dtype) for _ in range(2))
+            x[rows // 2, 0] = np.nan
+            weight = rng.random(columns)
+            target = blocked(x, height, harness.end)
+            if harness.form.target_in_form:
+                target = harness.stored(x, height)
+            padded = guarded(np.pad(weight, (0, -columns % harness.lanes)), harness.end)
+            out = guarded(np.full(rows, 7.0), harness.end)
+            sizes = columns, rows, height
+            harness.call("row_errors", out, left(harness, xhat, height), target, padded, missing, *sizes)
+            difference = (xhat - x).astype("f8")
+            if missing:
+                difference = np.nan_to_num(difference, nan=0.0)
+            np.testing.assert_allclose(
+                out, (difference**2) @ weight, rtol=1e-14 * columns, err_msg=str(sizes)
+            )
+            assert np.isnan(out[rows // 2]) == (missing == 0)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_errors_of_rows_have_the_same_bits_in_every_form_and_tile(dtype, missing):
+    rng = np.random.default_rng(0)
+    for columns in (1, 5, 8, 30, 51):
+        xhat, x = (rng.normal(size=(131, columns)).astype(dtype) for _ in range(2))
+        weight, errors = np.pad(rng.random(columns), (0, 16)), set()
+        for form in (COLUMN_BLOCKS, ROW_LANES):
+            harness = Harness(form, dtype, True)
+            for tile in (131, 1, 8, 50):
+                height, found = harness.heights(columns, columns)[1][1] * 20, []
+                for first in range(0, len(x), tile):
+                    part, of = x[first : first + tile], xhat[first : first + tile]
+                    target = blocked(part, height)
+                    if form.target_in_form:
+                        target = harness.stored(part, height)
+                    out = np.empty(len(part))
+                    output = left(harness, of, height)
+                    harness.call(
+                        "row_errors", out, output, target, weight, missing, columns, len(part), height
+                    )
+                    found.append(out)
+                errors.add(np.concatenate(found).tobytes())
+        assert len(errors) == 1, columns
+
+
 # -- forms ------------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from guard import guarded
 
+from fastae.bench.stages import layer_times
 from fastae.kernels import job, layout, rows
 from fastae.kernels.compiler import kernel
 
@@ -20,11 +21,6 @@ def _load(tile, x, strides, kind, columns, index, first, count, shift, scale, sp
     rows.load_rows(
         tile, np.int64(tile.ctypes.data), tile.shape[1], source, first, count, np.int64(spare.ctypes.data)
     )
-
-
-@kernel
-def _store(like, out, stride, tile, columns, count):
-    rows.store_rows(like, out, stride, np.int64(tile.ctypes.data), tile.shape[1], columns, count)
 
 
 def load(X, dtype, *, index=None, first=0, count=None, shift=None, scale=None):
@@ -122,5 +118,6 @@ def test_rows_are_stored_up_to_a_guard_page(dtype):
         tile = layout.aligned_zeros(blocks * 9 * lanes, dtype).reshape(blocks, 9, lanes)
         layout.pack(dense, tile)
         out = guarded(np.zeros((6, columns), dtype))
-        _store(tile, out.ctypes.data, out.strides[0], tile, columns, 6)
+        arguments = out.ctypes.data, out.strides[0], tile.ctypes.data, columns, 6, tile.shape[1]
+        layer_times(1, rows.store_rows.address(dtype), arguments)
         np.testing.assert_array_equal(out, dense)

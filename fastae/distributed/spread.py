@@ -1,4 +1,4 @@
-"""Networks spread over the workers of a cluster, each trained as a whole by one worker: nothing is exchanged per step."""
+"""Networks spread over the workers of a cluster, each trained as a whole by one worker: no exchange per step."""
 
 from collections.abc import Callable, Sequence
 from functools import singledispatch

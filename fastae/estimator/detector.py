@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from fastae.checks import in_units
+from fastae.checks import check_number, in_units
 from fastae.data.row_source import RowSource
 from fastae.estimator.alarms import false_discoveries_limited, percentile_of_repeated
 from fastae.estimator.autoencoder import Autoencoder, goes_by_steps
@@ -50,7 +50,7 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
     Parameters
     ----------
     contamination : float, default 0.1
-        Share of rows to flag as outliers, in (0, 0.5]: of new rows like those of the training, or for ``n_estimators=1``
+        Share of rows to flag as outliers, in (0, 0.5]: of new rows like those of the training; for ``n_estimators=1``,
         of the training rows.
     n_estimators : int, default 15
         Number of networks. MPI needs 1.
@@ -366,13 +366,14 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
 
         Raises
         ------
-        ValueError
-            `fdr` is not in (0, 1), or `n_estimators` is 1.
+        TypeError, ValueError
+            `fdr` is not a number in (0, 1), or `n_estimators` is 1.
         """
         if fdr is None:
             return np.where(self.decision_function(X) < 0, -1, 1)
         check_is_fitted(self)
-        if isinstance(fdr, bool) or not isinstance(fdr, (int, float, np.number)) or not 0 < fdr < 1:
+        check_number("fdr", fdr)
+        if not 0 < fdr < 1:
             raise ValueError(f"fdr must be in (0, 1), got {fdr!r}")
         if self._ensemble is None:
             raise ValueError("fdr needs out-of-bag errors, and so n_estimators of at least 2")

@@ -1,4 +1,4 @@
-"""EnsembleCheckpoint: the trained networks of an ensemble in a file. An interrupted fit goes on with the next network."""
+"""EnsembleCheckpoint: the trained networks of an ensemble in a file; an interrupted fit goes on with the next one."""
 
 import time
 from typing import Any
@@ -46,7 +46,8 @@ class EnsembleCheckpoint(Checkpoint):
     def write_members(self, members: list[Member]) -> None:
         """Write the networks that are trained."""
         began = time.perf_counter()
-        histories, tensors = [], {}
+        histories: list[dict[str, Any]] = []
+        tensors: dict[str, Any] = {}
         for i, member in enumerate(members):
             history = {name: value for name, value in vars(member.history).items() if name != "state"}
             histories.append(history | {"steps": member.state.steps, "epochs": member.state.epochs})

@@ -69,7 +69,7 @@ class EnsembleFit(Autoencoder):
             return "random" if several else "pca"
         if name == "noise":
             return "mask" if several else None
-        return 0.3 if several and self.noise == "auto" else 0.1
+        return 0.3 if several and isinstance(self.noise, str) and str(self.noise) == "auto" else 0.1
 
     def _dtype(self, X: RowSource) -> np.dtype[Any]:
         if self.n_estimators > 1 and self.dtype is None and self.scale is not None and self.solver != "lbfgs":
@@ -440,7 +440,7 @@ class EnsembleFit(Autoencoder):
         self._states = tuple(State.zeros(params) for params in members)
         self._n_features_out *= len(members)
 
-    def for_one_thread(self) -> Self:
+    def for_one_thread(self) -> Self:  # noqa: D102
         model = super().for_one_thread()
         for name in (*_CACHES, "_states"):
             vars(model).pop(name, None)

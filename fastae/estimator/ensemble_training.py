@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from fastae import optimizers
-from fastae.data.row_source import ArrayRows, Rows, RowSource
+from fastae.data.row_source import ArrayRows, RowSource
 from fastae.engine.engine import Engine
 from fastae.estimator.automatic import ENSEMBLE_UNITS_MOST, Budget, ensemble_budget_of
 from fastae.network import Parameters
@@ -79,9 +79,7 @@ def training_array(rows: RowSource, seed: list[int]) -> tuple[np.ndarray, np.nda
     """An array to train on, and the numbers of its rows: of an array, all (None); else of at most SAMPLE_BYTES."""
     if isinstance(rows, ArrayRows) and rows.index is None:
         return rows.array, None
-    most = max(1, SAMPLE_BYTES // (rows.shape[1] * rows.dtype.itemsize))
-    if isinstance(rows, Rows):
-        most = min(most, rows.chunk_rows)
+    most = max(2, SAMPLE_BYTES // (rows.shape[1] * rows.dtype.itemsize))
     numbers = np.arange(len(rows))
     if most < len(rows):
         numbers = np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False))
@@ -104,7 +102,7 @@ def start_members(
     dtype = model._dtype(ArrayRows(array))
     seeds = np.random.default_rng([*seed, 1]).integers(np.iinfo(np.int32).max, size=(model.n_estimators, 2))
     again = before is not None and len(before) == model.n_estimators
-    again = again and (before[0].network, before[0].dtype) == (network, dtype)
+    again = again and (not ends or (before[0].network, before[0].dtype) == (network, dtype))
     components = None
     if model._value("init") == "pca" and not again:
         components = principal_components(
@@ -157,7 +155,7 @@ def train_here(
 ) -> None:
     """Train the networks on this machine, side by side; L-BFGS and bfloat16, one after another on all threads."""
     if model.solver != "lbfgs" and not model._in_bfloat16:
-        each = {name: [option[name] for option in options] for name in options[0]}
+        each: dict[str, Any] = {name: [option[name] for option in options] for name in options[0]}
         histories = train_many(
             [member.params for member in members], array, n_threads=model.n_threads, **data, **each
         )

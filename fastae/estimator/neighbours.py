@@ -13,7 +13,7 @@ from fastae.engine.engine import Engine
 from fastae.network import Network, Parameters
 
 ROWS = 1024  # of which the distances to all points are in memory together
-FAR = np.float32(3e38)  # instead of an infinite distance
+FAR = 3e38  # instead of an infinite distance
 
 
 class Neighbours:
@@ -82,4 +82,4 @@ class Neighbours:
             out = self._engine.reconstruct(products, X, shift=shift, scale=scale, missing=True)
             out += self._engine.reconstruct(squares, (~np.isnan(X)).astype(np.float32))
         # Rows that are too far for float32 have a neighbour, whichever, at its exact distance
-        return np.nan_to_num(out, copy=False, nan=0.0, posinf=FAR, neginf=-FAR)
+        return np.asarray(np.nan_to_num(out, copy=False, nan=0.0, posinf=FAR, neginf=-FAR))

@@ -101,11 +101,10 @@ class EnsembleModel:
     # -- errors ---------------------------------------------------------------------------------------------------
 
     def member_errors(self, X: np.ndarray) -> np.ndarray:
-        """(m, T), float32: e_i, the mean squared error over the cells that are there, plus a floor."""
-        cells, inputs = self._cells(X), self._checked_inputs(X)
+        """(m, T), float64: e_i, the mean squared error over the cells that are there, plus a floor."""
+        cells, inputs = self.cells(X), self._checked_inputs(X)
         errors = [self.engine.errors(params, X, **inputs) / cells + FLOOR for params in self.ensemble.members]
-        with np.errstate(over="ignore"):
-            return np.stack(errors, axis=1).astype(np.float32)
+        return _or_infinity(np.stack(errors, axis=1))
 
     def distances(self, X: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
         """(m,): D of each row; with `own`, without the kept row of that number."""
@@ -119,7 +118,7 @@ class EnsembleModel:
 
     def errors(self, X: np.ndarray) -> np.ndarray:
         """(m,), float64: the error of each row."""
-        mean = self.member_errors(X).astype(np.float64) @ self.ensemble.balance / len(self.ensemble.members)
+        mean = self.member_errors(X) @ self.ensemble.balance / len(self.ensemble.members)
         return combined(mean, self.distances(X))
 
     def shares(self, X: np.ndarray) -> np.ndarray:
@@ -137,7 +136,7 @@ class EnsembleModel:
             return np.where(np.isnan(X), 0.0, residual) if missing else residual
 
         with np.errstate(over="ignore"):
-            of_error = _normed(sum_over(self.ensemble.members, residuals))
+            of_error = _normed(_or_infinity(sum_over(self.ensemble.members, residuals)))
             if self._neighbours is None:
                 return of_error
             squares = [np.square(d) for d in self._neighbours.differences(X, **self.inputs)]
@@ -146,7 +145,8 @@ class EnsembleModel:
     def _checked_inputs(self, X: np.ndarray) -> dict[str, Any]:
         return {**self.inputs, "on_not_finite": partial(self._refuse, X)}
 
-    def _cells(self, X: np.ndarray) -> Any:
+    def cells(self, X: np.ndarray) -> Any:
+        """The number of cells of each row that are there, 1 at least."""
         return np.maximum((~np.isnan(X)).sum(axis=1), 1) if self.inputs["missing"] else X.shape[1]
 
 
@@ -161,6 +161,11 @@ def sum_over(members: Sequence[Parameters], function: Callable[[Parameters], np.
     for params in members:
         total = total + function(params).astype(np.float64, copy=False)
     return np.asarray(total)
+
+
+def _or_infinity(errors: np.ndarray) -> np.ndarray:
+    """Infinity for NaN: rows are finite, but some are too large for float32."""
+    return np.where(np.isnan(errors), np.inf, errors)
 
 
 def _normed(parts: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from fastae.estimator.alarms import Calibration
 from fastae.estimator.autoencoder import MAY_DIFFER, Autoencoder
 from fastae.estimator.automatic import patience
 from fastae.estimator.callbacks import callbacks
-from fastae.estimator.ensemble import FLOOR, Ensemble, EnsembleModel, combined
+from fastae.estimator.ensemble import CHUNK, FLOOR, Ensemble, EnsembleModel, combined
 from fastae.estimator.ensemble_checkpoint import EnsembleCheckpoint
 from fastae.estimator.ensemble_training import (
     KEPT_MOST,
@@ -375,18 +375,13 @@ class EnsembleFit(Autoencoder):
             return super()._xhat(X)
         return self._ensemble_model().reconstruct(X).astype(self.params_.dtype)
 
-    def _errors_and_cells(self, X: np.ndarray, column_weight: np.ndarray | None = None) -> np.ndarray:
+    def _mean_errors_of(self, X: np.ndarray, column_weight: np.ndarray | None = None) -> np.ndarray:
         if self._ensemble is None:
-            return super()._errors_and_cells(X, column_weight)
-        result = np.full((len(X), 2), X.shape[1], np.float64)
-        if self.missing:
-            result[:, 1] = np.maximum((~np.isnan(X)).sum(axis=1), 1)
-        for first in range(0, len(X), 8192):
-            errors = self._cell_errors(X[first : first + 8192])
-            result[first : first + 8192, 0] = (
-                errors.sum(axis=1) if column_weight is None else errors @ column_weight
-            )
-        return result
+            return super()._mean_errors_of(X, column_weight)
+        result, weight = np.empty(len(X)), np.ones(X.shape[1]) if column_weight is None else column_weight
+        for first in range(0, len(X), CHUNK):
+            result[first : first + CHUNK] = self._cell_errors(X[first : first + CHUNK]) @ weight
+        return np.asarray(result / self._ensemble_model().cells(X))
 
     def _detection_errors(self, X: np.ndarray) -> np.ndarray:
         """(m,): minus the scores."""
@@ -460,7 +455,8 @@ class _ErrorsOfMembers:
         self.model = model
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
-        return self.model._ensemble_model().member_errors(X)
+        with np.errstate(over="ignore"):  # in float32, as there are m T of them
+            return self.model._ensemble_model().member_errors(X).astype(np.float32)
 
 
 class _Distances(_ErrorsOfMembers):

@@ -10,6 +10,7 @@ A map, from the command down:
     quality_report.py  ``fastae bench --quality``: seconds to a good model, as tables, Markdown and JSON
     quality.py      one data set: error against seconds for fastae and the peers, in turn; compilation in new processes
     quality_peers.py   whole trainings in each library; quality_cases.py: the data sets, and their best known errors
+    detection.py    AUROC of detectors on labelled sets: ``python -m fastae.bench.detection``
     distributed.py  the cost of a step over Dask workers: ``python -m fastae.bench.distributed``
     probe.py        the ceilings: FMA peak and sigmoid rate
     machine.py      what figures depend on: CPU, threads, load, versions

@@ -100,9 +100,9 @@ def train(
         int | None,
         typer.Option(
             min=1,
-            help="Number of networks of a detector. With 1, it is one autoencoder, whose code and reconstructions "
-            "are worth having too.",
-            show_default="15; 1 with --mpi",
+            help="Number of networks of a detector. Several detect outliers better; with 1, `fastae encode` writes "
+            "the code of that one.",
+            show_default="15; 1 with --hidden or --mpi",
         ),
     ] = None,
     init: Annotated[
@@ -229,7 +229,7 @@ def train(
         )
     model: Any = Autoencoder()
     if detector:
-        several = (1 if mpi else AutoencoderDetector.n_estimators) if estimators is None else estimators
+        several = estimators or (1 if mpi or widths != "auto" else AutoencoderDetector.n_estimators)
         model = AutoencoderDetector(contamination=contamination, n_estimators=several)
     elif estimators is not None:
         raise typer.BadParameter(
@@ -410,6 +410,11 @@ def _run_over(
         raise typer.BadParameter("an .npy file has no names: write .csv or .parquet", param_hint="--keep")
     outputs.check_not_input("--out", out, [path, *paths_of(data)])
     model = _open_model(path)
+    networks = len(getattr(model, "members_", ()))
+    if method == "transform" and networks > 1:
+        notice(
+            f"{path}: the codes of {networks} networks, side by side; for the code of one, train with --estimators 1"
+        )
     apply, kept = getattr(model, method), tuple(dict.fromkeys(keep or ()))
     rows = _open_data(data, drop, header, model, kept)
     if out.suffix.lower() == ".npy":

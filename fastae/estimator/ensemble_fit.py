@@ -193,24 +193,22 @@ class EnsembleFit(Autoencoder):
                         train_here(self, some, array, data, options)
                     else:
                         train_spread(rows, train_alone, some, array, data, options)
-                except DivergenceError as error:
+                    stops = False
+                    for number, member in enumerate(some, done + 1):
+                        epoch = _epoch_of(member, number, len(members), time.perf_counter() - began)
+                        show(epoch)
+                        stops = stops or (callback is not None and callback(epoch))
+                except BaseException as error:  # Ctrl-C too
+                    if saved is not None and done:
+                        saved.write_members(members[:done])
+                    if not isinstance(error, DivergenceError):
+                        raise
                     message = str(error).replace("lower the learning rate", "lower learning_rate_init")
                     raise DivergenceError(message) from None
                 done += len(some)
                 if saved is not None and (saved.due or done == len(members)):
                     saved.write_members(members[:done])
-                stops = False
-                for number, member in enumerate(some, done - len(some) + 1):
-                    history = cast(History, member.history)
-                    validated = min(history.validation_loss, default=None)
-                    seconds = time.perf_counter() - began
-                    rate = history.learning_rate[-1]
-                    epoch = Epoch(
-                        number, len(members), history.loss[-1], rate, seconds, member.params, validated
-                    )
-                    show(epoch)
-                    stops = stops or (callback is not None and callback(epoch))
-                if stops and done < len(members):
+                if stops:
                     del members[done:]
 
     def _member_options(
@@ -464,6 +462,14 @@ class _Distances(_ErrorsOfMembers):
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
         return self.model._ensemble_model().distances(X)
+
+
+def _epoch_of(member: Member, number: int, networks: int, seconds: float) -> Epoch:
+    """What a callback hears of a network that is trained."""
+    history = cast(History, member.history)
+    validation = min(history.validation_loss, default=None)
+    rate = history.learning_rate[-1]
+    return Epoch(number, networks, history.loss[-1], rate, seconds, member.params, validation)
 
 
 def _mean_by_epoch(curves: list[list[float]]) -> list[float]:

@@ -13,7 +13,6 @@ from fastae.engine.engine import Engine
 from fastae.network import Network, Parameters
 
 ROWS = 1024  # of which the distances to all points are in memory together
-FAR = 3e38  # instead of an infinite distance
 
 
 class Neighbours:
@@ -64,7 +63,8 @@ class Neighbours:
             part = X[first : first + ROWS]
             products = self._products_of(part, shift, scale, missing)
             if own is not None:
-                products[np.arange(len(part)), own[first : first + ROWS]] = FAR
+                products[np.arange(len(part)), own[first : first + ROWS]] = np.inf
+            # A row that is too far for float32 has a neighbour, whichever, at its exact distance
             z = part.astype(np.float64) if scale is None else (part - shift) * scale
             difference: np.ndarray = z - self.points[products.argmin(axis=1)]
             if missing:
@@ -81,5 +81,4 @@ class Neighbours:
             products, squares = self._products_of_seen
             out = self._engine.reconstruct(products, X, shift=shift, scale=scale, missing=True)
             out += self._engine.reconstruct(squares, (~np.isnan(X)).astype(np.float32))
-        # Rows that are too far for float32 have a neighbour, whichever, at its exact distance
-        return np.asarray(np.nan_to_num(out, copy=False, nan=0.0, posinf=FAR, neginf=-FAR))
+        return out

@@ -61,7 +61,7 @@ def place(tmp_path_factory):
 def test_train_is_the_estimators_fit(place):
     model = fastae.Autoencoder.load(place / "model.safetensors")
     settings = {"activation": "tanh", "max_iter": 30, "random_state": 0, "dtype": "float32"}
-    expected = fastae.AutoencoderDetector((4,), contamination=0.05, **settings).fit(BENIGN)
+    expected = fastae.AutoencoderDetector((4,), n_estimators=1, contamination=0.05, **settings).fit(BENIGN)
     assert type(model) is fastae.AutoencoderDetector
     np.testing.assert_allclose(model.params_.flat, expected.params_.flat, rtol=0, atol=1e-5)
     assert model.offset_ == pytest.approx(expected.offset_, rel=1e-4)
@@ -131,6 +131,7 @@ def test_the_settings_of_train_reach_the_estimator(place, tmp_path):
     model = fastae.Autoencoder.load(out)
     expected = fastae.AutoencoderDetector(
         (6, 3),
+        n_estimators=1,
         activation="relu",
         solver="sgd",
         max_iter=7,
@@ -149,6 +150,35 @@ def test_the_settings_of_train_reach_the_estimator(place, tmp_path):
         dtype="float64",
     )
     assert model.get_params() == expected.get_params()
+
+
+def test_several_networks_are_trained_unless_there_is_reason_for_one(place, tmp_path):
+    out, scores = tmp_path / "m.safetensors", tmp_path / "s.csv"
+    train = "train", place / "benign.csv", "--out", out, "--epochs", 5, "--json"
+    assert json.loads(good(*train))["networks"] == 15
+    assert json.loads(good(*train, "--hidden", "auto", "--estimators", 3))["networks"] == 3
+    assert json.loads(good(*train, "--hidden", 4))["networks"] == 1
+    facts = json.loads(good(*train, "--hidden", 4, "--estimators", 3, "--noise", "none"))
+    assert (facts["networks"], facts["hidden"]) == (3, [4])
+    model = fastae.Autoencoder.load(out)
+    expected = fastae.AutoencoderDetector(
+        (4,), n_estimators=3, noise=None, max_iter=5, random_state=0, dtype="float32"
+    ).fit(BENIGN)
+    assert model.get_params() == expected.get_params()
+    np.testing.assert_allclose(model.score_samples(ALL), expected.score_samples(ALL), rtol=1e-3)
+    good("score", out, place / "all.csv", "--top", 1, "--out", scores)
+    table = pd.read_csv(scores)
+    assert list(table) == ["error", "outlier", "p_value", "feature_1", "share_1"]
+    np.testing.assert_allclose(table.p_value, model.p_values(ALL), rtol=1e-6)
+    facts = json.loads(good("inspect", out, "--json"))
+    assert (facts["networks"], facts["code"]) == (3, 12)
+    assert facts["parameters"] == 3 * (30 * 4 + 4 + 4 * 30 + 30 + 30 * 30 + 30)
+    ran = call("encode", out, place / "all.csv", "--out", tmp_path / "codes.npy")
+    assert np.load(tmp_path / "codes.npy").shape == (569, 12)
+    assert "the codes of 3 networks, side by side" in ran.stderr
+    ran = call(*train, "--no-detector", "--estimators", 3)
+    assert ran.exit_code == 2
+    assert "leave out --no-detector" in ran.output
 
 
 def test_inspect_shows_what_was_trained(place):

@@ -274,7 +274,7 @@ def train(
             "model": str(out),
             "rows": len(rows),
             "features": rows.shape[1],
-            "networks": len(model.members_) if detector else None,
+            "networks": len(model.all_params_) if detector else None,
             "hidden": list(model.network_.widths[1 : model.network_.code_layer + 1]),
             **_how_it_ended(model),
             "r2": model.score(rows) if rows.is_local else None,
@@ -410,7 +410,7 @@ def _run_over(
         raise typer.BadParameter("an .npy file has no names: write .csv or .parquet", param_hint="--keep")
     outputs.check_not_input("--out", out, [path, *paths_of(data)])
     model = _open_model(path)
-    networks = len(getattr(model, "members_", ()))
+    networks = len(getattr(model, "all_params_", ()))
     if method == "transform" and networks > 1:
         notice(
             f"{path}: the codes of {networks} networks, side by side; for the code of one, train with --estimators 1"
@@ -526,10 +526,10 @@ def inspect(model: Model, as_json: Json = False) -> None:
     facts = {
         "model": type(loaded).__name__,
         "network": " -> ".join([str(network.widths[0]), *(f"{width} {g}" for width, g in layers)]),
-        "networks": len(loaded.members_) if hasattr(loaded, "members_") else None,
+        "networks": len(loaded.all_params_) if hasattr(loaded, "all_params_") else None,
         "code": loaded._n_features_out,
         "parameters": sum(array.size for array in params.values())
-        * len(getattr(loaded, "members_", (params,))),
+        * len(getattr(loaded, "all_params_", (params,))),
         "dtype": loaded.dtype if loaded.dtype == "bfloat16" else params.dtype.name,
         "scale": loaded.scale,
         "missing": loaded.missing,

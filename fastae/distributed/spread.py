@@ -11,19 +11,19 @@ import numpy as np
 def train_spread(
     partitions: Any,
     train_alone: Callable[..., Any],
-    members: Sequence[Any],
+    networks: Sequence[Any],
     array: np.ndarray,
     data: dict[str, Any],
     options: Sequence[dict[str, Any]],
 ) -> None:
-    """Train each of `members`, on the workers that hold `partitions`, on the rows of `array`.
+    """Train each of `networks`, on the workers that hold `partitions`, on the rows of `array`.
 
     Parameters
     ----------
     partitions : Partitions
     train_alone : callable
         train_alone(params, state, array, data, option) returns trained parameters and a History.
-    members : sequence
+    networks : sequence
         Objects with `params` and `state`, which are written to, and `history`, which is set.
     array : ndarray of shape (rows, n)
         Sent to the workers.

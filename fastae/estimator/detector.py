@@ -88,7 +88,7 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
         Score of each training row by the networks that left it out; NaN where there is none. Only for several networks.
     params_ : Parameters
         Weights and biases; of several networks, those of the first.
-    members_ : tuple of Parameters
+    all_params_ : tuple of Parameters
         Those of all networks.
     error_over_mean_ : float or None
         As for ``Autoencoder``; for several networks, by out-of-bag errors.
@@ -173,9 +173,9 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
         return _has_several(self)
 
     @property
-    def members_(self) -> tuple[Parameters, ...]:
+    def all_params_(self) -> tuple[Parameters, ...]:
         """The parameters of all networks."""
-        return self._members
+        return self._all_params
 
     def _error_of(self, rows: RowSource, whole: RowSource, weight: np.ndarray | None) -> float:
         """As for ``Autoencoder``; the threshold is set in the same pass over the rows."""
@@ -218,7 +218,7 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
             return
         if self._ensemble is not None:
             raise ValueError(
-                f"n_estimators is 1, but the detector has {len(self._members)} networks: fit it anew"
+                f"n_estimators is 1, but the detector has {len(self._all_params)} networks: fit it anew"
             )
         X = in_partitions(X)  # here, so that a Dask collection is computed once
         super()._partial_fit(X, sample_weight)

@@ -32,7 +32,7 @@ class Ensemble:
 
     Attributes
     ----------
-    members : tuple of Parameters
+    networks : tuple of Parameters
     typical : ndarray of shape (T,), float64
         c_i, by network.
     kept : ndarray of shape (K, n), float32
@@ -41,7 +41,7 @@ class Ensemble:
         The number of training rows that those of `kept` were drawn from.
     """
 
-    members: tuple[Parameters, ...]
+    networks: tuple[Parameters, ...]
     typical: np.ndarray
     kept: np.ndarray
     represented: int
@@ -82,28 +82,30 @@ class EnsembleModel:
 
     def reconstruct(self, X: np.ndarray) -> np.ndarray:
         """(m, n), float64: the mean of the networks' reconstructions, in their scale."""
-        members, inputs = self.ensemble.members, self._checked_inputs(X)
-        return sum_over(members, lambda p: self.engine.reconstruct(p, X, **inputs)) / len(members)
+        networks, inputs = self.ensemble.networks, self._checked_inputs(X)
+        return sum_over(networks, lambda p: self.engine.reconstruct(p, X, **inputs)) / len(networks)
 
     def encode(self, X: np.ndarray) -> np.ndarray:
         """(m, T k): the codes of all networks, side by side."""
         inputs = self._checked_inputs(X)
-        return np.hstack([self.engine.encode(params, X, **inputs) for params in self.ensemble.members])
+        return np.hstack([self.engine.encode(params, X, **inputs) for params in self.ensemble.networks])
 
     def decode(self, code: np.ndarray) -> np.ndarray:
         """(m, n), float64: the mean of what the networks decode from such codes."""
-        members = self.ensemble.members
-        parts = iter(np.split(code, len(members), axis=1))
-        return sum_over(members, lambda p: self.engine.decode(p, np.ascontiguousarray(next(parts)))) / len(
-            members
+        networks = self.ensemble.networks
+        parts = iter(np.split(code, len(networks), axis=1))
+        return sum_over(networks, lambda p: self.engine.decode(p, np.ascontiguousarray(next(parts)))) / len(
+            networks
         )
 
     # -- errors ---------------------------------------------------------------------------------------------------
 
-    def member_errors(self, X: np.ndarray) -> np.ndarray:
+    def network_errors(self, X: np.ndarray) -> np.ndarray:
         """(m, T), float64: e_i, the mean squared error over the cells that are there, plus a floor."""
         cells, inputs = self.cells(X), self._checked_inputs(X)
-        errors = [self.engine.errors(params, X, **inputs) / cells + FLOOR for params in self.ensemble.members]
+        errors = [
+            self.engine.errors(params, X, **inputs) / cells + FLOOR for params in self.ensemble.networks
+        ]
         return _or_infinity(np.stack(errors, axis=1))
 
     def distances(self, X: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
@@ -118,7 +120,7 @@ class EnsembleModel:
 
     def errors(self, X: np.ndarray) -> np.ndarray:
         """(m,), float64: the error of each row."""
-        mean = self.member_errors(X) @ self.ensemble.balance / len(self.ensemble.members)
+        mean = self.network_errors(X) @ self.ensemble.balance / len(self.ensemble.networks)
         return combined(mean, self.distances(X))
 
     def shares(self, X: np.ndarray) -> np.ndarray:
@@ -136,7 +138,7 @@ class EnsembleModel:
             return np.where(np.isnan(X), 0.0, residual) if missing else residual
 
         with np.errstate(over="ignore"):
-            of_error = _normed(_or_infinity(sum_over(self.ensemble.members, residuals)))
+            of_error = _normed(_or_infinity(sum_over(self.ensemble.networks, residuals)))
             if self._neighbours is None:
                 return of_error
             squares = [np.square(d) for d in self._neighbours.differences(X, **self.inputs)]
@@ -155,10 +157,10 @@ def combined(error: np.ndarray, distance: np.ndarray) -> np.ndarray:
     return np.asarray(error ** (1 - DISTANCE) * distance**DISTANCE)
 
 
-def sum_over(members: Sequence[Parameters], function: Callable[[Parameters], np.ndarray]) -> np.ndarray:
+def sum_over(networks: Sequence[Parameters], function: Callable[[Parameters], np.ndarray]) -> np.ndarray:
     """The sum of function(params) over the networks, in float64."""
     total: Any = 0.0
-    for params in members:
+    for params in networks:
         total = total + function(params).astype(np.float64, copy=False)
     return np.asarray(total)
 

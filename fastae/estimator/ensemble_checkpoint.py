@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from fastae import storage
-from fastae.estimator.ensemble_training import Member
+from fastae.estimator.ensemble_training import Trainee
 from fastae.training.checkpoint import Checkpoint
 from fastae.training.history import History
 
@@ -26,32 +26,32 @@ class EnsembleCheckpoint(Checkpoint):
 
     KIND, CONTENT = "EnsembleCheckpoint", {"run": {}, "histories": [_HISTORY]}
 
-    def restore_members(self, members: list[Member]) -> int:
+    def restore_networks(self, trainees: list[Trainee]) -> int:
         """Set the networks that are in the file to what they were; returns their number."""
         stored, self._stored = self._stored, None
         if stored is None:
             return 0
         with stored.blamed():
             histories: list[dict[str, Any]] = stored.about["histories"]
-            if len(histories) > len(members):
-                raise ValueError(f"it has {len(histories)} networks, but n_estimators is {len(members)}")
+            if len(histories) > len(trainees):
+                raise ValueError(f"it has {len(histories)} networks, but n_estimators is {len(trainees)}")
             for i, history in enumerate(histories):
-                params, state = members[i].params, members[i].state
+                params, state = trainees[i].params, trainees[i].state
                 params.flat[:] = stored.tensor(f"{i}.params", params.flat.shape, params.dtype)
                 state.moments[:] = stored.tensor(f"{i}.moments", state.moments.shape, params.dtype)
                 state.steps, state.epochs = history.pop("steps"), history.pop("epochs")
-                members[i].history = History(state, **history)
+                trainees[i].history = History(state, **history)
         return len(histories)
 
-    def write_members(self, members: list[Member]) -> None:
+    def write_networks(self, trainees: list[Trainee]) -> None:
         """Write the networks that are trained."""
         began = time.perf_counter()
         histories: list[dict[str, Any]] = []
         tensors: dict[str, Any] = {}
-        for i, member in enumerate(members):
-            history = {name: value for name, value in vars(member.history).items() if name != "state"}
-            histories.append(history | {"steps": member.state.steps, "epochs": member.state.epochs})
-            tensors |= {f"{i}.params": member.params.flat, f"{i}.moments": member.state.moments}
+        for i, trainee in enumerate(trainees):
+            history = {name: value for name, value in vars(trainee.history).items() if name != "state"}
+            histories.append(history | {"steps": trainee.state.steps, "epochs": trainee.state.epochs})
+            tensors |= {f"{i}.params": trainee.params.flat, f"{i}.moments": trainee.state.moments}
         storage.write(self.path, self.KIND, {"run": self._run, "histories": histories}, tensors)
         ended = time.perf_counter()
         self._due = ended + max(self.SECONDS, self.SHARE * (ended - began))

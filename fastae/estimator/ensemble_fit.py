@@ -22,11 +22,12 @@ from fastae.estimator.ensemble_checkpoint import EnsembleCheckpoint
 from fastae.estimator.ensemble_training import (
     KEPT_MOST,
     Bags,
-    Member,
+    Trainee,
+    can_start_from,
     options_of,
     out_of_bag_mean,
     rows_to_keep,
-    start_members,
+    start_networks,
     train_alone,
     train_here,
     training_array,
@@ -57,19 +58,24 @@ class EnsembleFit(Autoencoder):
     _oob_weight: np.ndarray | None
 
     def _value(self, name: str) -> Any:
-        value = getattr(self, name)
-        if not (isinstance(value, str) and value == "auto" and name in _AUTO):
-            return value
+        if name not in self._left_to_us():
+            return getattr(self, name)
         several = self.n_estimators > 1
         if (
             name == "output_layer"
-        ):  # the networks that "auto" makes are wider than the rows: one layer decodes them
+        ):  # where widths are "auto", one layer decodes a code that is wider than the rows
             return not (several and isinstance(self.hidden_layer_sizes, str))
         if name == "init":
             return "random" if several else "pca"
         if name == "noise":
             return "mask" if several else None
-        return 0.3 if several and isinstance(self.noise, str) and str(self.noise) == "auto" else 0.1
+        return 0.3 if several and "noise" in self._left_to_us() else 0.1
+
+    def _left_to_us(self) -> list[str]:
+        """The settings of a detector that are "auto", but for those that ``_chosen`` knows."""
+        return [
+            name for name in _AUTO if isinstance(getattr(self, name), str) and getattr(self, name) == "auto"
+        ]
 
     def _dtype(self, X: RowSource) -> np.dtype[Any]:
         if self.n_estimators > 1 and self.dtype is None and self.scale is not None and self.solver != "lbfgs":
@@ -111,16 +117,18 @@ class EnsembleFit(Autoencoder):
             seed = saved.keep("seed", seed)  # random_state may be None
         bags = Bags.drawn(self.n_estimators, len(rows), seed[:1])
         array, numbers = training_array(rows, seed[:1])
-        before = self._members if self.warm_start and hasattr(self, "params_") else None
-        if before is None or before[0].network.widths[0] != rows.shape[1]:
+        before = self._all_params if self.warm_start and hasattr(self, "params_") else None
+        if before is not None and not can_start_from(before, self, array):
+            before = None
+        if before is None:
             self.shift_, self.scale_ = shift_and_scale(self, rows, weight)
         self._objective()
-        members = start_members(self, array, numbers, bags, seed[:1], before)
-        self.params_ = members[0].params
+        trainees = start_networks(self, array, numbers, bags, seed[:1], before)
+        self.params_ = trainees[0].params
         self._engine()  # made here, as several threads may use it for validation
-        self._choose(members, self._patience(members[0], validation))
-        self._train_members(rows, array, members, weight, validation, saved)
-        self._finish_ensemble(members, rows, weight, bags, seed[:1])
+        self._choose(trainees, self._patience(trainees[0], validation))
+        self._train_networks(rows, array, trainees, weight, validation, saved)
+        self._finish_ensemble(trainees, rows, weight, bags, seed[:1])
 
     def _checked(
         self, X: Any, sample_weight: Any, *, reset: bool = True
@@ -141,52 +149,49 @@ class EnsembleFit(Autoencoder):
             )
         return rows, weight
 
-    def _patience(self, member: Member, validation: RowSource | None) -> int | None:
+    def _patience(self, trainee: Trainee, validation: RowSource | None) -> int | None:
         validates = validation is not None or self.early_stopping
-        return patience(self, member.budget.epochs, validates=validates)
+        return patience(self, trainee.budget.epochs, validates=validates)
 
-    def _choose(self, members: list[Member], stops_after: int | None) -> None:
+    def _choose(self, trainees: list[Trainee], stops_after: int | None) -> None:
         """Set the network, and what is "auto"."""
-        self.network_ = members[0].params.network
+        self.network_ = trainees[0].params.network
         code = self.network_.widths[self.network_.code_layer]
-        self._n_features_out = code * len(members)
+        self._n_features_out = code * len(trainees)
         warn_if_code_is_wide(self, code, self.network_.widths[0])
-        self.auto_ = self._chosen(members[0].budget, stops_after) | {
-            name: self._value(name)
-            for name in _AUTO
-            if isinstance(getattr(self, name), str) and getattr(self, name) == "auto"
-        }
+        self.auto_ = self._chosen(trainees[0].budget, stops_after)
+        self.auto_ |= {name: self._value(name) for name in self._left_to_us()}
         if self.verbose and self.auto_:
             chosen = (f"{name}={value}" for name, value in self.auto_.items() if value is not None)
             print("auto:", ", ".join(chosen), file=sys.stderr)
 
-    def _train_members(
+    def _train_networks(
         self,
         rows: RowSource,
         array: np.ndarray,
-        members: list[Member],
+        trainees: list[Trainee],
         weight: np.ndarray | None,
         validation: RowSource | None,
         saved: EnsembleCheckpoint | None,
         *,
         ends: bool = True,
     ) -> None:
-        """Train all networks; those after the one at which a callback stops are dropped from `members`."""
+        """Train all networks; those after the one at which a callback stops are dropped from `trainees`."""
         data: dict[str, Any] = {"shift": self.shift_, "scale": self.scale_, "objective": self._objective()}
         if weight is not None:
             data["sample_weight"] = weight
-        done = 0 if saved is None else saved.restore_members(members)
+        done = 0 if saved is None else saved.restore_networks(trainees)
         began = time.perf_counter()
         with (
-            callbacks(self, rows, len(members)) as callback,
-            progress_bar(self.verbose > 0, len(members), len(members[0].index)) as show,
+            callbacks(self, rows, len(trainees)) as callback,
+            progress_bar(self.verbose > 0, len(trainees), len(trainees[0].index)) as show,
         ):
             watched = callback is not None or self.verbose > 0 or saved is not None
-            at_once = thread_pool.available_cpus() if watched and rows.is_local else len(members)
-            while done < len(members):
-                some = members[done : done + at_once]
+            at_once = thread_pool.available_cpus() if watched and rows.is_local else len(trainees)
+            while done < len(trainees):
+                some = trainees[done : done + at_once]
                 options = [
-                    self._member_options(member, array, weight, validation, ends=ends) for member in some
+                    self._options_of(trainee, array, weight, validation, ends=ends) for trainee in some
                 ]
                 try:
                     if rows.is_local:
@@ -194,26 +199,26 @@ class EnsembleFit(Autoencoder):
                     else:
                         train_spread(rows, train_alone, some, array, data, options)
                     stops = False
-                    for number, member in enumerate(some, done + 1):
-                        epoch = _epoch_of(member, number, len(members), time.perf_counter() - began)
+                    for number, trainee in enumerate(some, done + 1):
+                        epoch = _epoch_of(trainee, number, len(trainees), time.perf_counter() - began)
                         show(epoch)
                         stops = stops or (callback is not None and callback(epoch))
                 except BaseException as error:  # Ctrl-C too
                     if saved is not None and done:
-                        saved.write_members(members[:done])
+                        saved.write_networks(trainees[:done])
                     if not isinstance(error, DivergenceError):
                         raise
                     message = str(error).replace("lower the learning rate", "lower learning_rate_init")
                     raise DivergenceError(message) from None
                 done += len(some)
-                if saved is not None and (saved.due or done == len(members)):
-                    saved.write_members(members[:done])
+                if saved is not None and (saved.due or done == len(trainees)):
+                    saved.write_networks(trainees[:done])
                 if stops:
-                    del members[done:]
+                    del trainees[done:]
 
-    def _member_options(
+    def _options_of(
         self,
-        member: Member,
+        trainee: Trainee,
         array: np.ndarray,
         weight: np.ndarray | None,
         validation: RowSource | None,
@@ -225,16 +230,18 @@ class EnsembleFit(Autoencoder):
         if validation is not None:
             validate = self._validation_loss(validation, None)
         elif self.early_stopping:
-            bag, held_out = ArrayRows(array, index=member.index).split(self.validation_fraction, member.seed)
-            member.index = cast(np.ndarray, cast(ArrayRows, bag).index)
+            bag, held_out = ArrayRows(array, index=trainee.index).split(
+                self.validation_fraction, trainee.seed
+            )
+            trainee.index = cast(np.ndarray, cast(ArrayRows, bag).index)
             validate = self._validation_loss(held_out, weight)
         tolerance = self.tol * self.network_.widths[0] / (2 if self.early_stopping else 1)
-        stops_after = self._patience(member, validation) if ends else None
-        return options_of(self, member, validate, stops_after, tolerance, ends=ends)
+        stops_after = self._patience(trainee, validation) if ends else None
+        return options_of(self, trainee, validate, stops_after, tolerance, ends=ends)
 
     def _finish_ensemble(
         self,
-        members: list[Member],
+        trainees: list[Trainee],
         rows: RowSource,
         weight: np.ndarray | None,
         bags: Bags,
@@ -242,24 +249,24 @@ class EnsembleFit(Autoencoder):
         before: Ensemble | None = None,
     ) -> None:
         """Set the fitted attributes: the networks, the kept rows (with those of `before`), the errors out of bag."""
-        histories = [cast(History, member.history) for member in members]
+        histories = [cast(History, trainee.history) for trainee in trainees]
         self.loss_curve_ = _mean_by_epoch([history.loss for history in histories])
         self.validation_loss_curve_ = _mean_by_epoch([history.validation_loss for history in histories])
         self.loss_, self.n_iter_ = self.loss_curve_[-1], len(self.loss_curve_)
         reasons = {history.stop_reason for history in histories}
-        if len(members) < self.n_estimators:
+        if len(trainees) < self.n_estimators:
             reasons.add("callback")
         self.stop_reason_ = (
             "callback" if "callback" in reasons else "tol" if reasons == {"tol"} else "max_iter"
         )
-        self._states = tuple(member.state for member in members)
-        self._n_features_out = self.network_.widths[self.network_.code_layer] * len(members)
-        self.params_, self._state = members[0].params, members[0].state
+        self._states = tuple(trainee.state for trainee in trainees)
+        self._n_features_out = self.network_.widths[self.network_.code_layer] * len(trainees)
+        self.params_, self._state = trainees[0].params, trainees[0].state
 
         nobody = np.empty((0, rows.shape[1]), np.float32)
-        networks = tuple(member.params for member in members)
+        networks = tuple(trainee.params for trainee in trainees)
         self._ensemble = Ensemble(networks, np.ones(len(networks)), nobody, 0)
-        errors = rows.map_rows(_ErrorsOfMembers(self._model_for(rows)))
+        errors = rows.map_rows(_ErrorsOfNetworks(self._model_for(rows)))
         typical = typical_errors(errors, bags)
         balance = Ensemble(networks, typical, nobody, 0).balance
         error = out_of_bag_mean(errors, bags, balance)
@@ -313,9 +320,10 @@ class EnsembleFit(Autoencoder):
         if self.early_stopping:
             raise ValueError("partial_fit cannot be combined with early_stopping=True")
         first = not hasattr(self, "params_")
-        if not first and len(self._members) != self.n_estimators:
+        if not first and len(self._all_params) != self.n_estimators:
+            there = len(self._all_params)
             raise ValueError(
-                f"n_estimators is {self.n_estimators}, but the detector has {len(self._members)} networks: fit it anew"
+                f"n_estimators is {self.n_estimators}, but the detector has {there} networks: fit it anew"
             )
         rows, weight = self._checked(X, sample_weight, reset=first)
         if first or not hasattr(self, "_seeds"):
@@ -327,27 +335,27 @@ class EnsembleFit(Autoencoder):
         self._objective()
         bags = Bags.drawn(self.n_estimators, len(rows), seed)
         array, numbers = training_array(rows, seed)
-        members = start_members(
-            self, array, numbers, bags, seed, None if first else self._members, ends=False
+        trainees = start_networks(
+            self, array, numbers, bags, seed, None if first else self._all_params, ends=False
         )
-        for i, member in enumerate(members):
+        for i, trainee in enumerate(trainees):
             if not first:
-                member.state = self._states[i].copy()
-            member.seed = (int(self._seeds[1]) + i * 1_000_003 + epochs) % (1 << 31)
-        self.params_ = members[0].params
+                trainee.state = self._states[i].copy()
+            trainee.seed = (int(self._seeds[1]) + i * 1_000_003 + epochs) % (1 << 31)
+        self.params_ = trainees[0].params
         self._engine()
-        self._choose(members, None)
+        self._choose(trainees, None)
         curve, before = ([], None) if first else (self.loss_curve_, self._ensemble)
-        self._train_members(rows, array, members, weight, None, None, ends=False)
-        self._finish_ensemble(members, rows, weight, bags, seed, before)
+        self._train_networks(rows, array, trainees, weight, None, None, ends=False)
+        self._finish_ensemble(trainees, rows, weight, bags, seed, before)
         self.loss_curve_ = curve + self.loss_curve_
         self.n_iter_ = len(self.loss_curve_)
 
     # -- what a fitted ensemble does ------------------------------------------------------------------------------
 
     @property
-    def _members(self) -> tuple[Parameters, ...]:
-        return (self.params_,) if self._ensemble is None else self._ensemble.members
+    def _all_params(self) -> tuple[Parameters, ...]:
+        return (self.params_,) if self._ensemble is None else self._ensemble.networks
 
     def _ensemble_model(self) -> EnsembleModel:
         """The ensemble with its engines; made when first used, and not saved with the model."""
@@ -396,9 +404,9 @@ class EnsembleFit(Autoencoder):
     def _store_ensemble(self, about: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
         if self._ensemble is None:
             return
-        for i, params in enumerate(self._members[1:], start=1):
+        for i, params in enumerate(self._all_params[1:], start=1):
             tensors.update({f"{i}.{name}": array for name, array in params.items()})
-        about["ensemble"] = {"networks": len(self._members), "represented": self._ensemble.represented}
+        about["ensemble"] = {"networks": len(self._all_params), "represented": self._ensemble.represented}
         tensors.update(typical=self._ensemble.typical, kept=self._ensemble.kept, oob_scores=self.oob_scores_)
         if self._oob_weight is not None:
             tensors["oob_weight"] = self._oob_weight
@@ -418,20 +426,20 @@ class EnsembleFit(Autoencoder):
                     for name, shape in network.shapes().items()
                 }
                 others.append(Parameters.from_arrays(network, arrays, dtype))
-            members = (self.params_, *others)
+            trainees = (self.params_, *others)
             if about["networks"] < 1:
                 raise ValueError("it has no networks")
         self._ensemble = Ensemble(
-            members,
-            stored.tensor("typical", (len(members),), np.float64),
+            trainees,
+            stored.tensor("typical", (len(trainees),), np.float64),
             stored.tensor("kept", (kept, network.widths[0]), np.float32),
             about["represented"],
         )
         self.oob_scores_ = stored.tensor("oob_scores", (rows,), np.float64)
         weighted = "oob_weight" in stored.tensors
         self._oob_weight = stored.tensor("oob_weight", (rows,), np.float64) if weighted else None
-        self._states = tuple(State.zeros(params) for params in members)
-        self._n_features_out *= len(members)
+        self._states = tuple(State.zeros(params) for params in trainees)
+        self._n_features_out *= len(trainees)
 
     def for_one_thread(self) -> Self:  # noqa: D102
         model = super().for_one_thread()
@@ -446,7 +454,7 @@ class EnsembleFit(Autoencoder):
 _CACHES = "_kept_model", "_ensemble_key", "_kept_calibration"
 
 
-class _ErrorsOfMembers:
+class _ErrorsOfNetworks:
     """The errors of each network, as a function of rows that can be sent to workers."""
 
     def __init__(self, model: EnsembleFit) -> None:
@@ -454,22 +462,22 @@ class _ErrorsOfMembers:
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):  # in float32, as there are m T of them
-            return self.model._ensemble_model().member_errors(X).astype(np.float32)
+            return self.model._ensemble_model().network_errors(X).astype(np.float32)
 
 
-class _Distances(_ErrorsOfMembers):
+class _Distances(_ErrorsOfNetworks):
     """The distances from the kept rows."""
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
         return self.model._ensemble_model().distances(X)
 
 
-def _epoch_of(member: Member, number: int, networks: int, seconds: float) -> Epoch:
+def _epoch_of(trainee: Trainee, number: int, networks: int, seconds: float) -> Epoch:
     """What a callback hears of a network that is trained."""
-    history = cast(History, member.history)
+    history = cast(History, trainee.history)
     validation = min(history.validation_loss, default=None)
     rate = history.learning_rate[-1]
-    return Epoch(number, networks, history.loss[-1], rate, seconds, member.params, validation)
+    return Epoch(number, networks, history.loss[-1], rate, seconds, trainee.params, validation)
 
 
 def _mean_by_epoch(curves: list[list[float]]) -> list[float]:

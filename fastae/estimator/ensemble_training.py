@@ -57,7 +57,7 @@ class Bags:
 
 
 @dataclass
-class Member:
+class Trainee:
     """One network: what it is trained on, and what came of it."""
 
     params: Parameters
@@ -86,7 +86,14 @@ def training_array(rows: RowSource, seed: list[int]) -> tuple[np.ndarray, np.nda
     return np.asarray(cast(Any, rows).take(numbers).resident()), numbers
 
 
-def start_members(
+def can_start_from(before: tuple[Parameters, ...], model: Any, array: np.ndarray) -> bool:
+    """Whether parameters of an earlier fit are those of the networks that `model` asks for."""
+    network = model._network(array.shape[1], ensemble_widths(model, array.shape[1]))
+    wanted = network, model._dtype(ArrayRows(array))
+    return len(before) == model.n_estimators and (before[0].network, before[0].dtype) == wanted
+
+
+def start_networks(
     model: Any,
     array: np.ndarray,
     numbers: np.ndarray | None,
@@ -95,16 +102,14 @@ def start_members(
     before: Any,
     *,
     ends: bool = True,
-) -> list[Member]:
+) -> list[Trainee]:
     """The networks before training, each with the rows of the array that it is trained on."""
     columns = array.shape[1]
     network = model._network(columns, ensemble_widths(model, columns))
     dtype = model._dtype(ArrayRows(array))
     seeds = np.random.default_rng([*seed, 1]).integers(np.iinfo(np.int32).max, size=(model.n_estimators, 2))
-    again = before is not None and len(before) == model.n_estimators
-    again = again and (not ends or (before[0].network, before[0].dtype) == (network, dtype))
     components = None
-    if model._value("init") == "pca" and not again:
+    if model._value("init") == "pca" and before is None:
         components = principal_components(
             ArrayRows(array),
             max(network.widths[1 : network.code_layer + 1]),
@@ -114,9 +119,9 @@ def start_members(
             scale=model.scale_,
             missing=model.missing is not None,
         )
-    members = []
+    trainees = []
     for i, (weight_seed, step_seed) in enumerate(seeds.tolist()):
-        if again:
+        if before is not None:
             params = before[i].copy()
         elif components is None:
             params = Parameters.random(network, weight_seed, dtype)
@@ -127,49 +132,53 @@ def start_members(
         budget = ensemble_budget_of(model, max(len(index), 1), columns, ends=ends)
         if budget.rows < len(index):
             index = np.sort(np.random.default_rng([*seed, 2, i]).choice(index, budget.rows, replace=False))
-        members.append(Member(params, optimizers.State.zeros(params), index, step_seed, budget))
-    return members
+        trainees.append(Trainee(params, optimizers.State.zeros(params), index, step_seed, budget))
+    return trainees
 
 
 def options_of(
-    model: Any, member: Member, validate: Any, patience: int | None, tol: float, *, ends: bool = True
+    model: Any, trainee: Trainee, validate: Any, patience: int | None, tol: float, *, ends: bool = True
 ) -> dict[str, Any]:
     """What ``train`` is asked for one network."""
     return {
-        "optimizer": model._optimizer(member.budget, ends=ends),
-        "epochs": member.budget.epochs,
-        "batch_size": min(member.budget.batch_size, len(member.index)),
-        "index": member.index,
+        "optimizer": model._optimizer(trainee.budget, ends=ends),
+        "epochs": trainee.budget.epochs,
+        "batch_size": min(trainee.budget.batch_size, len(trainee.index)),
+        "index": trainee.index,
         "shuffle": model.shuffle,
-        "seed": member.seed,
+        "seed": trainee.seed,
         "validate": validate,
         "patience": patience,
         "tol": tol,
         "adaptive": model.learning_rate == "adaptive",
-        "state": member.state,
+        "state": trainee.state,
     }
 
 
 def train_here(
-    model: Any, members: list[Member], array: np.ndarray, data: dict[str, Any], options: list[dict[str, Any]]
+    model: Any,
+    trainees: list[Trainee],
+    array: np.ndarray,
+    data: dict[str, Any],
+    options: list[dict[str, Any]],
 ) -> None:
     """Train the networks on this machine, side by side; L-BFGS and bfloat16, one after another on all threads."""
     if model.solver != "lbfgs" and not model._in_bfloat16:
         each: dict[str, Any] = {name: [option[name] for option in options] for name in options[0]}
         histories = train_many(
-            [member.params for member in members], array, n_threads=model.n_threads, **data, **each
+            [trainee.params for trainee in trainees], array, n_threads=model.n_threads, **data, **each
         )
-        for member, history in zip(members, histories, strict=True):
-            member.history = history
+        for trainee, history in zip(trainees, histories, strict=True):
+            trainee.history = history
         return
     engine = Engine(
-        members[0].params.network,
+        trainees[0].params.network,
         model.n_threads,
-        "bfloat16" if model._in_bfloat16 else members[0].params.dtype,
+        "bfloat16" if model._in_bfloat16 else trainees[0].params.dtype,
     )
-    for member, option in zip(members, options, strict=True):
+    for trainee, option in zip(trainees, options, strict=True):
         if model.solver != "lbfgs":
-            member.history = train(member.params, array, engine=engine, **data, **option)
+            trainee.history = train(trainee.params, array, engine=engine, **data, **option)
             continue
         asked = TrainingOptions(
             epochs=option["epochs"],
@@ -177,9 +186,9 @@ def train_here(
             patience=option["patience"],
             tol=option["tol"],
         )
-        rows = ArrayRows(array, index=member.index)
-        member.history = lbfgs.minimize(
-            member.params, rows, member.state, asked, engine=engine, max_slope=model.tol, **data
+        rows = ArrayRows(array, index=trainee.index)
+        trainee.history = lbfgs.minimize(
+            trainee.params, rows, trainee.state, asked, engine=engine, max_slope=model.tol, **data
         )
 
 

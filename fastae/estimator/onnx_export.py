@@ -48,23 +48,23 @@ def build(model: Any, dtype: Any = None) -> Any:
         zero, hole = constant(0), node("IsNaN", "X")
         x = node("Where", hole, zero, x)
     columns, ensemble = constant([1], np.int64), getattr(model, "_ensemble", None)
-    members = (params,) if ensemble is None else ensemble.members
+    networks = (params,) if ensemble is None else ensemble.networks
     codes, outputs = [], []
-    for member in members:
+    for each in networks:
         h = x
         for layer, activation in enumerate(network.activations, start=1):
-            h = node("Gemm", h, constant(member[f"W{layer}"]), constant(member[f"b{layer}"]))
+            h = node("Gemm", h, constant(each[f"W{layer}"]), constant(each[f"b{layer}"]))
             if activation != "identity":
                 h = node(_OPERATORS[activation], h)
             if layer == network.code_layer:
                 codes.append(h)
         outputs.append(h)
-    several = len(members) > 1
+    several = len(networks) > 1
     if several:
         node("Concat", *codes, axis=1, output="code")
     else:
         node("Identity", codes[0], output="code")
-    share = constant(1 / len(members))
+    share = constant(1 / len(networks))
     reconstruction = node("Mul", node("Sum", *outputs), share) if several else outputs[0]
     if scaled:
         reconstruction = node(
@@ -72,7 +72,7 @@ def build(model: Any, dtype: Any = None) -> Any:
         )
     node("Identity", reconstruction, output="reconstruction")
     shapes = {
-        "code": ["rows", len(members) * network.widths[network.code_layer]],
+        "code": ["rows", len(networks) * network.widths[network.code_layer]],
         "reconstruction": ["rows", network.widths[-1]],
     }
 

@@ -358,7 +358,7 @@ def test_the_command_trains_on_a_cluster(cluster, client, tmp_path):
     facts = json.loads(ran.stdout)
     assert (facts["rows"], facts["epochs"]) == (4000, 2)
     model = fastae.AutoencoderDetector.load(tmp_path / "m.safetensors")
-    assert len(model.members_) == facts["networks"] == 15
+    assert len(model.all_params_) == facts["networks"] == 15
     assert (model.oob_scores_ < model.offset_).sum() == 400
     ran = CliRunner().invoke(app, [*map(str, command), "--dask", "local", "--mpi"])
     assert ran.exit_code == 2

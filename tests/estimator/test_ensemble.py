@@ -35,7 +35,7 @@ def sum_of_errors(model, data):
     """E and D as their definitions say, in NumPy."""
     z = (data - model.shift_) * model.scale_
     errors = []
-    for params in model.members_:
+    for params in model.all_params_:
         h = 1 / (1 + np.exp(-(z @ params["W1"] + params["b1"])))
         errors.append(np.square(h @ params["W2"] + params["b2"] - z).mean(axis=1) + FLOOR)
     typical = model._ensemble.typical
@@ -74,7 +74,7 @@ def test_one_network_may_follow_several_and_several_one():
     model = AutoencoderDetector(**QUICK).fit(X)
     several = model.score_samples(NEW)
     assert not hasattr(model.set_params(n_estimators=1).fit(X), "oob_scores_")
-    assert len(model.members_) == 1
+    assert len(model.all_params_) == 1
     assert np.array_equal(model.set_params(n_estimators=5).fit(X).score_samples(NEW), several)
 
 
@@ -93,17 +93,17 @@ def test_what_auto_stands_for_is_told(fitted):
         "noise": "mask",
         "noise_level": 0.3,
     }
-    assert len(fitted.members_) == 15
-    assert {params.network.widths for params in fitted.members_} == {(8, 16, 8)}
-    assert fitted.params_ is fitted.members_[0]
-    assert len({params.flat.tobytes() for params in fitted.members_}) == 15
+    assert len(fitted.all_params_) == 15
+    assert {params.network.widths for params in fitted.all_params_} == {(8, 16, 8)}
+    assert fitted.params_ is fitted.all_params_[0]
+    assert len({params.flat.tobytes() for params in fitted.all_params_}) == 15
 
 
 def test_settings_keep_their_meaning_for_each_network():
     model = AutoencoderDetector(
         (3,), n_estimators=3, max_iter=4, batch_size=50, activation="tanh", noise="gaussian", random_state=0
     ).fit(X)
-    assert {params.network.widths for params in model.members_} == {(8, 3, 8, 8)}
+    assert {params.network.widths for params in model.all_params_} == {(8, 3, 8, 8)}
     assert set(model.auto_) == {
         "learning_rate_init",
         "n_iter_no_change",
@@ -135,7 +135,7 @@ def test_each_network_is_the_one_that_is_trained_alone():
         scale=model.scale_,
         objective=fastae.Objective(alpha=1e-4, noise="mask", noise_level=0.3),
     )
-    assert params.flat.tobytes() == model.members_[2].flat.tobytes()
+    assert params.flat.tobytes() == model.all_params_[2].flat.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -203,10 +203,10 @@ def test_a_callback_hears_of_every_network_and_may_stop():
     assert model.stop_reason_ == "max_iter"
     stopped = AutoencoderDetector(**QUICK, n_threads=1, callback=lambda epoch: epoch.number == 2).fit(X)
     assert stopped.stop_reason_ == "callback"
-    assert 2 <= len(stopped.members_) < 5
-    assert np.isnan(stopped.oob_scores_).sum() == 60 * (5 - len(stopped.members_))
+    assert 2 <= len(stopped.all_params_) < 5
+    assert np.isnan(stopped.oob_scores_).sum() == 60 * (5 - len(stopped.all_params_))
     assert np.isfinite(stopped.score_samples(NEW)).all()
-    assert stopped.transform(NEW).shape == (500, 16 * len(stopped.members_))
+    assert stopped.transform(NEW).shape == (500, 16 * len(stopped.all_params_))
 
 
 def test_a_checkpoint_holds_whole_networks(tmp_path, monkeypatch):
@@ -279,7 +279,7 @@ def test_out_of_bag_scores_are_those_of_networks_that_left_the_row_out(fitted):
     seed = [int(np.random.RandomState(0).randint(np.iinfo(np.int32).max, size=3)[0])]
     bags = Bags.drawn(15, 300, seed)
     z, own = (X - fitted.shift_) * fitted.scale_, fitted._ensemble.kept
-    errors = fitted._ensemble_model().member_errors(X)
+    errors = fitted._ensemble_model().network_errors(X)
     for row in (0, 17, 299):
         left_out = [i for i in range(15) if bags.left_out(i)[row]]
         assert len(left_out) == 3
@@ -520,7 +520,7 @@ def test_a_file_in_chunks_is_trained_on_as_an_array_is(tmp_path, monkeypatch):
     rows = open_rows(tmp_path / "x.npy", chunk_bytes=100 * 8 * 8)
     assert not rows.in_memory
     streamed, whole = (AutoencoderDetector(**QUICK).fit(data) for data in (rows, np.concatenate([X] * 4)))
-    assert np.array_equal(streamed.members_[4].flat, whole.members_[4].flat)
+    assert np.array_equal(streamed.all_params_[4].flat, whole.all_params_[4].flat)
     np.testing.assert_allclose(streamed.oob_scores_, whole.oob_scores_, rtol=1e-6)
     np.testing.assert_allclose(streamed.score_samples(rows), whole.score_samples(np.asarray(rows)), rtol=1e-6)
     monkeypatch.setattr(ensemble_training, "SAMPLE_BYTES", 200 * 8 * 8)

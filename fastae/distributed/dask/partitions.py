@@ -161,7 +161,7 @@ def _rows_of(partition: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 def _train_on_workers(
     partitions: DaskPartitions,
     train_alone: Callable[..., Any],
-    members: Sequence[Any],
+    networks: Sequence[Any],
     array: np.ndarray,
     data: dict[str, Any],
     options: Sequence[dict[str, Any]],
@@ -170,14 +170,14 @@ def _train_on_workers(
     with says_if_closed(client):
         held = client.scatter(array, broadcast=True, hash=False)
         tasks = [
-            client.submit(train_alone, member.params, member.state, held, data, option, pure=False)
-            for member, option in zip(members, options, strict=True)
+            client.submit(train_alone, network.params, network.state, held, data, option, pure=False)
+            for network, option in zip(networks, options, strict=True)
         ]
-        for member, (params, history) in zip(members, client.gather(tasks), strict=True):
-            member.params.flat[:], member.history = params.flat, history
-            member.state.moments[:], member.state.steps = history.state.moments, history.state.steps
-            member.state.epochs = history.state.epochs
-            history.state = member.state
+        for network, (params, history) in zip(networks, client.gather(tasks), strict=True):
+            network.params.flat[:], network.history = params.flat, history
+            network.state.moments[:], network.state.steps = history.state.moments, history.state.steps
+            network.state.epochs = history.state.epochs
+            history.state = network.state
 
 
 def names_of(X: Any) -> list[str] | None:

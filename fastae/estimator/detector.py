@@ -388,7 +388,7 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
             Training data, as for ``fit``.
         y : None, optional
             Ignored.
-        **fit_params
+        fit_params : dict
             Other arguments of ``fit``.
 
         Returns

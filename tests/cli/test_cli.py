@@ -93,7 +93,8 @@ def test_train_reports_what_it_trained(place, tmp_path):
 
 def test_what_was_chosen_from_the_data_is_reported_and_stored(place, tmp_path):
     out = tmp_path / "m.safetensors"
-    trained = json.loads(good("train", place / "benign.csv", "--out", out, "--json"))
+    words = "train", place / "benign.csv", "--estimators", 1, "--out", out, "--json"
+    trained = json.loads(good(*words))
     stored = json.loads(good("inspect", out, "--json"))
     model = fastae.Autoencoder.load(out)
     names = ("hidden_layer_sizes", "batch_size", "learning_rate_init", "max_iter", "n_iter_no_change")
@@ -109,6 +110,8 @@ def test_what_was_chosen_from_the_data_is_reported_and_stored(place, tmp_path):
     words = ["--hidden", 4, "--epochs", 2, "--batch-size", 50, "--learning-rate", 0.01, "--patience", 3]
     facts = json.loads(good("train", place / "benign.csv", *words, "--out", out, "--json"))
     assert facts["auto"] is None
+    facts = json.loads(good("train", place / "benign.csv", "--epochs", 2, "--out", out, "--json"))
+    assert (facts["auto"]["noise"], facts["auto"]["init"], facts["hidden"]) == ("mask", "random", [60])
 
 
 def test_several_files_are_one_after_another(place, tmp_path):
@@ -375,7 +378,7 @@ def test_a_model_does_not_go_to_a_file_named_minus(tmp_path, monkeypatch):
 def test_an_interrupted_run_reports_it_and_can_resume(tmp_path):
     data, out, kept = (tmp_path / name for name in ("x.npy", "m", "checkpoint"))
     np.save(data, np.random.default_rng(0).normal(size=(4000, 50)))
-    words = ["train", data, "--out", out, "--patience", 10**9, "--checkpoint", kept]
+    words = ["train", data, "--estimators", 1, "--out", out, "--patience", 10**9, "--checkpoint", kept]
     words += ["--schedule", "constant", "--learning-rate", 0.001, "--epochs"]
     with process([*COMMAND, *words, 10**8], stderr=subprocess.PIPE) as child:
         until = time.monotonic() + 60

@@ -5,7 +5,8 @@ A map, from the command down:
     report.py       all cases as tables, Markdown and JSON; as a picture: pictures.py; against earlier runs: baseline.py
     compare.py      one case: our step and the peers', checked, then timed in turn with two ceilings
     rounds.py       timing in turn, A B A B, after a rest; pools.py sets thread counts
-    step_peers.py   one loss and gradient in NumPy, scikit-learn, torch and JAX; epoch_peers.py: an epoch of Adam
+    step_peers.py   one loss and gradient in NumPy, scikit-learn, torch and JAX; epoch_peers.py: an epoch of Adam;
+                    many_peers.py: of many networks at once
     cases.py        the nine networks, their data, the check of a gradient
     quality_report.py  ``fastae bench --quality``: seconds to a good model, as tables, Markdown and JSON
     quality.py      one data set: error against seconds for fastae and the peers, in turn; compilation in new processes

@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # what type checkers see; at run time __getattr__ loads each 
     from fastae.data import Rows as Rows
     from fastae.data import open_rows as open_rows
     from fastae.engine import Engine as Engine
+    from fastae.engine import errors_many as errors_many
+    from fastae.engine import reconstruct_many as reconstruct_many
     from fastae.estimator import Autoencoder as Autoencoder
     from fastae.estimator import AutoencoderDetector as AutoencoderDetector
     from fastae.gradient_check import check_gradients as check_gradients
@@ -56,6 +58,8 @@ _HOME = {
     "Network": "fastae.network",
     "Parameters": "fastae.network",
     "Engine": "fastae.engine",
+    "errors_many": "fastae.engine",
+    "reconstruct_many": "fastae.engine",
     "Objective": "fastae.objective",
     "Autoencoder": "fastae.estimator",
     "AutoencoderDetector": "fastae.estimator",

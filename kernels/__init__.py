@@ -13,6 +13,7 @@ A map, from the call down:
     tile.py         takes a tile through the layers, forwards and backwards; the map of a thread's memory
     cost.py         deltas and errors of the cost, and the loss of a step
     noise.py        noise and missing cells in the input
+    shuffle.py      random orders of rows
     activations.py  sigmoid, tanh, relu and identity, with derivatives
 
     products.py     the contract of products, and how to add a form of them

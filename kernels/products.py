@@ -125,7 +125,10 @@ class Form:
     # Whether steps are faster than in the first form of the dtype, given the widths, the rows of a batch, the elements
     # of a flat buffer and the dtype. The first form is not asked.
     pays: Callable[[Widths, int, int, np.dtype[Any]], bool] = lambda *_: True
-    # The same for inference, given the widths of the layers that run, the rows and the dtype
+    # The height and row multiple of tiles in steps, given the same; None: `height` and `row_multiple`
+    tile_of_steps: Callable[[Widths, int, int, np.dtype[Any]], tuple[int, int]] | None = None
+    most_height: Callable[[Widths, npt.DTypeLike], int] | None = None  # of these tiles
+    # Whether inference is faster, given the widths of the layers that run, the rows and the dtype
     pays_in_inference: Callable[[Widths, int, np.dtype[Any]], bool] = lambda *_: True
     own_weights: bool = (
         False  # the form has a W of its own; else products read the weights of the flat buffer

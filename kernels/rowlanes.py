@@ -16,6 +16,7 @@ In the names below, B is the second operand: W, W' or delta. The loops of a step
 
 from functools import lru_cache, partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +31,15 @@ from fastae.kernels.layout import ACTIVATIONS
 from fastae.kernels.optimizer import transpose
 from fastae.kernels.products import Form, Widths
 from fastae.kernels.simd import Value, Words, vector_kernel
-from fastae.kernels.split import in_blocks, round_up, shard_rows
+from fastae.kernels.split import ROWS_OF_MANY, in_blocks, round_up, shard_rows
 from fastae.kernels.target import LINE, TARGET
 
 # Register tiles: COLUMNS columns of LINES lines of rows; for a gradient, A_COLUMNS x B_COLUMNS lines, one per element
 COLUMNS = 2
 LINES = gemm.rows_of(1) // COLUMNS
+# Where LINES lines would be more than there are rows: AVX-512 5 instead of 8, which keep both FMA units busy, too
+SHORT = (LINES + 2) // 2
+_SHORT_INVERSE = pow(SHORT, -1, LINES)
 A_COLUMNS = 4 if TARGET.most_blocks > 1 else 1
 B_COLUMNS = min(4, gemm.rows_of(1))
 
@@ -44,6 +48,9 @@ B_COLUMNS = min(4, gemm.rows_of(1))
 GAIN, COLUMNS_MOST = 1.12, 80
 MANY_SHARDS = 16  # any number of threads shares so many shards well
 SMALL_TILE = 90 << 10  # bytes of a tile up to which two register tiles of rows are a little faster than one
+# Bytes of the tile of a shard of fewer than 512 rows at most. Twice as many rows are up to 3% slower, but a rounded row
+# multiple for each of two tiles may compute many rows in vain.
+TILE_MOST = 192 << 10
 
 
 def height(widths: Widths, dtype: npt.DTypeLike) -> int:
@@ -55,6 +62,42 @@ def height(widths: Widths, dtype: npt.DTypeLike) -> int:
 def row_multiple(widths: Widths, dtype: npt.DTypeLike) -> int:
     """Rows of a register tile, whatever the widths."""
     return LINES * LINE // np.dtype(dtype).itemsize
+
+
+@lru_cache(256)
+def tile_of_steps(
+    widths: tuple[int, ...], batch: int, n_parameters: int, dtype: np.dtype[Any]
+) -> tuple[int, int]:
+    """The height and row multiple of tiles in steps on `batch` rows; flat buffers are (n_parameters,).
+
+    A shard of fewer than 512 rows is as few tiles as fit, all of the least height that register tiles can fill.
+    """
+    lanes = LINE // dtype.itemsize
+    rows = int(shard_rows(batch, n_parameters, lanes))
+    if rows >= ROWS_OF_MANY:
+        return height(widths, dtype), row_multiple(widths, dtype)
+    lines = rows // lanes
+    tiles = -(-lines * sum(widths) * LINE // TILE_MOST)
+    each = -(-lines // tiles)
+    while short_tiles(each) * SHORT > each:
+        each += 1
+    return each * lanes, each * lanes
+
+
+def most_height(widths: Widths, dtype: npt.DTypeLike) -> int:
+    """No tile of steps is higher. Rounding up to whole register tiles adds fewer than SHORT lines."""
+    lines = TILE_MOST // (sum(widths) * LINE) + SHORT
+    return max(height(widths, dtype), lines * LINE // np.dtype(dtype).itemsize)
+
+
+@callee
+def short_tiles(lines):  # type: ignore[no-untyped-def]
+    """How many of the register tiles that fill `lines` lines have SHORT lines; the others have LINES.
+
+    It is the least number for which the rest is a multiple of LINES. If that leaves no rest, but too few lines, no
+    register tiles fill `lines` lines.
+    """
+    return lines * _SHORT_INVERSE % LINES
 
 
 @lru_cache(64)
@@ -71,7 +114,10 @@ def pays(widths: tuple[int, ...], batch: int, n_parameters: int, dtype: npt.DTyp
     padded = sum(a * -(-b // lanes) * lanes for a, b in pairwise(widths))
     rows, gemm_rows = (
         int(shard_rows(batch, n_parameters, multiple))
-        for multiple in (row_multiple(widths, dtype), gemm.row_multiple(widths, dtype))
+        for multiple in (
+            tile_of_steps(widths, batch, n_parameters, np.dtype(dtype))[1],
+            gemm.row_multiple(widths, dtype),
+        )
     )
     shards = -(-batch // rows)
     shared = shards == -(-batch // gemm_rows) or shards >= MANY_SHARDS
@@ -88,21 +134,24 @@ def pays_in_inference(widths: tuple[int, ...], rows: int, dtype: npt.DTypeLike) 
     return useful * GAIN * round_up(rows, row_multiple(widths, dtype)) <= padded * rows
 
 
+# In these kernels, `count` is the number of lines of a register tile: LINES or SHORT.
+
+
 def _product(
-    words: Words, start: list[Value], a: Value, stride: Value, b: Value, depth: Value
+    words: Words, count: int, start: list[Value], a: Value, stride: Value, b: Value, depth: Value
 ) -> RegisterTile:
     """start + A B over `depth` columns of A, as a register tile [column][line of rows].
 
-    start  COLUMNS lines     a  (depth, LINES x lanes), `stride` bytes from column to column     b  (depth, COLUMNS)
+    start  COLUMNS lines     a  (depth, count x lanes), `stride` bytes from column to column     b  (depth, COLUMNS)
     """
 
     def add(a: Value, b: Value, *flat: Value) -> list[Value]:
-        tile = outer_product(words, unflatten(flat, LINES), b, words.itemsize, a, LINE, words.fma)
+        tile = outer_product(words, unflatten(flat, count), b, words.itemsize, a, LINE, words.fma)
         return [words.offset(a, stride), words.offset(b, LINE), *flatten(tile)]
 
     # loop 7: C += A[:, p] B[p, :]
-    _, _, *flat = words.loop(depth, [a, b, *flatten([[value] * LINES for value in start])], add)
-    return unflatten(flat, LINES)
+    _, _, *flat = words.loop(depth, [a, b, *flatten([[value] * count for value in start])], add)
+    return unflatten(flat, count)
 
 
 def _broadcasts(words: Words, address: Value) -> list[Value]:
@@ -110,29 +159,29 @@ def _broadcasts(words: Words, address: Value) -> list[Value]:
     return [words.broadcast(words.offset(address, j * words.itemsize)) for j in range(COLUMNS)]
 
 
-def _write_forward(words, c, a, stride, b, depth, bias, activation, one):  # type: ignore[no-untyped-def]
+def _write_forward(count, words, c, a, stride, b, depth, bias, activation, one):  # type: ignore[no-untyped-def]
     """A register tile of ``forward``.
 
-    c  (COLUMNS, LINES x lanes)     a, b  see _product     bias  (COLUMNS,)     one  (COLUMNS,)
+    c  (COLUMNS, count x lanes)     a, b  see _product     bias  (COLUMNS,)     one  (COLUMNS,)
     """
-    tile = _product(words, _broadcasts(words, bias), a, stride, b, depth)
+    tile = _product(words, count, _broadcasts(words, bias), a, stride, b, depth)
 
     for activation_id in words.cases(activation, len(ACTIVATIONS)):
         for j, mask in enumerate(_broadcasts(words, one)):
-            for s in range(LINES):
+            for s in range(count):
                 value = activate(words, activation_id, tile[j][s], mask)
                 words.store(value, words.offset(c, (stride, j), s * LINE))
 
 
-def _write_residual(words, c, a, stride, b, depth, bias, x, row_weight, loss):  # type: ignore[no-untyped-def]
+def _write_residual(count, words, c, a, stride, b, depth, bias, x, row_weight, loss):  # type: ignore[no-untyped-def]
     """A register tile of ``residual``.
 
-    c  (COLUMNS, LINES x lanes)     x  as c     a, b  see _product     bias  (COLUMNS,)     row_weight  (LINES x lanes,)
+    c  (COLUMNS, count x lanes)     x  as c     a, b  see _product     bias  (COLUMNS,)     row_weight  (count x lanes,)
     loss  (lanes,)
     """
-    tile = _product(words, _broadcasts(words, bias), a, stride, b, depth)
+    tile = _product(words, count, _broadcasts(words, bias), a, stride, b, depth)
     total = words.load(loss)
-    for s in range(LINES):
+    for s in range(count):
         w = words.load(words.offset(row_weight, s * LINE))
         for j in range(COLUMNS):
             target = words.load(words.offset(x, (stride, j), s * LINE))
@@ -143,16 +192,16 @@ def _write_residual(words, c, a, stride, b, depth, bias, x, row_weight, loss):  
     words.store(total, loss)
 
 
-def _write_backward(words, c, h, a, stride, b, depth, activation):  # type: ignore[no-untyped-def]
+def _write_backward(count, words, c, h, a, stride, b, depth, activation):  # type: ignore[no-untyped-def]
     """A register tile of ``backward``.
 
-    c, h  (COLUMNS, LINES x lanes)     a, b  see _product
+    c, h  (COLUMNS, count x lanes)     a, b  see _product
     """
-    tile = _product(words, [words.constant(0.0)] * COLUMNS, a, stride, b, depth)
+    tile = _product(words, count, [words.constant(0.0)] * COLUMNS, a, stride, b, depth)
 
     for activation_id in words.cases(activation, len(ACTIVATIONS)):
         for j in range(COLUMNS):
-            for s in range(LINES):
+            for s in range(count):
                 value = words.load(words.offset(h, (stride, j), s * LINE))
                 delta = times_derivative(words, activation_id, tile[j][s], value)
                 words.store(delta, words.offset(c, (stride, j), s * LINE))
@@ -271,13 +320,31 @@ def _write_row_errors(words: Words, out, xhat, x, column_weight, missing, column
             wide.store_first(errors_of(allowed, *places[1:]), places[0], wide.first_lanes(rest))
 
 
-_forward, _residual, _backward, _gradient, _column_sums, _store_rows, _row_errors = (
+_gradient, _column_sums, _store_rows, _row_errors = (
     vector_kernel(write)
-    for write in (
-        *(_write_forward, _write_residual, _write_backward, _write_gradient, _write_column_sums),
-        *(_write_store_rows, _write_row_errors),
-    )
+    for write in (_write_gradient, _write_column_sums, _write_store_rows, _write_row_errors)
 )
+_forward, _residual, _backward = (
+    vector_kernel(partial(write, LINES)) for write in (_write_forward, _write_residual, _write_backward)
+)
+_forward_short, _residual_short, _backward_short = (
+    vector_kernel(partial(write, SHORT)) for write in (_write_forward, _write_residual, _write_backward)
+)
+
+
+@callee
+def _tiles(rows, lanes):  # type: ignore[no-untyped-def]
+    """(tall, all): the register tiles of LINES lines that come first, and how many there are with those of SHORT."""
+    lines = in_blocks(rows, lanes)
+    short = short_tiles(lines)
+    tall = (lines - short * SHORT) // LINES
+    return tall, tall + short
+
+
+@callee
+def _first_row(tile, tall, lanes):  # type: ignore[no-untyped-def]
+    """The first row of register tile `tile`, if the first `tall` have LINES lines."""
+    return (tile * LINES if tile <= tall else tall * LINES + (tile - tall) * SHORT) * lanes
 
 
 @callee
@@ -303,11 +370,17 @@ def forward(out, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_
     h, itemsize = np.int64(like.ctypes.data), like.itemsize
     lanes, stride = LINE // itemsize, height * itemsize
     block = round_up(fan_in, lanes) * LINE
-    for i in range(0, rows, LINES * lanes):  # loop 6: C[i : i + r, :]
+    tall, tiles = _tiles(rows, lanes)
+    for tile in range(tiles):  # loop 6: C[i : i + r, :]
+        i = _first_row(tile, tall, lanes)
         for j in range(0, fan_out, COLUMNS):  # loop 5: C[i : i + r, j : j + n]
             c, e, o = h + j * stride + i * itemsize, bias + j * itemsize, one + j * itemsize
             b = w + j // lanes * block + j % lanes * itemsize
-            _forward(like, (c, a + i * itemsize, stride, b, fan_in, e, activation, o))
+            arguments = (c, a + i * itemsize, stride, b, fan_in, e, activation, o)
+            if tile < tall:
+                _forward(like, arguments)
+            else:
+                _forward_short(like, arguments)
 
 
 @ByAddress
@@ -317,12 +390,18 @@ def residual(out, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, f
     delta, itemsize = np.int64(like.ctypes.data), like.itemsize
     lanes, stride = LINE // itemsize, height * itemsize
     block = round_up(fan_in, lanes) * LINE
-    for i in range(0, rows, LINES * lanes):  # loop 6: C[i : i + r, :]
+    tall, tiles = _tiles(rows, lanes)
+    for tile in range(tiles):  # loop 6: C[i : i + r, :]
+        i = _first_row(tile, tall, lanes)
         for j in range(0, fan_out, COLUMNS):  # loop 5: C[i : i + r, j : j + n]
             k = j * stride + i * itemsize
             b = w + j // lanes * block + j % lanes * itemsize
             rest = bias + j * itemsize, x + k, row_weight + i * itemsize, loss
-            _residual(like, (delta + k, a + i * itemsize, stride, b, fan_in, *rest))
+            arguments = (delta + k, a + i * itemsize, stride, b, fan_in, *rest)
+            if tile < tall:
+                _residual(like, arguments)
+            else:
+                _residual_short(like, arguments)
     _add_column_sums(like, sums, delta, stride, rows, fan_out)
 
 
@@ -333,11 +412,17 @@ def backward(out, h, delta, wt, sums, activation, rows, height, fan_in, fan_out)
     below, itemsize = np.int64(like.ctypes.data), like.itemsize
     lanes, stride = LINE // itemsize, height * itemsize
     block = round_up(fan_out, lanes) * LINE
-    for i in range(0, rows, LINES * lanes):  # loop 6: C[i : i + r, :]
+    tall, tiles = _tiles(rows, lanes)
+    for tile in range(tiles):  # loop 6: C[i : i + r, :]
+        i = _first_row(tile, tall, lanes)
         for j in range(0, fan_in, COLUMNS):  # loop 5: C[i : i + r, j : j + n]
             k = j * stride + i * itemsize
             b = wt + j // lanes * block + j % lanes * itemsize
-            _backward(like, (below + k, h + k, delta + i * itemsize, stride, b, fan_out, activation))
+            arguments = (below + k, h + k, delta + i * itemsize, stride, b, fan_out, activation)
+            if tile < tall:
+                _backward(like, arguments)
+            else:
+                _backward_short(like, arguments)
     _add_column_sums(like, sums, below, stride, rows, fan_in)
 
 
@@ -402,6 +487,8 @@ ROW_LANES = Form(
     row_multiple=row_multiple,
     height=height,
     pays=pays,
+    tile_of_steps=tile_of_steps,
+    most_height=most_height,
     pays_in_inference=pays_in_inference,
     target_in_form=True,
     leaves=False,

@@ -592,6 +592,18 @@ def load_float64(typingctx, address):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def high_product(typingctx, x, y):  # type: ignore[no-untyped-def]
+    """The upper 64 bits of the product of two uint64 (x86: mul)."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        whole = ir.IntType(128)
+        product = builder.mul(*(builder.zext(argument, whole) for argument in arguments))
+        return builder.trunc(builder.lshr(product, ir.Constant(whole, 64)), I64)
+
+    return types.uint64(types.uint64, types.uint64), generate
+
+
+@intrinsic
 def fetch_add(typingctx, address, value):  # type: ignore[no-untyped-def]
     """Atomically add to the int64 at `address`; return its value before (x86: lock xadd)."""
 

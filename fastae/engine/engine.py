@@ -109,7 +109,7 @@ class Engine:
         widths, dtype, lanes = network.widths, self.dtype, layout.lanes(self.dtype)
         self.plan, size, transposed = layout.plan(widths, network.activations, dtype)
         code, last = widths[network.code_layer], self.plan[-1]
-        height = max(form.height(widths, dtype) for form in self._forms)
+        height = max((form.most_height or form.height)(widths, dtype) for form in self._forms)
         elements = self._tile_elements(height)
         work = [layout.aligned_zeros(elements, dtype) for _ in range(self._most_threads)]
         self._size, self._shape = size, (size,)
@@ -433,6 +433,7 @@ class Engine:
         *,
         gradient: Parameters,
         index: npt.ArrayLike | None = None,
+        orders: npt.NDArray[np.int64] | None = None,
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
         sample_weight: npt.ArrayLike | None = None,
@@ -449,7 +450,8 @@ class Engine:
         """Take one step per learning rate in `rates`, over successive batches of the rows, in one job.
 
         `index` holds the numbers of the rows to use, of shape (rows,) or, with an order for each of several epochs,
-        (epochs, rows).
+        (epochs, rows). `orders` are the same, but neither checked nor copied: numbers of rows of `X`, C-contiguous
+        (epochs, rows), which nobody changes during the call.
 
         With an `optimizer`, `params` and ``state.moments`` change in place; ``state.steps`` is read but not changed.
         Without one, no parameter changes. `gradient` receives the last step's gradient.
@@ -472,7 +474,9 @@ class Engine:
         if batch_size is not None:
             check_count("batch_size", batch_size)
         rates = np.ascontiguousarray(rates, np.float64)
-        chosen = None if index is None else check_index(index, X.shape[0], by_epoch=rates.size > 1)
+        chosen = orders
+        if index is not None:
+            chosen = check_index(index, X.shape[0], by_epoch=rates.size > 1)
         rows = X.shape[0] if chosen is None else chosen.shape[-1]
         batch = rows if batch_size is None else min(int(batch_size), rows)
         if chosen is not None and chosen.ndim == 2 and rates.size != len(chosen) * -(-rows // batch):
@@ -481,6 +485,9 @@ class Engine:
             )
         form = self._form_for(batch, objective)
         job = self._new_job(form)
+        if form.tile_of_steps is not None:
+            tile = form.tile_of_steps(self.network.widths, batch, self._size, self.dtype)
+            job.height, job.row_multiple = tile
         by_weights = form.stored_row is not None and self._split.by_weights(self._size)
         alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
         unit = 1.0  # in which job.sample_weight is measured

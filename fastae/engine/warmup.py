@@ -123,7 +123,10 @@ def _threads(_: str) -> None:
 
 
 def _functions(element: str) -> None:
-    """The public functions of arrays."""
+    """The public functions of arrays, and what draws orders of rows."""
+    from fastae.kernels.shuffle import orders
+
+    orders(np.random.default_rng(0), None, 2, 1)
     x = np.zeros(2, element)
     sigmoid_with_derivative(x, x.copy(), x.copy())
     exp(x, x.copy())

@@ -230,6 +230,7 @@ def train_on(
         shift=shift,
         scale=scale,
         seed=noise_seed,
+        memory=[],
         **weights,
     )
 

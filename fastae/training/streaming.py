@@ -7,12 +7,13 @@ rounding.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from fastae.data.row_source import Rows
 from fastae.engine.engine import Engine
+from fastae.kernels.shuffle import orders
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Optimizer, State
@@ -29,6 +30,7 @@ def run_epoch(
     state: State | None = None,
     generator: np.random.Generator | None = None,
     objective: Objective = PLAIN,
+    memory: list[np.ndarray] | None = None,
     **options: Any,
 ) -> np.ndarray:
     """Go through all rows once or, where they are in memory, once for each epoch that `rates` are of.
@@ -39,6 +41,8 @@ def run_epoch(
         The learning rate of each of the epoch's steps; for rows in memory, of several epochs'.
     generator : numpy.random.Generator, optional
         Shuffles the pieces of the file and the rows of each chunk; without one, all is in order.
+    memory : list of ndarray, optional
+        Empty before the first call: holds the memory for orders of rows, for the next call.
     engine, params, gradient, batch_size, state, objective, options
         As for ``Engine.run_steps``. `sample_weight` is for rows in memory only.
 
@@ -48,15 +52,19 @@ def run_epoch(
         As from ``Engine.run_steps``.
     """
     if rows.in_memory:
-        epochs = 1 if generator is None else rates.size // -(-len(rows) // batch_size)
-        chunks = [chunk for _ in range(epochs) for chunk in rows.chunks(generator)]
-        order = (
-            chunks[0].order if epochs == 1 else np.stack([cast(np.ndarray, chunk.order) for chunk in chunks])
-        )
+        (chunk,) = rows.chunks()
+        drawn = None
+        if generator is not None:
+            epochs = rates.size // -(-len(rows) // batch_size)
+            memory = [] if memory is None else memory
+            if not memory or len(memory[0]) < epochs:
+                memory[:] = [np.empty((epochs, len(rows)), np.int64)]
+            drawn = orders(generator, chunk.order, len(rows), epochs, memory[0])
         return engine.run_steps(
             params,
-            chunks[0].rows,
-            index=order,
+            chunk.rows,
+            index=chunk.order if drawn is None else None,
+            orders=drawn,
             gradient=gradient,
             batch_size=batch_size,
             rates=rates,

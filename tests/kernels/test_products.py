@@ -55,8 +55,14 @@ class Harness:
 
     def heights(self, fan_in, fan_out):
         """The rows to compute, and the height in memory: all of it, or half."""
-        multiple = self.form.row_multiple((fan_in, fan_in, fan_out), self.dtype)  # of a layer above the first
-        return [(multiple, multiple), (multiple, 2 * multiple)]
+        widths = fan_in, fan_in, fan_out  # of a layer above the first
+        multiple = self.form.row_multiple(widths, self.dtype)
+        heights = [(multiple, multiple), (multiple, 2 * multiple)]
+        if self.form.tile_of_steps is not None:  # register tiles of both heights, and of the lower one alone
+            for batch in (200, 70):
+                height, rows = self.form.tile_of_steps(widths, batch, 1000, np.dtype(self.dtype))
+                heights.append((rows, height))
+        return heights
 
     def call(self, name, *arguments):
         numbers = tuple(a.ctypes.data if isinstance(a, np.ndarray) else int(a) for a in arguments)

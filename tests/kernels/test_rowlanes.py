@@ -42,7 +42,7 @@ def choose_form(monkeypatch, pays):
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: str(network.widths))
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("m", [1, 127, 1000, 2500])
+@pytest.mark.parametrize("m", [1, 70, 127, 200, 1000, 2500])
 def test_steps_are_the_references(network, dtype, m, monkeypatch):
     asked = choose_form(monkeypatch, True)
     n = network.widths[0]
@@ -97,7 +97,7 @@ def test_an_engine_stays_within_its_memory_in_either_form(widths, dtype, end, mo
     params = fastae.Parameters.random(network, dtype=dtype)
     guard_buffers(monkeypatch, end)
     engine, gradient = fastae.Engine(network, 2, dtype), fastae.Parameters(network, dtype)
-    for m in (1, 1500):
+    for m in (1, 199, 1500):
         X = guarded(np.random.default_rng(m).normal(size=(m, widths[0])).astype(dtype), end)
         X[m // 2, 0] = np.nan
         index = np.random.default_rng(0).permutation(m)
@@ -185,6 +185,29 @@ def test_gradient_is_that_of_finite_differences():
                 name,
                 place,
             )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_tile_of_steps_is_filled_by_register_tiles(dtype):
+    dtype, highest = np.dtype(dtype), 0
+    lanes = 64 // dtype.itemsize
+    for widths in [(30, 8, 30, 30), (1, 1, 1), (80, 80, 80), (3, 64, 3)]:
+        for batch in range(1, 700):
+            height, multiple = rowlanes.tile_of_steps(widths, batch, 2000, dtype)
+            assert height % multiple == 0
+            assert height <= rowlanes.most_height(widths, dtype)
+            lines, short = multiple // lanes, rowlanes.short_tiles(multiple // lanes)
+            assert (lines - short * rowlanes.SHORT) % rowlanes.LINES == 0
+            assert lines >= short * rowlanes.SHORT
+            highest = max(highest, height)
+    assert highest > 200
+
+
+def test_few_rows_are_padding():
+    """200 rows are 13 lines: register tiles of 8 and of 5, where a CPU has AVX-512."""
+    if TARGET.isa == "avx512":
+        assert rowlanes.tile_of_steps((30, 8, 30, 30), 200, 2128, np.dtype("f4")) == (208, 208)
+        assert rowlanes.pays((30, 8, 30, 30), 200, 2128, np.dtype("f4"))
 
 
 def test_where_it_pays():

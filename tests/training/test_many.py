@@ -188,7 +188,11 @@ def test_a_network_that_diverges_can_be_kept_out_of_the_comparison():
 @pytest.mark.parametrize("wide", [False, True])
 def test_ctrl_c_stops_all_threads_soon_and_leaves_all_networks_as_they_were(five_cpus, wide):
     rows = np.random.default_rng(0).normal(size=(20000, 12)).astype(np.float32)
-    network = fastae.Network((12, 300, 300, 12)) if wide else fastae.Network.autoencoder(12, 8)
+    network = (
+        fastae.Network((12, 300, 300, 12), ("sigmoid", "sigmoid", "identity"))
+        if wide
+        else fastae.Network.autoencoder(12, 8)
+    )
     params = [fastae.Parameters.random(network, seed=i) for i in range(4)]
     before = [each.copy() for each in params]
     fastae.train_many([each.copy() for each in params], X, epochs=1)  # compiled
@@ -219,7 +223,7 @@ class Work:
 
 
 def test_wide_networks_have_all_threads_and_the_others_one_each_most_work_first():
-    works = [Work(100, 1), Work(100_000, 5), Work(100, 3), Work(100, 2), Work(100_000, 6), Work(100, 4)]
+    works = [Work(100, 1), Work(1_000_000, 5), Work(100, 3), Work(100, 2), Work(1_000_000, 6), Work(100, 4)]
     assert divide(works, 2) == [([4, 1], 1, 2), ([5, 2, 3, 0], 2, 1)]
 
 

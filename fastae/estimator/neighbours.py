@@ -5,9 +5,11 @@ on all threads in float32. They only select the nearest point; the difference fr
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fastae.engine.engine import Engine
 from fastae.network import Network, Parameters
@@ -28,16 +30,18 @@ class Neighbours:
 
     def __init__(self, points: np.ndarray, n_threads: int | None) -> None:
         self.points = points
-        network = Network((points.shape[1], len(points)), ("identity",), 1)
-        square = np.square(points)
+        self._network = Network((points.shape[1], len(points)), ("identity",), 1)
+        self._engine = Engine(self._network, n_threads, "float32")
+        self._products = self._layer(-2 * points, np.square(points).sum(axis=1))  # -2 z'p + |p|^2
 
-        def layer(weight: np.ndarray, bias: np.ndarray) -> Parameters:
-            return Parameters.from_arrays(network, {"W1": weight.T, "b1": bias})
+    def _layer(self, weight: np.ndarray, bias: npt.ArrayLike = 0.0) -> Parameters:
+        bias = np.broadcast_to(bias, len(self.points))
+        return Parameters.from_arrays(self._network, {"W1": weight.T, "b1": bias})
 
-        self._engine = Engine(network, n_threads, "float32")
-        zero = np.zeros(len(points))
-        self._products = layer(-2 * points, square.sum(axis=1))  # -2 z'p + |p|^2
-        self._products_of_seen = layer(-2 * points, zero), layer(square, zero)  # by the cells that are there
+    @cached_property
+    def _products_of_seen(self) -> tuple[Parameters, Parameters]:
+        """-2 z'p, and the sum of p^2 over the cells that are there."""
+        return self._layer(-2 * self.points), self._layer(np.square(self.points))
 
     def differences(
         self,

@@ -11,9 +11,10 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.metrics import roc_auc_score
 
 import fastae
-from fastae import Autoencoder, AutoencoderDetector, open_rows
+from fastae import Autoencoder, AutoencoderDetector, open_rows, storage
 from fastae.estimator import ensemble, ensemble_fit, ensemble_training
 from fastae.estimator.alarms import Calibration, false_discoveries_limited
+from fastae.estimator.automatic import ensemble_budget_of
 from fastae.estimator.ensemble import FLOOR
 from fastae.estimator.ensemble_training import Bags
 from fastae.estimator.neighbours import Neighbours
@@ -475,9 +476,30 @@ def test_a_file_holds_the_ensemble(tmp_path, fitted):
     )
 
 
-def test_files_and_pickles_of_detectors_before_ensembles_are_of_one_network(tmp_path):
-    from fastae import storage
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda about, tensors: tensors.pop("2.W1"), "2.W1"),
+        (lambda about, tensors: tensors.pop("kept"), "kept"),
+        (lambda about, tensors: tensors.update(kept=np.zeros((4, 7), "f4")), "kept has shape"),
+        (lambda about, tensors: tensors.update(typical=np.ones(3)), "typical has shape"),
+        (lambda about, tensors: about["ensemble"].update(networks=0), "no networks"),
+        (lambda about, tensors: about["ensemble"].update(networks=1 << 40), "5.W1"),
+        (lambda about, tensors: about.update(ensemble=[]), "ensemble"),
+    ],
+)
+def test_a_damaged_ensemble_is_an_error_that_names_the_file(tmp_path, damage, said):
+    path = tmp_path / "a.safetensors"
+    AutoencoderDetector(**QUICK | {"max_iter": 1}).fit(X).save(path)
+    stored = storage.read(path)
+    about = {name: value for name, value in stored.about.items() if name not in ("format", "kind", "fastae")}
+    damage(about, stored.tensors)
+    storage.write(path, stored.kind, about, stored.tensors)
+    with pytest.raises(ValueError, match=rf"a\.safetensors is damaged: .*{said}"):
+        AutoencoderDetector.load(path)
 
+
+def test_files_and_pickles_of_detectors_before_ensembles_are_of_one_network(tmp_path):
     model = AutoencoderDetector((4,), n_estimators=1, max_iter=5, random_state=0, noise=None, init="pca").fit(
         X
     )
@@ -532,8 +554,6 @@ def test_a_file_in_chunks_is_trained_on_as_an_array_is(tmp_path, monkeypatch):
 def test_a_network_sees_the_rows_of_its_steps_at_most():
     many = np.concatenate([X] * 10)
     model = AutoencoderDetector(n_estimators=2, random_state=0, n_threads=2)
-    from fastae.estimator.automatic import ensemble_budget_of
-
     budget = ensemble_budget_of(model, 10_000_000, 30)
     assert (budget.rows, budget.epochs, budget.batch_size) == (600_000, 1, 200)
     assert ensemble_budget_of(model, 1600, 30).epochs == 375

@@ -9,6 +9,7 @@ callbacks.py      the user's callback and scikit-learn's
 autoencoder.py    fitting
 detector.py       scores and their threshold
 ensemble_fit.py   fitting the networks of a detector; the files beside it hold the parts:
+    ensemble_methods.py     what a fitted estimator with several networks does
     ensemble.py             several networks and the rows that distances are measured from: errors and shares
     neighbours.py           the nearest of those rows
     ensemble_training.py    which rows each network leaves out; training side by side

@@ -13,6 +13,7 @@ A map, from the command down:
     quality_peers.py   whole trainings in each library; quality_cases.py: the data sets, and their best known errors
     scaling.py      the scaling curve, time against threads: ``python -m fastae.bench.scaling``; measured by curve.py
     scaling_model.py  predicted times on 1 to 192 threads: ``python -m fastae.bench.scaling_model``
+    detection.py    AUROC of detectors on labelled sets: ``python -m fastae.bench.detection``
     distributed.py  the cost of a step over Dask workers: ``python -m fastae.bench.distributed``
     probe.py        the ceilings: FMA peak and sigmoid rate
     machine.py      what figures depend on: CPU, threads, load, versions

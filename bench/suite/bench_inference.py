@@ -66,7 +66,7 @@ def test_inference(benchmark, case):
 def test_scores(benchmark, rows):
     """A detector's scores beside the engine's errors of the same rows."""
     X = np.random.default_rng(0).random((max(rows, 1000), 30), dtype=np.float32)
-    detector = fastae.AutoencoderDetector((8,), max_iter=1).fit(X[:1000])
+    detector = fastae.AutoencoderDetector((8,), n_estimators=1, max_iter=1).fit(X[:1000])
     engine, options = detector._engine(), detector._in()
     X = X[:rows]
     errors = partial(engine.errors, detector.params_, X, **options)

@@ -34,7 +34,7 @@ def save_training(path: Path, model: Any, rows: Rows) -> None:
 
     from fastae.plots import CodeDisplay, LossCurveDisplay, ReconstructionDisplay
 
-    has_plane = model.network_.widths[model.network_.code_layer] > 1
+    has_plane = model._n_features_out > 1
     shape = image_shape(_spread(rows, LOOKED_AT))
     figure = Figure(figsize=(12, 7.5 if shape else 10), layout="constrained")
     axes = figure.subplot_mosaic(

@@ -89,15 +89,28 @@ def train(
         str,
         typer.Option(
             help="Units per encoder layer; the last is the code (the compressed representation). For example 64,16; "
-            "auto: one layer, of as many units as principal components hold 90% of the variance."
+            "auto: one layer, of twice as many units as features for several networks; of one network, of as many "
+            "units as principal components hold 90% of the variance."
         ),
     ] = "auto",
     activation: Annotated[
         Activation, typer.Option(help="Activation of all layers but the last.")
     ] = "sigmoid",
+    estimators: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of networks of a detector. Several detect outliers better; with 1, `fastae encode` writes "
+            "the code of that one.",
+            show_default="15; 1 with --hidden or --mpi",
+        ),
+    ] = None,
     init: Annotated[
-        Literal["pca", "random"], typer.Option(help="Start where PCA ends, or from random weights.")
-    ] = "pca",
+        Literal["auto", "pca", "random"],
+        typer.Option(
+            help="Start where PCA ends, or from random weights. auto: random for several networks, otherwise pca."
+        ),
+    ] = "auto",
     solver: Annotated[Literal["adam", "adamw", "sgd", "lbfgs"], typer.Option(help="Optimizer.")] = "adam",
     epochs: Annotated[
         int | None,
@@ -126,11 +139,18 @@ def train(
     ] = "standard",
     missing: Annotated[bool, typer.Option("--missing", help="Allow missing cells: empty or NaN.")] = False,
     noise: Annotated[
-        Literal["gaussian", "mask", "swap", "none"], typer.Option(help="Corrupt the input during training.")
-    ] = "none",
+        Literal["auto", "gaussian", "mask", "swap", "none"],
+        typer.Option(
+            help="Corrupt the input during training. auto: mask for several networks, otherwise none."
+        ),
+    ] = "auto",
     noise_level: Annotated[
-        float, typer.Option(help="Standard deviation of gaussian noise; probability of mask and swap.")
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            help="Standard deviation of gaussian noise; probability of mask and swap.",
+            show_default="0.3 for the noise of auto, otherwise 0.1",
+        ),
+    ] = None,
     early_stopping: Annotated[
         bool,
         typer.Option(
@@ -150,7 +170,9 @@ def train(
     detector: Annotated[
         bool, typer.Option(help="Set a threshold for outliers, needed by `fastae score`.")
     ] = True,
-    contamination: Annotated[float, typer.Option(help="Share of the rows to flag as outliers.")] = 0.1,
+    contamination: Annotated[
+        float, typer.Option(help="Share to flag as outliers: of new rows; with --estimators 1, of the rows.")
+    ] = 0.1,
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Seed of the weights, the batches and the noise.")
     ] = 0,
@@ -205,11 +227,21 @@ def train(
         raise typer.BadParameter(
             "plots need the rows on this machine: leave out --dask and --mpi", param_hint="--plot"
         )
-    model: Any = AutoencoderDetector(contamination=contamination) if detector else Autoencoder()
+    model: Any = Autoencoder()
+    if detector:
+        several = estimators or (1 if mpi or widths != "auto" else AutoencoderDetector.n_estimators)
+        model = AutoencoderDetector(contamination=contamination, n_estimators=several)
+    elif estimators is not None:
+        raise typer.BadParameter(
+            "several networks make a detector: leave out --no-detector", param_hint="--estimators"
+        )
+    given = {"init": init, "noise": noise, "noise_level": "auto" if noise_level is None else noise_level}
+    for name, value in given.items():  # the defaults of the two classes differ
+        if value != "auto":
+            model.set_params(**{name: None if value == "none" else value})
     model.set_params(
         hidden_layer_sizes=widths,
         activation=activation,
-        init=init,
         solver=solver,
         max_iter=epochs or "auto",
         batch_size=batch_size or "auto",
@@ -218,8 +250,6 @@ def train(
         alpha=alpha,
         scale=None if scale == "none" else scale,
         missing="mask" if missing else None,
-        noise=None if noise == "none" else noise,
-        noise_level=noise_level,
         early_stopping=early_stopping,
         n_iter_no_change=patience or "auto",
         random_state=seed,
@@ -244,6 +274,7 @@ def train(
             "model": str(out),
             "rows": len(rows),
             "features": rows.shape[1],
+            "networks": len(model.all_params_) if detector else None,
             "hidden": list(model.network_.widths[1 : model.network_.code_layer + 1]),
             **_how_it_ended(model),
             "r2": model.score(rows) if rows.is_local else None,
@@ -379,12 +410,17 @@ def _run_over(
         raise typer.BadParameter("an .npy file has no names: write .csv or .parquet", param_hint="--keep")
     outputs.check_not_input("--out", out, [path, *paths_of(data)])
     model = _open_model(path)
+    networks = len(model.all_params_)
+    if method == "transform" and networks > 1:
+        notice(
+            f"{path}: the codes of {networks} networks, side by side; for the code of one, train with --estimators 1"
+        )
     apply, kept = getattr(model, method), tuple(dict.fromkeys(keep or ()))
     rows = _open_data(data, drop, header, model, kept)
     if out.suffix.lower() == ".npy":
         shape, dtype = outputs.save_chunks(out, (apply(part) for part in rows.parts()), len(rows))
     else:
-        width = model.network_.widths[model.network_.code_layer if method == "transform" else 0]
+        width = model._n_features_out if method == "transform" else model.network_.widths[0]
         names = [f"{'code' if method == 'transform' else 'column'}_{i + 1}" for i in range(width)]
         if method == "reconstruct":
             names = list(getattr(model, "feature_names_in_", names))
@@ -429,8 +465,10 @@ def score(
 ) -> None:
     """Score each row and flag outliers.
 
-    Reports each row's reconstruction error, whether it is an outlier, and the features responsible. The error is the
-    mean squared error over the features, in the network's scale; a share is a feature's part of it.
+    Reports each row's error, whether it is an outlier, its p-value, and the features responsible. The error of one
+    network is the mean squared error over the features, in its scale; several networks also measure the distance from
+    the training rows. The p-value says how rare such a large error is among rows like those of the training; only
+    several networks have it. A share is a feature's part of the error.
     """
     from fastae.cli import figures, outputs
     from fastae.cli.labels import detection_quality, labels_of
@@ -487,8 +525,9 @@ def inspect(model: Model, as_json: Json = False) -> None:
     facts = {
         "model": loaded.kind,
         "network": " -> ".join([str(network.widths[0]), *(f"{width} {g}" for width, g in layers)]),
-        "code": network.widths[network.code_layer],
-        "parameters": sum(array.size for array in params.values()),
+        "networks": len(loaded.all_params_) if loaded.detects else None,
+        "code": loaded._n_features_out,
+        "parameters": sum(array.size for array in params.values()) * len(loaded.all_params_),
         "dtype": loaded.dtype if loaded.dtype == "bfloat16" else params.dtype.name,
         "scale": loaded.scale,
         "missing": loaded.missing,

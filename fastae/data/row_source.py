@@ -275,7 +275,7 @@ class Rows(RowSource):
             here = (numbers >= first) & (numbers < first + len(rows))
             taken[here] = rows[numbers[here] - first]
             first += len(rows)
-            if first > max(numbers, default=0):
+            if first > numbers.max(initial=0):
                 break
         return ArrayRows(taken, self.name, self.feature_names)
 

@@ -3,6 +3,7 @@
     partitions.py      Partitions of rows, an engine over them, and LocalEngine, for partitions on one machine
     worker_part.py     the partitions that one worker holds, and their part of a step
     reduction_tree.py  the fixed tree along which sums are added
+    spread.py          networks that are each trained as a whole by one worker
     dask/              over the workers of a Dask cluster (extra ``dask``)
     mpi.py             over the ranks of an MPI job (extra ``mpi``)
 

@@ -10,6 +10,13 @@ dask_methods.py   the same on Dask collections, as lazy Dask arrays
 callbacks.py      the user's callback and scikit-learn's
 autoencoder.py    fitting
 detector.py       scores and their threshold
+ensemble_fit.py   fitting the networks of a detector; the files beside it hold the parts:
+    ensemble_methods.py     what a fitted estimator with several networks does
+    ensemble.py             several networks and the rows that distances are measured from: errors and shares
+    neighbours.py           the nearest of those rows
+    ensemble_training.py    which rows each network leaves out; training side by side
+    ensemble_checkpoint.py  the networks that are trained, in a file
+    alarms.py               p-values, thresholds, false discoveries
 model_files.py    save and load
 onnx_export.py    a fitted model as an ONNX graph
 sklearn_types.py  scikit-learn's base classes and decorators, with types

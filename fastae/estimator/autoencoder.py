@@ -44,7 +44,7 @@ from fastae.training.pca import (
 )
 
 # Settings that may differ between a checkpoint and the fit that resumes it.
-_MAY_DIFFER = {"max_iter", "n_threads", "warm_start", "callback", "verbose"}
+MAY_DIFFER = {"max_iter", "n_threads", "warm_start", "callback", "verbose"}
 
 
 def goes_by_steps(model: "Autoencoder") -> bool:
@@ -281,7 +281,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
                 raise ValueError(
                     "checkpoint needs solver 'adam', 'adamw' or 'sgd', got 'lbfgs', which has no checkpoints"
                 )
-            settings = {name: value for name, value in self._settings().items() if name not in _MAY_DIFFER}
+            settings = {name: value for name, value in self._settings().items() if name not in MAY_DIFFER}
             saved.agree(
                 "estimator", {**settings, "X_val.shape": None if validation is None else validation.shape}
             )
@@ -418,7 +418,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         start: Start = "warm" if again else "random"
         if again:
             self.params_ = self.params_.copy()  # because the steps write to them
-        elif components is None or self.init == "random":
+        elif components is None or self._value("init") == "random":
             self.params_ = Parameters.random(network, int(seed), dtype)
         else:
             self.params_, start = start_at_pca(network, components, int(seed), dtype), "pca"
@@ -439,9 +439,9 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         g = "sigmoid" if self.activation == "logistic" else self.activation
         widths = (columns, *encoder, *encoder[-2::-1], columns)
         activations: tuple[Activation, ...] = (g,) * (len(widths) - 2) + (
-            g if self.output_layer else "identity",
+            g if self._value("output_layer") else "identity",
         )
-        if self.output_layer:
+        if self._value("output_layer"):
             widths, activations = (*widths, columns), (*activations, "identity")
         return Network(widths, activations, len(encoder))
 

@@ -25,6 +25,14 @@ ENOUGH_STEPS = 1000  # for these rates, from a start that is worth keeping
 UNENDING = 0.1  # share of these rates where a cosine has no end to fall to
 CODE_VARIANCE = 0.9  # share of the variance that as many components as an automatic code has units hold
 CODE_MOST = 256  # units of an automatic code
+# Of each network of a detector's ensemble; docs/detection.md has the tables
+ENSEMBLE_STEPS, ENSEMBLE_STEPS_LEAST = (
+    3000,
+    200,
+)  # of up to ENSEMBLE_WIDTH columns; in more, fewer by their number
+ENSEMBLE_WIDTH = 40
+ENSEMBLE_ROWS_PER_STEP = 200
+ENSEMBLE_UNITS_MOST = 1024
 FLOAT32_ROWS = 1000  # rows from which float32 is fast enough to matter, and what it rounds does not
 
 Start = Literal["pca", "random", "warm"]
@@ -105,6 +113,28 @@ def budget_of(
         elif model.learning_rate == "cosine":
             # A few large steps would only lead away from PCA, or from a good model, though not from a poor one
             rate *= min(epochs * ceil(rows / batch) / ENOUGH_STEPS, 1.0) ** _CAUTION[start]
+        rate = float(f"{rate:.2g}")
+    return Budget(rows, steps, batch, int(epochs), float(rate))
+
+
+def ensemble_budget_of(model: Any, rows: int, columns: int, *, ends: bool = True) -> Budget:
+    """The budget of a network of an ensemble that has so many rows to train on; its own settings come first.
+
+    Where neither `batch_size` nor `max_iter` is given, these are at most the rows of that many steps.
+    """
+    steps = max(round(ENSEMBLE_STEPS * min(ENSEMBLE_WIDTH / columns, 1.0)), ENSEMBLE_STEPS_LEAST)
+    batch = ENSEMBLE_ROWS_PER_STEP if model.batch_size == "auto" else int(model.batch_size)
+    batch = min(batch, rows)
+    if ends and model.max_iter == "auto":
+        rows = min(rows, steps * batch)
+    epochs = model.max_iter if ends else 1
+    if epochs == "auto":
+        epochs = ITERATIONS if model.solver == "lbfgs" else ceil(steps / ceil(rows / batch))
+    rate = model.learning_rate_init
+    if rate == "auto":
+        rate = SGD_RATE if model.solver == "sgd" else RATE
+        if model.learning_rate == "cosine" and not ends:
+            rate *= UNENDING
         rate = float(f"{rate:.2g}")
     return Budget(rows, steps, batch, int(epochs), float(rate))
 

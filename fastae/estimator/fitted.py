@@ -1,7 +1,6 @@
 """FittedModel: encodes, reconstructs and scores rows with trained parameters."""
 
 import copy
-from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -38,7 +37,7 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Inference, 
             Codes, in the dtype of `X`, or in `dtype` where it is set; k is the number of code units. For a Dask
             collection, a lazy Dask array.
         """
-        return check_here(self, X).map_rows(self._encode)
+        return check_here(self, X).map_rows(lambda rows: self._in_dtype_of(rows, self._encode(rows)))
 
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Reconstruct rows from their codes.
@@ -62,7 +61,7 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Inference, 
         X = check_array(X, dtype=(np.float64, np.float32), input_name="X")
         if X.shape[1] != self._n_features_out:
             raise ValueError(f"X has {X.shape[1]} features, but the code has {self._n_features_out}")
-        return self._out(self._in_dtype_of(X, self._engine().decode(self.params_, X)))
+        return self._out(self._in_dtype_of(X, self._decode(X)))
 
     @also_lazily
     def reconstruct(self, X: Any) -> np.ndarray:
@@ -152,9 +151,9 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Inference, 
             state.pop(name, None)
         return state
 
-    def _checked_in(self, X: np.ndarray) -> dict[str, Any]:
-        """The input of the engine, with an error for NaN and infinity, which it looks for while it reads the rows."""
-        return {**self._in(), "on_not_finite": partial(refuse_not_finite, self, X)}
+    def _refuse_not_finite(self, X: np.ndarray) -> None:
+        """Rows of arrays and frames are not checked before the engine reads them."""
+        refuse_not_finite(self, X)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

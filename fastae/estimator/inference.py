@@ -1,6 +1,7 @@
 """Inference: codes, reconstructions and errors of arrays by trained parameters. It imports no scikit-learn."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -37,15 +38,25 @@ class Inference:
             self._kept_engine, self._engine_key = Engine(*key), key
         return self._kept_engine
 
-    def _encode(self, X: np.ndarray) -> np.ndarray:
-        return self._in_dtype_of(X, self._engine().encode(self.params_, X, **self._checked_in(X)))
-
     def _in(self) -> dict[str, Any]:
         return {"shift": self.shift_, "scale": self.scale_, "missing": self.missing is not None}
 
     def _checked_in(self, X: np.ndarray) -> dict[str, Any]:
-        """The same for rows `X` of a user, which may have to be checked: here they are checked when they are read."""
-        return self._in()
+        """The same for rows `X` of a user; the engine looks for NaN and infinity while it reads them."""
+        return {**self._in(), "on_not_finite": partial(self._refuse_not_finite, X)}
+
+    def _refuse_not_finite(self, X: np.ndarray) -> None:
+        """Raise the error for rows that are not finite; here they were checked when they were read."""
+
+    def _encode(self, X: np.ndarray) -> np.ndarray:
+        return self._engine().encode(self.params_, X, **self._checked_in(X))
+
+    def _decode(self, code: np.ndarray) -> np.ndarray:
+        return self._engine().decode(self.params_, code)
+
+    def _xhat(self, X: np.ndarray) -> np.ndarray:
+        """Reconstructions in the scale of the network, of which `_out` makes those in the scale of the data."""
+        return self._engine().reconstruct(self.params_, X, **self._checked_in(X))
 
     def _in_dtype_of(self, X: np.ndarray, result: np.ndarray) -> np.ndarray:
         """`result` in float64 where `X` is not float32 and `dtype` is None, else as it is."""
@@ -59,12 +70,11 @@ class Inference:
         return xhat
 
     def _reconstruct(self, X: np.ndarray) -> np.ndarray:
-        xhat = self._engine().reconstruct(self.params_, X, **self._checked_in(X))
-        return self._out(self._in_dtype_of(X, xhat))
+        return self._out(self._in_dtype_of(X, self._xhat(X)))
 
     def _cell_errors(self, X: np.ndarray) -> np.ndarray:
         """Squared error of each cell in float64, in the scale the network sees; 0 for missing ones."""
-        xhat = self._engine().reconstruct(self.params_, X, **self._checked_in(X))
+        xhat = self._xhat(X)
         x = X.astype(np.float64) if self.scale_ is None else (X - self.shift_) * self.scale_
         error: np.ndarray = np.square(xhat - x)
         return np.where(np.isnan(X), 0.0, error) if self.missing else error
@@ -93,6 +103,16 @@ class Inference:
         result[:, 0] = self._engine().errors(self.params_, X, column_weight=column_weight, **self._in())
         return result
 
+    def _detection_errors(self, X: np.ndarray) -> np.ndarray:
+        """(m,): minus the scores."""
+        return self._mean_errors_of(X)
+
+    def _detection_shares(self, X: np.ndarray) -> np.ndarray:
+        """(m, n): each feature's share of the error."""
+        error = self._cell_errors(X)
+        total = error.sum(axis=1, keepdims=True)
+        return np.asarray(error / np.where(total > 0, total, 1))
+
     def _explain(self, rows: Rows, top: int) -> tuple[np.ndarray, np.ndarray]:
         """See ``AutoencoderDetector.explain``."""
         if top < 1 or top % 1:
@@ -100,12 +120,11 @@ class Inference:
         shape = (len(rows), min(int(top), rows.shape[1]))
         features, shares, first = np.empty(shape, np.intp), np.empty(shape), 0
         for part in rows.slices():
-            error = self._cell_errors(part)
-            worst = np.argsort(-error, axis=1, kind="stable")[:, : int(top)]
-            total = error.sum(axis=1, keepdims=True)
+            share = self._detection_shares(part)
+            worst = np.argsort(-share, axis=1, kind="stable")[:, : int(top)]
             here = slice(first, first + len(part))
             features[here] = worst
-            shares[here] = np.take_along_axis(error, worst, axis=1) / np.where(total > 0, total, 1)
+            shares[here] = np.take_along_axis(share, worst, axis=1)
             first += len(part)
         names = getattr(self, "feature_names_in_", None)
         return (features if names is None else np.asarray(names, object)[features]), shares

@@ -27,7 +27,13 @@ _LATER: dict[str, tuple[Any, Any]] = {
     "error_over_mean_": (0.0, None),
     "error_over_pca_": (0.0, None),
 }
-_TENSORS = ("params_", "network_", "shift_", "scale_")  # fitted attributes that are not stored as JSON
+_TENSORS = (
+    "params_",
+    "network_",
+    "shift_",
+    "scale_",
+    "oob_scores_",
+)  # fitted attributes that are not stored as JSON
 
 
 class ModelFiles:
@@ -35,13 +41,17 @@ class ModelFiles:
 
     def __setstate__(self: Any, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[misc]
+        if hasattr(type(self), "n_estimators") and "n_estimators" not in state:
+            self.n_estimators = 1
         if "params_" in state:
             _complete(self)
 
     def save(self: Any, path: str | os.PathLike[str]) -> None:
         """Write the fitted model to a safetensors file. Nothing is pickled.
 
-        The tensors are the dense, row-major W1, b1, ... and, if the data are scaled, `shift` and `scale`. Settings and
+        The tensors are the dense, row-major W1, b1, ... and, if the data are scaled, `shift` and `scale`. Those of an
+        ensemble's other networks are 1.W1, 1.b1, ..., 2.W1, ...; there are also `typical`, the typical error of each
+        network, `kept`, the reconstructions of up to 4096 training rows, and `oob_scores`. Settings and
         fitted attributes are stored as JSON in the metadata. A `callback`, and a `random_state` that is not an
         integer, are not stored: both are None in the loaded model. The optimizer's state is not stored either, so that
         further training starts without it.
@@ -75,6 +85,7 @@ class ModelFiles:
             "settings": self._settings(),
             "fitted": fitted,
         }
+        self._store_ensemble(about, tensors)
         storage.write(path, type(self).__name__, about, tensors)
 
     @classmethod
@@ -109,6 +120,7 @@ class ModelFiles:
         restore(model, stored, params, detects=hasattr(model, "set_threshold"))
         model._state = State.zeros(params)
         model._n_features_out = params.network.widths[params.network.code_layer]
+        model._restore_ensemble(stored)
         return model  # type: ignore[no-any-return]
 
     def to_onnx(self: Any, path: str | os.PathLike[str], *, dtype: DType | None = None) -> None:
@@ -145,6 +157,12 @@ class ModelFiles:
         with storage.written_whole(path) as file:
             file.write_bytes(graph)
 
+    def _store_ensemble(self, about: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        """Add what an estimator with several networks stores to the content of a file."""
+
+    def _restore_ensemble(self, stored: storage.Stored) -> None:
+        """Set what ``_store_ensemble`` has stored."""
+
     def _settings(self: Any) -> dict[str, Any]:
         """The constructor's arguments; those that a file cannot hold are None."""
         return {
@@ -158,6 +176,8 @@ def _made(kind: type[Any], settings: Any) -> Any:
     storage.check_like("settings", settings, {})
     if isinstance(settings["hidden_layer_sizes"], list):
         settings["hidden_layer_sizes"] = tuple(settings["hidden_layer_sizes"])
+    if hasattr(kind, "n_estimators"):
+        settings = {"n_estimators": 1} | settings  # which files of earlier versions lack
     model = kind(**settings)
     model._validate_params()
     return model

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from fastae.estimator.ensemble import DISTANCE, FLOOR
 from fastae.network import check_dtype
 
 OPSET, IR = 17, 8  # of 2022, so that older runtimes can read the graph
@@ -46,32 +47,75 @@ def build(model: Any, dtype: Any = None) -> Any:
     if missing:
         zero, hole = constant(0), node("IsNaN", "X")
         x = node("Where", hole, zero, x)
-    h = x
-    for layer, activation in enumerate(network.activations, start=1):
-        weights = constant(params[f"W{layer}"]), constant(params[f"b{layer}"])
-        h = node("Gemm", h, *weights)
-        if activation != "identity":
-            h = node(_OPERATORS[activation], h)
-        if layer == network.code_layer:
-            node("Identity", h, output="code")
-    reconstruction = h
+    columns, ensemble = constant([1], np.int64), getattr(model, "_ensemble", None)
+    networks = (params,) if ensemble is None else ensemble.networks
+    codes, outputs = [], []
+    for each in networks:
+        h = x
+        for layer, activation in enumerate(network.activations, start=1):
+            h = node("Gemm", h, constant(each[f"W{layer}"]), constant(each[f"b{layer}"]))
+            if activation != "identity":
+                h = node(_OPERATORS[activation], h)
+            if layer == network.code_layer:
+                codes.append(h)
+        outputs.append(h)
+    several = len(networks) > 1
+    if several:
+        node("Concat", *codes, axis=1, output="code")
+    else:
+        node("Identity", codes[0], output="code")
+    share = constant(1 / len(networks))
+    reconstruction = node("Mul", node("Sum", *outputs), share) if several else outputs[0]
     if scaled:
-        reconstruction = node("Add", node("Div", h, constant(model.scale_)), constant(model.shift_))
+        reconstruction = node(
+            "Add", node("Div", reconstruction, constant(model.scale_)), constant(model.shift_)
+        )
     node("Identity", reconstruction, output="reconstruction")
     shapes = {
-        "code": ["rows", network.widths[network.code_layer]],
+        "code": ["rows", len(networks) * network.widths[network.code_layer]],
         "reconstruction": ["rows", network.widths[-1]],
     }
-    if hasattr(model, "offset_"):
-        residual, columns = node("Sub", h, x), constant([1], np.int64)
-        square = node("Mul", residual, residual)
+
+    def mean_square(difference: str) -> str:
+        """The mean over the cells that are there."""
+        square = node("Mul", difference, difference)
         if missing:
             square = node("Where", hole, zero, square)
-            seen = node("ReduceSum", node("Cast", node("Not", hole), to=kind), columns, keepdims=0)
-            count = node("Max", seen, constant(1))
-        else:
-            count = constant(network.widths[0])
-        node("Neg", node("Div", node("ReduceSum", square, columns, keepdims=0), count), output="score")
+        return node("Div", node("ReduceSum", square, columns, keepdims=0), count)
+
+    if hasattr(model, "offset_"):
+        count = constant(network.widths[0])
+        if missing:
+            there = node("Cast", node("Not", hole), to=kind)
+            count = node("Max", node("ReduceSum", there, columns, keepdims=0), constant(1))
+        errors = [mean_square(node("Sub", output, x)) for output in outputs]
+        total = errors[0]
+        if ensemble is not None:
+            floor = constant(FLOOR)
+            weighted = [
+                node("Mul", node("Add", each, floor), constant(factor))
+                for each, factor in zip(errors, ensemble.balance, strict=True)
+            ]
+            total = node("Mul", node("Sum", *weighted), share)
+            if len(ensemble.kept):
+                # As in Neighbours: products select the nearest kept row, and the difference from it is computed anew
+                points = np.asarray(ensemble.kept, np.float64)
+                least = node("MatMul", x, constant(-2 * points.T))
+                square = np.square(points)
+                of_points = (
+                    node("MatMul", there, constant(square.T)) if missing else constant(square.sum(axis=1))
+                )
+                least = node("Add", least, of_points)
+                nearest = node("Gather", constant(points), node("ArgMin", least, axis=1, keepdims=0), axis=0)
+                distance = node("Add", mean_square(node("Sub", x, nearest)), floor)
+                total = node(
+                    "Mul",
+                    node("Pow", total, constant(1 - DISTANCE)),
+                    node("Pow", distance, constant(DISTANCE)),
+                )
+            else:
+                total = node("Pow", total, constant(1 - DISTANCE))
+        node("Neg", total, output="score")
         node("Sub", "score", constant(model.offset_), output="decision")
         shapes |= {"score": ["rows"], "decision": ["rows"]}
     graph = helper.make_graph(

@@ -14,7 +14,7 @@ _WORSE = 1.15  # times the error of PCA
 
 def warn_if_code_is_wide(model: Any, units: int, columns: int) -> None:
     """Warn of a code that can hold each row as it is; noise and sparsity make such a code useful."""
-    if units > columns and model.noise is None and not model.sparsity_weight:
+    if units > columns and model._value("noise") is None and not model.sparsity_weight:
         warnings.warn(
             f"the code is wider than the data: {units} units for {columns} columns, so that the model can copy its "
             "input instead of learning from it; choose hidden_layer_sizes below the number of columns, or add noise",
@@ -26,7 +26,7 @@ def warn_if_code_is_wide(model: Any, units: int, columns: int) -> None:
 def warn_if_worse_than_pca(model: Any) -> None:
     """Warn where PCA with as many components reconstructs the training rows better by more than a little."""
     ratio = model.error_over_pca_
-    if ratio is not None and ratio > _WORSE and model.noise is None and not model.sparsity_weight:
+    if ratio is not None and ratio > _WORSE and model._value("noise") is None and not model.sparsity_weight:
         advice = "raise max_iter, or lower learning_rate_init"
         if model.scale is None:
             advice += ", or set scale"

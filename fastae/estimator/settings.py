@@ -135,6 +135,10 @@ class Settings(BaseEstimator):
         "verbose": ["verbose"],
     }
 
+    def _value(self, name: str) -> Any:
+        """What the setting `name` stands for."""
+        return getattr(self, name)
+
     def _optimizer(self, budget: Budget, *, ends: bool = True) -> optimizers.Optimizer:
         """The optimizer, with its schedule over the epochs of `budget`, or without a known end."""
         rate: float | optimizers.Schedule = budget.rate
@@ -159,8 +163,8 @@ class Settings(BaseEstimator):
     def _objective(self) -> Objective:
         return Objective(
             alpha=0.0 if self.solver == "adamw" else self.alpha,
-            noise=self.noise,
-            noise_level=self.noise_level,
+            noise=self._value("noise"),
+            noise_level=self._value("noise_level"),
             sparsity_weight=self.sparsity_weight,
             sparsity_target=self.sparsity_target,
             missing=self.missing is not None,

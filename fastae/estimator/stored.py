@@ -7,7 +7,8 @@ import numpy as np
 
 from fastae import storage
 from fastae.data.row_source import Rows
-from fastae.estimator.inference import Inference, check_columns
+from fastae.estimator.ensemble_inference import EnsembleInference
+from fastae.estimator.inference import check_columns
 from fastae.estimator.model_files import restore
 from fastae.network import Network, Parameters
 
@@ -19,7 +20,7 @@ _SETTINGS: dict[str, tuple[Any, ...]] = {  # that inference depends on
 }
 
 
-class StoredModel(Inference):
+class StoredModel(EnsembleInference):
     """The model in a file that an estimator's ``save`` wrote.
 
     Fitted attributes have the names that they have in estimators, and methods give the same results. X is ``Rows``.
@@ -65,6 +66,13 @@ class StoredModel(Inference):
                 storage.check_like("n_threads", settings["n_threads"], 1)
             self.n_threads = settings["n_threads"]
         restore(self, stored, params, detects=self.detects)
+        self._n_features_out = params.network.widths[params.network.code_layer]
+        self._restore_ensemble(stored)
+
+    @property
+    def all_params_(self) -> tuple[Parameters, ...]:
+        """The parameters of all networks."""
+        return self._all_params
 
     @property
     def detects(self) -> bool:
@@ -79,15 +87,15 @@ class StoredModel(Inference):
 
     def transform(self, X: Rows) -> np.ndarray:
         """Compute the code (m, k) of each row."""
-        return self._rows(X).map_rows(self._encode)
+        return self._rows(X).map_rows(lambda rows: self._in_dtype_of(rows, self._encode(rows)))
 
     def reconstruct(self, X: Rows) -> np.ndarray:
         """Reconstruct each row (m, n), in the scale of the data."""
         return self._rows(X).map_rows(self._reconstruct)
 
     def score_samples(self, X: Rows) -> np.ndarray:
-        """Score each row (m,): minus its mean squared error, in the network's scale."""
-        return -self._mean_errors(self._rows(X))
+        """Score each row (m,): minus its error, in the network's scale."""
+        return -self._rows(X).map_rows(self._detection_errors)
 
     def explain(self, X: Rows, top: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """The features (m, top) that cause each row's error, and their shares of it (m, top)."""

@@ -21,9 +21,9 @@ class ErrorHistogramDisplay(Display):
     Parameters
     ----------
     error : array-like of shape (m,)
-        Mean squared error of each row over the features, in the network's scale: minus ``score_samples``.
+        Error of each row, in the network's scale: minus ``score_samples``.
     threshold : float
-        Threshold for the error: minus ``offset_``.
+        Threshold for the error: ``threshold_``.
     labels : array-like of shape (m,), optional
         Known classes; each is drawn as a histogram of its own.
 
@@ -135,7 +135,7 @@ class ErrorHistogramDisplay(Display):
         if self._log:
             ax.set_xscale("log")
             label_logarithmic(ax.xaxis, self.bin_edges[0], self.bin_edges[-1])
-        ax.set(xlabel="error: mean squared error over features, in the network's scale", ylabel="rows")
+        ax.set(xlabel="error, in the network's scale", ylabel="rows")
         ax.yaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
         ax.grid(alpha=0.3)
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, fontsize="small")

@@ -57,6 +57,7 @@ class Checkpoint:
         The file to resume from is damaged, or is not a checkpoint.
     """
 
+    KIND, CONTENT = "Checkpoint", _CONTENT  # of the file
     SECONDS = 5.0  # at least, between two writes: a kill loses no more than these and one epoch
     SHARE = 20  # at least this many times the duration of the last write, between two writes
 
@@ -64,11 +65,11 @@ class Checkpoint:
         self.path = os.fspath(path)
         storage.check_place(path)
         self._stored = storage.read(path) if resume and os.path.exists(path) else None
-        if self._stored is not None and self._stored.kind != "Checkpoint":
-            raise ValueError(f"{self.path} is a file of {self._stored.kind}, not of Checkpoint")
+        if self._stored is not None and self._stored.kind != self.KIND:
+            raise ValueError(f"{self.path} is a file of {self._stored.kind}, not of {self.KIND}")
         if self._stored is not None:
             with self._stored.blamed():
-                for name, example in _CONTENT.items():
+                for name, example in self.CONTENT.items():
                     storage.check_like(name, self._stored.about[name], example)
         self.read_only = False  # for a process whose run is written by another process
         self._run: dict[str, Any] = {}

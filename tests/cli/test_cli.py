@@ -62,7 +62,7 @@ def place(tmp_path_factory):
 def test_train_is_the_estimators_fit(place):
     model = fastae.Autoencoder.load(place / "model.safetensors")
     settings = {"activation": "tanh", "max_iter": 30, "random_state": 0, "dtype": "float32"}
-    expected = fastae.AutoencoderDetector((4,), contamination=0.05, **settings).fit(BENIGN)
+    expected = fastae.AutoencoderDetector((4,), n_estimators=1, contamination=0.05, **settings).fit(BENIGN)
     assert type(model) is fastae.AutoencoderDetector
     np.testing.assert_allclose(model.params_.flat, expected.params_.flat, rtol=0, atol=1e-5)
     assert model.offset_ == pytest.approx(expected.offset_, rel=1e-4)
@@ -94,7 +94,8 @@ def test_train_reports_what_it_trained(place, tmp_path):
 
 def test_what_was_chosen_from_the_data_is_reported_and_stored(place, tmp_path):
     out = tmp_path / "m.safetensors"
-    trained = json.loads(good("train", place / "benign.csv", "--out", out, "--json"))
+    words = "train", place / "benign.csv", "--estimators", 1, "--out", out, "--json"
+    trained = json.loads(good(*words))
     stored = json.loads(good("inspect", out, "--json"))
     model = fastae.Autoencoder.load(out)
     names = ("hidden_layer_sizes", "batch_size", "learning_rate_init", "max_iter", "n_iter_no_change")
@@ -110,6 +111,8 @@ def test_what_was_chosen_from_the_data_is_reported_and_stored(place, tmp_path):
     words = ["--hidden", 4, "--epochs", 2, "--batch-size", 50, "--learning-rate", 0.01, "--patience", 3]
     facts = json.loads(good("train", place / "benign.csv", *words, "--out", out, "--json"))
     assert facts["auto"] is None
+    facts = json.loads(good("train", place / "benign.csv", "--epochs", 2, "--out", out, "--json"))
+    assert (facts["auto"]["noise"], facts["auto"]["init"], facts["hidden"]) == ("mask", "random", [60])
 
 
 def test_several_files_are_one_after_another(place, tmp_path):
@@ -132,6 +135,7 @@ def test_the_settings_of_train_reach_the_estimator(place, tmp_path):
     model = fastae.Autoencoder.load(out)
     expected = fastae.AutoencoderDetector(
         (6, 3),
+        n_estimators=1,
         activation="relu",
         solver="sgd",
         max_iter=7,
@@ -150,6 +154,35 @@ def test_the_settings_of_train_reach_the_estimator(place, tmp_path):
         dtype="float64",
     )
     assert model.get_params() == expected.get_params()
+
+
+def test_several_networks_are_trained_unless_there_is_reason_for_one(place, tmp_path):
+    out, scores = tmp_path / "m.safetensors", tmp_path / "s.csv"
+    train = "train", place / "benign.csv", "--out", out, "--epochs", 5, "--json"
+    assert json.loads(good(*train))["networks"] == 15
+    assert json.loads(good(*train, "--hidden", "auto", "--estimators", 3))["networks"] == 3
+    assert json.loads(good(*train, "--hidden", 4))["networks"] == 1
+    facts = json.loads(good(*train, "--hidden", 4, "--estimators", 3, "--noise", "none"))
+    assert (facts["networks"], facts["hidden"]) == (3, [4])
+    model = fastae.Autoencoder.load(out)
+    expected = fastae.AutoencoderDetector(
+        (4,), n_estimators=3, noise=None, max_iter=5, random_state=0, dtype="float32"
+    ).fit(BENIGN)
+    assert model.get_params() == expected.get_params()
+    np.testing.assert_allclose(model.score_samples(ALL), expected.score_samples(ALL), rtol=1e-3)
+    good("score", out, place / "all.csv", "--top", 1, "--out", scores)
+    table = pd.read_csv(scores)
+    assert list(table) == ["error", "outlier", "p_value", "feature_1", "share_1"]
+    np.testing.assert_allclose(table.p_value, model.p_values(ALL), rtol=1e-6)
+    facts = json.loads(good("inspect", out, "--json"))
+    assert (facts["networks"], facts["code"]) == (3, 12)
+    assert facts["parameters"] == 3 * (30 * 4 + 4 + 4 * 30 + 30 + 30 * 30 + 30)
+    ran = call("encode", out, place / "all.csv", "--out", tmp_path / "codes.npy")
+    assert np.load(tmp_path / "codes.npy").shape == (569, 12)
+    assert "the codes of 3 networks, side by side" in ran.stderr
+    ran = call(*train, "--no-detector", "--estimators", 3)
+    assert ran.exit_code == 2
+    assert "leave out --no-detector" in ran.output
 
 
 def test_inspect_shows_what_was_trained(place):
@@ -383,7 +416,7 @@ def test_a_model_does_not_go_to_a_file_named_minus(tmp_path, monkeypatch):
 def test_an_interrupted_run_reports_it_and_can_resume(tmp_path):
     data, out, kept = (tmp_path / name for name in ("x.npy", "m", "checkpoint"))
     np.save(data, np.random.default_rng(0).normal(size=(4000, 50)))
-    words = ["train", data, "--out", out, "--patience", 10**9, "--checkpoint", kept]
+    words = ["train", data, "--estimators", 1, "--out", out, "--patience", 10**9, "--checkpoint", kept]
     words += ["--schedule", "constant", "--learning-rate", 0.001, "--epochs"]
     with process([*COMMAND, *words, 10**8], stderr=subprocess.PIPE) as child:
         until = time.monotonic() + 60

@@ -39,9 +39,9 @@ def good(*arguments, **options):
 def place(tmp_path_factory):
     """A directory with a model and one table in three formats: all columns of the model in another order, and more."""
     place = tmp_path_factory.mktemp("tables")
-    fastae.AutoencoderDetector(4, max_iter=30, random_state=0).fit(DATA.data[DATA.target == 1]).save(
-        place / "model"
-    )
+    fastae.AutoencoderDetector(4, n_estimators=1, max_iter=30, random_state=0).fit(
+        DATA.data[DATA.target == 1]
+    ).save(place / "model")
     TABLE.to_csv(place / "x.csv", index=False)
     TABLE.to_csv(place / "x.csv.gz", index=False)
     TABLE.to_parquet(place / "x.parquet", index=False, row_group_size=200)

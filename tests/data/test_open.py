@@ -5,6 +5,7 @@ import os
 import struct
 import sys
 import textwrap
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -483,7 +484,7 @@ def test_rows_are_taken_by_number_and_made_an_array(tmp_path):
 def test_pictures_of_a_stream_are_those_of_the_array(tmp_path):
     plots = pytest.importorskip("fastae.plots")
     rows = open_rows(saved(tmp_path, BIG), chunk_bytes=CHUNK)
-    model = AutoencoderDetector(**QUICK).fit(BIG)
+    model = AutoencoderDetector(**QUICK, n_estimators=1).fit(BIG)
     axes = pytest.importorskip("matplotlib.figure").Figure().subplots(2)
     for kind, names in (
         (plots.WorstRowsDisplay, ("rows", "shares")),
@@ -713,7 +714,7 @@ def test_no_rows_and_what_is_not_finite_are_named_with_the_file(chunk_bytes, tmp
 
 def test_a_detector_on_a_stream_with_rows_set_aside(tmp_path):
     rows = open_rows(saved(tmp_path, BIG), chunk_bytes=CHUNK)
-    detector = AutoencoderDetector(**QUICK, early_stopping=True, contamination=0.05).fit(rows)
+    detector = AutoencoderDetector(**QUICK, n_estimators=1, early_stopping=True, contamination=0.05).fit(rows)
     assert len(detector.validation_loss_curve_) == detector.n_iter_
     assert detector.validation_loss_curve_[-1] < detector.validation_loss_curve_[0]
     assert (detector.predict(rows) == -1).sum() == 250
@@ -728,7 +729,7 @@ def test_a_detector_reads_a_file_no_more_often_than_an_autoencoder(tmp_path, mon
     read = NpyRows.read
     monkeypatch.setattr(NpyRows, "read", lambda self, *rest: (reads.append(1), read(self, *rest)))
     path, counts, models = saved(tmp_path, BIG), [], []
-    for kind in (Autoencoder, AutoencoderDetector):
+    for kind in (Autoencoder, partial(AutoencoderDetector, n_estimators=1)):
         reads.clear()
         models.append(kind(**QUICK, early_stopping=early_stopping).fit(open_rows(path, chunk_bytes=CHUNK)))
         counts.append(len(reads))

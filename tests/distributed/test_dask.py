@@ -255,12 +255,31 @@ def test_estimators_fit_and_are_applied_lazily(client):
         np.testing.assert_array_equal(lazy.compute(), getattr(model, method)(X))
     frame = pd.DataFrame(X, columns=list("abcdefghi"))
     many = dd.from_pandas(frame, npartitions=4)
-    detector = fastae.AutoencoderDetector((4,), max_iter=3, random_state=0).fit(many)
+    detector = fastae.AutoencoderDetector((4,), n_estimators=1, max_iter=3, random_state=0).fit(many)
     assert detector.feature_names_in_.tolist() == list("abcdefghi")
     np.testing.assert_array_equal(detector.predict(many).compute(), detector.predict(frame))
     assert (detector.predict(frame) == -1).mean() == pytest.approx(0.1, abs=0.001)
     with pytest.raises(ValueError, match="other columns"):
         detector.score_samples(many.rename(columns={"a": "z"}))
+
+
+def test_networks_of_an_ensemble_are_spread_over_the_workers(client, monkeypatch):
+    options = {"n_estimators": 5, "max_iter": 5, "random_state": 0}
+    spread, local = (fastae.AutoencoderDetector(**options).fit(data) for data in (array(), X))
+    np.testing.assert_allclose(spread.loss_curve_, local.loss_curve_, rtol=1e-5)
+    np.testing.assert_allclose(spread.oob_scores_, local.oob_scores_, rtol=1e-4)
+    assert spread.offset_ == pytest.approx(local.offset_, rel=1e-4)
+    for method in ("score_samples", "decision_function", "p_values", "transform"):
+        lazy = getattr(spread, method)(array())
+        assert isinstance(lazy, da.Array)
+        np.testing.assert_allclose(lazy.compute(), getattr(spread, method)(X), rtol=1e-5, atol=1e-6)
+    assert np.array_equal(spread.predict(array(), fdr=0.1), spread.predict(X, fdr=0.1))
+    assert spread.partial_fit(array()).n_iter_ == 6
+    monkeypatch.setattr("fastae.estimator.ensemble_training.SAMPLE_BYTES", 500 * 9 * 8)
+    sampled = fastae.AutoencoderDetector(**options, early_stopping=True).fit(array())
+    assert len(sampled.oob_scores_) == 4000
+    assert np.isfinite(sampled.oob_scores_).all()
+    assert len(sampled.validation_loss_curve_) == 5
 
 
 def test_wrong_arguments_are_named(client):
@@ -339,7 +358,8 @@ def test_the_command_trains_on_a_cluster(cluster, client, tmp_path):
     facts = json.loads(ran.stdout)
     assert (facts["rows"], facts["epochs"]) == (4000, 2)
     model = fastae.AutoencoderDetector.load(tmp_path / "m.safetensors")
-    assert (model.predict(X) == -1).mean() == pytest.approx(0.1, abs=0.001)
+    assert len(model.all_params_) == facts["networks"] == 15
+    assert (model.oob_scores_ < model.offset_).sum() == 400
     ran = CliRunner().invoke(app, [*map(str, command), "--dask", "local", "--mpi"])
     assert ran.exit_code == 2
     assert "cannot be used together" in ran.output

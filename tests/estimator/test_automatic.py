@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -166,7 +167,7 @@ def test_the_error_is_compared_with_that_of_the_mean_and_of_pca():
 
 
 @pytest.mark.parametrize("scale", ["standard", "minmax", None])
-@pytest.mark.parametrize("kind", [Autoencoder, AutoencoderDetector])
+@pytest.mark.parametrize("kind", [Autoencoder, partial(AutoencoderDetector, n_estimators=1)])
 def test_missing_cells_count_neither_in_the_models_error_nor_in_that_of_pca(kind, scale):
     weight = RNG.integers(0, 3, len(X))
     holes = np.where(RNG.random(X.shape) < 0.2, np.nan, X)
@@ -287,7 +288,7 @@ def test_a_stream_is_trained_as_well_as_an_array(tmp_path):
     np.save(tmp_path / "x.npy", many)
     rows = open_rows(tmp_path / "x.npy", chunk_bytes=500 * 12 * 8)
     assert not rows.in_memory
-    streamed, whole = (AutoencoderDetector(random_state=0).fit(data) for data in (rows, many))
+    streamed, whole = (AutoencoderDetector(n_estimators=1, random_state=0).fit(data) for data in (rows, many))
     assert streamed.auto_ == whole.auto_
     assert streamed.error_over_pca_ == pytest.approx(whole.error_over_pca_, rel=0.05)
 

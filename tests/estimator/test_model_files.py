@@ -18,6 +18,12 @@ HOLED = np.where(np.random.default_rng(2).random(X.shape) < 0.1, np.nan, X)
 FRAME = pd.DataFrame(X, columns=[f"feature {number}" for number in range(12)])
 QUICK = {"hidden_layer_sizes": (4,), "max_iter": 5, "random_state": 0}
 
+
+def one_network(*widths, **settings):
+    """The detector with one network, which is like an autoencoder."""
+    return AutoencoderDetector(*widths, n_estimators=1, **settings)
+
+
 MODELS = {
     "plain": (Autoencoder(**QUICK), X),
     "float32": (Autoencoder(**QUICK), X.astype("f4")),
@@ -26,9 +32,15 @@ MODELS = {
     "deep": (Autoencoder([8, 3], max_iter=5, scale="minmax", activation="relu", random_state=1), X),
     "numpy-widths": (Autoencoder(np.array([8, 3]), max_iter=5, n_iter_no_change=np.inf, random_state=1), X),
     "early": (Autoencoder(**QUICK, early_stopping=True, noise="mask", solver="sgd"), X),
-    "missing": (AutoencoderDetector(**QUICK, missing="mask"), HOLED),
-    "frame": (AutoencoderDetector(**QUICK, contamination=0.2), FRAME),
-    "lbfgs": (AutoencoderDetector(**QUICK, solver="lbfgs"), X),
+    "missing": (one_network(**QUICK, missing="mask"), HOLED),
+    "frame": (one_network(**QUICK, contamination=0.2), FRAME),
+    "lbfgs": (one_network(**QUICK, solver="lbfgs"), X),
+    "ensemble": (AutoencoderDetector(**QUICK, n_estimators=3), X),
+    "ensemble-missing": (
+        AutoencoderDetector(max_iter=5, random_state=0, missing="mask", scale="minmax"),
+        HOLED,
+    ),
+    "ensemble-frame": (AutoencoderDetector(max_iter=5, random_state=0, n_estimators=2), FRAME),
 }
 
 
@@ -267,7 +279,7 @@ def run(path, data):
 def test_onnx_runtime_does_what_the_model_does(tmp_path, dtype, scale, activation, missing):
     pytest.importorskip("onnx")
     data = (HOLED if missing else X).astype(dtype) / (1 if scale else 10)
-    model = AutoencoderDetector(
+    model = one_network(
         (8, 3), activation=activation, scale=scale, missing=missing, max_iter=30, random_state=0
     ).fit(data)
     path = tmp_path / "a.onnx"

@@ -17,7 +17,13 @@ X = RNG.normal(size=(500, 3)) @ RNG.normal(size=(3, 12))
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_a_fit_that_ends_while_the_loss_falls_warns(solver, early_stopping):
     model = AutoencoderDetector(
-        3, max_iter=8, solver=solver, early_stopping=early_stopping, init="random", random_state=0
+        3,
+        n_estimators=1,
+        max_iter=8,
+        solver=solver,
+        early_stopping=early_stopping,
+        init="random",
+        random_state=0,
     )
     with pytest.warns(ConvergenceWarning, match="still falling after 8 epochs: raise max_iter"):
         model.fit(X)

@@ -48,7 +48,9 @@ def tumours():
 @pytest.fixture(scope="module")
 def detector(tumours):
     benign = tumours.data[tumours.target == 1]
-    return fastae.AutoencoderDetector((4,), max_iter=30, contamination=0.05, random_state=0).fit(benign)
+    return fastae.AutoencoderDetector(
+        (4,), n_estimators=1, max_iter=30, contamination=0.05, random_state=0
+    ).fit(benign)
 
 
 def render(display):
@@ -247,7 +249,7 @@ def test_worst_rows_are_those_of_the_largest_error_and_shares_are_explains(detec
     X, fitted, names = tumours.data, detector, list(tumours.data.columns)
     if not frame:
         X, names = X.to_numpy(), list(range(30))
-        fitted = fastae.AutoencoderDetector((4,), max_iter=5, random_state=0).fit(X)
+        fitted = fastae.AutoencoderDetector((4,), n_estimators=1, max_iter=5, random_state=0).fit(X)
     display = render(plots.WorstRowsDisplay.from_estimator(fitted, X, count=6, top=2, ax=ax))
     error = -fitted.score_samples(X)
     np.testing.assert_array_equal(display.rows, np.argsort(-error)[:6])
@@ -261,6 +263,25 @@ def test_worst_rows_are_those_of_the_largest_error_and_shares_are_explains(detec
     assert np.all(np.diff(display.shares.sum(axis=0)) <= 0)
     assert [tick.get_text() for tick in ax.get_yticklabels()] == [str(name) for name in display.features]
     assert ax.get_xticklabels()[0].get_text().split("\n")[0] == str(display.rows[0])
+
+
+def test_all_displays_draw_an_ensemble(tumours):
+    X = tumours.data.to_numpy()
+    ensemble = fastae.AutoencoderDetector(n_estimators=3, max_iter=5, random_state=0).fit(X[:100])
+    worst = render(plots.WorstRowsDisplay.from_estimator(ensemble, X, count=6, top=30))
+    features, shares = ensemble.explain(X[worst.rows], top=30)
+    for row in range(6):
+        by_feature = dict(zip(features[row].tolist(), shares[row], strict=True))
+        wanted = [by_feature[feature] for feature in worst.features.tolist()]
+        np.testing.assert_allclose(worst.shares[row], wanted)
+    histogram = render(plots.ErrorHistogramDisplay.from_estimator(ensemble, X))
+    assert histogram.threshold == ensemble.threshold_
+    assert sum(counts.sum() for counts in histogram.counts_.values()) == len(X)
+    render(plots.ReconstructionDisplay.from_estimator(ensemble, X, rows=2))
+    curve = render(plots.LossCurveDisplay.from_estimator(ensemble))
+    np.testing.assert_array_equal(curve.ax_.lines[0].get_ydata(), ensemble.loss_curve_)
+    code = render(plots.CodeDisplay.from_estimator(ensemble, X))
+    assert code.points.shape == (569, 2)
 
 
 @pytest.mark.parametrize("size", [(12, 5), (14, 5), (30, 5)], ids=str)

@@ -50,7 +50,15 @@ STEADY = {
 
 def detector(options, **more):
     return AutoencoderDetector(
-        **{"hidden_layer_sizes": (4,), "max_iter": EPOCHS, "random_state": 0, **STEADY, **options, **more}
+        **{
+            "hidden_layer_sizes": (4,),
+            "n_estimators": 1,
+            "max_iter": EPOCHS,
+            "random_state": 0,
+            **STEADY,
+            **options,
+            **more,
+        }
     )
 
 
@@ -134,7 +142,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path, name):
 
         path, options = sys.argv[1], json.loads(sys.argv[2])
         X = np.random.default_rng(0).normal(size=(260, 7)) @ np.random.default_rng(1).normal(size=(7, 12)) + 5
-        AutoencoderDetector((4,), random_state=0, callback=tell, **options).fit(X, checkpoint=path)
+        AutoencoderDetector((4,), n_estimators=1, random_state=0, callback=tell, **options).fit(X, checkpoint=path)
     """
     options = {**STEADY, **FITS[name], "max_iter": EPOCHS}
     command = [sys.executable, "-c", textwrap.dedent(script), path, json.dumps(options)]

@@ -14,8 +14,10 @@ from dask.distributed import Client, KilledWorker, futures_of, wait
 
 from fastae.data.columns import refuse_columns
 from fastae.data.open import open_rows, paths_of
+from fastae.data.row_source import ArrayRows, Rows
 from fastae.distributed.dask.cluster import check_client
 from fastae.distributed.partitions import Partitions, cut_rows, is_dask
+from fastae.distributed.spread import train_spread
 
 
 class LostPartitionError(RuntimeError):
@@ -79,6 +81,19 @@ class DaskPartitions(Partitions):
             tasks = [self.client.submit(function, future, *args, pure=False) for future in self.futures]
             return list(self.client.gather(tasks))
 
+    def take(self, numbers: np.ndarray) -> Rows:
+        """The rows with these numbers, in increasing order, in the memory of this process."""
+        bounds = np.cumsum([0, *self.partition_sizes])
+        with says_if_closed(self.client):
+            self.settle(range(len(self.futures)))
+            tasks = []
+            for future, first, last in zip(self.futures, bounds[:-1], bounds[1:], strict=True):
+                here = numbers[(numbers >= first) & (numbers < last)] - first
+                if len(here):
+                    tasks.append(self.client.submit(_rows_of, future, here, pure=False))
+            parts = self.client.gather(tasks)
+        return ArrayRows(np.concatenate([np.empty((0, self.shape[1]), self.dtype), *parts]), self.name)
+
     def settle(self, numbers: Iterable[int]) -> None:
         """Wait until the partitions `numbers` are on workers; Dask computes lost ones again."""
         waiting = list(numbers)
@@ -136,6 +151,33 @@ def open_partitions(
 
 def _read(paths: list[str], drop: Sequence[str], header: bool | None, first: int, last: int) -> np.ndarray:
     return open_rows(paths, drop=drop, header=header).read_pieces(first, last)
+
+
+def _rows_of(partition: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    return np.asarray(partition[numbers])
+
+
+@train_spread.register
+def _train_on_workers(
+    partitions: DaskPartitions,
+    train_alone: Callable[..., Any],
+    networks: Sequence[Any],
+    array: np.ndarray,
+    data: dict[str, Any],
+    options: Sequence[dict[str, Any]],
+) -> None:
+    client = partitions.client
+    with says_if_closed(client):
+        held = client.scatter(array, broadcast=True, hash=False)
+        tasks = [
+            client.submit(train_alone, network.params, network.state, held, data, option, pure=False)
+            for network, option in zip(networks, options, strict=True)
+        ]
+        for network, (params, history) in zip(networks, client.gather(tasks), strict=True):
+            network.params.flat[:], network.history = params.flat, history
+            network.state.moments[:], network.state.steps = history.state.moments, history.state.steps
+            network.state.epochs = history.state.epochs
+            history.state = network.state
 
 
 def names_of(X: Any) -> list[str] | None:

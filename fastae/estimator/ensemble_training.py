@@ -1,0 +1,235 @@
+"""Training an ensemble: which rows each network leaves out, all networks side by side, and out-of-bag errors.
+
+The rows are dealt into folds at random, anew for every round of networks; each network of a round leaves one fold out.
+An error is out of bag if it is that of networks that left the row out, and the row is not among its own neighbours.
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from fastae import optimizers
+from fastae.data.row_source import ArrayRows, RowSource
+from fastae.engine.engine import Engine
+from fastae.estimator.automatic import ENSEMBLE_UNITS_MOST, Budget, ensemble_budget_of
+from fastae.network import Parameters
+from fastae.training import lbfgs
+from fastae.training.gradient_descent import train
+from fastae.training.history import History
+from fastae.training.many import train_many
+from fastae.training.options import TrainingOptions
+from fastae.training.pca import principal_components, start_at_pca
+
+FOLDS = 5
+SAMPLE_BYTES = 1 << 27  # of rows that are not in the memory of this process: as many are trained on
+KEPT_MOST = 4096
+
+
+@dataclass
+class Bags:
+    """Which rows each network leaves out.
+
+    Attributes
+    ----------
+    folds : ndarray of shape (rounds, m), int8
+        The fold of each row, anew in each round of networks.
+    count : int
+        The number of folds.
+    """
+
+    folds: np.ndarray
+    count: int
+
+    @classmethod
+    def drawn(cls, networks: int, rows: int, seed: list[int]) -> "Bags":
+        """Folds of equal size; two at least, so that a network that is alone in its round leaves rows out, too."""
+        count = min(FOLDS, max(networks, 2), rows)
+        dealt = (np.arange(rows) * count // rows).astype(np.int8)
+        folds = np.empty((-(-networks // count), rows), np.int8)
+        for number, round_ in enumerate(folds):
+            round_[np.random.default_rng([*seed, number]).permutation(rows)] = dealt
+        return cls(folds, count)
+
+    def left_out(self, network: int) -> np.ndarray:
+        """(m,), bool: the rows that a network is not trained on."""
+        return np.asarray(self.folds[network // self.count] == network % self.count)
+
+
+@dataclass
+class Trainee:
+    """One network: what it is trained on, and what came of it."""
+
+    params: Parameters
+    state: optimizers.State
+    index: np.ndarray  # of rows of the array that all networks are trained on
+    seed: int
+    budget: Budget
+    history: History | None = None
+
+
+def ensemble_widths(model: Any, columns: int) -> list[int]:
+    """The encoder's layers: the user's, those of a warm start, or one that is wider than the rows."""
+    if not isinstance(model.hidden_layer_sizes, str):
+        return cast(list[int], np.atleast_1d(model.hidden_layer_sizes).tolist())
+    return [min(2 * columns, max(ENSEMBLE_UNITS_MOST, columns // 2))]
+
+
+def training_array(rows: RowSource, seed: list[int]) -> tuple[np.ndarray, np.ndarray | None]:
+    """An array to train on, and the numbers of its rows: of an array, all (None); else of at most SAMPLE_BYTES."""
+    if isinstance(rows, ArrayRows) and rows.index is None:
+        return rows.array, None
+    most = max(2, SAMPLE_BYTES // (rows.shape[1] * rows.dtype.itemsize))
+    numbers = np.arange(len(rows))
+    if most < len(rows):
+        numbers = np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False))
+    return np.asarray(cast(Any, rows).take(numbers).resident()), numbers
+
+
+def can_start_from(before: tuple[Parameters, ...], model: Any, array: np.ndarray) -> bool:
+    """Whether parameters of an earlier fit are those of the networks that `model` asks for."""
+    network = model._network(array.shape[1], ensemble_widths(model, array.shape[1]))
+    wanted = network, model._dtype(ArrayRows(array))
+    return len(before) == model.n_estimators and (before[0].network, before[0].dtype) == wanted
+
+
+def start_networks(
+    model: Any,
+    array: np.ndarray,
+    numbers: np.ndarray | None,
+    bags: Bags,
+    seed: list[int],
+    before: Any,
+    *,
+    ends: bool = True,
+) -> list[Trainee]:
+    """The networks before training, each with the rows of the array that it is trained on."""
+    columns = array.shape[1]
+    network = model._network(columns, ensemble_widths(model, columns))
+    dtype = model._dtype(ArrayRows(array))
+    seeds = np.random.default_rng([*seed, 1]).integers(np.iinfo(np.int32).max, size=(model.n_estimators, 2))
+    components = None
+    if model._value("init") == "pca" and before is None:
+        components = principal_components(
+            ArrayRows(array),
+            max(network.widths[1 : network.code_layer + 1]),
+            dtype,
+            n_threads=model.n_threads,
+            shift=model.shift_,
+            scale=model.scale_,
+            missing=model.missing is not None,
+        )
+    trainees = []
+    for i, (weight_seed, step_seed) in enumerate(seeds.tolist()):
+        if before is not None:
+            params = before[i].copy()
+        elif components is None:
+            params = Parameters.random(network, weight_seed, dtype)
+        else:
+            params = start_at_pca(network, components, weight_seed, dtype)
+        left_out = bags.left_out(i)
+        index = np.flatnonzero(~(left_out if numbers is None else left_out[numbers]))
+        budget = ensemble_budget_of(model, max(len(index), 1), columns, ends=ends)
+        if budget.rows < len(index):
+            index = np.sort(np.random.default_rng([*seed, 2, i]).choice(index, budget.rows, replace=False))
+        trainees.append(Trainee(params, optimizers.State.zeros(params), index, step_seed, budget))
+    return trainees
+
+
+def options_of(
+    model: Any, trainee: Trainee, validate: Any, patience: int | None, tol: float, *, ends: bool = True
+) -> dict[str, Any]:
+    """What ``train`` is asked for one network."""
+    return {
+        "optimizer": model._optimizer(trainee.budget, ends=ends),
+        "epochs": trainee.budget.epochs,
+        "batch_size": min(trainee.budget.batch_size, len(trainee.index)),
+        "index": trainee.index,
+        "shuffle": model.shuffle,
+        "seed": trainee.seed,
+        "validate": validate,
+        "patience": patience,
+        "tol": tol,
+        "adaptive": model.learning_rate == "adaptive",
+        "state": trainee.state,
+    }
+
+
+def train_here(
+    model: Any,
+    trainees: list[Trainee],
+    array: np.ndarray,
+    data: dict[str, Any],
+    options: list[dict[str, Any]],
+) -> None:
+    """Train the networks on this machine, side by side; L-BFGS and bfloat16, one after another on all threads."""
+    if model.solver != "lbfgs" and not model._in_bfloat16:
+        each: dict[str, Any] = {name: [option[name] for option in options] for name in options[0]}
+        histories = train_many(
+            [trainee.params for trainee in trainees], array, n_threads=model.n_threads, **data, **each
+        )
+        for trainee, history in zip(trainees, histories, strict=True):
+            trainee.history = history
+        return
+    engine = Engine(
+        trainees[0].params.network,
+        model.n_threads,
+        "bfloat16" if model._in_bfloat16 else trainees[0].params.dtype,
+    )
+    for trainee, option in zip(trainees, options, strict=True):
+        if model.solver != "lbfgs":
+            trainee.history = train(trainee.params, array, engine=engine, **data, **option)
+            continue
+        asked = TrainingOptions(
+            epochs=option["epochs"],
+            validate=option["validate"],
+            patience=option["patience"],
+            tol=option["tol"],
+        )
+        rows = ArrayRows(array, index=trainee.index)
+        trainee.history = lbfgs.minimize(
+            trainee.params, rows, trainee.state, asked, engine=engine, max_slope=model.tol, **data
+        )
+
+
+def train_alone(
+    params: Parameters,
+    state: optimizers.State,
+    array: np.ndarray,
+    data: dict[str, Any],
+    option: dict[str, Any],
+) -> tuple[Parameters, History]:
+    """Train one network on one thread, where this is called; returns copies, for another machine."""
+    params = params.copy()
+    engine = Engine(params.network, 1, params.dtype)
+    history = train(params, array, engine=engine, **data, **{**option, "state": state.copy()})
+    return params, history
+
+
+# -- after training ---------------------------------------------------------------------------------------------------
+
+
+def typical_errors(errors: np.ndarray, bags: Bags) -> np.ndarray:
+    """(T,): the median, of the rows that each network left out, of its errors."""
+    return np.array([np.median(errors[bags.left_out(i), i]) for i in range(errors.shape[1])], np.float64)
+
+
+def out_of_bag_mean(errors: np.ndarray, bags: Bags, factors: np.ndarray) -> np.ndarray:
+    """(m,): the mean of each row's errors, times `factors`, over the networks that left it out; NaN if none did."""
+    total, count = np.zeros(len(errors)), np.zeros(len(errors), np.int64)
+    for i, factor in enumerate(factors):
+        left_out = bags.left_out(i)
+        total[left_out] += errors[left_out, i].astype(np.float64) * factor
+        count += left_out
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def rows_to_keep(error: np.ndarray, weight: np.ndarray | None, most: int, seed: list[int]) -> np.ndarray:
+    """The numbers of the rows to measure distances from, in order: drawn at random by their weights."""
+    counts = np.isfinite(error) if weight is None else np.isfinite(error) & (weight > 0)
+    chosen = np.flatnonzero(counts)
+    if len(chosen) > most:
+        share = None if weight is None else weight[chosen] / weight[chosen].max()
+        share = None if share is None or np.count_nonzero(share) < most else share / share.sum()
+        chosen = np.random.default_rng([*seed, 3]).choice(chosen, most, replace=False, p=share)
+    return np.sort(chosen)

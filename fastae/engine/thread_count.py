@@ -95,6 +95,7 @@ class ThreadCount:
         self._thread_time += seconds * self.threads
         if self._observed >= STARVED_SECONDS:
             self._starved = self._cpu_time < STARVED * self._thread_time
+            self._cpus = self._cpu_time / self._observed
             self._observed = self._cpu_time = self._thread_time = 0.0
 
     def _begin_trial(self) -> None:
@@ -102,6 +103,9 @@ class ThreadCount:
         if not 0 <= self._best + self._direction < len(self._choices):
             self._direction = -self._direction
         self._current = self._best + self._direction
+        if self._large and self._starved:  # as many as had a CPU: half of far too many may be no better
+            fewer = [i for i in range(self._best) if self._choices[i] <= max(1, round(self._cpus))]
+            self._current = fewer[-1] if fewer else self._current
         self._trial_times, self._trial_steps = [], 0
 
     def _end_trial(self, trial_time: float, best_time: float) -> None:

@@ -81,6 +81,12 @@ def test_large_steps_whose_threads_lack_cpus_are_tried_on_fewer_and_on_more_when
     assert count.threads == 8
 
 
+def test_large_steps_that_are_as_slow_on_half_the_threads_are_tried_on_as_many_as_have_cpus():
+    count = ThreadCount(8, large=True)
+    spent, _ = simulate(count, {1: 50e-3, 2: 26e-3, 4: 59e-3, 8: 59e-3}.__getitem__, 5.0, cpus=2)
+    assert spent[2] > 0.7 * 5
+
+
 def test_one_step_of_a_second_is_enough_for_a_trial():
     count = ThreadCount(2, large=True)
     tried = []

@@ -15,10 +15,10 @@ which rows are loaded and results leave the network. A *stored* one is as the fo
 What holds for every form:
 
     rows          Tiles are `height` rows high in memory. A function computes `rows` rows, which the caller rounds up
-                  to a multiple of the form's row multiple; `height` is a multiple of it. Rows below those in use are
-                  zero in the input and have weight 0, so their deltas are zero and add nothing to any sum. Only
-                  `gradient` is given the rows in use, not rounded up; it may go on to the rounded number, since the
-                  deltas there are zero.
+                  to a multiple of the form's row multiple (in steps, that of `tile_of_steps` if there is one); `height`
+                  is a multiple of it. Rows below those in use are zero in the input and have weight 0, so their deltas
+                  are zero and add nothing to any sum. Only `gradient` is given the rows in use, not rounded up; it may
+                  go on to the rounded number, since the deltas there are zero.
     columns       `fan_in` and `fan_out` are columns in use. Padding columns of a result are zero, or the form does not
                   read them.
     room          In every form a stored matrix takes round_up(columns, lanes) * height elements of the engine's dtype

@@ -9,7 +9,7 @@ Not for wide networks: it exists because with few columns, most lanes in gemm.py
 
 In the names below, B is the second operand: W, W' or delta. The loops of a step (step.py) continue here:
 
-    loop 6    register tiles of rows: LINES lines                 C[i : i + r, :]          the four products
+    loop 6    register tiles of rows: LINES lines, then SHORT     C[i : i + r, :]          the four products
     loop 5    COLUMNS columns of C                                C[i : i + r, j : j + n]  the four products
     loop 7    columns of A; for a gradient, rows of A             C += A[:, p] B[p, :]     _product, _write_gradient
 """
@@ -86,8 +86,9 @@ def tile_of_steps(
 
 def most_height(widths: Widths, dtype: npt.DTypeLike) -> int:
     """No tile of steps is higher. Rounding up to whole register tiles adds fewer than SHORT lines."""
-    lines = TILE_MOST // (sum(widths) * LINE) + SHORT
-    return max(height(widths, dtype), lines * LINE // np.dtype(dtype).itemsize)
+    itemsize = np.dtype(dtype).itemsize
+    lines = min(TILE_MOST // (sum(widths) * LINE), ROWS_OF_MANY * itemsize // LINE) + SHORT
+    return max(height(widths, dtype), lines * LINE // itemsize)
 
 
 @callee

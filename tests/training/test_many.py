@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from processes import interruptible
 
 import fastae
 from fastae.engine import thread_pool
@@ -204,9 +205,10 @@ def test_ctrl_c_stops_all_threads_soon_and_leaves_all_networks_as_they_were(five
         _thread.interrupt_main()
 
     thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        fastae.train_many(params, rows, epochs=100_000, batch_size=200, n_threads=3)
+    with interruptible():
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            fastae.train_many(params, rows, epochs=100_000, batch_size=200, n_threads=3)
     assert time.perf_counter() - began[0] < 10  # a small part of the days that training would take
     thread.join()
     assert all((a.flat == b.flat).all() for a, b in zip(params, before, strict=True))

@@ -16,7 +16,6 @@ The last three are Numba's own decorators. What they return is made when Numba f
 import ctypes
 import sys
 from collections.abc import Callable
-from functools import cached_property
 from importlib import import_module
 from inspect import signature
 from typing import Any
@@ -40,18 +39,31 @@ def _in_place() -> Any:
         return import_module("fastae.kernels.in_place")
 
 
+class _Once:
+    """Like ``functools.cached_property``, whose lock in Python 3.11 stays locked in a child of a fork meanwhile."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self._make = make
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return instance.__dict__.setdefault(self._name, self._make(instance))
+
+
 class Deferred:
     """A thing of Numba's, made when it is first used."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
 
-    @cached_property
+    @_Once
     def _made(self) -> Any:
         _in_place()
         return self._make()
 
-    @cached_property
+    @_Once
     def _type(self) -> Any:
         return _in_place().type_of(self._made)
 
@@ -115,7 +127,7 @@ class _Kernel(Deferred):
         """The C function, loaded or compiled now. No signal is handled before it, since a call runs no Python code."""
         return self._c.call
 
-    @cached_property
+    @_Once
     def _c(self) -> _CFunction:
         return _CFunction(self.function, None)
 

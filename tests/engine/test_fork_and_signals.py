@@ -13,7 +13,7 @@ from threads import pretend_cpus, replace
 
 import fastae
 from fastae.engine import thread_pool
-from fastae.kernels import fork, step
+from fastae.kernels import compiler, fork, step
 from fastae.kernels.compiler import jitted
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
@@ -71,6 +71,35 @@ def test_works_in_a_child_forked_while_another_thread_imports_the_compiler_or_co
     assert locked.wait(60)
     try:
         assert answer_of_fork(compile_in_child) == wanted
+    finally:
+        forked.set()
+        other.join()
+
+
+@forks
+def test_a_kernel_can_be_loaded_in_a_child_forked_while_another_thread_loads_one(monkeypatch):
+    """Nothing that the other thread held stays held in the child."""
+    loading, forked = threading.Event(), threading.Event()
+
+    class Loaded:
+        def __init__(self, function, element):
+            loading.set()
+            forked.wait(60)
+            self.call = function
+
+    monkeypatch.setattr(compiler, "_CFunction", Loaded)
+    monkeypatch.setattr(compiler, "registry", [])
+    first, second = compiler.kernel(lambda: b"first"), compiler.kernel(lambda: b"second")
+    other = threading.Thread(target=first.loaded)
+    other.start()
+    assert loading.wait(60)
+
+    def load_in_child():
+        forked.set()
+        return second() + first()
+
+    try:
+        assert answer_of_fork(load_in_child, seconds=10) == b"secondfirst"
     finally:
         forked.set()
         other.join()

@@ -77,8 +77,8 @@ def run_python(code, *, timeout=300, **environment):
     return result.stdout
 
 
-def answer_of_fork(work):
-    """The bytes that work() returns in a forked child."""
+def answer_of_fork(work, seconds=120):
+    """The bytes that work() returns in a forked child, which is ended after so many seconds."""
     read, write = os.pipe()
     with warnings.catch_warnings():
         for warning in (DeprecationWarning, RuntimeWarning):  # of forking a process with threads, or with JAX
@@ -87,7 +87,7 @@ def answer_of_fork(work):
     if child == 0:
         status = 1
         try:
-            signal.alarm(120)
+            signal.alarm(seconds)
             os.write(write, work())
             status = 0
         finally:

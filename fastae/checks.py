@@ -110,7 +110,8 @@ def check_index(index: npt.ArrayLike, rows: int, *, by_epoch: bool = False) -> n
         raise TypeError(
             f"index must be a one-dimensional array of integers, got {array.ndim}-d {array.dtype}"
         )
-    array = np.array(array, np.int64)  # a copy: another thread may change the caller's array during a call
+    # A copy, because another thread may change the caller's array during a call; line by line, as kernels read it
+    array = np.array(array, np.int64, order="C")
     if array.min() < 0 or array.max() >= rows:
         raise ValueError(f"index must lie within 0 .. {rows - 1}, got {array.min()} .. {array.max()}")
     return array

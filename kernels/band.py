@@ -34,10 +34,8 @@ def band_item(out, job_at, item, first, rows, round_, me_at):  # type: ignore[no
     own = tile_map(plan, job.height, np.int64(work.ctypes.data), itemsize)
     slab = tile_map(plan, height, job.kept, itemsize)
     sums_bytes = own.row_weight - own.sums
-    stored, blocked = (
-        item * job.band * job.stored_row,
-        item * job.band * LINE,
-    )  # bytes above the band's first row
+    # Bytes above the band's first row in a stored matrix, and in a blocked one
+    stored, blocked = item * job.band * job.stored_row, item * job.band * LINE
     memory = TileMap(
         tiles=slab.tiles + stored,
         sums=job.band_sums + item * sums_bytes,

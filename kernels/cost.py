@@ -1,8 +1,7 @@
 """The cost: deltas of a nonlinear last layer and of the mean code, reconstruction errors of rows, the loss of a step.
 
 The squared error of a linear last layer is not here: the product ``residual`` (products.py) computes it. Deltas work on
-a tile in the blocked layout, (blocks, height, lanes); the functions that finish a step combine
-per-shard sums.
+a tile in the blocked layout, (blocks, height, lanes). The functions that finish a phase combine the sums of its items.
 """
 
 from functools import partial
@@ -184,7 +183,7 @@ def row_errors(out, xhat, x, column_weight, missing, columns, rows, height):  # 
     _row_errors(like, (place, xhat, x, column_weight, missing, blocks, height * LINE, rows))
 
 
-# -- on a step, by the thread that finishes a phase --------------------------------------------------------------------
+# -- on a phase, by the thread that does its last item -----------------------------------------------------------------
 
 
 @callee

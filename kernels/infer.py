@@ -51,9 +51,8 @@ def infer(out, job_at, control_at, me_at):  # type: ignore[no-untyped-def]
         rows = min(job.batch, job.rows - first)
         target = load_input(itemsize, job, job_at, memory, height, columns, source, first, rows, 0)
         computed = round_up(rows, job.row_multiple)
-        ahead = (
-            first + load_acquire(control_at + OPEN) * job.batch
-        )  # what this thread claims next, most likely
+        # What this thread claims next, most likely
+        ahead = first + load_acquire(control_at + OPEN) * job.batch
         share = _share_of_fetch(job, columns, ahead, last + 1 - start)
         for i in range(start, last + 1):
             if share > 0:  # spread out, because few cache lines can be on their way at a time

@@ -115,9 +115,8 @@ class Job(ctypes.Structure):
     out: int  # INFER_TASK: (rows, columns of the last layer's output); ERRORS_TASK: float64 (rows,)
     out_stride: int
     column_weight: int  # float64 (columns,), padded
-    not_finite: (
-        int  # int64 (1,): set to 1 if a cell is infinite or, unless it is a missing one, NaN; 0: not checked
-    )
+    # int64 (1,): set to 1 if a cell is infinite or, unless it is a missing one, NaN; 0: not checked
+    not_finite: int
 
     # The functions of the form (products.py)
     forward_at: int

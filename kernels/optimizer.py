@@ -1,4 +1,4 @@
-"""SGD and Adam on one stretch; also: adding the shards' gradients, the L2 penalty, transposing W.
+"""SGD and Adam on a stretch or a part of a patch; also: adding up gradients, the L2 penalty, transposing W.
 
 No learning rates or state are kept here: the job has them. Arrays are parts of flat buffers, (elements,).
 
@@ -111,7 +111,7 @@ _adam = vector_kernel(_write_adam)
 
 @callee
 def update(job, p, g, u, s, rate, step):  # type: ignore[no-untyped-def]
-    """Update a stretch of parameters by ``job.optimizer``, in place; `step` counts from 0 within the job.
+    """Update some parameters by ``job.optimizer``, in place; `step` counts from 0 within the job.
 
     p, u, s   (elements,): parameters, first and second moment (SGD: u is the momentum); written
     g         (elements,): the gradient

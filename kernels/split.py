@@ -25,18 +25,15 @@ from fastae.kernels.job import BY_WEIGHTS, CODE, ROWS, TRANSPOSE, WEIGHTS
 
 STRETCH = 2048  # weights of a stretch at most
 SHARDS_MOST = 64
-SHARD_FLOPS = (
-    1_600_000  # least work of a shard of fewer than 512 rows; this and the following: see shard_rows
-)
+# See shard_rows. The first is the least work of a shard of fewer than 512 rows.
+SHARD_FLOPS = 1_600_000
 ROWS_OF_MANY, ROWS_OF_4, ROWS_OF_2, ROWS_OF_LARGE = 512, 96, 16, 8
 
 WEIGHTS_MANY = 64_000  # elements of the flat buffers from which a step is cut by weights; see by_weights
 SLAB = 2048  # rows of a slab at most
 BANDS_MOST = 64  # bands of a slab
 ROWS_ITEMS_MOST = max(SHARDS_MOST, BANDS_MOST)
-GROUP = (
-    16  # items that are counted together: one counter of all items would be slow from about 100 threads on
-)
+GROUP = 16  # items that are counted together: a single counter would be slow from about 100 threads on
 PATCH_BLOCKS = 3  # blocks of columns of a patch at most: the widest register tile
 PATCH_ROWS = 256  # rows of W in a patch at most
 
@@ -131,7 +128,7 @@ def stretch(plan, item, lanes):  # type: ignore[no-untyped-def]
 @callee
 def _patches_of(layer, lanes):  # type: ignore[no-untyped-def]
     """(down, across): how many patches of a layer lie below each other, and side by side."""
-    down = in_blocks(round_up(layer.fan_in, lanes), PATCH_ROWS)
+    down = in_blocks(layer.fan_in, PATCH_ROWS)
     return down, in_blocks(in_blocks(layer.fan_out, lanes), PATCH_BLOCKS)
 
 
@@ -241,7 +238,7 @@ def step_of(job, round_):  # type: ignore[no-untyped-def]
 @callee
 def rows_in_round(job, round_):  # type: ignore[no-untyped-def]
     """First row and row count of a round. A step of fewer rows than `batch` may have rounds without rows at its end."""
-    first, rows = rows_in_step(job, round_ // job.slabs)
+    first, rows = rows_in_step(job, step_of(job, round_))
     if job.cut != BY_WEIGHTS:
         return first, rows
     before = min(round_ % job.slabs * job.slab, rows)
@@ -253,7 +250,7 @@ def is_last_round(job, round_):  # type: ignore[no-untyped-def]
     """Whether a round holds the last rows of its step."""
     if job.cut != BY_WEIGHTS:
         return True
-    _, rows = rows_in_step(job, round_ // job.slabs)
+    _, rows = rows_in_step(job, step_of(job, round_))
     return (round_ % job.slabs + 1) * job.slab >= rows
 
 
@@ -264,7 +261,7 @@ def rows_of_item(job, round_, phase, item):  # type: ignore[no-untyped-def]
         first, rows = rows_in_round(job, round_)
         each = job.band
     else:
-        first, rows = rows_in_step(job, round_ // job.slabs)
+        first, rows = rows_in_step(job, step_of(job, round_))
         each = shard_rows(rows, job.n_parameters, job.row_multiple)
     return first + each * item, min(each, rows - each * item)
 
@@ -283,5 +280,5 @@ def items_of(job, round_, phase):  # type: ignore[no-untyped-def]
         return job.patches
     if job.cut == BY_WEIGHTS and phase == ROWS:
         return in_blocks(rows, job.band)
-    _, rows = rows_in_step(job, round_ // job.slabs)
+    _, rows = rows_in_step(job, step_of(job, round_))
     return shards_of(rows, job.n_parameters, job.row_multiple)

@@ -34,9 +34,9 @@ class TileMap(NamedTuple):
     level: int  # 1 line, of which one element is used: the noise level
     cell: int  # 1 line, of which one element is used: the cell of another row, for noise that swaps cells
     clean: int  # blocked (input columns): the clean rows
-    spare: (
-        int  # blocked (input columns, or code columns if there are more): a matrix on its way to another form
-    )
+    # blocked (input columns, or code columns if there are more, which reach into `target`): a matrix on its way to
+    # another form
+    spare: int
     target: int  # stored (input columns): the clean rows in the form of products
 
 

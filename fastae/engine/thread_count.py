@@ -48,9 +48,8 @@ class ThreadCount:
         self._wait = LEAST_WAIT  # seconds until the next trial
         self._expected = inf  # seconds per step when the last trial ended
         self._large, self._starved = large, False  # whether threads lacked CPUs over the last STARVED_SECONDS
-        self._observed = self._cpu_time = self._thread_time = (
-            0.0  # since then: seconds of all slices, of CPUs, of threads
-        )
+        # Since then: seconds of all slices, of CPUs, of threads
+        self._observed = self._cpu_time = self._thread_time = 0.0
 
     @property
     def threads(self) -> int:

@@ -110,6 +110,18 @@ def test_row_index_equals_the_gathered_rows(dtype):
         np.testing.assert_array_equal(method(parameters, X, index=index), method(parameters, X[index]))
 
 
+def test_an_order_for_each_epoch_may_have_any_memory_order():
+    engine, parameters, X = autoencoder(m=300)
+    orders = np.stack([np.random.default_rng(epoch).permutation(300) for epoch in range(3)])
+    gradient, losses = parameters.copy(), []
+    for index in (orders, np.asfortranarray(orders), orders[::-1].copy()[::-1]):
+        found = engine.run_steps(
+            parameters, X, index=index, gradient=gradient, batch_size=100, rates=np.zeros(9)
+        )
+        losses.append(found.tobytes())
+    assert losses[0] == losses[1] == losses[2]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("source", ["f4", "f8", "i2"])
 def test_shift_and_scale_are_computed_in_float64_and_rounded_once(source, dtype):

@@ -810,7 +810,7 @@ def test_bfloat16_reaches_the_engine_and_the_file(tmp_path, monkeypatch):
             asked.append(dtype)
             super().__init__(network, n_threads, "float32")
 
-    monkeypatch.setattr("fastae.estimator.fitted.Engine", Engine)
+    monkeypatch.setattr("fastae.engine.engine.Engine", Engine)
     model = Autoencoder(dtype="bfloat16", **QUICK).fit(X)
     assert asked == ["bfloat16"]
     assert model.params_.dtype == np.float32

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -224,9 +223,8 @@ def test_objects_need_only_functions_of_the_c_library(objects, tmp_path):
     for file in objects.iterdir():
         facts, image = object_of(file)
         (tmp_path / "object.o").write_bytes(image)
-        done = subprocess.run(
-            ["nm", "-P", str(tmp_path / "object.o")], capture_output=True, text=True, check=True
-        )
+        done = run_to_its_end(["nm", "-P", str(tmp_path / "object.o")])
+        assert done.returncode == 0, done.stderr
         symbols = re.findall(r"^(.*) ([A-Za-z])(?: [0-9a-f]*)*$", done.stdout, re.M)
         outside = {name.removeprefix("_") for name, kind in symbols if kind == "U"}
         assert outside <= build.FUNCTIONS, file.name

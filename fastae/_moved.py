@@ -3,9 +3,9 @@
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 MOVED = {
     "fastae.blocks": "fastae.distributed.partitions",
@@ -21,13 +21,20 @@ MOVED = {
 }
 
 
-class _MovedModules(MetaPathFinder, Loader):
-    """Resolves an old path to the module that took its place: one module under two names."""
+class _MovedModules:
+    """Resolves an old path to the module that took its place: one module under two names.
+
+    A finder and loader without the base classes of ``importlib.abc``, whose import takes longer than fastae's.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return ModuleSpec(fullname, self) if fullname in MOVED else None
+        loader: Any = self
+        return ModuleSpec(fullname, loader) if fullname in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Leave it to Python to make the module that ``exec_module`` replaces."""
 
     def exec_module(self, module: ModuleType) -> None:
         sys.modules[module.__name__] = importlib.import_module(MOVED[module.__name__])

@@ -43,10 +43,16 @@ def refuse_paths(X: Any, name: str) -> None:
         raise TypeError(f"{name} is the name of a file: pass fastae.open_rows({X!r})")
 
 
+def is_masked(X: Any) -> bool:
+    """Whether `X` is a masked array. For others, this does not import ``numpy.ma``."""
+    other = isinstance(X, np.ndarray) and type(X) is not np.ndarray
+    return other and np.ma.isMaskedArray(X)
+
+
 def check_matrix(X: npt.ArrayLike, columns: int, name: str) -> np.ndarray:
     """`X` as an array (rows, columns) of a dtype that the kernels read; not copied if it is an array."""
     refuse_paths(X, name)
-    if np.ma.isMaskedArray(X):
+    if is_masked(X):
         raise TypeError(f"{name} is a masked array, but its mask would be ignored: fill it with NaN")
     if hasattr(X, "toarray"):
         raise TypeError(f"{name} is a sparse matrix, but dense rows are needed: pass {name}.toarray()")

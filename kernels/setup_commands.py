@@ -16,22 +16,29 @@ from setuptools.command.build_py import build_py as _build_py
 PLACE = Path("fastae", "kernels", "objects")
 
 
+def _remove_files(directory: Path) -> None:
+    for file in directory.glob("*"):
+        file.unlink()
+
+
 class build_py(_build_py):
     """Copies the packages, then compiles the kernels of the copy, whose hash the object files carry."""
 
     def run(self) -> None:
         super().run()
-        if self.editable_mode or os.environ.get("FASTAE_BUILD_KERNELS") == "0":
+        if self.editable_mode:
             return
         home = Path(self.build_lib).resolve()
+        _remove_files(home / PLACE)  # of an earlier build in this folder
+        if os.environ.get("FASTAE_BUILD_KERNELS") == "0":
+            return
         # What is there already is how pip shows an isolated build what it installed for it.
         path = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
         environment = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-m", "fastae.kernels.build"]
         done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            for file in (home / PLACE).glob("*"):
-                file.unlink()
+            _remove_files(home / PLACE)
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             print(f"fastae: kernels were not compiled, and will be at first use: {reason}", file=sys.stderr)
 

@@ -130,6 +130,9 @@ def test_kernels_are_compiled_with_the_packages_that_pip_installs_for_the_build_
     with zipfile.ZipFile(path) as wheel:
         assert "fastae/kernels/objects/isa.group" in wheel.namelist(), printed
     assert not path.name.endswith("-any.whl")
+    (tmp_path / "second").mkdir()
+    path, _ = built("wheel", source, tmp_path / "second")
+    assert path.name.endswith("-any.whl"), "a wheel that shall have no kernels has those of an earlier build"
 
 
 @pytest.mark.exhaustive

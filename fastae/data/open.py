@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastae.checks import check_count
+from fastae.checks import check_count, is_masked
 from fastae.data.columns import Selection, is_frame
 from fastae.data.csv import csv_rows
 from fastae.data.frames import frame_rows
@@ -96,7 +96,7 @@ def open_selected(
         rows = files[0] if len(files) == 1 else JoinedRows(files)
     elif is_frame(source):
         rows = frame_rows(source, drop)
-    elif np.ma.isMaskedArray(source):
+    elif is_masked(source):
         raise TypeError("X is a masked array: pass X.filled(np.nan)")
     elif hasattr(source, "toarray"):
         raise TypeError("X is a sparse matrix, but dense rows are needed: pass X.toarray()")

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.utils import assert_all_finite
 from sklearn.utils.validation import _check_feature_names, check_array, check_is_fitted, validate_data
 
-from fastae.checks import check_weights, refuse_paths
+from fastae.checks import check_weights, is_masked, refuse_paths
 from fastae.data.columns import refuse_columns
 from fastae.data.row_source import NAN_ADVICE, ArrayRows, Rows, RowSource
 from fastae.distributed.partitions import is_dask
@@ -29,7 +29,7 @@ def check(
         "dtype": (np.float64, np.float32),
         "ensure_all_finite": "allow-nan" if model.missing else True,
     }
-    if np.ma.isMaskedArray(X):
+    if is_masked(X):
         raise TypeError(f"{name} is a masked array: pass {name}.filled(np.nan), with missing='mask'")
     refuse_paths(X, name)
     X = in_partitions(X)

@@ -91,3 +91,18 @@ def test_import_loads_neither_numba_nor_scikit_learn():
         """
     )
     assert out.strip() == "[]"
+
+
+def test_import_and_a_first_step_load_no_module_of_python_and_numpy_that_takes_long():
+    out = run_python(
+        """
+        import sys, fastae
+        early = {"importlib.abc", "importlib.resources", "numpy"} & set(sys.modules)
+        import numpy as np
+        known = set(sys.modules)
+        from fastae.checks import check_matrix
+        check_matrix(np.ones((9, 4)), 4, "X")
+        print(sorted(early), "numpy.ma" in set(sys.modules) - known)
+        """
+    )
+    assert out.strip() == "[] False"

@@ -253,6 +253,7 @@ def test_the_garbage_collector_is_back_after_a_compilation_and_after_one_that_fa
     assert run(copy, off)[-1] == "False"
 
 
+@pytest.mark.exhaustive
 def test_another_process_compiles_half_of_what_a_step_needs(copy):
     """Nothing that it has saved is compiled again, and both end."""
     code = """

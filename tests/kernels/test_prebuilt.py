@@ -240,6 +240,7 @@ def test_what_a_kernel_may_not_call_is_refused_by_the_build():
         build._object(binding.parse_assembly(calls), ["f"], machine)
 
 
+@pytest.mark.exhaustive
 def test_builds_are_reproducible(objects, tmp_path):
     """Also from another folder, as in the sdist, and in another order of hashes."""
     kernels = Path(fastae.kernels.__file__).resolve().parent

@@ -96,8 +96,13 @@ def step_of_adam(state: Any, gradient: Any, rate: Any, beta_2: Any) -> Any:
     return p, u, s, t
 
 
-def by_jax(X: np.ndarray, dense: dict[str, np.ndarray], batch: int) -> Epochs:
-    """A jitted JAX scan over the batches."""
+def by_jax(
+    X: np.ndarray,
+    dense: dict[str, np.ndarray],
+    batch: int,
+    over: Callable[[Any], Any] = lambda gradient: gradient,
+) -> Epochs:
+    """A jitted JAX scan over the batches; `over` turns the gradient of one network into that of all in `dense`."""
     import jax
     import jax.numpy as jnp
 
@@ -108,8 +113,10 @@ def by_jax(X: np.ndarray, dense: dict[str, np.ndarray], batch: int) -> Epochs:
         h2 = jax.nn.sigmoid(h1 @ p["W2"] + p["b2"])
         return jnp.sum((h2 @ p["W3"] + p["b3"] - x) ** 2) / (2 * x.shape[0])
 
+    gradient = over(jax.grad(cost))
+
     def step(state: Any, x: Any) -> Any:
-        return step_of_adam(state, jax.grad(cost)(state[0], x), RATE, BETA_2), None
+        return step_of_adam(state, gradient(state[0], x), RATE, BETA_2), None
 
     run = jax.jit(lambda state: jax.lax.scan(step, state, batches)[0])
     first = {name: jnp.asarray(array) for name, array in dense.items()}

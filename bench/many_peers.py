@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastae.bench.epoch_peers import BETA_1, BETA_2, EPSILON, RATE, step_of_adam
-
-Epochs = Callable[[int], dict[str, np.ndarray]]
+from fastae.bench.epoch_peers import BETA_1, BETA_2, EPSILON, RATE, Epochs, by_jax
 
 
 def stacked(networks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -66,33 +64,8 @@ def by_torch_vmap(X: np.ndarray, networks: list[dict[str, np.ndarray]], batch: i
 def by_jax_vmap(X: np.ndarray, networks: list[dict[str, np.ndarray]], batch: int) -> Epochs:
     """A jitted scan over the batches, whose gradients are by jax.vmap."""
     import jax
-    import jax.numpy as jnp
 
-    batches = jnp.asarray(X.reshape(-1, batch, X.shape[1]))
-
-    def cost(p: Any, x: Any) -> Any:
-        h1 = jax.nn.sigmoid(x @ p["W1"] + p["b1"])
-        h2 = jax.nn.sigmoid(h1 @ p["W2"] + p["b2"])
-        return jnp.sum((h2 @ p["W3"] + p["b3"] - x) ** 2) / (2 * x.shape[0])
-
-    gradients = jax.vmap(jax.grad(cost), in_axes=(0, None))
-
-    def step(state: Any, x: Any) -> Any:
-        return step_of_adam(state, gradients(state[0], x), RATE, BETA_2), None
-
-    run = jax.jit(lambda state: jax.lax.scan(step, state, batches)[0])
-    first = {name: jnp.asarray(array) for name, array in stacked(networks).items()}
-    zeros = jax.tree.map(jnp.zeros_like, first)
-    state = (first, zeros, zeros, jnp.float32(0))
-
-    def epochs(times: int) -> dict[str, np.ndarray]:
-        nonlocal state
-        for _ in range(times):
-            state = run(state)
-        jax.block_until_ready(state)
-        return {name: np.asarray(array) for name, array in state[0].items()}
-
-    return epochs
+    return by_jax(X, stacked(networks), batch, lambda gradient: jax.vmap(gradient, in_axes=(0, None)))
 
 
 PEERS: dict[str, tuple[str, Callable[..., Epochs]]] = {

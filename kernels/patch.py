@@ -8,11 +8,11 @@ import numpy as np
 from fastae.kernels.compiler import ByAddress, callee, carray
 from fastae.kernels.job import JOB, NONE, ROWS
 from fastae.kernels.layout import LAYER
-from fastae.kernels.optimizer import add_penalty, add_up, update
+from fastae.kernels.optimizer import add_up
 from fastae.kernels.rows import add_lines, zero_lines
 from fastae.kernels.simd import array_at, call_at, record_at
 from fastae.kernels.split import in_blocks, is_last_round, items_of, patch, round_up, rows_in_round, step_of
-from fastae.kernels.stretch import gradient_factor, prepare
+from fastae.kernels.stretch import gradient_factor, penalise_and_update, prepare
 from fastae.kernels.target import LINE
 from fastae.kernels.tile import output_at
 
@@ -23,17 +23,9 @@ def _finish(job, total, first, step):  # type: ignore[no-untyped-def]
 
     `total` becomes their gradient. Returns the sum of the squares of those that are weights, if these have a penalty.
     """
-    plan = array_at(job.plan, (job.layers,), LAYER)
-    parameters = array_at(job.parameters, (job.n_parameters,), total.dtype)
-    moments = array_at(job.moments, (2, job.n_parameters), total.dtype)
-    factor, norm, last = gradient_factor(job, step), 0.0, first + total.size
+    factor = gradient_factor(job, step)
     add_up(total, array_at(np.int64(total.ctypes.data), (1, total.size), total.dtype), 1, 0, factor)
-    if job.alpha > 0:
-        norm = add_penalty(total, parameters, plan, first, job.alpha * factor)
-    if job.optimizer != NONE:
-        rate = array_at(job.rates, (job.steps,), np.float64)[step]
-        update(job, parameters[first:last], total, moments[0, first:last], moments[1, first:last], rate, step)
-    return norm
+    return penalise_and_update(job, total, first, step, factor)
 
 
 @ByAddress

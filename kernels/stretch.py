@@ -56,6 +56,25 @@ def gradient_factor(job, step):  # type: ignore[no-untyped-def]
     return 1.0 / total_weight if total_weight > 0 else 0.0
 
 
+@callee
+def penalise_and_update(job, gradient, first, step, factor):  # type: ignore[no-untyped-def]
+    """Add the penalty to the gradient of the elements of the flat buffers from `first` on, and update these.
+
+    `factor` is what the rows' gradients were multiplied with. Returns the sum of the squares of those elements that are
+    weights, before the update, or 0 if there is no penalty.
+    """
+    plan = array_at(job.plan, (job.layers,), LAYER)
+    parameters = array_at(job.parameters, (job.n_parameters,), gradient.dtype)
+    norm, last = 0.0, first + gradient.size
+    if job.alpha > 0:
+        norm = add_penalty(gradient, parameters, plan, first, job.alpha * factor)
+    if job.optimizer != NONE:
+        moments = array_at(job.moments, (2, job.n_parameters), gradient.dtype)
+        p, u, s = parameters[first:last], moments[0, first:last], moments[1, first:last]
+        update(job, p, gradient, u, s, array_at(job.rates, (job.steps,), np.float64)[step], step)
+    return norm
+
+
 @ByAddress
 def update_item(out, job_at, item, step):  # type: ignore[no-untyped-def]
     """Compute the gradient of stretch `item`, update its parameters and, unless this is the last step, W and W'.
@@ -68,21 +87,15 @@ def update_item(out, job_at, item, step):  # type: ignore[no-untyped-def]
     work = carray(out, (1,))
     n_parameters, steps = job.n_parameters, job.steps
     n_parts = job.n_parts if job.n_parts != 0 else items_of(job, step, ROWS)
-    parameters = array_at(job.parameters, (n_parameters,), work.dtype)
     gradients = array_at(job.gradients, (n_parts, n_parameters), work.dtype)
-    moments = array_at(job.moments, (2, n_parameters), work.dtype)
-    norms = array_at(job.norms, (job.stretches,), np.float64)
-    rates = array_at(job.rates, (steps,), np.float64)
     layer, low, high, first, last = stretch(plan, item, LINE // work.itemsize)
     factor = gradient_factor(job, step)
     # The caller gets only the last step's gradient. The others stay in this thread's memory, and so in its cache.
     total_at = job.gradient + first * work.itemsize if step + 1 == steps else np.int64(work.ctypes.data)
     total = array_at(total_at, (last - first,), work.dtype)
     add_up(total, gradients, n_parts, first, factor)
+    norm = penalise_and_update(job, total, first, step, factor)
     if job.alpha > 0:
-        norms[item] = add_penalty(total, parameters, plan, first, job.alpha * factor)
-    if job.optimizer != NONE:
-        p, u, s = parameters[first:last], moments[0, first:last], moments[1, first:last]
-        update(job, p, total, u, s, rates[step], step)
-        if step + 1 < steps:
-            prepare(job, plan, work.itemsize, layer, low, high)
+        array_at(job.norms, (job.stretches,), np.float64)[item] = norm
+    if job.optimizer != NONE and step + 1 < steps:
+        prepare(job, plan, work.itemsize, layer, low, high)

@@ -122,6 +122,7 @@ class Engine:
         self._totals = np.zeros((split.ROWS_ITEMS_MOST + 1, 2))
         stretches, patches = int(split.stretches(self.plan, lanes)), int(split.patches(self.plan, lanes))
         self._norms = np.zeros(max(stretches, patches))
+        self._squares = layout.aligned_zeros(8 * (1 + max(stretches, patches)), np.float64)
         self._codes = np.zeros((split.SHARDS_MOST, code))
         self._slopes = jobs.padded(0.0, code, dtype)
         self._kept = self._deltas = self._band_sums = layout.aligned_zeros(0, dtype)
@@ -148,6 +149,7 @@ class Engine:
             ones=address(self._ones),
             totals=address(self._totals),
             norms=address(self._norms),
+            squares=address(self._squares),
             codes=address(self._codes),
             slopes=address(self._slopes),
             height=form.height(self.network.widths, self.dtype),
@@ -494,7 +496,7 @@ class Engine:
         losses = np.zeros((rates.size, 2))
         self._check_params(params, written=optimizer is not None)
         self._check_params(gradient, "gradient", written=True)
-        jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
+        alive += jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
         jobs.set_objective(job, objective, self.network, unit)
         check_seed(seed, MOST_SEED)
         job.seed, job.epoch = seed, epoch
@@ -536,10 +538,11 @@ class Engine:
         self._check_params(params, written=optimizer is not None)
         self._check_params(gradient, "gradient", written=True)
         job = self._new_job(self._form)
-        jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
+        alive = jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
         job.alpha, job.n_parts, job.gradients = alpha, len(parts), address(parts)
         with self._turn.take():
             self._run(job, fields.WEIGHTS, 1)
+        del alive
         return float(losses[0, 0])
 
     def stop_on(self, stop: threading.Event) -> None:

@@ -700,6 +700,17 @@ def call_at(typingctx, address, integers):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def call_for_int64(typingctx, address, integer):  # type: ignore[no-untyped-def]
+    """What the C function at `address` returns, given an int64: an int64, or an address."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        kind = ir.FunctionType(I64, [I64])
+        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [arguments[1]])
+
+    return types.int64(address, types.int64), generate
+
+
+@intrinsic
 def pause(typingctx):  # type: ignore[no-untyped-def]
     """Tell the core that this thread waits in a loop (x86: pause)."""
 

@@ -121,12 +121,13 @@ def _threads(_: str) -> None:
 
 def _functions(element: str) -> None:
     """The public functions of arrays, and what draws orders of rows."""
+    from fastae.kernels.array_header import SMALL
     from fastae.kernels.shuffle import orders
 
     orders(np.random.default_rng(0), None, 2, 1)
-    x = np.zeros(2, element)
-    sigmoid_with_derivative(x, x.copy(), x.copy())
-    exp(x, x.copy())
+    for x in np.zeros(2, element), np.zeros(SMALL, element):  # small arrays, and others
+        sigmoid_with_derivative(x, x.copy(), x.copy())
+        exp(x, x.copy())
 
 
 # The parts beside the forms of products

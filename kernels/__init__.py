@@ -24,6 +24,7 @@ A map, from the call down:
 
     job.py          the records that describe a job to its threads
     layout.py       the data layout: column blocks, each one cache line wide
+    padding.py      whether the padding of a flat buffer is zero
     rows.py         reads rows of any dtype and stride into lines, and writes them back
     simd.py         vector operations; the only file that writes LLVM IR
     target.py       the CPU that kernels are compiled for, and its register tiles

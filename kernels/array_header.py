@@ -120,6 +120,11 @@ _FASTCALL = (
 _facts_of_process = _facts()
 
 
+def have_headers() -> bool:
+    """Whether kernels can read the headers of arrays in this process."""
+    return _facts_of_process is not None
+
+
 def builtin(kernel: Any) -> Callable[..., bool]:
     """A kernel (self, arguments, count) that returns what ``returned`` does, as a built-in function.
 

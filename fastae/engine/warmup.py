@@ -112,9 +112,10 @@ def _products(name: str, element: str) -> None:
 
 
 def _threads(_: str) -> None:
-    """What runs a job, the same for every dtype."""
-    from fastae.kernels import step
+    """What checks parameters and runs a job, the same for every dtype."""
+    from fastae.kernels import padding, step
 
+    padding.checker()
     for kernel in (step.open_job, step.admit, step.run, step.abandon):
         kernel.loaded()
 

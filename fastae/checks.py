@@ -18,6 +18,14 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
+def check_ordinal(name: str, value: int) -> None:
+    """Raise a TypeError or ValueError unless `value`, the number of an epoch or of a row, is an integer from 0 on."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if not 0 <= value < 1 << 62:
+        raise ValueError(f"{name} must be at least 0 and less than 2^62, got {value}")
+
+
 def check_number(name: str, value: Any) -> None:
     """Raise a TypeError unless `value` is a real number."""
     if not isinstance(value, Real):
@@ -121,3 +129,15 @@ def check_index(index: npt.ArrayLike, rows: int, *, by_epoch: bool = False) -> n
     if array.min() < 0 or array.max() >= rows:
         raise ValueError(f"index must lie within 0 .. {rows - 1}, got {array.min()} .. {array.max()}")
     return array
+
+
+def check_orders(orders: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64]:
+    """`orders` itself: an order for each epoch, of numbers of rows of a matrix that has `rows` rows."""
+    kind = getattr(orders, "dtype", None)
+    if kind != np.int64:
+        raise TypeError(f"orders must be an array of int64, got {kind or type(orders).__name__}")
+    if orders.ndim != 2 or orders.size == 0 or not orders.flags.c_contiguous:
+        raise ValueError(f"orders must be C-contiguous, of shape (epochs, rows), got shape {orders.shape}")
+    if orders.min() < 0 or orders.max() >= rows:
+        raise ValueError(f"orders must lie within 0 .. {rows - 1}, got {orders.min()} .. {orders.max()}")
+    return orders

@@ -128,6 +128,25 @@ def _shapes(widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _dense_size(widths: tuple[int, ...]) -> int:
+    return sum(fan_in * fan_out + fan_out for fan_in, fan_out in itertools.pairwise(widths))
+
+
+@lru_cache(4)  # 8 bytes per parameter each
+def _order(
+    widths: tuple[int, ...], activations: tuple[Activation, ...], dtype: "np.dtype[np.floating]"
+) -> npt.NDArray[np.intp]:
+    """The place in the flat buffer of each element of the dense vector. Callers share it: do not write to it."""
+    plan, _, _ = layout.plan(widths, activations, dtype)
+    lanes, places = layout.lanes(dtype), []
+    for row in plan:
+        rows, columns = np.arange(row["fan_in"])[:, np.newaxis], np.arange(row["fan_out"])
+        height = layout.blocks(row["fan_in"], dtype) * lanes
+        places.append(row["weight"] + (columns // lanes * height + rows) * lanes + columns % lanes)
+        places.append(row["bias"] + columns)
+    return np.concatenate([place.ravel() for place in places])
+
+
 class Parameters(Mapping[str, np.ndarray]):
     """The weights and biases of a network, or their gradient, in one flat buffer aligned to 64 bytes.
 
@@ -143,8 +162,9 @@ class Parameters(Mapping[str, np.ndarray]):
     Attributes
     ----------
     flat : ndarray of shape (size,)
-        The buffer, in the kernels' blocked layout. Padding is zero and must stay zero. Write into it; it cannot be
-        replaced by another array.
+        The buffer, in the kernels' blocked layout. Write into it; it cannot be replaced by another array. Its padding
+        is zero and must stay zero: engines refuse parameters with other padding. After adding noise to the whole
+        buffer, call ``clear_padding``. For a dense vector, see ``to_vector``.
     """
 
     def __init__(self, network: Network, dtype: DType = "float32") -> None:
@@ -217,7 +237,7 @@ class Parameters(Mapping[str, np.ndarray]):
         network : Network
             The network that the parameters belong to.
         arrays : mapping of str to array-like
-            An array of the shape in ``network.shapes()`` for each name; other names are ignored.
+            An array of the shape in ``network.shapes()`` for each name.
         dtype : "float32", "float64" or NumPy dtype, default "float32"
             Type of the elements.
 
@@ -229,17 +249,133 @@ class Parameters(Mapping[str, np.ndarray]):
         Raises
         ------
         ValueError
-            An array is missing or has another shape.
+            An array is missing or has another shape, or a name is unknown.
         TypeError
             An array does not hold real numbers.
         """
         missing = [name for name in network.shapes() if name not in arrays]
         if missing:
             raise ValueError(f"arrays lacks {', '.join(missing)}")
+        unknown = [str(name) for name in arrays if name not in network.shapes()]
+        if unknown:
+            raise ValueError(
+                f"arrays has {', '.join(unknown)}, but the network has {', '.join(network.shapes())}"
+            )
         params = cls(network, dtype)
         for name in network.shapes():
             params[name] = arrays[name]
         return params
+
+    @classmethod
+    def from_vector(cls, network: Network, vector: npt.ArrayLike, dtype: DType | None = None) -> "Parameters":
+        """Make parameters from a dense vector, as ``to_vector`` returns it.
+
+        Parameters
+        ----------
+        network : Network
+            The network that the parameters belong to.
+        vector : array-like of shape (size,)
+            All parameters: W1 row by row, b1, W2, b2, ...
+        dtype : "float32", "float64" or NumPy dtype, optional
+            Type of the elements. Default: that of `vector` if it is float32 or float64, otherwise float32.
+
+        Returns
+        -------
+        params : Parameters
+            New parameters.
+
+        Raises
+        ------
+        ValueError
+            `vector` has another shape.
+        TypeError
+            `vector` does not hold real numbers.
+        """
+        vector = np.asarray(vector)
+        if dtype is None:
+            dtype = "float64" if vector.dtype == np.float64 else "float32"
+        params = cls(network, dtype)
+        params.set_vector(vector)
+        return params
+
+    def set_vector(self, vector: npt.ArrayLike) -> None:
+        """Overwrite all parameters by those of a dense vector, as ``to_vector`` returns it. Padding becomes zero.
+
+        Parameters
+        ----------
+        vector : array-like of shape (size,)
+            All parameters: W1 row by row, b1, W2, b2, ...
+
+        Raises
+        ------
+        ValueError
+            `vector` has another shape, or ``flat`` is read-only.
+        TypeError
+            `vector` does not hold real numbers.
+        """
+        dense = np.asarray(vector)
+        size = _dense_size(self.network.widths)
+        if dense.shape != (size,):
+            raise ValueError(
+                f"vector has shape {dense.shape}, but the network has {size} parameters: ({size},)"
+            )
+        if dense.dtype.kind not in "fiub":
+            raise TypeError(f"vector has dtype {dense.dtype}, but real numbers are needed")
+        if not self.flat.flags.writeable:
+            raise ValueError("flat is read-only")
+        values = dense.astype(self.dtype)  # a copy, because `vector` may be a view of the buffer
+        self.flat.fill(0)
+        self.flat[_order(self.network.widths, self.network.activations, self.dtype)] = values
+
+    def to_vector(self, out: np.ndarray | None = None) -> np.ndarray:
+        """Copy all parameters into a dense vector, without padding: W1 row by row, b1, W2, b2, ...
+
+        Parameters
+        ----------
+        out : ndarray of shape (size,), optional
+            Written: the vector, in its dtype. Default: a new array of the parameters' dtype.
+
+        Returns
+        -------
+        ndarray of shape (size,)
+            `out`, or the new array. Its size is the sum of the sizes in ``network.shapes()``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `out` is not a writeable array of floats of this shape.
+        """
+        order = _order(self.network.widths, self.network.activations, self.dtype)
+        if out is None:
+            return self.flat.take(order)
+        if not isinstance(out, np.ndarray) or out.dtype.kind != "f":
+            raise TypeError(
+                f"out must be an array of floats, got {getattr(out, 'dtype', type(out).__name__)}"
+            )
+        if out.shape != order.shape:
+            raise ValueError(f"out has shape {out.shape}, but {order.shape} is needed")
+        if not out.flags.writeable:
+            raise ValueError("out is read-only")
+        out[...] = self.flat.take(order)
+        return out
+
+    @property
+    def padding(self) -> np.ndarray:
+        """Which elements of ``flat`` are padding: a new array of bool, of shape (size,)."""
+        mask = np.ones(self.flat.size, bool)
+        mask[_order(self.network.widths, self.network.activations, self.dtype)] = False
+        return mask
+
+    def clear_padding(self) -> None:
+        """Set the padding of ``flat`` to zero, as after noise was added to the whole buffer."""
+        lanes = layout.lanes(self.dtype)
+        for name, shape in self._shapes.items():
+            blocked, used = self._blocked(name), (shape[-1] - 1) % lanes + 1
+            if len(shape) == 1:
+                blocked[shape[0] :] = 0
+            else:
+                blocked[:, shape[0] :] = 0
+                blocked[-1, : shape[0], used:] = 0
 
     def copy(self) -> "Parameters":
         """Copy the parameters.

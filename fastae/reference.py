@@ -215,21 +215,29 @@ def step(
         The parameters after the step, by the names of `params` and in their dtype.
     """
     o, after = optimizer, {}
-    rate = float(o.rates(t - 1, 1)[0])
+    factors = {name: float((o.rate_factors or {}).get(name, 1)) for name in params}
+    g = {name: gradient[f"d{name}"] for name in params}
+    base_rate = float(o.rates(t - 1, 1)[0])
+    if o.clip_norm is not None:
+        norm = math.sqrt(sum(float(np.sum(np.square(g[name]))) for name in g if factors[name]))
+        g = {name: min(1.0, o.clip_norm / norm) * g[name] if norm else g[name] for name in g}
     for name, p in params.items():
-        g = gradient[f"d{name}"]
+        rate = base_rate * factors[name]
+        if not factors[name]:  # frozen
+            after[name] = p
+            continue
         if hasattr(o, "beta_1"):
             u, s = moments.get(name, (0, 0))
             u, s = moments[name] = (
-                o.beta_1 * u + (1 - o.beta_1) * g,
-                o.beta_2 * s + (1 - o.beta_2) * g**2,
+                o.beta_1 * u + (1 - o.beta_1) * g[name],
+                o.beta_2 * s + (1 - o.beta_2) * g[name] ** 2,
             )
             # math, not np: a NumPy scalar would turn float32 into float64
             correction = math.sqrt(1 - o.beta_2**t) / (1 - o.beta_1**t)
             move = -rate * correction * u / (np.sqrt(s) + o.epsilon)
         else:
-            v = moments[name] = o.momentum * moments.get(name, 0) - rate * g
-            move = o.momentum * v - rate * g if o.nesterov else v
+            v = moments[name] = o.momentum * moments.get(name, 0) - rate * g[name]
+            move = o.momentum * v - rate * g[name] if o.nesterov else v
         after[name] = (1 - rate * o.weight_decay) * p + move
     return after
 

@@ -24,6 +24,7 @@ A map, from the call down:
 
     job.py          the records that describe a job to its threads
     layout.py       the data layout: column blocks, each one cache line wide
+    padding.py      whether the padding of a flat buffer is zero
     rows.py         reads rows of any dtype and stride into lines, and writes them back
     simd.py         vector operations; the only file that writes LLVM IR
     target.py       the CPU that kernels are compiled for, and its register tiles
@@ -36,12 +37,15 @@ A map, from the call down:
     fork.py         a fork waits for threads that import the compiler or compile
     private_files.py  files with digests, in directories that only this user can write to
     dense_layer.py  for users: one layer at a time on the caller's arrays; nothing else calls it
+    array_header.py for users: kernels that Python calls with arrays themselves, for calls that take 50 ns
+    in_njit.py      for users: the public kernels inside jitted functions of their own
 """
 
 if __name__ != "fastae.kernels":
     raise ImportError("import fastae.kernels: another package owns the top-level name 'kernels'")
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from fastae.kernels import sources as sources  # before all others: it looks at the files as they are imported
@@ -83,7 +87,19 @@ if not TYPE_CHECKING:  # which would take it to have every name
         with fork.importing:
             value = getattr(importlib.import_module(f"fastae.kernels.{_HOME[name]}"), name)
         globals()[name] = value
+        if "numba" in sys.modules:
+            extend_numba()
         return value
+
+
+def extend_numba() -> None:
+    """Let jitted functions of the user call the public kernels, if any of them has been loaded.
+
+    Numba calls this when it first compiles a function: the entry point ``numba_extensions``.
+    """
+    if any(name in globals() for name in _HOME):
+        with fork.importing:
+            importlib.import_module("fastae.kernels.in_njit")
 
 
 def __dir__() -> list[str]:

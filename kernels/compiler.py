@@ -127,6 +127,11 @@ class _Kernel(Deferred):
         """The C function, loaded or compiled now. No signal is handled before it, since a call runs no Python code."""
         return self._c.call
 
+    @property
+    def address(self) -> int:
+        """Where the C function lies, loaded or compiled now."""
+        return self._c.address
+
     @_Once
     def _c(self) -> _CFunction:
         return _CFunction(self.function, None)

@@ -296,7 +296,7 @@ def layer_gradient(
     Buffers as in ``layer_forward``.
     """
     arrays = {"dW": dW, "db": db, "a": a, "delta": delta}
-    _, _, rows, fan_in, fan_out = _check(arrays, 2, "identity", rows, fan_in, fan_out)
+    _, _, rows, fan_in, fan_out = _check(arrays, 2, "identity", rows, fan_in, fan_out, accumulate)
     _gradient(dW, db, a, delta, rows, fan_in, fan_out, bool(accumulate))
 
 
@@ -357,7 +357,9 @@ def layer_backward(
     Buffers as in ``layer_forward``.
     """
     arrays = {"dW": dW, "db": db, "a": a, "WT": WT, "delta": delta, "W": W}
-    dtype, activation_id, rows, fan_in, fan_out = _check(arrays, 4, activation, rows, fan_in, fan_out)
+    dtype, activation_id, rows, fan_in, fan_out = _check(
+        arrays, 4, activation, rows, fan_in, fan_out, accumulate
+    )
     _gradient(dW, db, a, delta, rows, fan_in, fan_out, bool(accumulate))
     w, wt = address(W), address(WT)
     prepare_weights.call(dtype)(w, wt, w, fan_in, fan_out, 0, WT.shape[0] * delta.shape[0])
@@ -380,7 +382,7 @@ def _check_dtype(dtype: npt.DTypeLike | None) -> np.dtype:
 
 def _check_size(name: str, size: Any, most: int | None = None) -> int:
     """The size as a Python int, if it is an integer of 1 or more, and of no more than `most`."""
-    if isinstance(size, bool) or not hasattr(size, "__index__"):
+    if isinstance(size, (bool, np.ndarray)) or not hasattr(size, "__index__"):
         raise TypeError(f"{name} must be an integer, got {size!r}")
     size = operator.index(size)
     if size < 1 or (most is not None and size > most):
@@ -393,6 +395,8 @@ def _check_buffer(name: str, array: Any) -> None:
     if not isinstance(array, np.ndarray) or array.dtype not in DTYPES:
         kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise TypeError(f"{name} must be a float32 or float64 array, got {kind}")
+    if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, but its mask would be ignored")
 
 
 def _check_dense_shape(name: str, shape: tuple[int, ...], buffer_name: str, buffer: np.ndarray) -> None:
@@ -417,10 +421,11 @@ def _check_dense_shape(name: str, shape: tuple[int, ...], buffer_name: str, buff
 def _check(
     arrays: dict[str, np.ndarray],
     outputs: int,
-    activation: str,
+    activation: Any,
     rows: int | None,
     fan_in: int,
     fan_out: int,
+    accumulate: Any = False,
 ) -> tuple[np.dtype, int, int, int, int]:
     """The dtype, the activation's id and the sizes, after checking that the kernels may run on these arrays.
 
@@ -461,10 +466,12 @@ def _check(
             if start < ends and begins < end:
                 raise ValueError(f"{other} and {name} overlap")
         spans.append((name, start, end))
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"activation must be among {', '.join(ACTIVATIONS)}, got {activation!r}")
     if height % ROW_MULTIPLE or height == 0:
         raise ValueError(f"a is {height} rows high, but a multiple of {ROW_MULTIPLE} is needed")
+    if not isinstance(accumulate, (bool, np.bool_)):
+        raise TypeError(f"accumulate must be True or False, got {accumulate!r}")
     rows = height if rows is None else _check_size("rows", rows, height)
     return dtype, ACTIVATIONS.index(activation), rows, fan_in, fan_out
 

@@ -196,15 +196,18 @@ def _compiling() -> Iterator[None]:
                 gc.enable()
 
 
-def _settle() -> None:
-    """Tell Numba of the callees that were declared since the last call; its lock is held."""
-    while compiler.callees:
-        register_jitable(no_cfunc_wrapper=True, no_cpython_wrapper=True, **OPTIONS)(compiler.callees.pop())
+def settle() -> None:
+    """Tell Numba of the callees that were declared since the last call."""
+    with global_compiler_lock:
+        while compiler.callees:
+            register_jitable(no_cfunc_wrapper=True, no_cpython_wrapper=True, **OPTIONS)(
+                compiler.callees.pop()
+            )
 
 
 def type_of(value: Any) -> Any:
     """Numba's type of a function that jitted functions call."""
-    _settle()
+    settle()
     context = cpu_target.typing_context
     context.refresh()
     return context.resolve_value_type(value)
@@ -212,8 +215,7 @@ def type_of(value: Any) -> Any:
 
 def jitted(function: Callable[..., Any]) -> Any:
     """See ``compiler.jitted``."""
-    with global_compiler_lock:
-        _settle()
+    settle()
     dispatcher = numba.njit(**OPTIONS)(function)
     dispatcher._cache = _cache_of(function)
     return dispatcher
@@ -232,11 +234,11 @@ def c_function(function: Callable[..., Any], element: str | None) -> Any:
     except (ImportError, TypeError):
         notices.compiling(None)
         with _compiling():
-            _settle()
+            settle()
             return numba.cfunc(signature, **OPTIONS)(function)
     callback._cache = _cache_of(function)
     with _compiling():
-        _settle()
+        settle()
         callback.compile()
     return callback
 
@@ -258,7 +260,7 @@ def _callback(function: Callable[..., Any], signature: Any) -> Any:
 def llvm_of(function: Callable[..., Any], element: str | None) -> tuple[str, str, str]:
     """For ``build.py``: the optimised LLVM IR of a C function, the name of its body, and that of Numba's wrapper."""
     with _compiling():
-        _settle()
+        settle()
         compiled = _callback(function, _signature(function, element))._compile_uncached()
         compiled.library._ensure_finalized()
     names = compiled.fndesc

@@ -81,6 +81,9 @@ class Job(ctypes.Structure):
     gradient: int  # flat: the gradient of the last step
     totals: int  # float64 (ROWS_ITEMS_MOST + 1, 2): each shard's or band's loss and sum of row weights; last, a step's
     norms: int  # float64 (stretches or patches,): the sum of squared weights of each
+    # float64 (1 + stretches or patches, 8): the factor that clips the gradient; then partial sums of the squares of the
+    # gradient of each
+    squares: int
     losses: int  # float64 (steps, 2): each step's loss and sum of row weights
     stretches: int
     taken: int  # int64 (most items of a phase,): the phase for which each item was last claimed
@@ -90,6 +93,10 @@ class Job(ctypes.Structure):
     optimizer: int  # NONE, SGD or ADAM
     moments: int  # (2, n_parameters)
     rates: int  # float64 (steps,)
+    rate_factors: (
+        int  # float64 (layers, 2): of the rates of each W and b, 0 if it is frozen; no array: all are 1
+    )
+    clip_norm: float  # the gradient's norm at most; 0: it is not clipped
     momentum: float
     nesterov: int
     beta_1: float
@@ -137,6 +144,7 @@ class Job(ctypes.Structure):
     band_at: int
     update_at: int
     patch_at: int
+    clip_at: int
     infer_at: int
 
 
@@ -170,7 +178,7 @@ MEMBER = np.dtype(
 STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)  # job.task
 NONE, SGD, ADAM = range(3)  # job.optimizer
 NO_NOISE, GAUSSIAN, MASK, SWAP = range(4)  # job.noise
-TRANSPOSE, CODE, ROWS, WEIGHTS, PHASES = range(5)  # the phases of a round (step.py), and their number
+TRANSPOSE, CODE, ROWS, WEIGHTS, CLIP, PHASES = range(6)  # the phases of a round (step.py), and their number
 BY_ROWS, BY_WEIGHTS = range(2)  # job.cut
 
 _KINDS = "f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"

@@ -700,6 +700,41 @@ def call_at(typingctx, address, integers):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def any_nonzero(typingctx, like, numbers):  # type: ignore[no-untyped-def]
+    """any_nonzero(like, (lines_at, count, first)): 1 if `count` lines have a nonzero element in lane `first` or after.
+
+    NaN is not zero. `like` is an array of the lines' dtype.
+    """
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        words = Words(builder, F64 if like.dtype == types.float64 else F32)
+        lines_at, count, first = cgutils.unpack_tuple(builder, arguments[1])
+
+        def line(place: Value, found: Value) -> list[Value]:
+            nonzero = builder.fcmp_unordered("!=", words.load(place, aligned=False), words.constant(0.0))
+            return [words.offset(place, LINE), builder.or_(found, nonzero)]
+
+        none = words.first_lanes(words.count(0))
+        _, found = words.loop(count, [lines_at, none], line)
+        found = builder.and_(found, builder.not_(words.first_lanes(first)))
+        bits = ir.IntType(words.lanes)
+        return builder.zext(builder.icmp_unsigned("!=", builder.bitcast(found, bits), bits(0)), I64)
+
+    return types.int64(like, numbers), generate
+
+
+@intrinsic
+def call_for_int64(typingctx, address, integer):  # type: ignore[no-untyped-def]
+    """What the C function at `address` returns, given an int64: an int64, or an address."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        kind = ir.FunctionType(I64, [I64])
+        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [arguments[1]])
+
+    return types.int64(address, types.int64), generate
+
+
+@intrinsic
 def pause(typingctx):  # type: ignore[no-untyped-def]
     """Tell the core that this thread waits in a loop (x86: pause)."""
 

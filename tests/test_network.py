@@ -354,3 +354,102 @@ def test_widths_and_seeds_that_no_machine_takes_are_named():
             fastae.Engine(network).loss_and_gradient(params, X, seed=seed)
     fastae.train(params, X, epochs=1, seed=2**70, objective=fastae.Objective(noise="mask"))
     fastae.train(params, X, epochs=1, seed=np.random.default_rng(1))
+
+
+def dense_vector(params):
+    return np.concatenate([params[name].ravel() for name in params])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_the_dense_vector_holds_all_parameters_in_order(n, k, dtype):
+    network = fastae.Network.autoencoder(n, k)
+    params = fastae.Parameters.random(network, dtype=dtype)
+    params["b2"] = np.arange(n) + 1
+    vector = params.to_vector()
+    assert vector.dtype == dtype
+    np.testing.assert_array_equal(vector, dense_vector(params))
+    again = fastae.Parameters.from_vector(network, vector)
+    assert again.dtype == dtype
+    np.testing.assert_array_equal(again.flat, params.flat)
+    assert fastae.Parameters.from_vector(network, vector.tolist()).dtype == np.float64
+    assert fastae.Parameters.from_vector(network, vector.astype("i8")).dtype == np.float32
+    other = fastae.Parameters.from_vector(network, vector, "float64" if dtype == "float32" else "float32")
+    assert other.dtype != dtype
+    np.testing.assert_allclose(other.to_vector(), vector, rtol=1e-7)
+    vector[:] = 0
+    assert params["b2"].any(), "a copy"
+
+
+def test_set_vector_overwrites_in_place_and_clears_padding():
+    network = fastae.Network.autoencoder(17, 5)
+    params, wanted = fastae.Parameters.random(network, 0), fastae.Parameters.random(network, 1)
+    flat = params.flat
+    flat += 1
+    params.set_vector(wanted.to_vector()[::-1][::-1])
+    assert params.flat is flat
+    np.testing.assert_array_equal(flat, wanted.flat)
+    out = np.empty(flat.size * 2)[: 2 * wanted.to_vector().size : 2]
+    assert params.to_vector(out) is out
+    np.testing.assert_array_equal(out, wanted.to_vector())
+    full = fastae.Parameters.random(fastae.Network((16, 16, 16), ("tanh", "identity")))
+    before = full.flat.copy()
+    assert not full.padding.any()
+    full.set_vector(full.flat[: before.size])  # of its own memory
+    assert not np.array_equal(full.flat, 0 * before)
+
+
+@pytest.mark.parametrize(
+    ("vector", "error", "message"),
+    [
+        (np.zeros(3), ValueError, r"vector has shape \(3,\), but the network has 17 parameters"),
+        (np.zeros((17, 1)), ValueError, r"vector has shape \(17, 1\)"),
+        (np.zeros(17, complex), TypeError, "vector has dtype complex128"),
+        (None, ValueError, r"vector has shape \(\)"),
+    ],
+)
+def test_a_wrong_vector_is_named_and_nothing_is_written(vector, error, message):
+    params = fastae.Parameters.random(fastae.Network((2, 3, 2), ("tanh", "identity")))
+    before = params.flat.copy()
+    with pytest.raises(error, match=message):
+        params.set_vector(vector)
+    with pytest.raises(error, match=message):
+        fastae.Parameters.from_vector(params.network, vector)
+    np.testing.assert_array_equal(params.flat, before)
+
+
+def test_a_wrong_output_for_the_vector_is_named():
+    params = fastae.Parameters.random(fastae.Network((2, 3, 2), ("tanh", "identity")))
+    read_only = np.zeros(17)
+    read_only.flags.writeable = False
+    for out, error, message in (
+        (np.zeros(16), ValueError, r"out has shape \(16,\), but \(17,\) is needed"),
+        (np.zeros(17, int), TypeError, "out must be an array of floats, got int64"),
+        ([0.0] * 17, TypeError, "out must be an array of floats, got list"),
+        (read_only, ValueError, "out is read-only"),
+    ):
+        with pytest.raises(error, match=message):
+            params.to_vector(out)
+    params.flat.flags.writeable = False
+    with pytest.raises(ValueError, match="flat is read-only"):
+        params.set_vector(np.zeros(17))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_padding_can_be_found_and_cleared(n, k, dtype):
+    params = fastae.Parameters.random(fastae.Network.autoencoder(n, k), dtype=dtype)
+    before, padding = params.flat.copy(), params.padding
+    assert padding.dtype == bool
+    assert padding.sum() == params.flat.size - params.to_vector().size
+    params.flat[padding] = np.nan
+    assert np.isfinite(params.to_vector()).all()
+    params.clear_padding()
+    np.testing.assert_array_equal(params.flat, before)
+
+
+def test_from_arrays_refuses_a_name_that_is_unknown():
+    network = fastae.Network((2, 3, 2), ("tanh", "identity"))
+    arrays = dict(fastae.Parameters.random(network))
+    with pytest.raises(ValueError, match="arrays has w1, but the network has W1, b1, W2, b2"):
+        fastae.Parameters.from_arrays(network, arrays | {"w1": np.zeros((2, 3))})

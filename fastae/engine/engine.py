@@ -18,6 +18,8 @@ from fastae.checks import (
     check_count,
     check_index,
     check_matrix,
+    check_orders,
+    check_ordinal,
     check_seed,
     check_vector,
     check_weights,
@@ -90,7 +92,7 @@ class Engine:
         self.dtype = check_dtype("float32" if in_bfloat16 else dtype)
 
         with fork.importing:  # here, not above: LLVM is loaded when the first engine is created
-            from fastae.kernels import forms, split, step, stretch, tile
+            from fastae.kernels import forms, padding, split, step, stretch, tile
             from fastae.kernels.target import TARGET
 
         self._forms = forms.forms_of("bfloat16" if in_bfloat16 else self.dtype.name)
@@ -98,7 +100,7 @@ class Engine:
             raise RuntimeError(
                 f"dtype bfloat16 requires a CPU with AVX512_BF16, but kernels are compiled for {TARGET.cpu}"
             )
-        self._split, self._all_forms = split, forms
+        self._split, self._all_forms, self._is_dirty = split, forms, padding.checker()
         self._addresses, self._prepare_weights = step.addresses, stretch.prepare_weights
         self._tile_map = tile.tile_map
         self._form = self._forms[0]
@@ -122,6 +124,7 @@ class Engine:
         self._totals = np.zeros((split.ROWS_ITEMS_MOST + 1, 2))
         stretches, patches = int(split.stretches(self.plan, lanes)), int(split.patches(self.plan, lanes))
         self._norms = np.zeros(max(stretches, patches))
+        self._squares = layout.aligned_zeros(8 * (1 + max(stretches, patches)), np.float64)
         self._codes = np.zeros((split.SHARDS_MOST, code))
         self._slopes = jobs.padded(0.0, code, dtype)
         self._kept = self._deltas = self._band_sums = layout.aligned_zeros(0, dtype)
@@ -148,6 +151,7 @@ class Engine:
             ones=address(self._ones),
             totals=address(self._totals),
             norms=address(self._norms),
+            squares=address(self._squares),
             codes=address(self._codes),
             slopes=address(self._slopes),
             height=form.height(self.network.widths, self.dtype),
@@ -446,7 +450,7 @@ class Engine:
         """Take one step per learning rate in `rates`, over successive batches of the rows, in one job.
 
         `index` holds the numbers of the rows to use, of shape (rows,) or, with an order for each of several epochs,
-        (epochs, rows). `orders` are the same, but neither checked nor copied: numbers of rows of `X`, C-contiguous
+        (epochs, rows). `orders` are the same, but not copied: numbers of rows of `X` as int64, C-contiguous
         (epochs, rows), which nobody changes during the call.
 
         With an `optimizer`, `params` and ``state.moments`` change in place; ``state.steps`` is read but not changed.
@@ -470,7 +474,7 @@ class Engine:
         if batch_size is not None:
             check_count("batch_size", batch_size)
         rates = np.ascontiguousarray(rates, np.float64)
-        chosen = orders
+        chosen = None if orders is None else check_orders(orders, X.shape[0])
         if index is not None:
             chosen = check_index(index, X.shape[0], by_epoch=rates.size > 1)
         rows = X.shape[0] if chosen is None else chosen.shape[-1]
@@ -494,9 +498,13 @@ class Engine:
         losses = np.zeros((rates.size, 2))
         self._check_params(params, written=optimizer is not None)
         self._check_params(gradient, "gradient", written=True)
-        jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
+        if gradient.flat is params.flat:
+            raise ValueError("gradient must not be params: the engine reads these while it writes it")
+        alive += jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
         jobs.set_objective(job, objective, self.network, unit)
         check_seed(seed, MOST_SEED)
+        for name, number in ("epoch", epoch), ("first_row", first_row):
+            check_ordinal(name, number)
         job.seed, job.epoch = seed, epoch
         job.batch, job.first_row, job.as_sums = batch, first_row, sums
         job.weights = address(params.flat if self._weights is None else self._weights)
@@ -536,10 +544,11 @@ class Engine:
         self._check_params(params, written=optimizer is not None)
         self._check_params(gradient, "gradient", written=True)
         job = self._new_job(self._form)
-        jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
+        alive = jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
         job.alpha, job.n_parts, job.gradients = alpha, len(parts), address(parts)
         with self._turn.take():
             self._run(job, fields.WEIGHTS, 1)
+        del alive
         return float(losses[0, 0])
 
     def stop_on(self, stop: threading.Event) -> None:
@@ -711,6 +720,8 @@ class Engine:
             )
         if written and not flags.writeable:
             raise ValueError(f"{name}.flat is read-only, but the engine writes it")
+        if name == "params" and self._is_dirty(flat, self.plan):
+            raise ValueError("params.flat is not zero in its padding: call params.clear_padding()")
 
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()

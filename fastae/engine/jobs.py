@@ -15,7 +15,7 @@ from fastae.kernels.job import Job
 from fastae.kernels.layout import address
 from fastae.network import Network, Parameters
 from fastae.objective import Objective
-from fastae.optimizers import SGD, Adam, Optimizer, State
+from fastae.optimizers import SGD, Adam, InKernels, Optimizer, State
 
 _NOISES = {None: fields.NO_NOISE, "gaussian": fields.GAUSSIAN, "mask": fields.MASK, "swap": fields.SWAP}
 
@@ -80,19 +80,28 @@ def set_steps(
     state: State | None,
     rates: np.ndarray,
     losses: np.ndarray,
-) -> None:
-    """Set the steps of a job and the arrays they write to; `rates` (steps,) and `losses` (steps, 2) are float64."""
+) -> list[np.ndarray]:
+    """Set the steps of a job and the arrays they write to; `rates` (steps,) and `losses` (steps, 2) are float64.
+
+    Returns the arrays that must outlive the job.
+    """
     if rates.ndim != 1 or rates.size == 0:
         raise ValueError(f"rates must contain one learning rate per step, got shape {rates.shape}")
     job.task, job.steps = fields.STEPS_TASK, rates.size
     job.parameters, job.gradient = line_address(params), line_address(gradient)
     job.rates, job.losses = address(rates), address(losses)
     if optimizer is None:
-        return
+        return []
+    if not isinstance(optimizer, InKernels):
+        raise TypeError(f"optimizer must be SGD, Adam or AdamW, got {optimizer!r}")
     if state is None:
         raise TypeError("state must be given with an optimizer, got None")
     state.check(params)
     job.moments, job.steps_before, job.decay = address(state.moments), state.steps, optimizer.weight_decay
+    job.clip_norm = optimizer.clip_norm or 0.0
+    factors = optimizer.factors(params.network)
+    if factors is not None:
+        job.rate_factors = address(factors)
     if isinstance(optimizer, SGD):
         job.optimizer = fields.SGD
         job.momentum, job.nesterov = optimizer.momentum, optimizer.nesterov
@@ -101,6 +110,7 @@ def set_steps(
         job.beta_1, job.beta_2, job.epsilon = optimizer.beta_1, optimizer.beta_2, optimizer.epsilon
     else:
         raise TypeError(f"optimizer must be SGD, Adam or AdamW, got {optimizer!r}")
+    return [] if factors is None else [factors]
 
 
 def set_objective(job: Job, objective: Objective, network: Network, unit: float) -> None:
@@ -119,4 +129,4 @@ def set_objective(job: Job, objective: Objective, network: Network, unit: float)
 def kind_of(job: Job, steps: int, rows: int) -> tuple[Any, ...]:
     """What jobs whose steps take equally long have in common: they share a thread count."""
     layers = job.first_layer, job.last_layer
-    return steps, rows, job.task, job.optimizer, job.target_in_form, *layers
+    return steps, rows, job.task, job.optimizer, job.clip_norm > 0, job.target_in_form, *layers

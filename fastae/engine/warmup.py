@@ -112,21 +112,23 @@ def _products(name: str, element: str) -> None:
 
 
 def _threads(_: str) -> None:
-    """What runs a job, the same for every dtype."""
-    from fastae.kernels import step
+    """What checks parameters and runs a job, the same for every dtype."""
+    from fastae.kernels import padding, step
 
+    padding.checker()
     for kernel in (step.open_job, step.admit, step.run, step.abandon):
         kernel.loaded()
 
 
 def _functions(element: str) -> None:
     """The public functions of arrays, and what draws orders of rows."""
+    from fastae.kernels.array_header import SMALL
     from fastae.kernels.shuffle import orders
 
     orders(np.random.default_rng(0), None, 2, 1)
-    x = np.zeros(2, element)
-    sigmoid_with_derivative(x, x.copy(), x.copy())
-    exp(x, x.copy())
+    for x in np.zeros(2, element), np.zeros(SMALL, element):  # small arrays, and others
+        sigmoid_with_derivative(x, x.copy(), x.copy())
+        exp(x, x.copy())
 
 
 # The parts beside the forms of products

@@ -155,7 +155,7 @@ class Settings(BaseEstimator):
                 momentum=self.momentum,
                 nesterov=self.nesterovs_momentum and self.momentum > 0,
             )
-        betas = {"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
+        betas: dict[str, Any] = {"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
         if self.solver == "adamw":
             return optimizers.AdamW(learning_rate=rate, weight_decay=self.alpha, **betas)
         return optimizers.Adam(learning_rate=rate, **betas)

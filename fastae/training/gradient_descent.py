@@ -5,7 +5,7 @@ happens between epochs, one call takes many. The loop over epochs is in ``loop.p
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, singledispatch
 from typing import Any
 
@@ -22,6 +22,7 @@ from fastae.training.checkpoint import Checkpoint
 from fastae.training.history import DivergenceError, Epoch, History
 from fastae.training.loop import check_start, descend, draw_noise_seed
 from fastae.training.options import TrainingOptions
+from fastae.training.step_by_step import check_tied, steps_with
 from fastae.training.streaming import run_epoch
 
 __all__ = ["DivergenceError", "Epoch", "History", "train", "train_on"]
@@ -42,6 +43,7 @@ def train(
     scale: npt.ArrayLike | None = None,
     sample_weight: npt.ArrayLike | None = None,
     objective: Objective = PLAIN,
+    tied: Sequence[tuple[str, str]] = (),
     validate: Callable[[Parameters], float] | None = None,
     patience: int | None = None,
     tol: float = 0.0,
@@ -64,8 +66,9 @@ def train(
         pieces of the file are read in random order, and the rows of each chunk are drawn in random order.
     engine : Engine, optional
         Engine of the parameters' network and dtype. Default: a new one on all CPUs of this process.
-    optimizer : SGD, Adam or AdamW, optional
-        Default: ``Adam()``.
+    optimizer : SGD, Adam or AdamW, or a subclass of fastae.optimizers.Custom, optional
+        Its `rate_factors` freeze parameters, or give them rates of their own; its `clip_norm` clips the gradient. A
+        subclass of ``fastae.optimizers.Custom`` is an optimizer of your own. Default: ``Adam()``.
     epochs : int, default 100
         Number of times to process all rows.
     batch_size : int, optional
@@ -84,6 +87,11 @@ def train(
         Weight of each row, not negative. Default: 1. Not available for Rows of several chunks.
     objective : Objective, optional
         Penalties, noise in the input, missing cells. Default: none of them.
+    tied : sequence of pairs of names, default ()
+        Pairs of weights that share their numbers: with ``(("W1", "W2"),)``, W2 is the transpose of W1. Before the first
+        step, W2 is overwritten; after that, W1 is updated by the sum of both gradients. An L2 penalty counts both.
+        Python takes the steps one by one, which slows down small steps. "swap" noise then takes cells from rows of the
+        same batch.
     validate : callable, optional
         Called with the parameters after each epoch; returns the validation loss. Afterwards `params` are those with
         the lowest one.
@@ -144,6 +152,7 @@ def train(
         progress=progress,
         checkpoint=checkpoint,
         resume=resume,
+        tied=check_tied(tied, params.network, optimizer),
     )
     return train_on(
         rows_of(X, params.network.widths[0], index, sample_weight),
@@ -218,7 +227,7 @@ def train_on(
     weights: dict[str, Any] = {} if sample_weight is None else {"sample_weight": sample_weight}
     run_rows = partial(
         run_epoch,
-        local_engine,
+        steps_with(local_engine, optimizer, options.tied),
         params,
         rows,
         gradient=Parameters(params.network, params.dtype),

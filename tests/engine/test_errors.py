@@ -182,3 +182,68 @@ def test_missing_is_a_truth_value_and_a_sparse_matrix_is_named():
             method(params, X, missing="mask")
         with pytest.raises(TypeError, match=r"X is a sparse matrix.*X\.toarray\(\)"):
             method(params, scipy.sparse.csr_array(X))
+
+
+def calls_that_read(engine, params, X):
+    gradient = fastae.Parameters(params.network, params.dtype)
+    state = fastae.optimizers.State.zeros(params)
+    return {
+        "loss_and_gradient": lambda: engine.loss_and_gradient(params, X),
+        "run_steps": lambda: engine.run_steps(
+            params, X, gradient=gradient, optimizer=fastae.Adam(), state=state, rates=[0.1]
+        ),
+        "reconstruct": lambda: engine.reconstruct(params, X),
+        "encode": lambda: engine.encode(params, X),
+        "decode": lambda: engine.decode(params, np.zeros((3, 8), "f4")),
+        "errors": lambda: engine.errors(params, X),
+        "combine_sums": lambda: engine.combine_sums(params, params.flat[None], 1.0, gradient=gradient),
+    }
+
+
+@pytest.mark.parametrize("n", [30, 300])  # steps that are cut by rows, and by weights
+def test_padding_that_is_not_zero_is_refused_and_can_be_cleared(n):
+    """Noise in the whole buffer must not change the loss without notice."""
+    engine, params, X = autoencoder(n, 8, 10)
+    wanted, _ = engine.loss_and_gradient(params, X)
+    before = params.flat.copy()
+    params.flat[params.padding] = 0.3
+    noisy = params.flat.copy()
+    for name, call in calls_that_read(engine, params, X).items():
+        with pytest.raises(ValueError, match=r"params.flat is not zero in its padding: call params.clear_p"):
+            call()
+        np.testing.assert_array_equal(params.flat, noisy, err_msg=name)
+    params.clear_padding()
+    np.testing.assert_array_equal(params.flat, before)
+    assert engine.loss_and_gradient(params, X)[0] == wanted
+    params.flat *= -1  # zeros with a sign are zeros
+    for call in calls_that_read(engine, params, X).values():
+        call()
+
+
+def test_run_steps_checks_its_orders_numbers_and_gradient():
+    engine, params, X = autoencoder(30, 8, 10)
+    gradient = fastae.Parameters(params.network)
+    orders = np.arange(10)[None]
+    read_only = fastae.Parameters(params.network)
+    read_only.flat.flags.writeable = False
+    before = params.flat.copy()
+    for options, error, message in (
+        ({"orders": orders + 1}, ValueError, r"orders must lie within 0 \.\. 9, got 1 \.\. 10"),
+        ({"orders": orders - 1}, ValueError, r"orders must lie within 0 \.\. 9, got -1"),
+        ({"orders": orders.astype("i4")}, TypeError, "orders must be an array of int64, got int32"),
+        ({"orders": [[0, 1]]}, TypeError, "orders must be an array of int64, got list"),
+        ({"orders": orders[0]}, ValueError, "orders must be C-contiguous, of shape"),
+        ({"orders": orders[:, ::2]}, ValueError, "orders must be C-contiguous, of shape"),
+        ({"orders": orders[:0]}, ValueError, "orders must be C-contiguous, of shape"),
+        ({"orders": orders, "rates": [0.0, 0.0]}, ValueError, "index orders the rows of 1 epochs"),
+        ({"epoch": 1.5}, TypeError, "epoch must be an integer, got 1.5"),
+        ({"epoch": -1}, ValueError, "epoch must be at least 0"),
+        ({"first_row": "2"}, TypeError, "first_row must be an integer, got '2'"),
+        ({"gradient": params}, ValueError, "gradient must not be params"),
+        ({"gradient": read_only}, ValueError, "gradient.flat is read-only"),
+        ({"gradient": gradient.flat}, TypeError, "gradient must be Parameters, got ndarray"),
+    ):
+        with pytest.raises(error, match=message):
+            engine.run_steps(params, X, **({"gradient": gradient} | options))
+    np.testing.assert_array_equal(params.flat, before)
+    assert not gradient.flat.any()

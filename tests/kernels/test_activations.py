@@ -8,7 +8,7 @@ import pytest
 from guard import guarded
 
 from fastae import kernels
-from fastae.kernels import activations
+from fastae.kernels import activations, array_header
 
 posix = pytest.mark.skipif(os.name != "posix", reason="guard pages need mprotect")
 long_double = pytest.mark.skipif(
@@ -219,3 +219,80 @@ def test_the_input_may_be_read_only_and_no_array_is_allocated():
         tracemalloc.stop()
     assert most < 8192  # an array of this size is 512 KiB
     np.testing.assert_allclose(h, exact_sigmoid(z), rtol=1e-15)
+
+
+def checked_in_python(monkeypatch):
+    """The arrays of each call that a kernel left to Python."""
+    seen, run = [], activations._run
+
+    def note(elementwise, **arrays):
+        seen.append(arrays)
+        run(elementwise, **arrays)
+
+    monkeypatch.setattr(activations, "_run", note)
+    return seen
+
+
+@pytest.mark.skipif(array_header._facts_of_process is None, reason="kernels cannot read objects here")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_small_arrays_of_any_shape_are_checked_by_the_kernel(dtype, monkeypatch):
+    seen = checked_in_python(monkeypatch)
+    for shape in ((), (0,), (1,), (3, 0), (100,), (7, 9), (2, 3, 4)):
+        z = np.random.default_rng(1).normal(size=shape).astype(dtype)
+        h, dh, out = np.empty_like(z), np.empty_like(z), np.empty_like(z)
+        z.setflags(write=False)
+        kernels.sigmoid_with_derivative(z, h, dh)
+        kernels.exp(z, out)
+        np.testing.assert_allclose(out, np.exp(z), rtol=1e-6)
+        np.testing.assert_allclose(h, 1 / (1 + np.exp(-z)), rtol=1e-6)
+        np.testing.assert_allclose(dh, h * (1 - h), rtol=1e-6)
+    assert not seen
+
+
+class Sub(np.ndarray):
+    pass
+
+
+@pytest.mark.parametrize("function", ["exp", "sigmoid_with_derivative"])
+def test_what_the_kernel_does_not_take_is_checked_in_python(function, monkeypatch):
+    """With the same results where it is right, and errors where it is wrong."""
+    seen = checked_in_python(monkeypatch)
+    outputs, call = (1 if function == "exp" else 2), getattr(kernels, function)
+    calls = 0
+    for x in (np.ones(6).view(Sub), np.ones(array_header.SMALL // 8 + 1)):
+        outs = [np.zeros_like(x) for _ in range(outputs)]
+        call(x, *outs)
+        calls += 1
+        assert len(seen) == calls
+        np.testing.assert_allclose(outs[0], np.e if function == "exp" else 1 / (1 + np.exp(-1)))
+    x = np.ones(6, "f4")
+    wrong = [1.5, None, "x", [1.0], np.float32(1), np.ones(6), np.ones(5, "f4"), np.ones((6, 1), "f4")]
+    wrong += [np.ones(12, "f4")[::2], np.ones(6, ">f4"), np.ones(6, "f2"), np.ma.array(x, mask=x > 0)]
+    for other in wrong:
+        for place in range(outputs + 1):
+            arrays = [x.copy() for _ in range(outputs + 1)]
+            arrays[place] = other
+            with pytest.raises((TypeError, ValueError)):
+                call(*arrays)
+            calls += 1
+            assert len(seen) == calls
+            assert all((a == 1).all() for i, a in enumerate(arrays) if i != place)
+
+
+def test_a_layout_of_objects_that_is_not_known_is_noticed(monkeypatch):
+    """As with another interpreter, or a NumPy whose arrays have other fields."""
+    moved = {name: array_header.HEADER.fields[name][1] for name in array_header.HEADER.names}
+    for name in ("type", "data", "ndim", "shape", "dtype", "flags"):
+        other = moved | {name: 0 if name in ("type", "data", "shape", "dtype") else moved[name] + 4}
+        formats = [array_header.HEADER.fields[each][0] for each in other]
+        broken = np.dtype(
+            {"names": list(other), "formats": formats, "offsets": list(other.values()), "itemsize": 80}
+        )
+        if name == "shape":
+            continue  # what lies there would be read as an address
+        monkeypatch.setattr(array_header, "HEADER", broken)
+        assert array_header._facts() is None, name
+    monkeypatch.undo()
+    assert array_header._facts() is not None
+    monkeypatch.setattr(array_header, "_facts_of_process", None)
+    assert array_header.builtin(None)(1, 2) is False

@@ -24,9 +24,8 @@ _Probe = tuple[float, list[npt.NDArray[np.bool_]]]  # the cost, and which units 
 
 
 class _Engine(Protocol):
-    def loss_and_gradient(
-        self, params: Any, X: Any, /, *, sample_weight: Any, **options: Any
-    ) -> tuple[Any, Mapping[str, npt.ArrayLike]]: ...
+    @property
+    def loss_and_gradient(self) -> Callable[..., tuple[Any, Mapping[str, npt.ArrayLike]]]: ...
 
 
 def check_gradients(

@@ -327,7 +327,7 @@ class Parameters(Mapping[str, np.ndarray]):
         self.flat.fill(0)
         self.flat[_order(self.network.widths, self.network.activations, self.dtype)] = values
 
-    def to_vector(self, out: np.ndarray | None = None) -> np.ndarray:
+    def to_vector(self, out: Any = None) -> np.ndarray:
         """Copy all parameters into a dense vector, without padding: W1 row by row, b1, W2, b2, ...
 
         Parameters

@@ -5,6 +5,7 @@ Matrices of rows are (m, n), codes (m, k).
 """
 
 import ctypes
+import inspect
 import os
 import threading
 import weakref
@@ -20,6 +21,7 @@ from fastae.checks import (
     check_matrix,
     check_orders,
     check_ordinal,
+    check_out,
     check_seed,
     check_vector,
     check_weights,
@@ -27,6 +29,7 @@ from fastae.checks import (
 )
 from fastae.engine import jobs, thread_pool
 from fastae.engine.crew import Crew
+from fastae.engine.prepared import PreparedCall
 from fastae.engine.thread_count import ThreadCount
 from fastae.engine.turn import Turn
 from fastae.kernels import fork, layout
@@ -171,6 +174,7 @@ class Engine:
         objective: Objective = PLAIN,
         seed: int = 0,
         epoch: int = 0,
+        out: Parameters | None = None,
     ) -> tuple[float, Parameters]:
         """Compute the loss S = 1/(2m) sum((xhat - x)^2) over the rows of `X`, and its gradient.
 
@@ -195,20 +199,27 @@ class Engine:
             Seed of the noise.
         epoch : int, default 0
             Number of the epoch; the noise differs in each.
+        out : Parameters, optional
+            Overwritten by the gradient. Default: new ones. For many calls on the same arrays, see
+            ``prepare_loss_and_gradient``.
 
         Returns
         -------
         loss : float
             The loss S, with its penalties.
         gradient : Parameters
-            Its gradient: ``gradient["W1"]``, ``gradient["b1"]``, ...
+            Its gradient: ``gradient["W1"]``, ``gradient["b1"]``, ...; `out` if it was given.
 
         Raises
         ------
         TypeError, ValueError
             An argument has the wrong type, dtype, shape or size. The message names it.
         """
-        gradient = Parameters(self.network, self.dtype)
+        if out is not None:
+            self._check_params(out, "out", written=True)
+            if out is params:
+                raise ValueError("out must not be params: the engine reads these while it writes it")
+        gradient = Parameters(self.network, self.dtype) if out is None else out
         losses = self.run_steps(
             params,
             X,
@@ -223,6 +234,49 @@ class Engine:
         )
         return float(losses[0, 0]), gradient
 
+    def prepare_loss_and_gradient(
+        self, params: Parameters, X: np.ndarray, *, gradient: Parameters | None = None, **options: Any
+    ) -> PreparedCall:
+        """Prepare a call of ``loss_and_gradient`` that is made many times, on new numbers in the same arrays.
+
+        ``call = engine.prepare_loss_and_gradient(params, X)`` checks everything. Then each ``loss = call()`` reads
+        ``params.flat`` and `X` as they are by then, writes ``call.gradient``, and allocates nothing.
+
+        Parameters
+        ----------
+        params : Parameters
+            Parameters of this engine's network and dtype.
+        X : ndarray of shape (m, n), any float or integer dtype, any strides
+            Rows.
+        gradient : Parameters, optional
+            Overwritten by each call. Default: new ones.
+        **options
+            Options of ``loss_and_gradient``, except `out`. `index`, `shift`, `scale` and `sample_weight` are copied.
+
+        Returns
+        -------
+        call : PreparedCall
+            A callable without arguments that returns the loss. It has been called once.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument has the wrong type, dtype, shape or size. The message names it.
+        """
+        if not isinstance(X, np.ndarray):
+            raise TypeError(f"X must be a NumPy array, to be read again in each call, got {type(X).__name__}")
+        unknown = options.keys() - (inspect.signature(self.loss_and_gradient).parameters.keys() - {"out"})
+        if unknown:
+            raise TypeError(f"prepare_loss_and_gradient has no option {', '.join(sorted(unknown))}")
+        if gradient is None:
+            gradient = Parameters(self.network, self.dtype)
+        if options.get("sample_weight") is not None:
+            options["sample_weight"] = np.array(options["sample_weight"])
+        self._check_params(params)
+        call = PreparedCall(self, params, X, gradient)
+        self.run_steps(params, X, gradient=gradient, prepared=call, **options)
+        return call
+
     def reconstruct(
         self,
         params: Parameters,
@@ -233,6 +287,7 @@ class Engine:
         scale: npt.ArrayLike | None = None,
         missing: bool = False,
         on_not_finite: Callable[[], object] | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Compute xhat, the output of the last layer, for each row of `X`.
 
@@ -254,11 +309,13 @@ class Engine:
         on_not_finite : callable, optional
             Called without arguments if a cell is infinite or, unless it is a missing one, NaN, as the network sees it;
             it may raise an error. Default: the results are returned all the same.
+        out : ndarray of shape (rows, n), the engine's dtype, C-contiguous, optional
+            Overwritten by the results. Default: a new array.
 
         Returns
         -------
         ndarray of shape (rows, n), the engine's dtype
-            The network's output; shift and scale are not undone.
+            The network's output; shift and scale are not undone. `out` if it was given.
 
         Raises
         ------
@@ -276,6 +333,7 @@ class Engine:
             scale=scale,
             missing=missing,
             on_not_finite=on_not_finite,
+            out=out,
         )
 
     def encode(
@@ -288,6 +346,7 @@ class Engine:
         scale: npt.ArrayLike | None = None,
         missing: bool = False,
         on_not_finite: Callable[[], object] | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Compute the code, the output of the network's code layer, for each row of `X`.
 
@@ -309,11 +368,13 @@ class Engine:
         on_not_finite : callable, optional
             Called without arguments if a cell is infinite or, unless it is a missing one, NaN, as the network sees it;
             it may raise an error. Default: the results are returned all the same.
+        out : ndarray of shape (rows, k), the engine's dtype, C-contiguous, optional
+            Overwritten by the results. Default: a new array.
 
         Returns
         -------
         ndarray of shape (rows, k), the engine's dtype
-            The codes.
+            The codes. `out` if it was given.
 
         Raises
         ------
@@ -331,9 +392,10 @@ class Engine:
             scale=scale,
             missing=missing,
             on_not_finite=on_not_finite,
+            out=out,
         )
 
-    def decode(self, params: Parameters, code: npt.ArrayLike) -> np.ndarray:
+    def decode(self, params: Parameters, code: npt.ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
         """Compute xhat from codes, with the layers above the code layer.
 
         Parameters
@@ -342,11 +404,13 @@ class Engine:
             Parameters of this engine's network and dtype.
         code : array-like of shape (m, k)
             Codes, as ``encode`` returns them.
+        out : ndarray of shape (m, n), the engine's dtype, C-contiguous, optional
+            Overwritten by the results. Default: a new array.
 
         Returns
         -------
         ndarray of shape (m, n), the engine's dtype
-            The network's output.
+            The network's output. `out` if it was given.
 
         Raises
         ------
@@ -355,7 +419,7 @@ class Engine:
         """
         if self.network.code_layer == self.network.n_layers:
             raise ValueError("network has no layer above its code: there is nothing to decode with")
-        return self._infer(params, code, self.network.code_layer, self.network.n_layers, name="code")
+        return self._infer(params, code, self.network.code_layer, self.network.n_layers, name="code", out=out)
 
     def errors(
         self,
@@ -368,6 +432,7 @@ class Engine:
         column_weight: npt.ArrayLike | None = None,
         missing: bool = False,
         on_not_finite: Callable[[], object] | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Compute sum_j c_j (xhat_ij - x_ij)^2 for each row i of `X`. Reconstructions are not stored.
 
@@ -391,12 +456,14 @@ class Engine:
         on_not_finite : callable, optional
             Called without arguments if a cell is infinite or, unless it is a missing one, NaN, as the network sees it;
             it may raise an error. Default: the results are returned all the same.
+        out : ndarray of shape (rows,), float64, C-contiguous, optional
+            Overwritten by the results. Default: a new array.
 
         Returns
         -------
         ndarray of shape (rows,), float64
             The error of each row, where x is what the network sees: the scaled row. Differences are computed in the
-            engine's dtype, their squares and sums in float64.
+            engine's dtype, their squares and sums in float64. `out` if it was given.
 
         Raises
         ------
@@ -420,6 +487,7 @@ class Engine:
             column_weight=jobs.padded(weight, n, self.dtype),
             missing=missing,
             on_not_finite=on_not_finite,
+            out=out,
         )
 
     # -- for the training loop ----------------------------------------------------------------------------------
@@ -444,6 +512,7 @@ class Engine:
         epoch: int = 0,
         first_row: int = 0,
         sums: bool = False,
+        prepared: PreparedCall | None = None,
     ) -> np.ndarray:
         """Take one step per learning rate in `rates`, over successive batches of the rows, in one job.
 
@@ -456,7 +525,7 @@ class Engine:
 
         If `X` is a part of a larger matrix, `first_row` is the number of its first row there. With `sums`, loss and
         gradient are sums over the rows of that part, for ``combine_sums``. The noise depends on `seed`, on the row and
-        on the epoch; `epoch` is the number of the first one.
+        on the epoch; `epoch` is the number of the first one. If the job is `prepared`, it is held there to be repeated.
 
         Returns an array of shape (steps, 2): the loss of each step before its update, and the sum of its rows' weights,
         which may be in another unit than `sample_weight`, the same for all steps, unless they are `sums`. If a loss is
@@ -482,11 +551,7 @@ class Engine:
                 f"index orders the rows of {len(chosen)} epochs, but rates are of {rates.size} steps of {batch} rows"
             )
         form = self._form_for(batch, objective)
-        job = self._new_job(form)
-        if form.tile_of_steps is not None:
-            tile = form.tile_of_steps(self.network.widths, batch, self._size, self.dtype)
-            job.height, job.row_multiple = tile
-        by_weights = form.stored_row is not None and self._split.by_weights(self._size)
+        job = self._steps_job(form, batch)
         alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
         unit = 1.0  # in which job.sample_weight is measured
         if sample_weight is not None:
@@ -498,20 +563,20 @@ class Engine:
         self._check_params(gradient, "gradient", written=True)
         if gradient.flat is params.flat:
             raise ValueError("gradient must not be params: the engine reads these while it writes it")
+        if self._is_dirty(gradient.flat, self.plan):  # which not all kernels overwrite
+            gradient.clear_padding()
         jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
         jobs.set_objective(job, objective, self.network, unit)
         check_seed(seed, MOST_SEED)
         for name, number in ("epoch", epoch), ("first_row", first_row):
             check_ordinal(name, number)
         job.seed, job.epoch = seed, epoch
-        job.batch, job.first_row, job.as_sums = batch, first_row, sums
+        job.first_row, job.as_sums = first_row, sums
         job.weights = address(params.flat if self._weights is None else self._weights)
+        if prepared is not None:
+            prepared._hold(job, form, batch, losses, [alive, rates], self._is_small(batch, rates.size))
         with self._turn.take():
-            items = self._cut_by_weights(job, batch) if by_weights else self._cut_by_rows(job, rows, batch)
-            flops = 6.0 * batch * self._size
-            # One item of rows: other threads would find almost nothing to do, however many steps there are
-            alone = items == 1 and flops < SMALL_JOB
-            done, diverged = self._share(job, fields.TRANSPOSE, flops, rates.size, batch, alone=alone)
+            done, diverged = self._take_steps(job, form, batch, rates.size)
         if sums and unit != 1:
             losses *= unit
             gradient.flat *= gradient.dtype.type(unit)
@@ -571,6 +636,7 @@ class Engine:
         missing: bool = False,
         column_weight: np.ndarray | None = None,
         on_not_finite: Callable[[], object] | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Run rows through layers first .. last - 1: their outputs, or errors if there is a `column_weight`."""
         self._check_params(params)
@@ -582,11 +648,17 @@ class Engine:
         rows = X.shape[0] if chosen is None else chosen.shape[-1]
         job = self._new_job(self._form_for_inference(rows, first, last))
         alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
+        shape: tuple[int, ...] = (rows, self.network.widths[last])
+        dtype: np.dtype[Any] = self.dtype
+        if column_weight is not None:
+            shape, dtype = (rows,), np.dtype(np.float64)
+        if out is None:
+            out = np.empty(shape, dtype)
+        else:
+            check_out(out, shape, dtype, {name: X, "params": params.flat})
         if column_weight is None:
-            out = np.empty((rows, self.network.widths[last]), self.dtype)
             job.task = fields.INFER_TASK
         else:
-            out = np.empty(rows)
             job.task, job.column_weight = fields.ERRORS_TASK, address(column_weight)
         job.missing, job.parameters = missing, jobs.line_address(params)
         job.weights = address(params.flat if self._weights is None else self._weights)
@@ -607,6 +679,32 @@ class Engine:
         if on_not_finite is not None and noted.value:
             on_not_finite()
         return out
+
+    def _steps_job(self, form: Any, batch: int) -> Job:
+        """A job of steps on `batch` rows, in a form of products."""
+        job = self._new_job(form)
+        job.batch = batch
+        if form.tile_of_steps is not None:
+            tile = form.tile_of_steps(self.network.widths, batch, self._size, self.dtype)
+            job.height, job.row_multiple = tile
+        return job
+
+    def _is_small(self, batch: int, steps: int) -> bool:
+        """Whether a job of steps takes so little time that the calling thread does it alone."""
+        return 6.0 * batch * self._size * steps <= SMALL_JOB
+
+    def _cut(self, job: Job, form: Any, batch: int) -> int:
+        """Have a job's steps cut into items; returns the most items of rows that any step has."""
+        if form.stored_row is not None and self._split.by_weights(self._size):
+            return self._cut_by_weights(job, batch)
+        return self._cut_by_rows(job, job.rows, batch)
+
+    def _take_steps(self, job: Job, form: Any, batch: int, steps: int) -> tuple[int, bool]:
+        """Run a job of steps, once all about it is set except how it is cut; returns as ``Crew.run``."""
+        items, flops = self._cut(job, form, batch), 6.0 * batch * self._size
+        # One item of rows: other threads would find almost nothing to do, however many steps there are
+        alone = items == 1 and flops < SMALL_JOB
+        return self._share(job, fields.TRANSPOSE, flops, steps, batch, alone=alone)
 
     def _form_for(self, batch: int, objective: Objective) -> Any:
         """The form of products in which steps on `batch` rows are fastest, of the forms that support them."""
@@ -681,9 +779,9 @@ class Engine:
         self, job: Job, claim: int, flops: float, steps: int, rows: int, *, alone: bool = False
     ) -> tuple[int, bool]:
         """Run the job on as many threads as are fastest, given the FLOPs and rows of each step; or on one, `alone`."""
-        if alone or flops * steps <= SMALL_JOB:
-            return self._run(job, claim, 1)
-        if self._most_threads == 1:
+        if flops * steps <= SMALL_JOB:  # as ``_is_small``
+            return self._crew.run_alone(job, claim)
+        if alone or self._most_threads == 1:
             return self._run(job, claim, 1)
         kind = jobs.kind_of(job, steps, rows)
         if kind not in self._thread_counts:

@@ -58,6 +58,7 @@ class Crew:
         self._taken = np.zeros(most_items, np.int64)
         groups = -(-most_items // split.GROUP)
         self._group_done = aligned_zeros(groups * fields.APART // 8, np.int64)
+        self._taken_at, self._group_done_at = address(self._taken), address(self._group_done)
         self._job = Job()  # the record that helpers read; overwritten only while no job is open
         self._job_at = ctypes.addressof(self._job)
         self._shared: _Shared | None = _Shared(len(work))
@@ -70,15 +71,11 @@ class Crew:
         self._shared = None
 
     def run_alone(self, job: Job, claim: int) -> tuple[int, bool]:
-        """Run a job that takes much less than PATIENCE on the calling thread alone; return as ``run`` does."""
-        job.taken, job.group_done = address(self._taken), address(self._group_done)
-        return self.run_again(ctypes.addressof(job), claim)
-
-    def run_again(self, job_at: int, claim: int) -> tuple[int, bool]:
-        """The same for a job at this address that this crew ran before, and of which nothing was changed since.
+        """Run a job that takes much less than PATIENCE on the calling thread alone; return as ``run`` does.
 
         No helper takes part, so the shared memory stays as it is if an error or a signal ends the call.
         """
+        job.taken, job.group_done = self._taken_at, self._group_done_at
         if self.stop is not None and self.stop.is_set():
             raise Stopped
         shared = self._shared
@@ -87,6 +84,7 @@ class Crew:
         if self._run_alone is None:
             self._run_alone = self._step.run_alone.loaded()
         places = shared.control_at, shared.members_at, self._work_at[0]
+        job_at = ctypes.addressof(job)
         status = self._run_alone(job_at, *places, claim, self._most_items)
         while status != fields.OVER:  # a helper that is late notices that there is nothing for it to do
             time.sleep(0)
@@ -118,7 +116,7 @@ class Crew:
         # From here until the job has ended well, the crew has no shared memory: after an error, which helpers were
         # woken is unknown, and the next job begins with new memory.
         shared, self._shared = self._shared or _Shared(len(self.work)), None
-        job.taken, job.group_done = address(self._taken), address(self._group_done)
+        job.taken, job.group_done = self._taken_at, self._group_done_at
         ctypes.memmove(self._job_at, ctypes.byref(job), _JOB_BYTES)
         shared.refill[:] = quota
         shared.held[0] = fields.FREE

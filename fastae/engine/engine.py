@@ -9,7 +9,7 @@ import inspect
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ from fastae.checks import (
     in_units,
 )
 from fastae.engine import jobs, thread_pool
+from fastae.engine.activations import Held, check_names, read
 from fastae.engine.crew import Crew
 from fastae.engine.prepared import PreparedCall
 from fastae.engine.thread_count import ThreadCount
@@ -265,9 +266,7 @@ class Engine:
         """
         if not isinstance(X, np.ndarray):
             raise TypeError(f"X must be a NumPy array, to be read again in each call, got {type(X).__name__}")
-        unknown = options.keys() - (inspect.signature(self.loss_and_gradient).parameters.keys() - {"out"})
-        if unknown:
-            raise TypeError(f"prepare_loss_and_gradient has no option {', '.join(sorted(unknown))}")
+        self._check_options("prepare_loss_and_gradient", options)
         if gradient is None:
             gradient = Parameters(self.network, self.dtype)
         if options.get("sample_weight") is not None:
@@ -275,7 +274,43 @@ class Engine:
         self._check_params(params)
         call = PreparedCall(self, params, X, gradient)
         self.run_steps(params, X, gradient=gradient, prepared=call, **options)
+        call()
         return call
+
+    def activations(
+        self, params: Parameters, X: npt.ArrayLike, names: Sequence[str], **options: Any
+    ) -> dict[str, np.ndarray]:
+        """Compute activations and deltas of chosen layers and rows: z and h of any layer, and dS/dz.
+
+        Parameters
+        ----------
+        params : Parameters
+            Parameters of this engine's network and dtype.
+        X : array-like of shape (m, n), any float or integer dtype, any strides
+            Rows. They are never copied whole, never written.
+        names : sequence of str
+            What to return, by the names in ``fastae.reference``: "z1", "h1", ..., "z{L}", "xhat" of a network of L
+            layers; "dz1", ..., "dz{L}", the deltas; and "dxhat" if the last layer is linear.
+        **options
+            Options of ``loss_and_gradient``, except `out`: the rows (`index`), and what decides the loss. Activations
+            are those of the input with its noise, if the objective has any.
+
+        Returns
+        -------
+        dict of str to ndarray of shape (rows, units of the layer), the engine's dtype
+            An array for each name. Deltas are derivatives of the loss of these rows, a mean over them: dW of a layer is
+            the transposed input of the layer times its delta.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument has the wrong type, dtype, shape or size, or a name is unknown. The message names it.
+        """
+        self._check_options("activations", options)
+        checked, held = check_names(names, self.network), Held()
+        gradient = Parameters(self.network, self.dtype)
+        self.run_steps(params, X, gradient=gradient, prepared=held, **options)
+        return read(self, held, checked, params)
 
     def reconstruct(
         self,
@@ -512,7 +547,7 @@ class Engine:
         epoch: int = 0,
         first_row: int = 0,
         sums: bool = False,
-        prepared: PreparedCall | None = None,
+        prepared: PreparedCall | Held | None = None,
     ) -> np.ndarray:
         """Take one step per learning rate in `rates`, over successive batches of the rows, in one job.
 
@@ -525,7 +560,7 @@ class Engine:
 
         If `X` is a part of a larger matrix, `first_row` is the number of its first row there. With `sums`, loss and
         gradient are sums over the rows of that part, for ``combine_sums``. The noise depends on `seed`, on the row and
-        on the epoch; `epoch` is the number of the first one. If the job is `prepared`, it is held there to be repeated.
+        on the epoch; `epoch` is the number of the first one. With `prepared`, the job is held there, not run.
 
         Returns an array of shape (steps, 2): the loss of each step before its update, and the sum of its rows' weights,
         which may be in another unit than `sample_weight`, the same for all steps, unless they are `sums`. If a loss is
@@ -574,7 +609,8 @@ class Engine:
         job.first_row, job.as_sums = first_row, sums
         job.weights = address(params.flat if self._weights is None else self._weights)
         if prepared is not None:
-            prepared._hold(job, form, batch, losses, [alive, rates], self._is_small(batch, rates.size))
+            prepared._hold(job, form, batch, losses, [alive, rates])
+            return losses[:0]
         with self._turn.take():
             done, diverged = self._take_steps(job, form, batch, rates.size)
         if sums and unit != 1:
@@ -688,6 +724,12 @@ class Engine:
             tile = form.tile_of_steps(self.network.widths, batch, self._size, self.dtype)
             job.height, job.row_multiple = tile
         return job
+
+    def _check_options(self, method: str, options: dict[str, Any]) -> None:
+        """Raise an error if the options of a method have a name that ``loss_and_gradient`` does not have."""
+        unknown = options.keys() - (inspect.signature(self.loss_and_gradient).parameters.keys() - {"out"})
+        if unknown:
+            raise TypeError(f"{method} has no option {', '.join(sorted(unknown))}")
 
     def _is_small(self, batch: int, steps: int) -> bool:
         """Whether a job of steps takes so little time that the calling thread does it alone."""

@@ -4,7 +4,6 @@ On a small network, a call spends more time in Python than in kernels: it checks
 kernels and allocates the results. A prepared call repeats a job that the engine has run, and does none of that again.
 """
 
-import ctypes
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,16 +40,13 @@ class PreparedCall:
         self._flat, self._gradient_flat = params.flat, gradient.flat
         self._plan, self._is_dirty = engine.plan, engine._is_dirty
 
-    def _hold(
-        self, job: Job, form: Any, batch: int, losses: np.ndarray, kept: list[Any], small: bool
-    ) -> None:
-        """For ``Engine.run_steps``, which is about to run this job: what to repeat.
+    def _hold(self, job: Job, form: Any, batch: int, losses: np.ndarray, kept: list[Any]) -> None:
+        """For ``Engine.run_steps``: the job to run in each call.
 
-        `losses` (1, 2) is where the job writes its loss, `kept` is all else that it points to. A `small` job is run by
-        the calling thread alone.
+        `losses` (1, 2) is where the job writes its loss, `kept` is all else that it points to.
         """
         self._job, self._form, self._batch, self._losses = job, form, batch, losses
-        self._kept, self._small, self._job_at = kept, small, ctypes.addressof(job)
+        self._kept, self._small = kept, self.engine._is_small(batch, 1)
         self._gradients: Any = None  # the engine's memory that the job points to; other calls may replace it
         self._slab: Any = None
 
@@ -87,7 +83,7 @@ class PreparedCall:
                 engine._cut(self._job, self._form, self._batch)
                 self._gradients, self._slab = engine._gradients, engine._kept
             if self._small:
-                engine._crew.run_again(self._job_at, fields.TRANSPOSE)
+                engine._crew.run_alone(self._job, fields.TRANSPOSE)
             else:
                 engine._take_steps(self._job, self._form, self._batch, 1)
             return float(self._losses.item(0))

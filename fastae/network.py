@@ -327,7 +327,7 @@ class Parameters(Mapping[str, np.ndarray]):
         self.flat.fill(0)
         self.flat[_order(self.network.widths, self.network.activations, self.dtype)] = values
 
-    def to_vector(self, out: Any = None) -> np.ndarray:
+    def to_vector(self, out: np.ndarray | None = None) -> np.ndarray:
         """Copy all parameters into a dense vector, without padding: W1 row by row, b1, W2, b2, ...
 
         Parameters
@@ -348,10 +348,9 @@ class Parameters(Mapping[str, np.ndarray]):
         order = _order(self.network.widths, self.network.activations, self.dtype)
         if out is None:
             return self.flat.take(order)
-        if not isinstance(out, np.ndarray) or out.dtype.kind != "f":
-            raise TypeError(
-                f"out must be an array of floats, got {getattr(out, 'dtype', type(out).__name__)}"
-            )
+        kind: Any = out.dtype if isinstance(out, np.ndarray) else type(out)  # type: ignore[redundant-expr]
+        if not isinstance(kind, np.dtype) or kind.kind != "f":
+            raise TypeError(f"out must be an array of floats, got {getattr(kind, '__name__', kind)}")
         if out.shape != order.shape:
             raise ValueError(f"out has shape {out.shape}, but {order.shape} is needed")
         if not out.flags.writeable:

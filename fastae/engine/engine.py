@@ -455,7 +455,9 @@ class Engine:
         missing: bool = False,
         on_not_finite: Callable[[], object] | None = None,
     ) -> np.ndarray:
-        """Compute sum_j c_j (xhat_ij - x_ij)^2 for each row i of `X`. Reconstructions are not stored.
+        """Compute sum_j c_j (xhat_ij - x_ij)^2 for each row i of `X`, whatever the loss in training was.
+
+        Reconstructions are not stored.
 
         Parameters
         ----------

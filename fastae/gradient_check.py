@@ -24,8 +24,9 @@ _Probe = tuple[float, list[npt.NDArray[np.bool_]]]  # the cost, and which units 
 
 
 class _Engine(Protocol):
-    @property
-    def loss_and_gradient(self) -> Callable[..., tuple[Any, Mapping[str, npt.ArrayLike]]]: ...
+    def loss_and_gradient(
+        self, params: Any, X: Any, /, *, sample_weight: Any
+    ) -> tuple[Any, Mapping[str, npt.ArrayLike]]: ...
 
 
 def check_gradients(

@@ -1,11 +1,12 @@
 """The assembly that LLVM makes of the kernels for a CPU that need not be this one, and what its inner loops contain.
 
-    python tests/support/assembly.py CPU [DTYPE] [--show KERNEL]
+    python tests/support/assembly.py CPU [DTYPE ...] [--only KERNEL --show]
 
 Such a process pretends to be one on that CPU, so that ``target.py`` chooses the register tiles. Only the vector kernels
 are compiled, without Numba: each is one function, and every inner loop of a product is in one of them. Nothing is run.
 """
 
+import argparse
 import inspect
 import json
 import re
@@ -23,7 +24,9 @@ CPUS = {
     "sapphirerapids": (X86, [*_AVX512, "avx512bf16"]),
     "znver4": (X86, [*_AVX512, "avx512bf16"]),
     "znver5": (X86, [*_AVX512, "avx512bf16"]),
+    "x86-64-v4": (X86, _AVX512),  # what wheels are built for
     "haswell": (X86, _AVX2),
+    "x86-64-v3": (X86, _AVX2),
     "neoverse-n1": (ARM, []),
     "neoverse-v2": (ARM, []),
     "apple-m1": ("arm64-apple-macosx", []),
@@ -49,11 +52,10 @@ class Kernel(NamedTuple):
     masks: int  # lanes that a masked load or store treats one by one
 
 
-def read(cpu: str, *dtypes: str) -> dict[str, dict[str, Kernel]]:
-    """The kernels compiled for a CPU, by dtype and name; by a process of its own."""
-    done = subprocess.run(
-        [sys.executable, __file__, cpu, *dtypes], capture_output=True, text=True, check=False
-    )
+def read(cpu: str, *options: str) -> dict[str, dict[str, Kernel]]:
+    """The kernels compiled for a CPU, by dtype and name; by a process of its own, with these options."""
+    command = [sys.executable, __file__, cpu, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return {
         dtype: {
@@ -226,21 +228,30 @@ def compile(name: str, write, cpu: str, dtype: str) -> str:
 
 
 def main() -> None:
-    cpu, *rest = sys.argv[1:]
-    show = rest[-1] if "--show" in rest else None
-    dtypes = [name for name in rest if name.startswith("float")] or ["float32", "float64"]
+    """Run the command."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cpu", choices=CPUS)
+    parser.add_argument("dtype", nargs="*", default=["float32", "float64"])
+    parser.add_argument("--only", metavar="KERNEL", help="compile one kernel")
+    parser.add_argument("--show", action="store_true", help="print the assembly")
+    parser.add_argument(
+        "--rows", type=int, help="of register tiles of one block, instead of what target.py chooses"
+    )
+    options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    pretend(cpu)
+    pretend(options.cpu)
     from fastae.kernels.target import TARGET
 
-    found = {}
-    for dtype in dtypes:
+    if options.rows:
+        TARGET.register_tiles[1] = options.rows
+    found: dict[str, dict[str, Kernel]] = {}
+    for dtype in options.dtype:
         for name, write in kernels().items():
             if name.startswith("bfloat16") and not (TARGET.bfloat16 and dtype == "float32"):
                 continue
-            if show in (None, name):
-                assembly = compile(name, write, cpu, dtype)
-                if show:
+            if options.only in (None, name):
+                assembly = compile(name, write, options.cpu, dtype)
+                if options.show:
                     print(assembly)
                 found.setdefault(dtype, {})[name] = analyse(assembly)
     print(json.dumps(found))

@@ -8,8 +8,10 @@ import ctypes
 import inspect
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -64,7 +66,8 @@ class Engine:
     dtype : "float32", "float64", "bfloat16" or NumPy dtype, default "float32"
         Type of parameters, arithmetic and results; losses are added up in float64. With "bfloat16", the operands of
         matrix products are rounded to 8 bits of precision and their products added up in float32; parameters, results
-        and all other arithmetic are float32. Needs a CPU with AVX512_BF16.
+        and all other arithmetic are float32. Needs a CPU with AVX512_BF16; on Intel's, which are slower with it than
+        in float32, the first such engine of a process issues a RuntimeWarning.
 
     Raises
     ------
@@ -105,6 +108,8 @@ class Engine:
             raise RuntimeError(
                 f"dtype bfloat16 requires a CPU with AVX512_BF16, but kernels are compiled for {TARGET.cpu}"
             )
+        if in_bfloat16 and not TARGET.bfloat16_pays:
+            _warn_of_slow_bfloat16(TARGET.cpu)
         self._split, self._all_forms, self._is_dirty = split, forms, padding.checker()
         self._addresses, self._prepare_weights = step.addresses, stretch.prepare_weights
         self._tile_map = tile.tile_map
@@ -979,6 +984,15 @@ class Engine:
 
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+@cache
+def _warn_of_slow_bfloat16(cpu: str) -> None:
+    """Once per process."""
+    text = (
+        f"dtype bfloat16 is slower than float32 on {cpu}: its AVX512_BF16 gains nothing, and AMX is not used"
+    )
+    warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def _forget_threads() -> None:

@@ -86,7 +86,7 @@ class Tile:
         )
         widths = self.network.widths
         supported = forms.forms_of(case.dtype)
-        self.form = forms.choose(supported, widths, case.m, self.size, case.dtype, linear=True, sparse=False)
+        self.form = forms.choose(supported, widths, case.m, self.size, case.dtype, linear=True, codes=False)
         self.multiple = self.form.row_multiple(widths, case.dtype)
         self.height = height or self.form.height(widths, case.dtype)
         self.rows = min(case.m // self.multiple * self.multiple, self.height)
@@ -152,7 +152,7 @@ class Tile:
         target = self._output(-1) if self.form.target_in_form else self._at(self.loaded)
         arguments = (
             *(self._output(i), self._output(i - 1), *self._weights(i), target),
-            *(self._at(self.weight), self._at(self.sums, self.plan[i].column_sums), self._at(self.loss)),
+            *(self._at(self.weight), 0, self._at(self.sums, self.plan[i].column_sums), self._at(self.loss)),
             *self._sizes(i),
         )
         return Stage(f"residual {i + 1}", self._flops(i), _repeat(self.form.residual, self.case, arguments))

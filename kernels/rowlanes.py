@@ -24,7 +24,7 @@ import numpy.typing as npt
 from fastae.kernels import gemm
 from fastae.kernels.activations import activate, times_derivative
 from fastae.kernels.compiler import ByAddress, callee, carray
-from fastae.kernels.cost import weighted_square
+from fastae.kernels.cost import weighted_residual, weighted_square
 from fastae.kernels.gemm import RegisterTile, flatten, outer_product, prepare_weights, unflatten
 from fastae.kernels.layout import ACTIVATIONS
 from fastae.kernels.optimizer import transpose
@@ -173,23 +173,27 @@ def _write_forward(count, words, c, a, stride, b, depth, bias, activation, one):
                 words.store(value, words.offset(c, (stride, j), s * LINE))
 
 
-def _write_residual(count, words, c, a, stride, b, depth, bias, x, row_weight, loss):  # type: ignore[no-untyped-def]
+def _write_residual(count, words, c, a, stride, b, depth, bias, x, row_weight, bound, loss):  # type: ignore[no-untyped-def]
     """A register tile of ``residual``.
 
     c  (COLUMNS, count x lanes)     x  as c     a, b  see _product     bias  (COLUMNS,)     row_weight  (count x lanes,)
-    loss  (lanes,)
+    bound  (1,), or 0     loss  (lanes,)
     """
     tile = _product(words, count, _broadcasts(words, bias), a, stride, b, depth)
-    total = words.load(loss)
-    for s in range(count):
-        w = words.load(words.offset(row_weight, s * LINE))
-        for j in range(COLUMNS):
-            target = words.load(words.offset(x, (stride, j), s * LINE))
-            residual = words.residual(tile[j][s], target)
-            delta = words.mul(w, residual)
-            total = words.fma(delta, residual, total)
-            words.store(delta, words.offset(c, (stride, j), s * LINE))
-    words.store(total, loss)
+
+    for limited in (False, True):
+        with words.when(bound, "!=" if limited else "==", 0):
+            limit = words.broadcast(bound) if limited else None
+            total = words.load(loss)
+            for s in range(count):
+                w = words.load(words.offset(row_weight, s * LINE))
+                for j in range(COLUMNS):
+                    target = words.load(words.offset(x, (stride, j), s * LINE))
+                    residual = words.residual(tile[j][s], target)
+                    delta, factor = weighted_residual(words, residual, w, limit)
+                    total = words.fma(delta, factor, total)
+                    words.store(delta, words.offset(c, (stride, j), s * LINE))
+            words.store(total, loss)
 
 
 def _write_backward(count, words, c, h, a, stride, b, depth, activation):  # type: ignore[no-untyped-def]
@@ -384,8 +388,8 @@ def forward(out, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_
 
 
 @ByAddress
-def residual(out, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """delta = row_weight (a w + bias - x), 0 where x is NaN."""
+def residual(out, a, w, bias, x, row_weight, bound, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """delta = row_weight (a w + bias - x), 0 where x is NaN; within row_weight bound if there is a bound."""
     like = carray(out, (1,))
     delta, itemsize = np.int64(like.ctypes.data), like.itemsize
     lanes, stride = LINE // itemsize, height * itemsize
@@ -396,7 +400,7 @@ def residual(out, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, f
         for j in range(0, fan_out, COLUMNS):  # loop 5: C[i : i + r, j : j + n]
             k = j * stride + i * itemsize
             b = w + j // lanes * block + j % lanes * itemsize
-            rest = bias + j * itemsize, x + k, row_weight + i * itemsize, loss
+            rest = bias + j * itemsize, x + k, row_weight + i * itemsize, bound, loss
             arguments = (delta + k, a + i * itemsize, stride, b, fan_in, *rest)
             if tile < tall:
                 _residual(like, arguments)
@@ -481,6 +485,7 @@ ROW_LANES = Form(
     from_blocked=to_columns,
     prepare_weights=prepare_weights,
     sparsity_delta=None,
+    code_delta=None,
     add_delta=None,
     store_rows=store_rows,
     row_errors=row_errors,

@@ -44,6 +44,8 @@ _EXP_TAIL_F64 = (
 _TANH_F32 = (-3.33332819422e-1, 1.33314422036e-1, -5.37397155531e-2, 2.06390887954e-2, -5.70498872745e-3)
 _TANH_F64_P = (-1.61468768441708447952e3, -9.92877231001918586564e1, -9.64399179425052238628e-1)
 _TANH_F64_Q = (4.84406305325125486048e3, 2.23548839060100448583e3, 1.12811678491632931402e2, 1.0)
+# atanh(s) / s by powers of s^2, s <= 1/3, within 1.6e-8 and 1.8e-17
+_ATANH_F32, _ATANH_F64 = (tuple(1 / (2 * k + 1) for k in range(terms)) for terms in (7, 16))
 # (log(1 + f) - f + f^2 / 2) / f^3 on sqrt(1/2) <= 1 + f < sqrt(2) (Cephes, logf.c), lowest power first.
 _LOG = (
     3.3333331174e-1,
@@ -268,6 +270,12 @@ class Words:
         low = self.constant(bound)
         return self.builder.select(self.builder.fcmp_ordered(">", low, x), low, x)
 
+    def clipped(self, x: Value, bound: Value) -> Value:
+        """x between -bound and bound; NaN stays NaN."""
+        b, low = self.builder, self.negative(bound)
+        x = b.select(b.fcmp_ordered("<", bound, x), bound, x)
+        return b.select(b.fcmp_ordered(">", low, x), low, x)
+
     def at_most(self, x: Value, bound: float) -> Value:
         """min(x, bound); NaN stays NaN."""
         high = self.constant(bound)
@@ -352,6 +360,22 @@ class Words:
         scale = self.constant(2.0**-shift)
         d = self.fma(p, self.power_of_two(bits, -shift), scale)
         return self.mul(self.reciprocal(d), scale if one is None else self.mul(one, scale))
+
+    def sigmoid_and_log(self, z: Value) -> tuple[Value, Value]:
+        """1 / (1 + exp(-z)), and log(1 + exp(-|z|)), each within a few ulp however large |z| is; z finite.
+
+        With e = exp(-|z|), 1 / (1 + e) and s = e / (2 + e) share a division, and log(1 + e) = 2 atanh(s), by Taylor's
+        series in s^2 <= 1/9: where e is far below 1, 1 + e is not used. |z| is limited so that e does not underflow.
+        """
+        b, one = self.builder, self.constant(1.0)
+        p, bits = self.exp_parts(self.at_most(self._same("fabs", z), 708.0 if self.double else 87.0), -1)
+        e = self.mul(p, self.power_of_two(bits, 0))
+        one_more, two_more = self.add(e, one), self.add(e, self.constant(2.0))
+        shared = self.reciprocal(self.mul(one_more, two_more))
+        numerator = b.select(b.fcmp_ordered("<", z, self.constant(0.0)), e, one)
+        s = self.mul(e, self.mul(shared, one_more))
+        series = self.polynomial(self.mul(s, s), _ATANH_F64 if self.double else _ATANH_F32)
+        return self.mul(numerator, self.mul(shared, two_more)), self.mul(self.add(s, s), series)
 
     def tanh(self, z: Value) -> Value:
         """tanh(z): a polynomial below 0.625, else sign(z) (1 - 2 / (exp(2|z|) + 1))."""

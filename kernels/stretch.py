@@ -17,9 +17,9 @@ from fastae.kernels.target import LINE
 
 @callee
 def prepare(job, plan, itemsize, layer, first, last):  # type: ignore[no-untyped-def]
-    """Prepare squares first .. last - 1 of a layer's weights as the form reads them: W, and W' except of layer 0."""
+    """Prepare squares first .. last - 1 of a layer's weights as the form reads them: W and, where it is needed, W'."""
     place = plan[layer].weight * itemsize
-    transposed = job.transposed + plan[layer].transposed * itemsize if layer > 0 else 0
+    transposed = job.transposed + plan[layer].transposed * itemsize if layer > 0 else job.first_transposed
     sizes = plan[layer].fan_in, plan[layer].fan_out
     call_at(
         job.prepare_weights_at, (job.weights + place, transposed, job.parameters + place, *sizes, first, last)

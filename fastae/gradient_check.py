@@ -25,7 +25,7 @@ _Probe = tuple[float, list[npt.NDArray[np.bool_]]]  # the cost, and which units 
 
 class _Engine(Protocol):
     def loss_and_gradient(
-        self, params: Any, X: Any, /, *, sample_weight: Any, **options: Any
+        self, params: Any, X: Any, /, *, sample_weight: Any
     ) -> tuple[Any, Mapping[str, npt.ArrayLike]]: ...
 
 

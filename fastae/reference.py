@@ -193,9 +193,11 @@ def backward(
         Weight of each row, as for `cost`. Default: 1.
     Y : array-like of shape (m, q), optional
         Target. Default: `x`.
-    loss, huber_delta
+    loss : "squared_error", "huber" or "bernoulli", default "squared_error"
         As for `cost`. "bernoulli" needs a last activation of "sigmoid"; its dz{L} is (xhat - x) / m, whatever xhat is,
         where dxhat is infinite or NaN once xhat is 0 or 1.
+    huber_delta : float, default 1.0
+        As for `cost`.
 
     Returns
     -------

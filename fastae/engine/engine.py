@@ -197,8 +197,11 @@ class Engine:
         scale : array-like of shape (n,), optional
             Then multiplied with each row. The network sees (X - shift) * scale, computed in float64 and rounded once.
             Default: 1.
-        target_shift, target_scale : array-like of shape (q,), optional
-            The output is compared with (Y - target_shift) * target_scale. Default: 0 and 1.
+        target_shift : array-like of shape (q,), optional
+            Subtracted from each row of `Y`. Default: 0.
+        target_scale : array-like of shape (q,), optional
+            Then multiplied with each row of `Y`; the output is compared with (Y - target_shift) * target_scale.
+            Default: 1.
         sample_weight : array-like of shape (m,), optional
             Weight w_i >= 0 of each row of `X`: S = 1/(2 sum(w)) sum_i w_i ||xhat_i - x_i||^2. Default: 1.
         objective : Objective, optional
@@ -456,7 +459,9 @@ class Engine:
         missing: bool = False,
         on_not_finite: Callable[[], object] | None = None,
     ) -> np.ndarray:
-        """Compute sum_j c_j (xhat_ij - x_ij)^2 for each row i of `X`. Reconstructions are not stored.
+        """Compute sum_j c_j (xhat_ij - x_ij)^2 for each row i of `X`, whatever the loss in training was.
+
+        Reconstructions are not stored.
 
         Parameters
         ----------

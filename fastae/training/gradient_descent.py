@@ -92,8 +92,10 @@ def train(
         Subtracted from each row before it enters the network. Default: 0.
     scale : array-like of shape (n,), optional
         Then multiplied with each row: the network sees (X - shift) * scale. Default: 1.
-    target_shift, target_scale : array-like of shape (q,), optional
-        The output is compared with (Y - target_shift) * target_scale. Default: 0 and 1.
+    target_shift : array-like of shape (q,), optional
+        Subtracted from each row of `Y`. Default: 0.
+    target_scale : array-like of shape (q,), optional
+        Then multiplied with each row of `Y`: the output is compared with (Y - target_shift) * target_scale. Default: 1.
     sample_weight : array-like of shape (m,), optional
         Weight of each row, not negative. Default: 1. Not available for Rows of several chunks.
     objective : Objective, optional

@@ -707,3 +707,31 @@ def test_nothing_is_compiled_after_warmup():
 
 def test_version():
     assert call("--version").output.split() == ["fastae", fastae.__version__]
+
+
+def test_train_minimises_the_loss_asked_for(tmp_path):
+    data = (np.random.default_rng(0).random((80, 6)) < 0.3).astype("f4")
+    np.save(tmp_path / "data.npy", data)
+    words = (
+        "train",
+        tmp_path / "data.npy",
+        "--hidden",
+        2,
+        "--epochs",
+        5,
+        "--no-detector",
+        "--out",
+        tmp_path / "model",
+    )
+    facts = json.loads(good(*words, "--loss", "bernoulli", "--scale", "none", "--json"))
+    model = fastae.Autoencoder.load(tmp_path / "model")
+    same = fastae.Autoencoder(
+        2, loss="bernoulli", scale=None, max_iter=5, random_state=0, dtype="float32"
+    ).fit(data)
+    assert np.array_equal(model.params_.flat, same.params_.flat)
+    assert facts["loss"] == same.loss_
+    good(*words, "--loss", "huber", "--huber-delta", 0.5)
+    assert fastae.Autoencoder.load(tmp_path / "model").huber_delta == 0.5
+    ran = call(*words, "--loss", "bernoulli")
+    assert ran.exit_code == 1 or ran.exit_code == 2
+    assert "scale must be 'minmax'" in ran.output

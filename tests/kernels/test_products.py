@@ -306,6 +306,29 @@ def test_weights_are_prepared_square_by_square_without_a_transpose_too(harness):
             assert not alone.any()
 
 
+@every_activation
+@every_form
+def test_a_code_has_the_delta_that_is_given_where_the_form_supports_it(harness, activation):
+    form = harness.form
+    if form.code_delta is None:
+        assert not form.supports(linear=True, codes=True)
+        return
+    g, derivative = reference.ACTIVATIONS[activation]
+    id_ = layout.ACTIVATIONS.index(activation)
+    for columns in (1, 5, harness.lanes + 1):
+        for rows, height in harness.heights(columns, columns):
+            rng = np.random.default_rng(columns)
+            h = g(rng.normal(size=(rows, columns))).astype(harness.dtype)
+            slope = rng.normal(size=(rows, columns)).astype(harness.dtype)
+            out, stored = blocked(slope, height, harness.end), harness.stored(h, height)
+            harness.call("code_delta", out, stored, id_, rows, height, len(out))
+            found = np.moveaxis(out, 1, 0).reshape(height, -1)
+            wanted = slope * derivative(harness.operand(h))
+            harness.close(found[:rows, :columns], wanted, 1, (rows, columns), stored=False)
+            assert not found[:rows, columns:].any()
+            assert not found[rows:].any(), "rows below are written"
+
+
 @every_form
 def test_the_mean_code_has_a_delta_where_the_form_supports_it(harness):
     form = harness.form

@@ -170,6 +170,7 @@ class Job(ctypes.Structure):
     update_at: int
     patch_at: int
     clip_at: int
+    update_parts_at: int
     infer_at: int
 
 

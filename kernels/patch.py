@@ -18,7 +18,7 @@ from fastae.kernels.tile import output_at
 
 
 @callee
-def _finish(job, total, first, step, item):  # type: ignore[no-untyped-def]
+def _finish(job, job_at, total, first, step, item):  # type: ignore[no-untyped-def]
     """Update the elements of the flat buffers from `first` on, whose gradient `total` is a sum over all rows.
 
     They are a part of patch `item`. `total` becomes their gradient. Returns the sum of the squares of those that are
@@ -26,7 +26,7 @@ def _finish(job, total, first, step, item):  # type: ignore[no-untyped-def]
     """
     factor = gradient_factor(job, step)
     add_up(total, array_at(np.int64(total.ctypes.data), (1, total.size), total.dtype), 1, 0, factor)
-    return penalise_and_update(job, total, first, step, factor, item)
+    return penalise_and_update(job, job_at, total, first, step, factor, item)
 
 
 @ByAddress
@@ -70,7 +70,7 @@ def patch_item(out, job_at, item, round_):  # type: ignore[no-untyped-def]
         for j in range(left, right):
             total = array_at(dw + (j - left) * dw_rows * LINE, ((bottom - top) * square,), work.dtype)
             first = j * depth + top
-            norm += _finish(job, total, this.weight + first * square, step, item)
+            norm += _finish(job, job_at, total, this.weight + first * square, step, item)
             if job.optimizer != NONE and not clipped and step + 1 < job.steps:
                 prepare(job, plan, itemsize, layer, first, first + bottom - top)
     if bottom == depth:
@@ -83,6 +83,6 @@ def patch_item(out, job_at, item, round_):  # type: ignore[no-untyped-def]
             accumulate = np.int64(band > 0 or not is_first)
             add_lines(work, (db, sums + band * columns * itemsize, right - left, accumulate))
         if is_last:
-            _finish(job, array_at(db, ((right - left) * lanes,), work.dtype), first, step, item)
+            _finish(job, job_at, array_at(db, ((right - left) * lanes,), work.dtype), first, step, item)
     if is_last and job.alpha > 0:
         array_at(job.norms, (job.patches,), np.float64)[item] = norm

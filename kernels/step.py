@@ -127,7 +127,7 @@ from fastae.kernels.split import (
     share_begin,
     step_of,
 )
-from fastae.kernels.stretch import clip_item, close_gradient, transpose_item, update_item
+from fastae.kernels.stretch import clip_item, close_gradient, transpose_item, update_item, update_parts
 
 PRESENT = Member.present.offset  # type: ignore[attr-defined]  # bytes from a member's record to this field
 MEMBER_BYTES = MEMBER.itemsize
@@ -146,6 +146,7 @@ ITEMS = {
     "update_at": update_item,
     "patch_at": patch_item,
     "clip_at": clip_item,
+    "update_parts_at": update_parts,
     "infer_at": infer,
 }
 

@@ -79,17 +79,32 @@ def _part(job, plan, number, first, last, itemsize):  # type: ignore[no-untyped-
     )
 
 
-@callee
-def _update(job, plan, gradient, first, step):  # type: ignore[no-untyped-def]
-    """Update the elements of the flat buffers from `first` on, except frozen ones."""
+@ByAddress
+def update_parts(out, job_at, first, count, step, squares_at):  # type: ignore[no-untyped-def]
+    """Update elements first .. first + count - 1 of the flat buffers, except frozen ones, each part at its own rate.
+
+    With `squares_at`, add the squares of their gradient there instead. This is a function by itself so that the code of
+    steps without rates of their own stays as it is.
+
+    out          (count,): the gradient of these elements; only read
+    job_at       JOB
+    squares_at   float64 (8,), or 0
+    """
+    job = record_at(job_at, JOB)
+    plan = array_at(job.plan, (job.layers,), LAYER)
+    gradient = carray(out, (count,))
     rate = array_at(job.rates, (job.steps,), np.float64)[step]
     parameters = array_at(job.parameters, (job.n_parameters,), gradient.dtype)
     moments = array_at(job.moments, (2, job.n_parameters), gradient.dtype)
     for number in range(_parts(job)):
-        start, end, factor = _part(job, plan, number, first, first + gradient.size, gradient.itemsize)
+        start, end, factor = _part(job, plan, number, first, first + count, gradient.itemsize)
         if start < end and factor != 0:
-            p, u, s = parameters[start:end], moments[0, start:end], moments[1, start:end]
-            update(job, p, gradient[start - first : end - first], u, s, rate * factor, step)
+            g = gradient[start - first : end - first]
+            if squares_at != 0:
+                add_squares(squares_at, g)
+            else:
+                p, u, s = parameters[start:end], moments[0, start:end], moments[1, start:end]
+                update(job, p, g, u, s, rate * factor, step)
 
 
 @callee
@@ -99,7 +114,7 @@ def squares_of(job, item):  # type: ignore[no-untyped-def]
 
 
 @callee
-def penalise_and_update(job, gradient, first, step, factor, item):  # type: ignore[no-untyped-def]
+def penalise_and_update(job, job_at, gradient, first, step, factor, item):  # type: ignore[no-untyped-def]
     """Add the penalty to the gradient of the elements of the flat buffers from `first` on, and update these.
 
     If the gradient is to be clipped, add its squares to those of stretch or patch `item` instead of the update; frozen
@@ -107,19 +122,18 @@ def penalise_and_update(job, gradient, first, step, factor, item):  # type: igno
     those elements that are weights, before the update, or 0 if there is no penalty.
     """
     plan = array_at(job.plan, (job.layers,), LAYER)
-    norm = 0.0
+    parameters = array_at(job.parameters, (job.n_parameters,), gradient.dtype)
+    norm, last = 0.0, first + gradient.size
     if job.alpha > 0:
-        parameters = array_at(job.parameters, (job.n_parameters,), gradient.dtype)
         norm = add_penalty(gradient, parameters, plan, first, job.alpha * factor)
-    if job.clip_norm > 0:
-        for number in range(_parts(job)):
-            start, end, rate_factor = _part(
-                job, plan, number, first, first + gradient.size, gradient.itemsize
-            )
-            if start < end and rate_factor != 0:
-                add_squares(squares_of(job, item), gradient[start - first : end - first])
+    if job.clip_norm > 0 or job.rate_factors != 0:
+        squares_at = squares_of(job, item) if job.clip_norm > 0 else np.int64(0)
+        place = np.int64(gradient.ctypes.data)
+        call_at(job.update_parts_at, (place, job_at, first, gradient.size, step, squares_at))
     elif job.optimizer != NONE:
-        _update(job, plan, gradient, first, step)
+        moments = array_at(job.moments, (2, job.n_parameters), gradient.dtype)
+        p, u, s = parameters[first:last], moments[0, first:last], moments[1, first:last]
+        update(job, p, gradient, u, s, array_at(job.rates, (job.steps,), np.float64)[step], step)
     return norm
 
 
@@ -146,7 +160,7 @@ def update_item(out, job_at, item, step):  # type: ignore[no-untyped-def]
     add_up(total, gradients, n_parts, first, factor)
     if clipped:
         zero_lines(work, (squares_of(job, item), 1))
-    norm = penalise_and_update(job, total, first, step, factor, item)
+    norm = penalise_and_update(job, job_at, total, first, step, factor, item)
     if job.alpha > 0:
         array_at(job.norms, (job.stretches,), np.float64)[item] = norm
     if job.optimizer != NONE and not clipped and step + 1 < steps:
@@ -183,6 +197,7 @@ def clip_item(out, job_at, item, round_):  # type: ignore[no-untyped-def]
         add_up(
             gradient, array_at(np.int64(gradient.ctypes.data), (1, last - first), work.dtype), 1, 0, factor
         )
-    _update(job, plan, gradient, first, step)
+    place = np.int64(gradient.ctypes.data)
+    call_at(job.update_parts_at, (place, job_at, first, last - first, step, np.int64(0)))
     if step + 1 < job.steps:
         prepare(job, plan, work.itemsize, layer, low, high)

@@ -97,7 +97,8 @@ def measure(case: Case, names: list[str], *, rounds: int = ROUNDS, quick: bool =
     """Compare with the named peers.
 
     Every form of a peer, on one thread and on all, takes its turn in every round, and the one of the least median
-    counts: which is best depends on conditions, and these may change within a run. With `quick`, all use all threads.
+    counts: which is best depends on conditions, and these may change within a run. With `quick`, a peer only has its
+    first form and all threads.
     """
     cpus = thread_pool.available_cpus()
     known = peers.peers_of(case)
@@ -105,7 +106,7 @@ def measure(case: Case, names: list[str], *, rounds: int = ROUNDS, quick: bool =
     for name in ("fastae", *names):
         several = known[name].sized and name != "fastae" and not quick
         for threads in dict.fromkeys((1, cpus) if several else (cpus,)):
-            for form, make in known[name].forms.items():
+            for form, make in list(known[name].forms.items())[: 1 if quick else None]:
                 contender = checked(known[name], make, case, threads)
                 if contender:
                     contenders[name, f"{threads}{form and f', {form}'}"] = contender

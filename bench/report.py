@@ -17,7 +17,7 @@ from fastae.bench.peers import available, peers_of
 from fastae.bench.rounds import ROUNDS, STEADY, Timing
 
 TARGET_MEAN = 2.2  # geometric mean of the ratios over the nine sizes
-QUICK_ROUNDS = 5
+QUICK_ROUNDS, MANY_ROUNDS = 3, 5
 SLOW = ("libtorch", "numpy MKL")  # left out by --quick: compiled anew, or like another column
 WHAT = {
     "step": "One loss and gradient",
@@ -45,14 +45,15 @@ class Report:
     ) -> "Report":
         """Measure all `cases`, of one kind, beside `peers`, by default all that can run.
 
-        `tell` receives progress messages. `quick` takes fewer rounds, on all threads, and leaves slow peers out.
+        `tell` receives progress messages. `quick` takes few rounds of one form of each peer, on all
+        threads, and leaves slow peers out.
         """
         names, missing = available(cases[0], peers)
         if quick and peers is None:
             missing |= {name: "left out by --quick" for name in SLOW if name in names}
             names = [name for name in names if name not in missing]
         about = machine.describe()  # before our own load
-        rounds = QUICK_ROUNDS if quick or cases[0].kind == "many" else ROUNDS
+        rounds = QUICK_ROUNDS if quick else MANY_ROUNDS if cases[0].kind == "many" else ROUNDS
         comparisons = []
         for case in cases:
             tell(f"timing {case.heads} = {case.label}")

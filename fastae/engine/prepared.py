@@ -23,12 +23,12 @@ class PreparedCall:
     ``Engine.prepare_loss_and_gradient`` makes it. Several threads may use it: their calls, and all others of the
     engine, run one after another. It works in a forked child, and keeps alive all that it reads and writes.
 
-    Attributes
+    Parameters
     ----------
     engine : Engine
         What computes.
     params : Parameters
-        What each call reads.
+        What each call reads. Like the others, it is an attribute, too.
     X : ndarray of shape (m, n)
         The rows that each call reads.
     gradient : Parameters

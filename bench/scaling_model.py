@@ -30,7 +30,6 @@ from fastae.kernels import split
 from fastae.kernels.job import Job
 from fastae.kernels.target import LINE
 from fastae.network import Activation
-from fastae.objective import PLAIN
 
 THREADS = 1, 2, 4, 8, 16, 32, 64, 96, 128, 192
 LANES = 16  # of float32
@@ -99,7 +98,7 @@ class Workload:
     ) -> None:
         hidden: list[Activation] = ["sigmoid" for _ in widths[2:]]
         engine = Engine(fastae.Network(widths, (*hidden, "identity")), 1)
-        form = engine._form_for(batch, PLAIN)
+        form = engine._form_for(batch, codes=False)
         self.plan, self.adam, self.rate = engine.plan, adam, rate
         self.job = Job.from_buffer_copy(engine._blanks[form])
         self.job.rows, self.job.batch, self.job.steps = rows or batch, batch, steps

@@ -1,6 +1,7 @@
 """Where the time of a step goes: every stage of a tile, timed by itself on one thread, beside the FMA peak.
 
-``python -m fastae.bench.stages`` prints a table for each of the nine sizes (``cases.py``). A stage is one call of a
+``python -m fastae.bench.stages`` prints a table for each of the nine sizes (``cases.py``); arguments are parts of the
+ids of those wanted, as in ``n=784-k=64``. A stage is one call of a
 kernel on a tile (products.py) that stays in L2, as in a step. Loading reads new rows of X in each call, as in a step.
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 
 import fastae
 from fastae import reference
-from fastae.bench.cases import CASES, Case
+from fastae.bench.cases import CASES, Case, chosen
 from fastae.bench.probe import Probe
 from fastae.engine import thread_pool
 from fastae.kernels import forms, job, layout, optimizer, rows
@@ -86,7 +87,7 @@ class Tile:
         )
         widths = self.network.widths
         supported = forms.forms_of(case.dtype)
-        self.form = forms.choose(supported, widths, case.m, self.size, case.dtype, linear=True, sparse=False)
+        self.form = forms.choose(supported, widths, case.m, self.size, case.dtype, linear=True, codes=False)
         self.multiple = self.form.row_multiple(widths, case.dtype)
         self.height = height or self.form.height(widths, case.dtype)
         self.rows = min(case.m // self.multiple * self.multiple, self.height)
@@ -152,7 +153,7 @@ class Tile:
         target = self._output(-1) if self.form.target_in_form else self._at(self.loaded)
         arguments = (
             *(self._output(i), self._output(i - 1), *self._weights(i), target),
-            *(self._at(self.weight), self._at(self.sums, self.plan[i].column_sums), self._at(self.loss)),
+            *(self._at(self.weight), 0, self._at(self.sums, self.plan[i].column_sums), self._at(self.loss)),
             *self._sizes(i),
         )
         return Stage(f"residual {i + 1}", self._flops(i), _repeat(self.form.residual, self.case, arguments))
@@ -182,7 +183,7 @@ class Tile:
             array[:] = 0
         for stage in self.stages():
             stage.run(1)
-        gradient = fastae.Parameters(self.network, self.case.dtype)
+        gradient = fastae.Parameters(self.network, self.case.array_dtype)
         gradient.flat[:] = self.gradient / self.rows
         for row in self.plan:
             count = self._padded(row.fan_out)
@@ -243,7 +244,7 @@ def _time(run: Callable[[int], object], probe: Probe | None = None, readings: in
 
 def report(case: Case) -> None:
     """Print the table of one case: milliseconds of a whole step, stage by stage."""
-    tile, probe, threads = Tile(case), Probe(1, case.dtype), thread_pool.available_cpus()
+    tile, probe, threads = Tile(case), Probe(1, case.array_dtype), thread_pool.available_cpus()
     tile.check()
     engine = fastae.Engine(case.network, threads, case.dtype)
     engine.loss_and_gradient(case.parameters, case.X)
@@ -280,6 +281,9 @@ def report(case: Case) -> None:
 
 
 if __name__ == "__main__":
-    chosen = [case for case in CASES if not sys.argv[1:] or any(word in case.id for word in sys.argv[1:])]
-    for case in chosen:
+    try:
+        wanted = chosen(CASES, sys.argv[1:])
+    except ValueError as error:
+        sys.exit(str(error))
+    for case in wanted:
         report(case)

@@ -74,8 +74,18 @@ def check_matrix(X: npt.ArrayLike, columns: int, name: str) -> np.ndarray:
     if array.shape[0] == 0:
         raise ValueError(f"{name} has no rows")
     if array.shape[1] != columns:
-        taker = "the network" if name == "X" else "the decoder"
-        raise ValueError(f"{name} has {array.shape[1]} features, but {taker} takes {columns}")
+        wanted = {"X": "the network takes", "code": "the decoder takes", "d_code": "the code has"}
+        raise ValueError(
+            f"{name} has {array.shape[1]} features, but {wanted.get(name, 'the network puts out')} {columns}"
+        )
+    return array
+
+
+def check_target(Y: npt.ArrayLike, X: np.ndarray, columns: int, name: str = "Y") -> np.ndarray:
+    """`Y` as ``check_matrix`` returns it, with as many rows as `X`."""
+    array = check_matrix(Y, columns, name)
+    if len(array) != len(X):
+        raise ValueError(f"{name} has {len(array)} rows, but X has {len(X)}")
     return array
 
 

@@ -15,6 +15,7 @@ from fastae import reference
 from fastae.checks import check_seed
 from fastae.engine.engine import Engine
 from fastae.network import Activation, Network, Parameters
+from fastae.objective import Loss, Objective
 
 __all__ = ["check_gradients", "check_network"]
 
@@ -35,6 +36,9 @@ def check_gradients(
     engine: _Engine | None = None,
     activations: Sequence[Activation] | None = None,
     sample_weight: npt.ArrayLike | None = None,
+    Y: npt.ArrayLike | None = None,
+    loss: Loss = "squared_error",
+    huber_delta: float = 1.0,
     step: float = 1e-3,
     n_samples: int | None = None,
     seed: int = 0,
@@ -48,12 +52,19 @@ def check_gradients(
     X : array-like of shape (m, n)
         Rows over which the cost is computed, in the scale that the network sees.
     engine : Engine, optional
-        Object whose ``loss_and_gradient(params, X, sample_weight=...)`` is tested. Default:
-        `fastae.reference.backward`.
+        Object whose ``loss_and_gradient(params, X, sample_weight=...)`` is tested, with `Y` and an `objective` if they
+        are given here. Default: `fastae.reference.backward`.
     activations : sequence of "sigmoid", "tanh", "relu" or "identity", optional
         One activation per layer, as for `fastae.reference.forward`.
     sample_weight : array-like of shape (m,), optional
         Weight of each row, as for `fastae.reference.cost`. Default: 1.
+    Y : array-like of shape (m, q), optional
+        Target of the network's q outputs. Default: `X`.
+    loss : "squared_error", "huber" or "bernoulli", default "squared_error"
+        The cost of a cell, as for `fastae.reference.cost`. Where a step crosses a residual at which "huber" turns
+        linear, the differences are less exact.
+    huber_delta : float, default 1.0
+        The residual at which "huber" turns linear.
     step : float, default 1e-3
         Largest change of a pre-activation in the entry's own layer. With the default, float64 reaches about 1e-10.
         If the step would cross the kink of a relu, it is divided by 10, at most three times.
@@ -108,22 +119,29 @@ def check_gradients(
         activations = getattr(getattr(params, "network", None), "activations", None)
 
     x = np.asarray(X, dtype=np.float64)
+    target = x if Y is None else np.asarray(Y, dtype=np.float64)
+    options: dict[str, Any] = {"loss": loss, "huber_delta": huber_delta}
     theta = {name: np.array(params[name], dtype=np.float64) for name in params}
-    inputs = _largest_inputs(x, reference.forward(x, theta, activations))
+    t = reference.forward(x, theta, activations)
+    inputs, last = _largest_inputs(x, t), [name for name in t if name.startswith("z")][-1]
     relu = [f"z{layer}" for layer, name in enumerate(activations or (), start=1) if name == "relu"]
 
     if engine is None:
-        d = reference.backward(X, params, activations, sample_weight)
+        d = reference.backward(X, params, activations, sample_weight, Y=Y, **options)
         gradient: Mapping[str, Any] = {name: d[f"d{name}"] for name in theta}
     else:
-        _, gradient = engine.loss_and_gradient(params, X, sample_weight=sample_weight)
+        more: dict[str, Any] = {} if Y is None else {"Y": Y}
+        if loss != "squared_error":
+            more["objective"] = Objective(loss=loss, huber_delta=huber_delta)
+        _, gradient = engine.loss_and_gradient(params, X, sample_weight=sample_weight, **more)
 
     def probe(array: Array, index: tuple[Any, ...], offset: float) -> _Probe:
         centre = array[index]
         array[index] = centre + offset
         t = reference.forward(x, theta, activations)
         array[index] = centre
-        return float(reference.cost(x, t["xhat"], sample_weight)), [t[z] > 0 for z in relu]
+        S = reference.cost(target, t["xhat"], sample_weight, z=t[last], **options)
+        return float(S), [t[z] > 0 for z in relu]
 
     rng = np.random.default_rng(seed)
     errors = {}

@@ -6,8 +6,10 @@ from typing import Literal
 
 from fastae.checks import check_number
 
+LOSSES = ("squared_error", "huber", "bernoulli")
 NOISES = ("gaussian", "mask", "swap")
 
+Loss = Literal["squared_error", "huber", "bernoulli"]
 Noise = Literal["gaussian", "mask", "swap"]
 
 
@@ -17,6 +19,14 @@ class Objective:
 
     Parameters
     ----------
+    loss : "squared_error", "huber" or "bernoulli", default "squared_error"
+        Cost of a cell with target x; S is the sum of all cells' costs, divided by m. "squared_error": r^2 / 2, where
+        r = xhat - x. "huber": the same where |r| <= d = `huber_delta`, and d (|r| - d / 2) beyond, so that a
+        residual's gradient is at most d (Huber, 1964). "bernoulli": the cross-entropy -(x log xhat + (1 - x)
+        log(1 - xhat)), for targets in [0, 1] and networks whose last activation is "sigmoid". It is computed from the
+        last layer's z, so loss and gradient stay accurate where xhat rounds to 0 or 1.
+    huber_delta : float, default 1.0
+        The residual d at which "huber" turns linear, in the scale that the network sees.
     alpha : float, default 0.0
         Weight of an L2 penalty as in scikit-learn's MLPRegressor: adds alpha/(2m) sum(W^2) over the weights, not the
         biases.
@@ -41,6 +51,8 @@ class Objective:
         An option has the wrong type or is out of range. The message names it.
     """
 
+    loss: Loss = "squared_error"
+    huber_delta: float = 1.0
     alpha: float = 0.0
     noise: Noise | None = None
     noise_level: float = 0.1
@@ -49,12 +61,16 @@ class Objective:
     missing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "sparsity_weight", "noise_level", "sparsity_target"):
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be among {', '.join(LOSSES)}, got {self.loss!r}")
+        for name in ("huber_delta", "alpha", "sparsity_weight", "noise_level", "sparsity_target"):
             check_number(name, getattr(self, name))
         for name in ("alpha", "sparsity_weight", "noise_level"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+        if not (self.huber_delta > 0 and math.isfinite(self.huber_delta)):
+            raise ValueError(f"huber_delta must be finite and positive, got {self.huber_delta!r}")
         if self.noise is not None and self.noise not in NOISES:
             raise ValueError(f"noise must be among {', '.join(NOISES)} or None, got {self.noise!r}")
         if self.noise in ("mask", "swap") and self.noise_level > 1:

@@ -1,17 +1,19 @@
 """Optimizers: their settings, and the state that they keep between steps. The arithmetic is in kernels/optimizer.py.
 
+``Custom`` is the base class of an optimizer of your own, which is written in Python.
+
 A learning rate is a number or a schedule: a function that takes an int64 array of step numbers, counted from 0, and
 returns the rate of each step. ``cosine`` and ``inverse_scaling`` make schedules.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from fastae.checks import check_number
-from fastae.network import Parameters
+from fastae.network import Network, Parameters
 
 Schedule = Callable[[npt.NDArray[np.int64]], npt.ArrayLike]
 
@@ -80,18 +82,13 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """What all optimizers have: a learning rate, and decoupled weight decay.
-
-    Each step also takes rate * weight_decay * p off every parameter p (Loshchilov and Hutter, ICLR 2019).
-    """
+    """What all optimizers have: a learning rate."""
 
     learning_rate: float | Schedule
-    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         if not callable(self.learning_rate):
             _check("learning_rate", self.learning_rate, lambda x: x > 0, "positive")
-        _check("weight_decay", self.weight_decay, lambda x: x >= 0, "not negative")
 
     def rates(self, first: int, count: int) -> npt.NDArray[np.float64]:
         """The learning rates of `count` steps from step `first` on.
@@ -113,8 +110,85 @@ class Optimizer:
         return rates
 
 
+class Custom(Optimizer):
+    """Base class of an optimizer of your own: a subclass defines ``update``.
+
+    ``update`` is Python code, called once per step, and so are the calls of the engine around it: small steps take
+    several times as long as those of SGD and Adam, which the kernels apply.
+
+    Parameters
+    ----------
+    learning_rate : float or schedule
+        Rate of every step, or a function that takes an int64 array of step numbers and returns a rate for each.
+
+    Notes
+    -----
+    Other attributes are the subclass's own. Numbers that change from step to step belong in ``state.moments``: they are
+    what is restored after a divergence, written to a checkpoint and read when it is resumed.
+    """
+
+    def update(self, params: Parameters, gradient: Parameters, state: State, rate: float) -> None:
+        """Take one step: change `params` in place.
+
+        Parameters
+        ----------
+        params : Parameters
+            Parameters to update: all at once in ``params.flat``, or by name, as in ``params["W1"] = array``.
+        gradient : Parameters
+            Gradient of the loss, with its penalties. It may be changed; the next step overwrites it.
+        state : State
+            ``state.steps`` is the number of steps taken before this one; ``state.moments``, of shape (2, size of
+            ``params.flat``), is for the optimizer to use, and zero before the first step.
+        rate : float
+            Learning rate of this step.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define update(params, gradient, state, rate)")
+
+
 @dataclass(frozen=True, kw_only=True)
-class SGD(Optimizer):
+class InKernels(Optimizer):
+    """An optimizer that the kernels apply. It also has decoupled weight decay, factors of the rate, and clipping.
+
+    Each step also takes rate * weight_decay * p off every parameter p (Loshchilov and Hutter, ICLR 2019).
+    """
+
+    weight_decay: float = 0.0
+    rate_factors: Mapping[str, float] | None = field(default=None, hash=False)
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("weight_decay", self.weight_decay, lambda x: x >= 0, "not negative")
+        if self.rate_factors is not None:
+            if not isinstance(self.rate_factors, Mapping):
+                raise TypeError(
+                    f"rate_factors must map names of parameters to factors, got {self.rate_factors!r}"
+                )
+            for name, factor in self.rate_factors.items():
+                _check(f"rate_factors[{name!r}]", factor, lambda x: x >= 0, "not negative")
+            object.__setattr__(self, "rate_factors", dict(self.rate_factors))
+        if self.clip_norm is not None:
+            _check("clip_norm", self.clip_norm, lambda x: x > 0, "positive")
+
+    def factors(self, network: Network) -> npt.NDArray[np.float64] | None:
+        """The factors of the rates of each layer's W and b, (layers, 2); None if all are 1.
+
+        Raises
+        ------
+        ValueError
+            A name in `rate_factors` is none of the network's.
+        """
+        if not self.rate_factors:
+            return None
+        names = list(network.shapes())
+        for name in self.rate_factors:
+            if name not in names:
+                raise ValueError(f"rate_factors names {name!r}, but the parameters are {', '.join(names)}")
+        return np.array([self.rate_factors.get(name, 1.0) for name in names], np.float64).reshape(-1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(InKernels):
     """Gradient descent: v = momentum v - rate g, then p += v, or with `nesterov` p += momentum v - rate g.
 
     Parameters
@@ -127,6 +201,12 @@ class SGD(Optimizer):
         Use Nesterov's momentum (Nesterov, 1983, in the form of Sutskever et al., ICML 2013).
     weight_decay : float, default 0.0
         Decoupled weight decay: each step also subtracts rate * weight_decay * p from every parameter p.
+    rate_factors : mapping of str to float, optional
+        What the learning rate of a parameter is multiplied with, by its name: {"W1": 0.1}. Parameters with a factor of
+        0 are frozen: they and their moments keep their bits. Default: 1 for every parameter.
+    clip_norm : float, optional
+        Largest norm of the gradient: a longer one is scaled down to this norm. The norm is taken over all parameters
+        that are not frozen, with the penalties' share in it. Default: gradients are not clipped.
     """
 
     learning_rate: float | Schedule = 0.1
@@ -139,7 +219,7 @@ class SGD(Optimizer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam(Optimizer):
+class Adam(InKernels):
     """Adam: with u and s the running means of g and g^2, p -= rate c u / (sqrt(s) + epsilon).
 
     c = sqrt(1 - beta_2^t) / (1 - beta_1^t) corrects for means that start at zero. This is the form at the end of
@@ -157,6 +237,12 @@ class Adam(Optimizer):
         Added to the denominator; positive.
     weight_decay : float, default 0.0
         Decoupled weight decay: each step also subtracts rate * weight_decay * p from every parameter p.
+    rate_factors : mapping of str to float, optional
+        What the learning rate of a parameter is multiplied with, by its name: {"W1": 0.1}. Parameters with a factor of
+        0 are frozen: they and their moments keep their bits. Default: 1 for every parameter.
+    clip_norm : float, optional
+        Largest norm of the gradient: a longer one is scaled down to this norm. The norm is taken over all parameters
+        that are not frozen, with the penalties' share in it. Default: gradients are not clipped.
     """
 
     learning_rate: float | Schedule = 0.001
@@ -187,6 +273,12 @@ class AdamW(Adam):
         Added to the denominator; positive.
     weight_decay : float, default 0.01
         Each step also subtracts rate * weight_decay * p from every parameter p.
+    rate_factors : mapping of str to float, optional
+        What the learning rate of a parameter is multiplied with, by its name: {"W1": 0.1}. Parameters with a factor of
+        0 are frozen: they and their moments keep their bits. Default: 1 for every parameter.
+    clip_norm : float, optional
+        Largest norm of the gradient: a longer one is scaled down to this norm. The norm is taken over all parameters
+        that are not frozen, with the penalties' share in it. Default: gradients are not clipped.
     """
 
     weight_decay: float = 0.01

@@ -12,14 +12,14 @@ default network has three layers with the activations (sigmoid, sigmoid, identit
     dW2 = h1' dz2       db2 = sum_rows dz2       dh1 = dz2 W2'       dz1 = dh1 * h1 (1 - h1)
     dW1 = x' dz1        db1 = sum_rows dz1
 
-Every stack of dense layers is computed in the same way. With L layers, the last one has z{L}, xhat = g(z{L}) and
-dz{L} = dxhat * g'(z{L}). Results are float32 if x and all parameters are, otherwise the dtype that NumPy promotes them
-to.
+`cost` has the other losses. Every stack of dense layers is computed in the same way. With L layers, the last one has
+z{L}, xhat = g(z{L}) and dz{L} = dxhat * g'(z{L}). Results are float32 if x and all parameters are, otherwise the dtype
+that NumPy promotes them to.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,9 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from fastae.network import Activation
 
-__all__ = ["ACTIVATIONS", "backward", "cost", "forward", "sigmoid", "step", "train"]
+    Loss = Literal["squared_error", "huber", "bernoulli"]
+
+__all__ = ["ACTIVATIONS", "backward", "cost", "forward", "sigmoid", "step", "train", "vjp"]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -97,18 +99,38 @@ def forward(
 
 
 def cost(
-    x: npt.ArrayLike, xhat: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None
+    x: npt.ArrayLike,
+    xhat: npt.ArrayLike,
+    sample_weight: npt.ArrayLike | None = None,
+    *,
+    loss: "Loss" = "squared_error",
+    huber_delta: float = 1.0,
+    z: npt.ArrayLike | None = None,
 ) -> np.floating[Any]:
-    """Compute S, the mean over rows of half the squared error: 1/(2m) * sum((xhat - x)^2).
+    """Compute S, the mean over rows of the sum of their cells' costs; by default 1/(2m) * sum((xhat - x)^2).
+
+    The cost of a cell, with r = xhat - x:
+
+        squared_error    r^2 / 2
+        huber            r^2 / 2 where |r| <= d = huber_delta, else d (|r| - d / 2)
+        bernoulli        -(x log xhat + (1 - x) log(1 - xhat)) = max(z, 0) - x z + log(1 + exp(-|z|)),
+                         where xhat = 1 / (1 + exp(-z))
 
     Parameters
     ----------
     x : array-like of shape (m, n)
-        Input.
+        Target: the input, unless there are others.
     xhat : array-like of shape (m, n)
-        Its reconstruction.
+        The network's output.
     sample_weight : array-like of shape (m,), optional
         Weight w_i >= 0 of each row: S = 1/(2 sum(w)) * sum_i w_i ||xhat_i - x_i||^2. Default: 1.
+    loss : "squared_error", "huber" or "bernoulli", default "squared_error"
+        The cost of a cell.
+    huber_delta : float, default 1.0
+        Residual at which "huber" turns linear.
+    z : array-like of shape (m, n), optional
+        For "bernoulli", the last layer's pre-activation, which keeps the cost accurate where xhat rounds to 0 or 1.
+        Default: log(xhat / (1 - xhat)), with xhat at least the smallest normal number, and at most eps / 2 below 1.
 
     Returns
     -------
@@ -127,10 +149,21 @@ def cost(
     if x.shape != xhat.shape:
         raise ValueError(f"xhat has shape {xhat.shape}, but x has shape {x.shape}")
     w, total = _weights(sample_weight, x)
-    square = (xhat - x) ** 2
+    _check_loss(loss, huber_delta)
+    if loss == "bernoulli":
+        if z is None:
+            info = np.finfo(xhat.dtype)
+            h = np.clip(xhat, info.tiny, 1 - info.epsneg)
+            z = np.log(h) - np.log1p(-h)
+        z = np.asarray(z)
+        twice = 2 * (np.maximum(z, 0) - x * z + np.log1p(np.exp(-np.abs(z))))
+    else:
+        r = xhat - x
+        c = r if loss == "squared_error" else np.clip(r, -huber_delta, huber_delta)
+        twice = c * (2 * r - c)  # r^2 where c = r, else 2 d |r| - d^2
     if sample_weight is not None:
-        square = w * np.where(w > 0, square, 0)  # a row of weight 0 does not count, whatever it holds
-    S: np.floating[Any] = np.sum(square) / (2 * total)
+        twice = w * np.where(w > 0, twice, 0)  # a row of weight 0 does not count, whatever it holds
+    S: np.floating[Any] = np.sum(twice) / (2 * total)
     return S
 
 
@@ -139,21 +172,32 @@ def backward(
     params: Mapping[str, Any],
     activations: "Sequence[Activation] | None" = None,
     sample_weight: npt.ArrayLike | None = None,
+    *,
+    Y: npt.ArrayLike | None = None,
+    loss: "Loss" = "squared_error",
+    huber_delta: float = 1.0,
 ) -> dict[str, Array]:
-    """Compute the derivatives of the cost S(x, xhat) with respect to every intermediate and every parameter.
+    """Compute the derivatives of the cost S with respect to every intermediate and every parameter.
 
     Parameters
     ----------
     x : array-like of shape (m, n)
-        Input, one sample per row; also the target.
+        Input, one sample per row.
     params : mapping of str to array-like
         "W1" of shape (n, n1), "b1" of shape (n1,), "W2" of shape (n1, n2), and so on for L layers. The last layer has
-        n units.
+        as many units as the target has columns.
     activations : sequence of "sigmoid", "tanh", "relu" or "identity", optional
         One activation per layer. Default: ``params.network.activations`` if `params` has it, otherwise sigmoid in
         every layer but the last, which is linear.
     sample_weight : array-like of shape (m,), optional
         Weight of each row, as for `cost`. Default: 1.
+    Y : array-like of shape (m, q), optional
+        Target. Default: `x`.
+    loss : "squared_error", "huber" or "bernoulli", default "squared_error"
+        As for `cost`. "bernoulli" needs a last activation of "sigmoid"; its dz{L} is (xhat - x) / m, whatever xhat is,
+        where dxhat is infinite or NaN once xhat is 0 or 1.
+    huber_delta : float, default 1.0
+        As for `cost`.
 
     Returns
     -------
@@ -169,26 +213,129 @@ def backward(
     x, params, activations = _check(x, params, activations)
     last = len(activations)
     w, total = _weights(sample_weight, x)
-    if sample_weight is not None:
-        x = np.where(w > 0, x, 0)  # a row of weight 0 does not count, whatever it holds
+    target, name = (x, "x") if Y is None else (_floats({"x": x, "Y": Y})["Y"], "Y")
+    if sample_weight is not None:  # a row of weight 0 does not count, whatever it holds
+        x, target = np.where(w > 0, x, 0), np.where(w > 0, target, 0)
     t = forward(x, params, activations)
     xhat = t["xhat"]
-    if xhat.shape != x.shape:
-        raise ValueError(f"W{last} gives {xhat.shape[1]} features, but x has {x.shape[1]}")
-    h = [x, *(t[f"h{layer}"] for layer in range(1, last)), xhat]  # h[l - 1] goes into layer l, h[l] comes out
+    if target.ndim != 2 or len(target) != len(x):
+        raise ValueError(f"Y has shape {target.shape}, but x has {len(x)} rows")
+    if xhat.shape != target.shape:
+        raise ValueError(f"W{last} gives {xhat.shape[1]} features, but {name} has {target.shape[1]}")
+    _check_loss(loss, huber_delta)
+    r = xhat - target
+    if loss == "bernoulli":
+        if activations[-1] != "sigmoid":
+            raise ValueError(
+                f"loss 'bernoulli' needs a last activation of 'sigmoid', but it is {activations[-1]!r}"
+            )
+        # The sigmoid's derivative, xhat (1 - xhat), cancels that of the logarithms.
+        dz = w * r / total
+        with np.errstate(divide="ignore", invalid="ignore"):
+            dxhat = dz / (xhat * (1 - xhat))
+        return {"dxhat": dxhat, **_chain(x, params, activations, t, dz)}
+    dxhat = w * (r if loss == "squared_error" else np.clip(r, -huber_delta, huber_delta)) / total
+    return {
+        "dxhat": dxhat,
+        **_chain(x, params, activations, t, _times_derivative(dxhat, xhat, activations[-1])),
+    }
 
-    d = {"dxhat": w * (xhat - x) / total}
-    dh = d["dxhat"]
+
+def vjp(
+    x: npt.ArrayLike,
+    params: Mapping[str, Any],
+    dxhat: npt.ArrayLike,
+    dcode: npt.ArrayLike | None = None,
+    *,
+    code_layer: int | None = None,
+    activations: "Sequence[Activation] | None" = None,
+) -> dict[str, Array]:
+    """Compute the derivatives of any cost S from those with respect to the output and, optionally, the code.
+
+    Parameters
+    ----------
+    x : array-like of shape (m, n)
+        Input, one sample per row.
+    params : mapping of str to array-like
+        As for `backward`.
+    dxhat : array-like of shape (m, q)
+        dS/dxhat, where S is taken as a function of xhat and code.
+    dcode : array-like of shape (m, k), optional
+        dS/dcode. Default: 0.
+    code_layer : int, optional
+        The layer whose output is the code, counted from 1. Default: ``params.network.code_layer``. Only for `dcode`.
+    activations : sequence of str, optional
+        As for `forward`.
+
+    Returns
+    -------
+    dict of str to ndarray
+        dz{L}, dW{L}, db{L}, dh{L-1}, ..., dz1, dW1, db1, and dx of shape (m, n).
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `forward`, or a derivative does not have the shape of its array.
+    """
+    if code_layer is None:
+        code_layer = getattr(getattr(params, "network", None), "code_layer", None)
+    x, params, activations = _check(x, params, activations)
+    t = forward(x, params, activations)
+    given = _floats({"x": x, "dxhat": dxhat})["dxhat"]
+    if given.shape != t["xhat"].shape:
+        raise ValueError(f"dxhat has shape {given.shape}, but xhat has {t['xhat'].shape}")
+    added: dict[int, Array] = {}
+    if dcode is not None:
+        if code_layer is None or not 0 < code_layer < len(activations):
+            raise ValueError(f"code_layer must be a layer below the last one, got {code_layer!r}")
+        code = t[f"h{code_layer}"]
+        added[code_layer] = _floats({"x": x, "dcode": dcode})["dcode"]
+        if added[code_layer].shape != code.shape:
+            raise ValueError(f"dcode has shape {added[code_layer].shape}, but the code has {code.shape}")
+    d = _chain(x, params, activations, t, _times_derivative(given, t["xhat"], activations[-1]), added)
+    return {**d, "dx": d["dz1"] @ params["W1"].T}
+
+
+def _times_derivative(dh: Array, h: Array, activation: "Activation") -> Array:
+    """dz, from dh and h = g(z).
+
+    g acts on each entry alone, so its Jacobian is diagonal and the chain rule an elementwise product.
+    """
+    _, derivative = ACTIVATIONS[activation]
+    return dh * derivative(h)
+
+
+def _chain(
+    x: Array,
+    params: Mapping[str, Any],
+    activations: "Sequence[Activation]",
+    t: Mapping[str, Array],
+    dz: Array,
+    added: Mapping[int, Array] | None = None,
+) -> dict[str, Array]:
+    """All derivatives below dz{L}, which is `dz`; `added` holds what else the derivative of a layer's output has."""
+    last = len(activations)
+    h = [x, *(t[f"h{layer}"] for layer in range(1, last))]  # h[l - 1] goes into layer l
+    d: dict[str, Array] = {}
     for layer in range(last, 0, -1):
-        _, derivative = ACTIVATIONS[activations[layer - 1]]
-        # g acts on each entry alone, so its Jacobian is diagonal and the chain rule an elementwise product.
-        dz = d[f"dz{layer}"] = dh * derivative(h[layer])
+        d[f"dz{layer}"] = dz
         d[f"dW{layer}"] = h[layer - 1].T @ dz
         # Every row adds the same b, so every row counts in full: a sum. The 1/m is in dxhat already.
         d[f"db{layer}"] = dz.sum(axis=0)
         if layer > 1:
-            dh = d[f"dh{layer - 1}"] = dz @ params[f"W{layer}"].T
+            dh = dz @ params[f"W{layer}"].T
+            if added and layer - 1 in added:
+                dh = dh + added[layer - 1]
+            d[f"dh{layer - 1}"] = dh
+            dz = _times_derivative(dh, h[layer - 1], activations[layer - 2])
     return d
+
+
+def _check_loss(loss: str, huber_delta: float) -> None:
+    if loss not in ("squared_error", "huber", "bernoulli"):
+        raise ValueError(f"loss must be among squared_error, huber, bernoulli, got {loss!r}")
+    if not (huber_delta > 0 and math.isfinite(huber_delta)):
+        raise ValueError(f"huber_delta must be finite and positive, got {huber_delta!r}")
 
 
 def step(
@@ -215,21 +362,29 @@ def step(
         The parameters after the step, by the names of `params` and in their dtype.
     """
     o, after = optimizer, {}
-    rate = float(o.rates(t - 1, 1)[0])
+    factors = {name: float((o.rate_factors or {}).get(name, 1)) for name in params}
+    g = {name: gradient[f"d{name}"] for name in params}
+    base_rate = float(o.rates(t - 1, 1)[0])
+    if o.clip_norm is not None:
+        norm = math.sqrt(sum(float(np.sum(np.square(g[name]))) for name in g if factors[name]))
+        g = {name: min(1.0, o.clip_norm / norm) * g[name] if norm else g[name] for name in g}
     for name, p in params.items():
-        g = gradient[f"d{name}"]
+        rate = base_rate * factors[name]
+        if not factors[name]:  # frozen
+            after[name] = p
+            continue
         if hasattr(o, "beta_1"):
             u, s = moments.get(name, (0, 0))
             u, s = moments[name] = (
-                o.beta_1 * u + (1 - o.beta_1) * g,
-                o.beta_2 * s + (1 - o.beta_2) * g**2,
+                o.beta_1 * u + (1 - o.beta_1) * g[name],
+                o.beta_2 * s + (1 - o.beta_2) * g[name] ** 2,
             )
             # math, not np: a NumPy scalar would turn float32 into float64
             correction = math.sqrt(1 - o.beta_2**t) / (1 - o.beta_1**t)
             move = -rate * correction * u / (np.sqrt(s) + o.epsilon)
         else:
-            v = moments[name] = o.momentum * moments.get(name, 0) - rate * g
-            move = o.momentum * v - rate * g if o.nesterov else v
+            v = moments[name] = o.momentum * moments.get(name, 0) - rate * g[name]
+            move = o.momentum * v - rate * g[name] if o.nesterov else v
         after[name] = (1 - rate * o.weight_decay) * p + move
     return after
 

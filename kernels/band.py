@@ -8,12 +8,20 @@ import numpy as np
 from fastae.kernels.compiler import ByAddress, carray
 from fastae.kernels.job import JOB, MEMBER
 from fastae.kernels.layout import LAYER
-from fastae.kernels.load import load_input, load_weights
+from fastae.kernels.load import load_input, load_target, load_weights
 from fastae.kernels.rows import zero_lines
 from fastae.kernels.simd import array_at, record_at
 from fastae.kernels.split import ROWS_ITEMS_MOST, epoch_of, round_up, step_of
 from fastae.kernels.target import LINE
-from fastae.kernels.tile import TileMap, backward_layers, forward_layers, lane_sum, layers_of_loss, tile_map
+from fastae.kernels.tile import (
+    TileMap,
+    backward_layers,
+    forward_layers,
+    lane_sum,
+    layers_of_loss,
+    store_input_delta,
+    tile_map,
+)
 
 
 @ByAddress
@@ -55,9 +63,15 @@ def band_item(out, job_at, item, first, rows, round_, me_at):  # type: ignore[no
     row_weight = array_at(memory.row_weight, (job.height,), work.dtype)
     target = load_input(itemsize, job, job_at, memory, height, features, memory.tiles, first, rows, epoch)
     totals[item, 1] = load_weights(job, row_weight, first, rows, computed)
+    if job.y != 0:
+        outputs = plan[plan.shape[0] - 1].fan_out
+        target = load_target(itemsize, job, job_at, memory, row_weight, height, outputs, first, rows)
     last, leaves_at = layers_of_loss(job, plan, memory)
     forward_layers(itemsize, job, plan, memory.tiles, leaves_at, computed, height, 0, last)
-    backward_layers(work, job, plan, memory, job.deltas + stored, target, 0, 0, rows, computed, height)
+    deltas = job.deltas + stored
+    backward_layers(work, job, job_at, plan, memory, deltas, target, 0, 0, first, rows, computed, height)
+    if job.input_delta != 0:
+        store_input_delta(itemsize, job, plan, memory, deltas, first, rows, computed, height)
     totals[item, 0] = lane_sum(array_at(memory.loss, (LINE // itemsize,), work.dtype))
     me.progress = rows
     me.quota -= rows * features

@@ -13,7 +13,9 @@ over rows (gradient) multiplies pairs of rows of two tiles.
 """
 
 from fastae.kernels import cost, gemm, rows
+from fastae.kernels.activations import times_derivative
 from fastae.kernels.compiler import ByAddress, carray
+from fastae.kernels.layout import ACTIVATIONS
 from fastae.kernels.products import Form
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.split import in_blocks
@@ -108,6 +110,18 @@ def _write_to_float32(words: Words, target, source, pairs):  # type: ignore[no-u
     words.loop(pairs, [target, source], pair)
 
 
+def _write_code_delta(words: Words, activation, out, h, pairs):  # type: ignore[no-untyped-def]
+    """``code_delta`` on one block.
+
+    out  float32 lines (2 x pairs, 16)     h  pairs of rows (pairs, 16, 2)
+    """
+    for activation_id in words.cases(activation, len(ACTIVATIONS)):
+        for line, pair in words.walk(pairs, [out, h], [2 * LINE, LINE]):
+            for r, value in enumerate(words.unpaired(words.load(pair))):
+                place = words.offset(line, r * LINE)
+                words.store(times_derivative(words, activation_id, words.load(place), value), place)
+
+
 def _write_add_delta(words: Words, delta, added, sums, half, pairs):  # type: ignore[no-untyped-def]
     """``add_delta`` on one block.
 
@@ -151,6 +165,7 @@ def _write_weights(words: Words, w, wt, wt_stride, source, squares):  # type: ig
 
 _to_bfloat16 = vector_kernel(_write_to_bfloat16)
 _to_float32 = vector_kernel(_write_to_float32)
+_code_delta = vector_kernel(_write_code_delta)
 _add_delta = vector_kernel(_write_add_delta)
 _weights = vector_kernel(_write_weights)
 
@@ -166,12 +181,11 @@ def forward(out, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_
 
 
 @ByAddress
-def residual(out, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """delta = row_weight (a w + bias - x); x is float32."""
+def residual(out, a, w, bias, x, row_weight, bound, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """delta = row_weight (a w + bias - x), within row_weight bound if there is a bound; x is float32."""
     delta = carray(out, (1,))
-    _residual(
-        delta, (delta.ctypes.data, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, fan_out)
-    )
+    sizes = rows, height, fan_in, fan_out
+    _residual(delta, (delta.ctypes.data, a, w, bias, x, row_weight, bound, sums, loss, *sizes))
 
 
 @ByAddress
@@ -222,6 +236,15 @@ def sparsity_delta(out, h, row_weight, slope, rows, height, blocks):  # type: ig
 
 
 @ByAddress
+def code_delta(out, h, activation, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """out = out * g'(h); out is float32."""
+    like = carray(out, (1,))
+    for j in range(blocks):
+        k = j * height * LINE
+        _code_delta(like, (activation, like.ctypes.data + k, h + k + height * ROW, rows // 2))
+
+
+@ByAddress
 def add_delta(out, added, sums, rows, height, blocks):  # type: ignore[no-untyped-def]
     """delta += added, which is float32."""
     delta = carray(out, (1,))
@@ -240,6 +263,7 @@ PAIRS = Form(
     from_blocked=to_bfloat16,
     prepare_weights=prepare_weights,
     sparsity_delta=sparsity_delta,
+    code_delta=code_delta,
     add_delta=add_delta,
     store_rows=rows.store_rows,
     row_errors=cost.row_errors,

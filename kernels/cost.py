@@ -1,48 +1,106 @@
-"""The cost: deltas of a nonlinear last layer and of the mean code, reconstruction errors of rows, the loss of a step.
+"""The cost: deltas of the last layer and of the code, reconstruction errors of rows, the loss of a step.
 
-The squared error of a linear last layer is not here: the product ``residual`` (products.py) computes it. Deltas work on
-a tile in the blocked layout, (blocks, height, lanes). The functions that finish a phase combine the sums of its items.
+The delta of a linear last layer is not computed here, but by the product ``residual`` (products.py). Deltas work on a
+tile in the blocked layout, (blocks, height, lanes). The functions that finish a phase combine the sums of its items.
+
+Sums of costs are of twice the cost of each cell, so that the squared error is a square:
+
+    SQUARED_ERROR    r^2,        r = xhat - x
+    HUBER            c (2r - c), c = r between -bound and bound: r^2 where |r| <= bound, else bound (2 |r| - bound)
+    BERNOULLI        2 (max(z, 0) - x z + log(1 + exp(-|z|))) = -2 (x log h + (1 - x) log(1 - h)), h = g(z) the sigmoid
+
+The last one is computed from z, because 1 - h loses all accuracy as h approaches 1, and is 0 from z = 17 on in float32.
 """
 
 from functools import partial
 
 import numpy as np
+from llvmlite import ir
 
 from fastae.kernels.activations import times_derivative
 from fastae.kernels.compiler import ByAddress, callee, carray
+from fastae.kernels.job import BERNOULLI, BERNOULLI_SLACK, GIVEN, HUBER, LOSSES
 from fastae.kernels.layout import ACTIVATIONS, LAYER
-from fastae.kernels.simd import Value, Words, array_at, vector_kernel
+from fastae.kernels.simd import I64, Value, Words, array_at, vector_kernel
 from fastae.kernels.split import ROWS_ITEMS_MOST, SHARDS_MOST, in_blocks
 from fastae.kernels.target import LINE
 
 # -- on one tile, blocked (products.py) -------------------------------------------------------------------------------
 
 
-def _write_output_delta(words: Words, activation, h, x, row_weight, sums, loss, rows):  # type: ignore[no-untyped-def]
+def weighted_residual(
+    words: Words, residual: Value, weight: Value, bound: Value | None
+) -> tuple[Value, Value]:
+    """(weight c, 2r - c) of a line of residuals r, c = r between -bound and bound; without a bound, c = r.
+
+    The first is the weighted derivative of half the squared error or, with a bound, of Huber's loss. The product of
+    both is the cost of a cell. Where c is r, so is 2r - c, and all is as without a bound, to the bit.
+    """
+    if bound is None:
+        return words.mul(weight, residual), residual
+    clipped = words.clipped(residual, bound)
+    return words.mul(weight, clipped), words.sub(words.add(residual, residual), clipped)
+
+
+def _write_output_delta(
+    words: Words, loss_id, activation, h, x, row_weight, one, bound, sums, loss, noted, rows
+):  # type: ignore[no-untyped-def]
     """``output_delta`` on one block.
 
-    h  lines (rows, lanes)     x  lines (rows, lanes)     row_weight  (rows,)     sums  (lanes,)     loss  (lanes,)
+    h  lines (rows, lanes)     x  lines (rows, lanes)     row_weight  (rows,)     one  (lanes,)     bound  (1,)
+    sums  (lanes,)             loss  (lanes,)             noted  int64 (1,)
     """
+    b, slack = words.builder, BERNOULLI_SLACK * 2.0**-words.bits
 
-    def row(activation_id, h, x, row_weight, total, column_sum):  # type: ignore[no-untyped-def]
-        line, target, weight = words.load(h), words.load(x), words.broadcast(row_weight)
-        difference = words.residual(line, target)
-        weighted = words.mul(weight, difference)
-        delta = times_derivative(words, activation_id, weighted, line)
-        words.store(delta, h)
-        return [
-            words.offset(h, LINE),
-            words.offset(x, LINE),
-            words.offset(row_weight, words.itemsize),
-            words.fma(weighted, difference, total),
-            words.add(column_sum, delta),
-        ]
+    def residuals(activation_id, limit, line, target, weight, total, outside):  # type: ignore[no-untyped-def]
+        derivative, factor = weighted_residual(words, words.residual(line, target), weight, limit)
+        delta = times_derivative(words, activation_id, derivative, line)
+        return delta, words.fma(derivative, factor, total), outside
 
-    for activation_id in words.cases(activation, len(ACTIVATIONS)):
-        start = [h, x, row_weight, words.load(loss), words.load(sums)]
-        *_, total, column_sum = words.loop(rows, start, partial(row, activation_id))
+    def bernoulli(mask, z, target, weight, total, outside):  # type: ignore[no-untyped-def]
+        h, log = words.sigmoid_and_log(z)
+        masked = words.mul(weight, mask)
+        known = b.select(words.is_nan(target), h, target)
+        difference = words.sub(h, known)
+        cost = words.add(words.fma(words.negative(known), z, words.relu(z)), log)
+        cost = b.select(words.is_nan(target), difference, cost)
+        total = words.fma(words.add(masked, masked), cost, total)
+        inside = words.at_most(words.at_least(known, -slack), 1.0 + slack)
+        outside = b.select(b.fcmp_ordered("!=", known, inside), words.constant(1.0), outside)
+        return words.mul(masked, difference), total, outside
+
+    def given(activation_id, line, target, _, total, outside):  # type: ignore[no-untyped-def]
+        return times_derivative(words, activation_id, target, line), total, outside
+
+    def all_rows(cell) -> Value:  # type: ignore[no-untyped-def]
+        def row(h, x, row_weight, total, column_sum, outside):  # type: ignore[no-untyped-def]
+            line, target, weight = words.load(h), words.load(x), words.broadcast(row_weight)
+            delta, total, outside = cell(line, target, weight, total, outside)
+            words.store(delta, h)
+            places = words.offset(h, LINE), words.offset(x, LINE), words.offset(row_weight, words.itemsize)
+            return [*places, total, words.add(column_sum, delta), outside]
+
+        start = [h, x, row_weight, words.load(loss), words.load(sums), words.constant(0.0)]
+        *_, total, column_sum, outside = words.loop(rows, start, row)
         words.store(total, loss)
         words.store(column_sum, sums)
+        return outside
+
+    for case in words.cases(loss_id, LOSSES):
+        if case == BERNOULLI:
+            outside = all_rows(partial(bernoulli, words.load(one)))
+            is_outside = b.fcmp_ordered(">", outside, words.constant(0.0))
+            with words.when(b.zext(b.bitcast(is_outside, ir.IntType(words.lanes)), I64), "!=", 0):
+                words.store(words.constant(float("nan")), loss)
+                b.store(words.count(1), words.pointer(noted, I64))
+            continue
+        for activation_id in words.cases(activation, len(ACTIVATIONS)):
+            if case == GIVEN:
+                all_rows(partial(given, activation_id))
+            elif case == HUBER:
+                all_rows(partial(residuals, activation_id, words.broadcast(bound)))
+            else:
+                all_rows(partial(residuals, activation_id, None))
 
 
 def _write_sparsity_delta(words: Words, out, h, row_weight, slope, rows):  # type: ignore[no-untyped-def]
@@ -61,6 +119,16 @@ def _write_sparsity_delta(words: Words, out, h, row_weight, slope, rows):  # typ
     words.loop(rows, [out, h, row_weight], row)
 
 
+def _write_code_delta(words: Words, activation, out, h, rows):  # type: ignore[no-untyped-def]
+    """``code_delta`` on one block.
+
+    out  lines (rows, lanes)     h  lines (rows, lanes)
+    """
+    for activation_id in words.cases(activation, len(ACTIVATIONS)):
+        for line, value in words.walk(rows, [out, h], [LINE, LINE]):
+            words.store(times_derivative(words, activation_id, words.load(line), words.load(value)), line)
+
+
 def _write_add_delta(words: Words, delta, added, sums, rows):  # type: ignore[no-untyped-def]
     """``add_delta`` on one block.
 
@@ -76,23 +144,27 @@ def _write_add_delta(words: Words, delta, added, sums, rows):  # type: ignore[no
     words.store(column_sum, sums)
 
 
-_output_delta, _sparsity_delta, _add_delta = (
-    vector_kernel(write) for write in (_write_output_delta, _write_sparsity_delta, _write_add_delta)
+_output_delta, _sparsity_delta, _code_delta, _add_delta = (
+    vector_kernel(write)
+    for write in (_write_output_delta, _write_sparsity_delta, _write_code_delta, _write_add_delta)
 )
 
 
 @callee
-def output_delta(like, h, x, row_weight, sums, loss, activation, rows, height, blocks):  # type: ignore[no-untyped-def]
-    """h becomes row_weight (h - x) * g'(h), the delta of a nonlinear last layer; 0 where x is NaN.
+def output_delta(like, job, h, x, row_weight, one, sums, loss, activation, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """h becomes the delta of the last layer. Its column sums are added to `sums`, the weighted costs to `loss`.
 
-    Its column sums are added to `sums`, the weighted squared errors to the lanes of `loss`.
+    The delta is row_weight c * g'(h), with c as in ``weighted_residual``; row_weight (g(h) - x) for BERNOULLI, where h
+    must hold z; and x * g'(h) for GIVEN. A missing cell, whose x is NaN, has delta and cost 0, except for GIVEN. If a
+    target of BERNOULLI is outside [0, 1] by more than rounding, job.out_of_range is set to 1 and the loss becomes NaN.
 
     h       blocked (blocks, height, lanes)       x     blocked (blocks, height, lanes), NaN where a cell is missing
-    sums  (blocks, lanes)      row_weight  (rows,)  loss  (lanes,)
+    sums, one  (blocks, lanes)      row_weight  (rows,)  loss  (lanes,)
     """
     for j in range(blocks):
         k = j * height * LINE
-        _output_delta(like, (activation, h + k, x + k, row_weight, sums + j * LINE, loss, rows))
+        lines = h + k, x + k, row_weight, one + j * LINE, job.bound, sums + j * LINE, loss
+        _output_delta(like, (job.loss, activation, *lines, job.out_of_range, rows))
 
 
 @callee
@@ -106,6 +178,18 @@ def sparsity_delta(out, h, row_weight, slope, rows, height, blocks):  # type: ig
     for j in range(blocks):
         k = j * height * LINE
         _sparsity_delta(out, (place + k, h + k, row_weight, slope + j * lanes * 8, rows))
+
+
+@callee
+def code_delta(out, h, activation, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """out = out * g'(h): the delta of a code, from the derivative of the cost with respect to it.
+
+    out     an array whose memory holds blocked (blocks, height, lanes)      h  blocked (blocks, height, lanes)
+    """
+    place = np.int64(out.ctypes.data)
+    for j in range(blocks):
+        k = j * height * LINE
+        _code_delta(out, (activation, place + k, h + k, rows))
 
 
 @callee

@@ -31,14 +31,14 @@ def choose(
     dtype: npt.DTypeLike,
     *,
     linear: bool,
-    sparse: bool,
+    codes: bool,
 ) -> Form:
     """The form, of ``forms_of`` a dtype, in which steps on `batch` rows are fastest, of those that support them.
 
-    `linear`: the last layer is linear. `sparse`: the mean code has a cost. Flat buffers are (n_parameters,).
+    `linear`: the last layer is linear. `codes`: the code has a delta of its own. Flat buffers are (n_parameters,).
     """
     for form in forms[1:]:
-        if form.supports(linear=linear, sparse=sparse) and form.pays(
+        if form.supports(linear=linear, codes=codes) and form.pays(
             widths, batch, n_parameters, np.dtype(dtype)
         ):
             return form

@@ -217,10 +217,18 @@ def _forward_epilogue(
 
 
 def _residual_epilogue(
-    storage: Storage, xhat: RegisterTile, delta: Value, x: Value, row_weight: Value, sums: Value, loss: Value
+    storage: Storage,
+    xhat: RegisterTile,
+    delta: Value,
+    x: Value,
+    row_weight: Value,
+    bound: Value | None,
+    sums: Value,
+    loss: Value,
 ) -> None:
-    """Store row_weight (xhat - x), 0 where x is NaN; add its column sums to `sums` and the squared errors to `loss`."""
+    """Store row_weight c of ``residual``; add its column sums to `sums` and the weighted costs to `loss`."""
     words, n = storage.words, len(xhat[0])
+    limit = None if bound is None else words.broadcast(bound)
     total, column_sums = words.load(loss), _lines(words, sums, n)
     for i in range(0, len(xhat), storage.together):
         weights = [
@@ -231,9 +239,10 @@ def _residual_epilogue(
             deltas = []
             for r, weight in enumerate(weights):
                 target = words.load(words.offset(x, (storage.block, k), (i + r) * LINE))
-                difference = words.residual(xhat[i + r][k], target)
-                deltas.append(words.mul(weight, difference))
-                total = words.fma(deltas[r], difference, total)
+                residual = words.residual(xhat[i + r][k], target)
+                weighted, factor = cost.weighted_residual(words, residual, weight, limit)
+                deltas.append(weighted)
+                total = words.fma(weighted, factor, total)
                 column_sums[k] = words.add(column_sums[k], deltas[r])
             storage.store(deltas, words.offset(delta, (storage.block, k), i * storage.row))
     words.store(total, loss)
@@ -296,7 +305,7 @@ def forward_writer(storage_of: type[Storage]) -> Any:
 def residual_writer(storage_of: type[Storage]) -> Any:
     """The kernel of delta = row_weight (a w + bias - x), 0 where x is NaN. It adds to `sums` and `loss`."""
 
-    def write(words, delta, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    def write(words, delta, a, w, bias, x, row_weight, bound, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
         storage = storage_of(words, height)
         w_block, depth = storage.weight_block(fan_in), storage.depth(fan_in)
         for n, j in panels(words, words.quotient(fan_out, words.lanes)):
@@ -308,7 +317,10 @@ def residual_writer(storage_of: type[Storage]) -> Any:
             for delta_ij, a_i, x_ij, weight_i in register_tiles(words, rows, rows_of(n), places, strides):
                 start = [_lines(words, bias_j, n)] * rows_of(n)
                 xhat = _product(storage, start, a_i, w_j, w_block, depth)
-                _residual_epilogue(storage, xhat, delta_ij, x_ij, weight_i, sums_j, loss)
+                for limited in (False, True):
+                    with words.when(bound, "!=" if limited else "==", 0):
+                        limit = bound if limited else None
+                        _residual_epilogue(storage, xhat, delta_ij, x_ij, weight_i, limit, sums_j, loss)
 
     return vector_kernel(write)
 
@@ -376,12 +388,11 @@ def forward(out, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_
 
 
 @ByAddress
-def residual(out, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """delta = row_weight (a w + bias - x)."""
+def residual(out, a, w, bias, x, row_weight, bound, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """delta = row_weight (a w + bias - x), within row_weight bound if there is a bound."""
     delta = carray(out, (1,))
-    _residual(
-        delta, (delta.ctypes.data, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, fan_out)
-    )
+    sizes = rows, height, fan_in, fan_out
+    _residual(delta, (delta.ctypes.data, a, w, bias, x, row_weight, bound, sums, loss, *sizes))
 
 
 @ByAddress
@@ -410,6 +421,12 @@ def prepare_weights(out, wt, source, fan_in, fan_out, first, last):  # type: ign
 def sparsity_delta(out, h, row_weight, slope, rows, height, blocks):  # type: ignore[no-untyped-def]
     """out = row_weight slope h (1 - h); both are blocked."""
     cost.sparsity_delta(carray(out, (1,)), h, row_weight, slope, rows, height, blocks)
+
+
+@ByAddress
+def code_delta(out, h, activation, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """out = out * g'(h); both are blocked."""
+    cost.code_delta(carray(out, (1,)), h, activation, rows, height, blocks)
 
 
 @ByAddress
@@ -443,6 +460,7 @@ COLUMN_BLOCKS = Form(
     from_blocked=None,
     prepare_weights=prepare_weights,
     sparsity_delta=sparsity_delta,
+    code_delta=code_delta,
     add_delta=add_delta,
     store_rows=store_rows,
     row_errors=cost.row_errors,

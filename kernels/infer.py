@@ -7,7 +7,7 @@ is what a thread claims at a time: loop 3 is here.
 import numpy as np
 
 from fastae.kernels.compiler import ByAddress, callee, carray
-from fastae.kernels.job import CANCEL, ERRORS_TASK, JOB, MEMBER, NEXT, OPEN
+from fastae.kernels.job import CANCEL, ERRORS_TASK, INPUT, JOB, MEMBER, NEXT, OPEN
 from fastae.kernels.layout import LAYER
 from fastae.kernels.load import FETCHED_MOST, load_input, source_of
 from fastae.kernels.rows import ITEM_SIZES, prefetch_rows
@@ -56,7 +56,7 @@ def infer(out, job_at, control_at, me_at):  # type: ignore[no-untyped-def]
         share = _share_of_fetch(job, columns, ahead, last + 1 - start)
         for i in range(start, last + 1):
             if share > 0:  # spread out, because few cache lines can be on their way at a time
-                prefetch_rows(work, source_of(job, columns), ahead, min(share, job.rows - ahead))
+                prefetch_rows(work, source_of(job, columns, INPUT), ahead, min(share, job.rows - ahead))
                 ahead += share
             leaves_at = output if i == last else 0
             forward_layers(itemsize, job, plan, memory.tiles, leaves_at, computed, height, i, i + 1)

@@ -45,6 +45,15 @@ class Job(ctypes.Structure):
     # The number of X's first row, which the noise depends on: X may be a part of a larger matrix
     first_row: int
 
+    # The matrix Y, which the network's output is compared with; its rows are numbered as X's. Absent: X itself. For
+    # GIVEN, it holds the derivatives of the cost with respect to the output
+    y: int  # (rows of X, columns of the output), of any dtype in KINDS
+    y_row_stride: int
+    y_column_stride: int
+    y_kind: int
+    y_shift: int  # float64 (columns,), padded
+    y_scale: int  # float64 (columns,), padded
+
     # Steps
     batch: int  # rows of a step; in inference, rows claimed at a time: at most height
     steps: int
@@ -81,6 +90,9 @@ class Job(ctypes.Structure):
     gradient: int  # flat: the gradient of the last step
     totals: int  # float64 (ROWS_ITEMS_MOST + 1, 2): each shard's or band's loss and sum of row weights; last, a step's
     norms: int  # float64 (stretches or patches,): the sum of squared weights of each
+    # float64 (1 + stretches or patches, 8): the factor that clips the gradient; then partial sums of the squares of the
+    # gradient of each
+    squares: int
     losses: int  # float64 (steps, 2): each step's loss and sum of row weights
     stretches: int
     taken: int  # int64 (most items of a phase,): the phase for which each item was last claimed
@@ -90,6 +102,10 @@ class Job(ctypes.Structure):
     optimizer: int  # NONE, SGD or ADAM
     moments: int  # (2, n_parameters)
     rates: int  # float64 (steps,)
+    rate_factors: (
+        int  # float64 (layers, 2): of the rates of each W and b, 0 if it is frozen; no array: all are 1
+    )
+    clip_norm: float  # the gradient's norm at most; 0: it is not clipped
     momentum: float
     nesterov: int
     beta_1: float
@@ -99,6 +115,11 @@ class Job(ctypes.Structure):
     steps_before: int  # steps that the optimizer took before this job
 
     # Objective
+    loss: int  # SQUARED_ERROR, HUBER, BERNOULLI or GIVEN
+    bound: (
+        int  # (1,): from which absolute value on a residual counts linearly; absent unless the loss is HUBER
+    )
+    out_of_range: int  # int64 (1,): set to 1 if a target of BERNOULLI is outside [0, 1]
     alpha: float
     missing: int  # 1: NaN stands for a missing cell
     noise: int  # NO_NOISE, GAUSSIAN, MASK or SWAP
@@ -108,6 +129,16 @@ class Job(ctypes.Structure):
     sparsity_weight: float
     codes: int  # float64 (SHARDS_MOST, k): each shard's weighted sum of codes, of k units
     slopes: int  # float64 (k,), padded: the derivative of the cost with respect to each unit's mean
+
+    # GIVEN: derivatives of the cost that the caller gives, besides Y, and wants
+    given_code: int  # (rows of X, k), of any dtype in KINDS: with respect to the code; absent: 0
+    given_row_stride: int
+    given_column_stride: int
+    given_kind: int
+    input_delta: int  # (rows, columns): written: with respect to the network's input; absent: not wanted
+    input_delta_stride: int
+    first_transposed: int  # W' of the first layer, prepared by the form, for that
+    zeros: int  # (columns of the input,), padded: 0
 
     # Inference: layers first_layer .. last_layer - 1
     first_layer: int
@@ -126,6 +157,7 @@ class Job(ctypes.Structure):
     from_blocked_at: int
     prepare_weights_at: int
     sparsity_delta_at: int
+    code_delta_at: int
     add_delta_at: int
     store_rows_at: int
     row_errors_at: int
@@ -137,6 +169,8 @@ class Job(ctypes.Structure):
     band_at: int
     update_at: int
     patch_at: int
+    clip_at: int
+    update_parts_at: int
     infer_at: int
 
 
@@ -169,8 +203,13 @@ MEMBER = np.dtype(
 # Ids
 STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)  # job.task
 NONE, SGD, ADAM = range(3)  # job.optimizer
+SQUARED_ERROR, HUBER, BERNOULLI, GIVEN, LOSSES = range(5)  # job.loss, and their number
+BERNOULLI_SLACK = (
+    8  # machine epsilons by which a target of BERNOULLI may lie outside [0, 1], as scaling rounds
+)
+INPUT, TARGET, GIVEN_CODE = range(3)  # the matrices whose rows are loaded: X, Y and job.given_code
 NO_NOISE, GAUSSIAN, MASK, SWAP = range(4)  # job.noise
-TRANSPOSE, CODE, ROWS, WEIGHTS, PHASES = range(5)  # the phases of a round (step.py), and their number
+TRANSPOSE, CODE, ROWS, WEIGHTS, CLIP, PHASES = range(6)  # the phases of a round (step.py), and their number
 BY_ROWS, BY_WEIGHTS = range(2)  # job.cut
 
 _KINDS = "f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastae.kernels.compiler import ByAddress, callee, carray, inlined
-from fastae.kernels.job import JOB, NO_NOISE, STEPS_TASK, SWAP
+from fastae.kernels.job import GIVEN, INPUT, JOB, NO_NOISE, STEPS_TASK, SWAP, TARGET
 from fastae.kernels.noise import corrupt_row, row_key, swapped
 from fastae.kernels.rows import (
     ITEM_SIZES,
@@ -46,17 +46,25 @@ def _is_corrupted(job):  # type: ignore[no-untyped-def]
 
 
 @callee
-def source_of(job, columns):  # type: ignore[no-untyped-def]
-    """The Source that a job describes: X, or the codes to decode."""
+def source_of(job, columns, matrix):  # type: ignore[no-untyped-def]
+    """The Source that a job describes: for INPUT, X or the codes to decode; for TARGET, Y; or the GIVEN_CODE."""
+    x, row_stride, column_stride, kind = job.x, job.row_stride, job.column_stride, job.kind
+    shift, scale = job.shift, job.scale
+    if matrix == TARGET:
+        x, row_stride, column_stride, kind = job.y, job.y_row_stride, job.y_column_stride, job.y_kind
+        shift, scale = job.y_shift, job.y_scale
+    elif matrix != INPUT:
+        x, row_stride, column_stride = job.given_code, job.given_row_stride, job.given_column_stride
+        kind, shift, scale = job.given_kind, 0, 0
     return Source(
-        x=job.x,
+        x=x,
         columns=columns,
-        row_stride=job.row_stride,
-        column_stride=job.column_stride,
-        kind=job.kind,
+        row_stride=row_stride,
+        column_stride=column_stride,
+        kind=kind,
         row_numbers=job.index,
-        shift=job.shift,
-        scale=job.scale,
+        shift=shift,
+        scale=scale,
     )
 
 
@@ -133,21 +141,21 @@ def _corrupt(like, job, memory, height, source, input_at, first, rows, epoch):  
 
 
 @ByAddress
-def load_tile(out, job_at, clean, gathered, height, columns, first, rows, epoch):  # type: ignore[no-untyped-def]
+def load_tile(out, job_at, matrix, clean, gathered, height, columns, first, rows, epoch):  # type: ignore[no-untyped-def]
     """Load rows first .. first + rows as a blocked tile, with zeros below them down to a whole register tile.
 
-    out    blocked (blocks, height, lanes): the input. If cells may be missing, or there is noise, this is the corrupted
-           input, and the clean rows go to `clean`
+    out    blocked (blocks, height, lanes): the rows of `matrix`. If it is INPUT and cells may be missing, or there is
+           noise, this is the corrupted input, and the clean rows go to `clean`
     clean, gathered   addresses of these arrays of a TileMap; the lines behind `gathered` are those of the TileMap, too
     """
     job, like = record_at(job_at, JOB), carray(out, (1,))
     input_at = np.int64(like.ctypes.data)
     memory = _Memory(clean, gathered, gathered + 2 * LINE, gathered + 3 * LINE)
-    source = source_of(job, columns)
-    corrupted = _is_corrupted(job)
+    source = source_of(job, columns, matrix)
+    corrupted = matrix == INPUT and _is_corrupted(job)
     clean_at = memory.clean if corrupted else input_at
     load_rows(like, clean_at, height, source, first, rows, memory.gathered)
-    if job.not_finite != 0:
+    if job.not_finite != 0:  # of a job without Y
         blocks = in_blocks(columns, LINE // like.itemsize)
         note_not_finite(like, (job.not_finite, clean_at, height, blocks, rows, job.missing))
     if job.task == STEPS_TASK and job.index != 0:
@@ -180,13 +188,45 @@ def load_input(itemsize, job, job_at, memory, height, columns, input_at, first, 
     loaded = input_at
     if converted:
         loaded = memory.spare if corrupted else memory.clean
-    call_at(job.load_at, (loaded, job_at, memory.clean, memory.gathered, height, columns, first, rows, epoch))
+    call_at(
+        job.load_at,
+        (loaded, job_at, INPUT, memory.clean, memory.gathered, height, columns, first, rows, epoch),
+    )
     if converted:
         call_at(job.from_blocked_at, (input_at, loaded, computed, height, blocks))
     if job.target_in_form == 0:
         return memory.clean if corrupted or converted else input_at
     if not corrupted:
         return input_at
+    call_at(job.from_blocked_at, (memory.target, memory.clean, computed, height, blocks))
+    return memory.target
+
+
+@callee
+def load_target(itemsize, job, job_at, memory, row_weight, height, columns, first, rows):  # type: ignore[no-untyped-def]
+    """Load rows first .. first + rows of Y, after ``load_input`` and ``load_weights``; return their address.
+
+    They are as ``residual`` reads them or, for GIVEN, blocked. If a cell is NaN and may not be, the first row's weight
+    becomes NaN, and so do the loss and the gradient.
+
+    memory   TileMap of tiles that are `height` rows high      row_weight   (rows,)
+    """
+    blocks = in_blocks(columns, LINE // itemsize)
+    call_at(
+        job.load_at,
+        (memory.clean, job_at, TARGET, memory.clean, memory.gathered, height, columns, first, rows, 0),
+    )
+    if job.loss == GIVEN:
+        return memory.clean
+    if job.missing == 0:
+        noted = array_at(memory.gathered, (1,), np.int64)
+        noted[0] = 0
+        note_not_finite(row_weight, (memory.gathered, memory.clean, height, blocks, rows, 0))
+        if noted[0] != 0:
+            row_weight[0] = np.nan
+    if job.target_in_form == 0:
+        return memory.clean
+    computed = round_up(rows, job.row_multiple)
     call_at(job.from_blocked_at, (memory.target, memory.clean, computed, height, blocks))
     return memory.target
 

@@ -1,4 +1,4 @@
-"""SGD and Adam on a stretch or a part of a patch; also: adding up gradients, the L2 penalty, transposing W.
+"""SGD and Adam on a stretch or a part of a patch; also: adding up gradients and squares, the L2 penalty, transposing W.
 
 No learning rates or state are kept here: the job has them. Arrays are parts of flat buffers, (elements,).
 
@@ -84,6 +84,42 @@ def add_penalty(gradient, parameters, plan, first, factor):  # type: ignore[no-u
             for j in range(w.size):
                 total += float(w[j]) * float(w[j])
     return total
+
+
+def _write_add_squares(words, sums, values, lines):  # type: ignore[no-untyped-def]
+    """sums += the squares of `values`, each in the lane that comes next in turn.
+
+    sums  float64 (8,)     values  (lines, lanes)
+    """
+    wide = words.wide()
+    parts = words.lanes // wide.lanes  # vectors of float64 that a line becomes
+
+    def add_line(values, *totals):  # type: ignore[no-untyped-def]
+        added = []
+        for part, total in enumerate(totals):
+            value = wide.convert(
+                words.load_short(words.offset(values, part * (LINE // parts)), wide.lanes), True
+            )
+            added.append(wide.fma(value, value, total))
+        return [words.offset(values, LINE), *added]
+
+    before = [wide.load(sums, aligned=False), *[wide.constant(0.0)] * (parts - 1)]
+    _, total, *others = words.loop(lines, [values, *before], add_line)
+    for other in others:
+        total = wide.add(total, other)
+    wide.store(total, sums, aligned=False)
+
+
+_add_squares = vector_kernel(_write_add_squares)
+
+
+@callee
+def add_squares(sums_at, values):  # type: ignore[no-untyped-def]
+    """sums += the squares of `values`, so that the sum of all 8 `sums` grows by the sum of the squares.
+
+    sums_at   float64 (8,)        values   (elements,): whole lines
+    """
+    _add_squares(values, (sums_at, np.int64(values.ctypes.data), values.size * values.itemsize // LINE))
 
 
 def _write_adam(words, p, g, u, s, lines, *constants):  # type: ignore[no-untyped-def]

@@ -12,20 +12,21 @@ from fastae.kernels.optimizer import add_up
 from fastae.kernels.rows import add_lines, zero_lines
 from fastae.kernels.simd import array_at, call_at, record_at
 from fastae.kernels.split import in_blocks, is_last_round, items_of, patch, round_up, rows_in_round, step_of
-from fastae.kernels.stretch import gradient_factor, penalise_and_update, prepare
+from fastae.kernels.stretch import gradient_factor, penalise_and_update, prepare, squares_of
 from fastae.kernels.target import LINE
 from fastae.kernels.tile import output_at
 
 
 @callee
-def _finish(job, total, first, step):  # type: ignore[no-untyped-def]
+def _finish(job, job_at, total, first, step, item):  # type: ignore[no-untyped-def]
     """Update the elements of the flat buffers from `first` on, whose gradient `total` is a sum over all rows.
 
-    `total` becomes their gradient. Returns the sum of the squares of those that are weights, if these have a penalty.
+    They are a part of patch `item`. `total` becomes their gradient. Returns the sum of the squares of those that are
+    weights, if these have a penalty.
     """
     factor = gradient_factor(job, step)
     add_up(total, array_at(np.int64(total.ctypes.data), (1, total.size), total.dtype), 1, 0, factor)
-    return penalise_and_update(job, total, first, step, factor)
+    return penalise_and_update(job, job_at, total, first, step, factor, item)
 
 
 @ByAddress
@@ -34,8 +35,8 @@ def patch_item(out, job_at, item, round_):  # type: ignore[no-untyped-def]
 
     After the last round of a step, update its parameters and, unless this is the last step, W and W'.
 
-    out      the thread's memory, (elements of the patch,): holds the gradient, unless the caller gets it or it is added
-             up over several rounds
+    out      the thread's memory, (elements of the patch,): holds the gradient, unless the caller gets it, or it is
+             added up over several rounds or clipped
     job_at   JOB
     """
     job = record_at(job_at, JOB)
@@ -47,7 +48,8 @@ def patch_item(out, job_at, item, round_):  # type: ignore[no-untyped-def]
     this, depth = plan[layer], in_blocks(plan[layer].fan_in, lanes)
     fan_out, square = min(right * lanes, this.fan_out) - left * lanes, lanes * lanes
     is_first, is_last = round_ % job.slabs == 0, is_last_round(job, round_)
-    in_place = step + 1 == job.steps or not (is_first and is_last)
+    clipped = job.clip_norm > 0
+    in_place = step + 1 == job.steps or not (is_first and is_last) or clipped
     _, rows = rows_in_round(job, round_)
     a = output_at(plan, layer - 1, job.kept, height, itemsize)
     deltas = job.kept if layer + 1 == plan.shape[0] else job.deltas
@@ -63,11 +65,13 @@ def patch_item(out, job_at, item, round_):  # type: ignore[no-untyped-def]
     sizes = rows, height, dw_rows, fan_in, fan_out
     call_at(job.gradient_at, (dw, a + top * block, delta, np.int64(not is_first), *sizes))
     if is_last:
+        if clipped:
+            zero_lines(work, (squares_of(job, item), 1))
         for j in range(left, right):
             total = array_at(dw + (j - left) * dw_rows * LINE, ((bottom - top) * square,), work.dtype)
             first = j * depth + top
-            norm += _finish(job, total, this.weight + first * square, step)
-            if job.optimizer != NONE and step + 1 < job.steps:
+            norm += _finish(job, job_at, total, this.weight + first * square, step, item)
+            if job.optimizer != NONE and not clipped and step + 1 < job.steps:
                 prepare(job, plan, itemsize, layer, first, first + bottom - top)
     if bottom == depth:
         first = this.bias + left * lanes
@@ -79,6 +83,6 @@ def patch_item(out, job_at, item, round_):  # type: ignore[no-untyped-def]
             accumulate = np.int64(band > 0 or not is_first)
             add_lines(work, (db, sums + band * columns * itemsize, right - left, accumulate))
         if is_last:
-            _finish(job, array_at(db, ((right - left) * lanes,), work.dtype), first, step)
+            _finish(job, job_at, array_at(db, ((right - left) * lanes,), work.dtype), first, step, item)
     if is_last and job.alpha > 0:
         array_at(job.norms, (job.patches,), np.float64)[item] = norm

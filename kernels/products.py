@@ -27,8 +27,9 @@ What holds for every form:
     arguments     Outputs come first, then inputs, then sizes. The first is a pointer, other arrays are addresses.
                   Offsets of addresses are in bytes, sizes in elements.
     sums          `residual`, `backward` and `add_delta` add the column sums of the delta that they store (`add_delta`:
-                  of `added`) to `sums`, which the caller zeroes before each tile. `residual` adds the weighted squared
-                  errors to the lanes of `loss`. `gradient` stores a tile's sum, or adds it if `accumulate` is 1.
+                  of `added`) to `sums`, which the caller zeroes before each tile. `residual` adds the weighted costs of
+                  cells (cost.py) to the lanes of `loss`. `gradient` stores a tile's sum; if `accumulate` is 1, it adds
+                  it.
     order         Sums are added up in an order that depends on the arguments alone, so that a call always has the same
                   bits.
     threads       Threads call the functions at the same time, each on its own tile. `prepare_weights` is called for
@@ -44,11 +45,12 @@ The functions, and the shape of each array:
         a     stored (rows, fan_in)
         w     W (fan_in, fan_out)          bias   (fan_out,), zero in padding lanes
         one   (fan_out,): 1, and 0 in padding lanes           activation   its id (layout.py)
-    residual(delta, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, fan_out)
-        delta = row_weight (a w + bias - x), 0 where x is NaN: forward and delta of a linear last layer.
+    residual(delta, a, w, bias, x, row_weight, bound, sums, loss, rows, height, fan_in, fan_out)
+        delta = row_weight c, where c is r = a w + bias - x, 0 where x is NaN: forward and delta of a linear last layer.
+        With a bound, c is r between -bound and bound, for Huber's loss.
         delta stored (rows, fan_out)       a, w, bias   as for forward
         x     target (rows, fan_out): stored if the form's `target_in_form` is true, else blocked
-        row_weight (rows,)    sums (fan_out,)    loss (lanes,)
+        row_weight (rows,)    bound (1,); the address is 0 if there is none    sums (fan_out,)    loss (lanes,)
     backward(below, h, delta, wt, sums, activation, rows, height, fan_in, fan_out)
         below = (delta wt) * g'(h), the delta of the layer below: the elementwise product of the chain rule.
         below stored (rows, fan_in)        h      stored (rows, fan_in); may be `below` itself
@@ -67,6 +69,9 @@ The functions, and the shape of each array:
     sparsity_delta(out, h, row_weight, slope, rows, height, blocks)
         out = row_weight slope h (1 - h): the delta of the mean code's cost.
         out   blocked   h  stored   row_weight (rows,)    slope float64 (columns,), padded: job.slopes
+    code_delta(out, h, activation, rows, height, blocks)
+        out = out * g'(h): the delta of a code, from the derivative of the cost with respect to it.
+        out   blocked   h  stored   activation   its id
     add_delta(delta, added, sums, rows, height, blocks)
         delta += added
         delta stored    added  blocked    sums (columns,)
@@ -117,6 +122,7 @@ class Form:
     from_blocked: ByAddress | None
     prepare_weights: ByAddress
     sparsity_delta: ByAddress | None
+    code_delta: ByAddress | None
     add_delta: ByAddress | None
     store_rows: ByAddress
     row_errors: ByAddress
@@ -141,10 +147,10 @@ class Form:
     )
     available: bool = True  # the CPU that kernels are compiled for has the instructions
 
-    def supports(self, *, linear: bool, sparse: bool) -> bool:
-        """Whether the form has all that steps need, if the last layer is linear, or if the mean code has a cost."""
-        codes = self.leaves and self.sparsity_delta is not None and self.add_delta is not None
-        return (linear or self.leaves) and (codes or not sparse)
+    def supports(self, *, linear: bool, codes: bool) -> bool:
+        """Whether the form has all that steps need: for a linear last layer, and a code with a delta of its own."""
+        deltas = self.sparsity_delta, self.code_delta, self.add_delta
+        return (linear or self.leaves) and (not codes or (self.leaves and None not in deltas))
 
 
 FUNCTIONS = tuple(

@@ -10,7 +10,7 @@ import numpy as np
 from fastae.kernels.compiler import ByAddress, callee, carray, inlined
 from fastae.kernels.job import JOB, MEMBER
 from fastae.kernels.layout import LAYER
-from fastae.kernels.load import load_input, load_weights
+from fastae.kernels.load import load_input, load_target, load_weights
 from fastae.kernels.rows import add_lines, zero_lines
 from fastae.kernels.simd import array_at, record_at
 from fastae.kernels.split import SHARDS_MOST, epoch_of, in_blocks, round_up, step_of
@@ -21,6 +21,7 @@ from fastae.kernels.tile import (
     lane_sum,
     layers_of_loss,
     output_at,
+    store_input_delta,
     tile_map,
 )
 
@@ -40,7 +41,7 @@ def _add_codes(code, row_weight, columns, rows, sums):  # type: ignore[no-untype
 
 
 @inlined
-def _add_gradient(work, job, plan, memory, target, gradient, accumulate, rows, computed):  # type: ignore[no-untyped-def]
+def _add_gradient(work, job, job_at, plan, memory, target, gradient, accumulate, first, rows, computed):  # type: ignore[no-untyped-def]
     """Store the gradient of a tile as that of its shard, or add it if `accumulate` is 1; return the tile's loss.
 
     Forward is complete, except for a linear last layer. The arguments are those of ``backward_layers``.
@@ -49,9 +50,24 @@ def _add_gradient(work, job, plan, memory, target, gradient, accumulate, rows, c
     lanes = LINE // itemsize
     zero_lines(work, (memory.sums, (memory.row_weight - memory.sums) // LINE))
     zero_lines(work, (memory.loss, 1))
+    height, tiles = job.height, memory.tiles
     backward_layers(
-        work, job, plan, memory, memory.tiles, target, gradient, accumulate, rows, computed, job.height
+        work,
+        job,
+        job_at,
+        plan,
+        memory,
+        tiles,
+        target,
+        gradient,
+        accumulate,
+        first,
+        rows,
+        computed,
+        height,
     )
+    if job.input_delta != 0:
+        store_input_delta(itemsize, job, plan, memory, tiles, first, rows, computed, height)
     for i in range(plan.shape[0]):
         db, sums = gradient + plan[i].bias * itemsize, memory.sums + plan[i].column_sums * itemsize
         add_lines(work, (db, sums, in_blocks(plan[i].fan_out, lanes), accumulate))
@@ -77,6 +93,7 @@ def shard_item(out, job_at, item, first, rows, round_, me_at, only_codes):  # ty
     totals = array_at(job.totals, (SHARDS_MOST, 2), np.float64)
     epoch = epoch_of(job, step_of(job, round_))
     codes = array_at(job.codes, (SHARDS_MOST, plan[code].fan_out), np.float64)
+    outputs = plan[plan.shape[0] - 1].fan_out
     features, gradient = plan[0].fan_in, job.gradients + item * job.n_parameters * itemsize
     # The layers to compute: up to the code, which leaves the network; or all that backward_layers needs
     code_at = output_at(plan, code, memory.tiles, height, itemsize)
@@ -100,7 +117,11 @@ def shard_item(out, job_at, item, first, rows, round_, me_at, only_codes):  # ty
             _add_codes(array_at(code_at, shape, work.dtype), row_weight, columns, count, codes[item])
         else:
             accumulate = np.int64(me.progress > 0)
-            loss += _add_gradient(work, job, plan, memory, target, gradient, accumulate, count, computed)
+            if job.y != 0:
+                target = load_target(itemsize, job, job_at, memory, row_weight, height, outputs, row, count)
+            loss += _add_gradient(
+                work, job, job_at, plan, memory, target, gradient, accumulate, row, count, computed
+            )
         me.progress += count
         me.quota -= count * features
     totals[item, 0], totals[item, 1] = loss, total_weight

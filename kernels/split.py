@@ -21,7 +21,7 @@ Here `n_parameters` is the size of a flat buffer, and `multiple` is job.row_mult
 from functools import lru_cache
 
 from fastae.kernels.compiler import callee
-from fastae.kernels.job import BY_WEIGHTS, CODE, ROWS, TRANSPOSE, WEIGHTS
+from fastae.kernels.job import BY_WEIGHTS, CLIP, CODE, ROWS, TRANSPOSE, WEIGHTS
 
 STRETCH = 2048  # weights of a stretch at most
 SHARDS_MOST = 64
@@ -271,13 +271,17 @@ def items_of(job, round_, phase):  # type: ignore[no-untyped-def]
     """The number of items of a phase of a round; 0 if the round does not have this phase."""
     if phase == TRANSPOSE:
         return job.stretches if round_ == 0 else 0
-    if phase == WEIGHTS and job.cut != BY_WEIGHTS:
+    if phase == CLIP and (job.clip_norm == 0 or not is_last_round(job, round_)):
+        return 0
+    if (phase == WEIGHTS or phase == CLIP) and job.cut != BY_WEIGHTS:
         return job.stretches
     _, rows = rows_in_round(job, round_)
     if rows == 0 or (phase == CODE and (job.sparse == 0 or round_ % job.slabs != 0)):
         return 0
     if phase == WEIGHTS:
         return job.patches
+    if phase == CLIP:
+        return job.stretches
     if job.cut == BY_WEIGHTS and phase == ROWS:
         return in_blocks(rows, job.band)
     _, rows = rows_in_step(job, step_of(job, round_))

@@ -1,7 +1,7 @@
 """Gradient steps by a crew of threads: ``run``, the jitted call that each thread makes on a job. No arithmetic is here.
 
 How a step is cut into items, by rows or by weights, is in split.py. A *round* is a slab of the step's rows or, by rows,
-the whole step. It has up to four phases. Each consists of items, which threads claim: first those of their own share,
+the whole step. It has up to five phases. Each consists of items, which threads claim: first those of their own share,
 then those that other threads have not claimed yet:
 
     TRANSPOSE   item: a stretch. Prepare W and W' as products read them; only in the first round of a job
@@ -10,6 +10,8 @@ then those that other threads have not claimed yet:
                 or a band. Compute its activations, deltas and loss
     WEIGHTS     item: a stretch. Add the shards' gradients in a fixed order, update the weights, prepare W and W'
                 or a patch. Compute its gradient over the slab; in the last round of a step, update and prepare as well
+    CLIP        item: a stretch. Only if the gradient is to be clipped, in the last round of a step: WEIGHTS leaves the
+                gradient and its norm, and the update is here
 
 What an item computes depends only on the job, never on the thread that claims it. So results are bit-identical for any
 number of threads, and no thread has to wait for one that comes late or never.
@@ -19,8 +21,8 @@ The thread that finishes the last item of a phase opens the next phase. CLAIM ho
     when                                                                     the next phase is
     the last item of a phase is done                                         the next one that has items
     the last item of ROWS is done, but the step's loss is not finite         none: OUTCOME is DIVERGED
-    the last item of WEIGHTS in the last step is done                        none: OUTCOME is COMPLETE
-    CANCEL is set, and a member looks for an item, but not of WEIGHTS        none: OUTCOME is CANCELLED
+    the last item of the last step is done                                   none: OUTCOME is COMPLETE
+    CANCEL is set, and a member looks for an item of a phase before WEIGHTS  none: OUTCOME is CANCELLED
 
 The loops of a step, and the slice that each selects. The files repeat the numbers beside the loops:
 
@@ -55,7 +57,7 @@ takes longer than many steps.
 
 Between two calls of the leader's ``run``, Python handles signals, and may admit more helpers or send some out with
 ``admit``. If it gives the job up, it calls ``abandon``. Even then no step is taken in part: whoever opens WEIGHTS
-claims its items until none is left, and no one leaves ``run`` with an item of WEIGHTS.
+or CLIP claims its items until none is left, and no one leaves ``run`` with one.
 """
 
 from functools import cache
@@ -75,6 +77,7 @@ from fastae.kernels.job import (
     CANCEL,
     CANCELLED,
     CLAIM,
+    CLIP,
     CODE,
     COMPLETE,
     CONTROL_BYTES,
@@ -124,7 +127,7 @@ from fastae.kernels.split import (
     share_begin,
     step_of,
 )
-from fastae.kernels.stretch import transpose_item, update_item
+from fastae.kernels.stretch import clip_item, close_gradient, transpose_item, update_item, update_parts
 
 PRESENT = Member.present.offset  # type: ignore[attr-defined]  # bytes from a member's record to this field
 MEMBER_BYTES = MEMBER.itemsize
@@ -142,6 +145,8 @@ ITEMS = {
     "transpose_at": transpose_item,
     "update_at": update_item,
     "patch_at": patch_item,
+    "clip_at": clip_item,
+    "update_parts_at": update_parts,
     "infer_at": infer,
 }
 
@@ -314,8 +319,8 @@ def _steps(job_at, control_at, me_at, work):  # type: ignore[no-untyped-def]
 
 @inlined
 def _cancelled(control_at, phase_number):  # type: ignore[no-untyped-def]
-    """Whether to stop in this phase: not in WEIGHTS, which would leave a step taken in part."""
-    return phase_number % PHASES != WEIGHTS and load_acquire(control_at + CANCEL) != 0
+    """Whether to stop in this phase: not in WEIGHTS or CLIP, which would leave a step taken in part."""
+    return phase_number % PHASES < WEIGHTS and load_acquire(control_at + CANCEL) != 0
 
 
 @inlined
@@ -350,7 +355,7 @@ def _next_item(job, control_at, me, search):  # type: ignore[no-untyped-def]
             if before < phase_number and compare_and_swap(taken_at, before, phase_number):
                 me.held, me.item, me.progress = phase_number, item, 0
                 return HOLDING, (searched, items, begin, passed)
-        # Only now: the thread that opens WEIGHTS must not leave before all its items are claimed.
+        # Only now: the thread that opens WEIGHTS or CLIP must not leave before all its items are claimed.
         if load_acquire(control_at + OPEN) <= me.number:
             return OVER, (searched, items, begin, passed)
         pause()
@@ -384,6 +389,8 @@ def _process_item(job, job_at, me, me_at, work):  # type: ignore[no-untyped-def]
             call_at(job.patch_at, (work, job_at, item, round_))
         else:
             call_at(job.update_at, (work, job_at, item, round_))
+    elif phase == CLIP:
+        call_at(job.clip_at, (work, job_at, item, round_))
     else:
         first, rows = rows_of_item(job, round_, phase, item)
         if by_weights and phase == ROWS:
@@ -413,11 +420,14 @@ def _finish_phase(job, control_at, phase_number, items):  # type: ignore[no-unty
     elif phase == WEIGHTS and is_last:
         if job.alpha > 0:
             add_penalties(job, step, items)
+        if job.clip_norm > 0:
+            close_gradient(job, items)
+    if phase >= WEIGHTS and is_last and (phase == CLIP or job.clip_norm == 0):
         control[STEPS_DONE // 8] = step + 1
         if step + 1 == job.steps:
             control[OUTCOME // 8] = COMPLETE
             following = FINISHED_CLAIM
     if following != FINISHED_CLAIM:
         while items_of(job, following // PHASES, following % PHASES) == 0:
-            following += 1  # most steps have no items in TRANSPOSE and CODE
+            following += 1  # most steps have no items in TRANSPOSE, CODE and CLIP
     store_release(control_at + CLAIM, following)

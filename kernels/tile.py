@@ -11,6 +11,7 @@ import numpy as np
 
 from fastae.kernels import cost
 from fastae.kernels.compiler import callee, inlined
+from fastae.kernels.job import BERNOULLI, GIVEN, GIVEN_CODE
 from fastae.kernels.layout import IDENTITY
 from fastae.kernels.simd import call_at
 from fastae.kernels.split import in_blocks, round_up
@@ -23,7 +24,8 @@ class TileMap(NamedTuple):
     """The addresses of a tile's arrays in a thread's memory, one array after the other.
 
     The output of layer i lies at element plan[i].output * height of `tiles`. The arrays from `clean` on are used if
-    the input is corrupted, if the form's matrices are not blocked, or for the cost of the mean code.
+    the input is corrupted, if the form's matrices are not blocked, if there is a Y, or for a delta of the code. Each
+    is as wide as the input or, if it has more columns, the network's output.
     """
 
     tiles: int  # the input, then the output of each layer: (height, padded columns) elements each
@@ -33,23 +35,24 @@ class TileMap(NamedTuple):
     gathered: int  # 2 lines: elements of X, side by side
     level: int  # 1 line, of which one element is used: the noise level
     cell: int  # 1 line, of which one element is used: the cell of another row, for noise that swaps cells
-    clean: int  # blocked (input columns): the clean rows
-    # blocked (input columns, or code columns if there are more, which reach into `target`): a matrix on its way to
+    clean: int  # blocked: the clean rows; or rows of Y, once the input is loaded
+    # blocked (with the columns of the code if there are more, which reach into `target`): a matrix on its way to
     # another form
     spare: int
-    target: int  # stored (input columns): the clean rows in the form of products
+    target: int  # stored: the clean rows, or those of Y, in the form of products
 
 
 @callee
 def tile_map(plan, height, base, itemsize):  # type: ignore[no-untyped-def]
     """The TileMap of the memory at address `base`; `itemsize` is the bytes of an element, `plan` LAYER (layers,)."""
     lanes, last = LINE // itemsize, plan[plan.shape[0] - 1]
-    outputs, inputs = round_up(last.fan_out, lanes), round_up(plan[0].fan_in, lanes)
+    outputs = round_up(last.fan_out, lanes)
+    widest = max(outputs, round_up(plan[0].fan_in, lanes))
     sums = base + (last.output + outputs) * height * itemsize
     row_weight = sums + (last.column_sums + outputs) * itemsize
     loss = row_weight + round_up(height * itemsize, LINE)
     clean = loss + SCRATCH * LINE
-    tile = inputs * height * itemsize
+    tile = widest * height * itemsize
     return TileMap(
         tiles=base,
         sums=sums,
@@ -78,13 +81,14 @@ def forward_layers(itemsize, job, plan, tiles, leaves_at, rows, height, first, l
     """
     for i in range(first, last):  # loop 4: tile of layer i - 1 -> tile of layer i
         leaves = leaves_at != 0 and i == last - 1
+        only_z = job.loss == BERNOULLI and i + 1 == plan.shape[0]  # for cost.output_delta
         arguments = (
             leaves_at if leaves else output_at(plan, i, tiles, height, itemsize),
             output_at(plan, i - 1, tiles, height, itemsize),
             job.weights + plan[i].weight * itemsize,
             job.parameters + plan[i].bias * itemsize,
             job.ones + plan[i].column_sums * itemsize,
-            plan[i].activation,
+            np.int64(IDENTITY) if only_z else plan[i].activation,
             np.int64(leaves),
             rows,
             height,
@@ -98,7 +102,8 @@ def forward_layers(itemsize, job, plan, tiles, leaves_at, rows, height, first, l
 def layers_of_loss(job, plan, memory):  # type: ignore[no-untyped-def]
     """(last, leaves_at) for ``forward_layers``, so that ``backward_layers`` can follow on this tile.
 
-    A linear last layer is left to ``residual``. A nonlinear one leaves the network, for cost.output_delta.
+    A linear last layer is left to ``residual`` or, for GIVEN, not needed. A nonlinear one leaves the network, for
+    cost.output_delta.
     """
     last = plan.shape[0] - 1
     if plan[last].activation == IDENTITY:
@@ -116,18 +121,20 @@ def lane_sum(line):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def backward_layers(like, job, plan, memory, deltas, target, gradient, accumulate, rows, computed, height):  # type: ignore[no-untyped-def]
+def backward_layers(
+    like, job, job_at, plan, memory, deltas, target, gradient, accumulate, first, rows, computed, height
+):  # type: ignore[no-untyped-def]
     """Compute the delta of each layer on a tile, and add to `memory.loss` and to the column sums of deltas.
 
     Unless `gradient` is 0, also store the gradient of the tile's loss there, or add it if `accumulate` is 1.
 
-    Forward is complete, except for a linear last layer. The tile has `rows` rows, of which `computed` are computed:
-    `rows` rounded up to the row multiple.
+    Forward is complete, except for a linear last layer. The tile has rows first .. first + rows; `computed` rows are
+    computed, `rows` rounded up to the row multiple.
 
     memory     TileMap; if the form stores them otherwise, a nonlinear last layer has left its output at memory.spare
     deltas     where the delta of a hidden layer is stored, at the same offset as its output in memory.tiles: there
                itself, where it takes the output's place, or elsewhere. The last layer's delta takes its output's place
-    target     (rows, n), as ``load_input`` returns it
+    target     (rows, columns of the output), as ``load_input`` or ``load_target`` returns it
     gradient   flat: the weights' part is written; biases are left to the caller, from memory.sums
     """
     itemsize, last = like.itemsize, plan.shape[0] - 1
@@ -136,21 +143,22 @@ def backward_layers(like, job, plan, memory, deltas, target, gradient, accumulat
         output_at(plan, last, memory.tiles, height, itemsize),
         memory.sums + plan[last].column_sums * itemsize,
     )
-    if plan[last].activation == IDENTITY:
+    if plan[last].activation == IDENTITY and job.loss != GIVEN:
         source = output_at(plan, last - 1, memory.tiles, height, itemsize)
         w, b = job.weights + plan[last].weight * itemsize, job.parameters + plan[last].bias * itemsize
         sizes = computed, height, plan[last].fan_in, plan[last].fan_out
-        call_at(
-            job.residual_at, (top, source, w, b, target, memory.row_weight, top_sums, memory.loss, *sizes)
-        )
+        vectors = memory.row_weight, job.bound, top_sums, memory.loss
+        call_at(job.residual_at, (top, source, w, b, target, *vectors, *sizes))
     else:
         blocks = in_blocks(plan[last].fan_out, lanes)
         xhat = top if job.from_blocked_at == 0 else memory.spare
         cost.output_delta(
             like,
+            job,
             xhat,
             target,
             memory.row_weight,
+            job.ones + plan[last].column_sums * itemsize,
             top_sums,
             memory.loss,
             plan[last].activation,
@@ -173,14 +181,35 @@ def backward_layers(like, job, plan, memory, deltas, target, gradient, accumulat
             below_sums = memory.sums + plan[i - 1].column_sums * itemsize
             blocks = in_blocks(fan_in, lanes)
             sparse = job.sparse != 0 and i - 1 == job.code_layer
+            given = job.given_code != 0 and i - 1 == job.code_layer
             if sparse:
                 call_at(
                     job.sparsity_delta_at,
                     (memory.spare, h, memory.row_weight, job.slopes, computed, height, blocks),
                 )
+            if given:
+                load = job_at, GIVEN_CODE, memory.clean, memory.gathered, height, fan_in, first, rows, 0
+                call_at(job.load_at, (memory.spare, *load))
+                code = memory.spare, h, plan[i - 1].activation, computed, height, blocks
+                call_at(job.code_delta_at, code)
             wt = job.transposed + plan[i].transposed * itemsize
             sizes = computed, height, fan_in, fan_out
             call_at(job.backward_at, (below, h, delta, wt, below_sums, plan[i - 1].activation, *sizes))
-            if sparse:
+            if sparse or given:
                 call_at(job.add_delta_at, (below, memory.spare, below_sums, computed, height, blocks))
             delta = below
+
+
+@callee
+def store_input_delta(itemsize, job, plan, memory, deltas, first, rows, computed, height):  # type: ignore[no-untyped-def]
+    """Write rows first .. first + rows of job.input_delta, dS/dx = dS/dz1 W1', after ``backward_layers``.
+
+    `memory` and `deltas` are as there.
+    """
+    columns, at = plan[0].fan_in, deltas if plan.shape[0] > 1 else memory.tiles
+    delta = output_at(plan, 0, at, height, itemsize)
+    # W1' takes the place of weights: rows that leave the network keep the precision of results
+    vectors = job.first_transposed, job.zeros, job.zeros, IDENTITY, 1
+    call_at(job.forward_at, (memory.spare, delta, *vectors, computed, height, plan[0].fan_out, columns))
+    out, stride = job.input_delta + first * job.input_delta_stride, job.input_delta_stride
+    call_at(job.store_rows_at, (out, stride, memory.spare, columns, rows, height))

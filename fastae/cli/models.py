@@ -128,6 +128,16 @@ def train(
         Literal["cosine", "constant", "invscaling", "adaptive"],
         typer.Option(help="How the learning rate falls."),
     ] = "cosine",
+    loss: Annotated[
+        Literal["squared_error", "huber", "bernoulli"],
+        typer.Option(
+            help="What training minimises: the squared error; huber, which is linear for large errors; bernoulli, the "
+            "cross-entropy for binary data and others in 0 .. 1, with --scale minmax or none."
+        ),
+    ] = "squared_error",
+    huber_delta: Annotated[
+        float, typer.Option(help="Error beyond which huber is linear, in the network's scale.")
+    ] = 1.0,
     alpha: Annotated[
         float, typer.Option(help="L2 penalty on the weights; with adamw, decoupled weight decay.")
     ] = 1e-4,
@@ -243,6 +253,8 @@ def train(
         hidden_layer_sizes=widths,
         activation=activation,
         solver=solver,
+        loss=loss,
+        huber_delta=huber_delta,
         max_iter=epochs or "auto",
         batch_size=batch_size or "auto",
         learning_rate=schedule,

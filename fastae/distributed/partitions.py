@@ -31,6 +31,7 @@ from fastae.training.history import Epoch, History
 from fastae.training.loop import check_start, descend, draw_noise_seed
 from fastae.training.options import TrainingOptions
 from fastae.training.pca import loss_and_gradient_of
+from fastae.training.step_by_step import steps_with
 
 __all__ = [
     "LocalEngine",
@@ -206,7 +207,7 @@ class PartitionedEngine(ABC):
         ----------
         params : Parameters
             Initial parameters; changed in place.
-        optimizer : SGD, Adam or AdamW, optional
+        optimizer : SGD, Adam or AdamW, or a subclass of fastae.optimizers.Custom, optional
             Default: ``Adam()``.
         epochs : int, default 100
             Number of times to process all rows.
@@ -327,7 +328,7 @@ class PartitionedEngine(ABC):
         state: State | None = None,
     ) -> np.ndarray:
         """(steps, 2): the loss before each step, and its number of rows; ends at the first loss that is not finite."""
-        losses = np.zeros((len(steps), 2))
+        losses, engine = np.zeros((len(steps), 2)), steps_with(self.engine, optimizer)
         for i, (step, rate) in enumerate(steps):
             root_sum = self.sums(params.flat, step)
             if root_sum is None:
@@ -336,7 +337,7 @@ class PartitionedEngine(ABC):
             losses[i] = loss / weight, weight
             if not np.isfinite(loss):
                 return losses[: i + 1]
-            losses[i, 0] += self.engine.combine_sums(
+            losses[i, 0] += engine.combine_sums(
                 params,
                 root_sum.gradient[np.newaxis],
                 weight,

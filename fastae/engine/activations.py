@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastae.engine.jobs import OutsideRange
 from fastae.kernels import job as fields
 from fastae.kernels import layout
 from fastae.kernels.job import Job
@@ -48,8 +49,11 @@ def check_names(names: Sequence[str], network: Network) -> list[str]:
 class Held:
     """In the place of a prepared call: what ``Engine.run_steps`` would run."""
 
-    def _hold(self, job: Job, form: Any, batch: int, losses: np.ndarray, kept: list[Any]) -> None:
+    def _hold(
+        self, job: Job, form: Any, batch: int, losses: np.ndarray, kept: list[Any], outside: OutsideRange
+    ) -> None:
         self.job, self.form, self.rows, self.losses, self.kept = job, form, batch, losses, kept
+        self.outside = outside
 
 
 def read(engine: "Engine", held: Held, names: list[str], params: Parameters) -> dict[str, np.ndarray]:
@@ -82,6 +86,7 @@ def read(engine: "Engine", held: Held, names: list[str], params: Parameters) -> 
             slab = _Slab(engine, job, form, params, count)
             for name, result in results.items():
                 result[first : first + count] = slab.read(name)
+    held.outside.refuse()
     total = losses[:, 1].sum()
     for name, result in results.items():
         if name.startswith("d"):

@@ -8,8 +8,10 @@ import ctypes
 import inspect
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +25,7 @@ from fastae.checks import (
     check_ordinal,
     check_out,
     check_seed,
+    check_target,
     check_vector,
     check_weights,
     in_units,
@@ -63,7 +66,8 @@ class Engine:
     dtype : "float32", "float64", "bfloat16" or NumPy dtype, default "float32"
         Type of parameters, arithmetic and results; losses are added up in float64. With "bfloat16", the operands of
         matrix products are rounded to 8 bits of precision and their products added up in float32; parameters, results
-        and all other arithmetic are float32. Needs a CPU with AVX512_BF16.
+        and all other arithmetic are float32. Needs a CPU with AVX512_BF16; on Intel's, which are slower with it than
+        in float32, the first such engine of a process issues a RuntimeWarning.
 
     Raises
     ------
@@ -104,6 +108,8 @@ class Engine:
             raise RuntimeError(
                 f"dtype bfloat16 requires a CPU with AVX512_BF16, but kernels are compiled for {TARGET.cpu}"
             )
+        if in_bfloat16 and not TARGET.bfloat16_pays:
+            _warn_of_slow_bfloat16(TARGET.cpu)
         self._split, self._all_forms, self._is_dirty = split, forms, padding.checker()
         self._addresses, self._prepare_weights = step.addresses, stretch.prepare_weights
         self._tile_map = tile.tile_map
@@ -128,6 +134,7 @@ class Engine:
         self._totals = np.zeros((split.ROWS_ITEMS_MOST + 1, 2))
         stretches, patches = int(split.stretches(self.plan, lanes)), int(split.patches(self.plan, lanes))
         self._norms = np.zeros(max(stretches, patches))
+        self._squares = layout.aligned_zeros(8 * (1 + max(stretches, patches)), np.float64)
         self._codes = np.zeros((split.SHARDS_MOST, code))
         self._slopes = jobs.padded(0.0, code, dtype)
         self._kept = self._deltas = self._band_sums = layout.aligned_zeros(0, dtype)
@@ -154,6 +161,7 @@ class Engine:
             ones=address(self._ones),
             totals=address(self._totals),
             norms=address(self._norms),
+            squares=address(self._squares),
             codes=address(self._codes),
             slopes=address(self._slopes),
             height=form.height(self.network.widths, self.dtype),
@@ -168,16 +176,19 @@ class Engine:
         params: Parameters,
         X: npt.ArrayLike,
         *,
+        Y: npt.ArrayLike | None = None,
         index: npt.ArrayLike | None = None,
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
+        target_shift: npt.ArrayLike | None = None,
+        target_scale: npt.ArrayLike | None = None,
         sample_weight: npt.ArrayLike | None = None,
         objective: Objective = PLAIN,
         seed: int = 0,
         epoch: int = 0,
         out: Parameters | None = None,
     ) -> tuple[float, Parameters]:
-        """Compute the loss S = 1/(2m) sum((xhat - x)^2) over the rows of `X`, and its gradient.
+        """Compute the loss S over the rows of `X`, 1/(2m) sum((xhat - x)^2) by default, and its gradient.
 
         Parameters
         ----------
@@ -185,6 +196,10 @@ class Engine:
             Parameters of this engine's network and dtype.
         X : array-like of shape (m, n), any float or integer dtype, any strides
             Rows. They are read tile by tile: never copied whole, never written.
+        Y : array-like of shape (m, q), any float or integer dtype, any strides, optional
+            What the network's q outputs are compared with, instead of the row of `X`; read as `X` is, with the same
+            `index`. A cell that is NaN makes the loss NaN or, if the objective has `missing`, is not part of the
+            error. Default: `X`, as the network sees it without noise.
         index : array-like of int, optional
             Numbers of the rows of `X` to use, in this order. Default: all rows.
         shift : array-like of shape (n,), optional
@@ -192,10 +207,15 @@ class Engine:
         scale : array-like of shape (n,), optional
             Then multiplied with each row. The network sees (X - shift) * scale, computed in float64 and rounded once.
             Default: 1.
+        target_shift : array-like of shape (q,), optional
+            Subtracted from each row of `Y`. Default: 0.
+        target_scale : array-like of shape (q,), optional
+            Then multiplied with each row of `Y`; the output is compared with (Y - target_shift) * target_scale.
+            Default: 1.
         sample_weight : array-like of shape (m,), optional
             Weight w_i >= 0 of each row of `X`: S = 1/(2 sum(w)) sum_i w_i ||xhat_i - x_i||^2. Default: 1.
         objective : Objective, optional
-            Penalties, noise in the input, missing cells. Default: none of them.
+            The loss, penalties, noise in the input, missing cells. Default: the squared error alone.
         seed : int, default 0
             Seed of the noise.
         epoch : int, default 0
@@ -214,7 +234,8 @@ class Engine:
         Raises
         ------
         TypeError, ValueError
-            An argument has the wrong type, dtype, shape or size. The message names it.
+            An argument has the wrong type, dtype, shape or size, or targets of the loss "bernoulli" are outside [0, 1].
+            The message names it.
         """
         if out is not None:
             self._check_params(out, "out", written=True)
@@ -224,6 +245,7 @@ class Engine:
         losses = self.run_steps(
             params,
             X,
+            Y=Y,
             gradient=gradient,
             objective=objective,
             seed=seed,
@@ -231,6 +253,8 @@ class Engine:
             index=index,
             shift=shift,
             scale=scale,
+            target_shift=target_shift,
+            target_scale=target_scale,
             sample_weight=sample_weight,
         )
         return float(losses[0, 0]), gradient
@@ -311,6 +335,79 @@ class Engine:
         gradient = Parameters(self.network, self.dtype)
         self.run_steps(params, X, gradient=gradient, prepared=held, **options)
         return read(self, held, checked, params)
+
+    def vjp(
+        self,
+        params: Parameters,
+        X: npt.ArrayLike,
+        d_xhat: npt.ArrayLike,
+        d_code: npt.ArrayLike | None = None,
+        *,
+        with_input: bool = False,
+    ) -> "Parameters | tuple[Parameters, np.ndarray]":
+        """Compute the gradient of any cost S from dS/dxhat, its derivatives with respect to the output.
+
+        This is the vector-Jacobian product of the network: the chain rule for a cost that the engine does not know.
+
+        The rows go through the network again, so that nothing has to be kept from an earlier call: it takes as long as
+        ``loss_and_gradient``, and with `with_input` one more product, of the first layer.
+
+        Parameters
+        ----------
+        params : Parameters
+            Parameters of this engine's network and dtype.
+        X : array-like of shape (m, n), any float or integer dtype, any strides
+            Rows, as the network sees them. They are read tile by tile: never copied whole, never written.
+        d_xhat : array-like of shape (m, q), any float or integer dtype, any strides
+            dS/dxhat, with respect to each of the network's q outputs; read as `X` is.
+        d_code : array-like of shape (m, k), any float or integer dtype, any strides, optional
+            dS/dcode, where S depends on the code other than through xhat; read as `X` is. Default: 0.
+        with_input : bool, default False
+            Also return dS/dX.
+
+        Returns
+        -------
+        gradient : Parameters
+            ``gradient["W1"]`` is dS/dW1, and so on: sums over the rows, not divided by m.
+        d_X : ndarray of shape (m, n), the engine's dtype
+            dS/dX, only if `with_input`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument has the wrong type, dtype, shape or size, or `d_code` is given although the code is the
+            network's output. The message names it.
+        """
+        network = self.network
+        X = check_matrix(X, network.widths[0], "X")
+        d_xhat = check_target(d_xhat, X, network.widths[-1], "d_xhat")
+        if d_code is not None:
+            if network.code_layer == network.n_layers:
+                raise ValueError(
+                    "d_code must be None, because the network's code is its output: add it to d_xhat"
+                )
+            d_code = check_target(d_code, X, network.widths[network.code_layer], "d_code")
+        gradient, rows = Parameters(network, self.dtype), len(X)
+        form = self._form_for(rows, codes=d_code is not None)
+        job = self._steps_job(form, rows)
+        alive = jobs.set_matrix(job, X, self.dtype, index=None, shift=None, scale=None)
+        alive += jobs.set_given(job, d_xhat, d_code, self.dtype)
+        losses, rates = np.zeros((1, 2)), np.zeros(1)
+        self._check_params(params)
+        alive += jobs.set_steps(job, params, gradient, None, None, rates, losses)
+        d_X = np.empty(X.shape if with_input else (0, 0), self.dtype)
+        if with_input:
+            first = self.plan[0]
+            transposed = layout.aligned_zeros(int(first.bias - first.weight), self.dtype)
+            zeros = layout.aligned_zeros(int(first.output), self.dtype)
+            alive += transposed, zeros
+            job.first_transposed, job.zeros = address(transposed), address(zeros)
+            job.input_delta, job.input_delta_stride = address(d_X), d_X.strides[0]
+        job.weights = address(params.flat if self._weights is None else self._weights)
+        with self._turn.take():
+            self._take_steps(job, form, rows, 1)
+        del alive
+        return (gradient, d_X) if with_input else gradient
 
     def reconstruct(
         self,
@@ -469,7 +566,9 @@ class Engine:
         on_not_finite: Callable[[], object] | None = None,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Compute sum_j c_j (xhat_ij - x_ij)^2 for each row i of `X`. Reconstructions are not stored.
+        """Compute sum_j c_j (xhat_ij - x_ij)^2 for each row i of `X`, whatever the loss in training was.
+
+        Reconstructions are not stored.
 
         Parameters
         ----------
@@ -533,10 +632,13 @@ class Engine:
         X: npt.ArrayLike,
         *,
         gradient: Parameters,
+        Y: npt.ArrayLike | None = None,
         index: npt.ArrayLike | None = None,
         orders: npt.NDArray[np.int64] | None = None,
         shift: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
+        target_shift: npt.ArrayLike | None = None,
+        target_scale: npt.ArrayLike | None = None,
         sample_weight: npt.ArrayLike | None = None,
         batch_size: int | None = None,
         optimizer: Optimizer | None = None,
@@ -553,7 +655,8 @@ class Engine:
 
         `index` holds the numbers of the rows to use, of shape (rows,) or, with an order for each of several epochs,
         (epochs, rows). `orders` are the same, but not copied: numbers of rows of `X` as int64, C-contiguous
-        (epochs, rows), which nobody changes during the call.
+        (epochs, rows), which nobody changes during the call. `Y`, `target_shift` and `target_scale` are as for
+        ``loss_and_gradient``; the numbers of rows are those of `Y`, too.
 
         With an `optimizer`, `params` and ``state.moments`` change in place; ``state.steps`` is read but not changed.
         Without one, no parameter changes. `gradient` receives the last step's gradient.
@@ -564,13 +667,21 @@ class Engine:
 
         Returns an array of shape (steps, 2): the loss of each step before its update, and the sum of its rows' weights,
         which may be in another unit than `sample_weight`, the same for all steps, unless they are `sums`. If a loss is
-        not finite, its step is not taken, and the array ends with it.
+        not finite, its step is not taken, and the array ends with it. A ValueError says that a target of the loss
+        "bernoulli" is outside [0, 1], with an `optimizer` after the steps before it have been taken.
         """
         X = check_matrix(X, self.network.widths[0], "X")
-        if self.network.widths[-1] != self.network.widths[0]:
-            raise ValueError(f"network puts out {self.network.widths[-1]} features, but X has {X.shape[1]}")
+        outputs = self.network.widths[-1]
         if not isinstance(objective, Objective):
             raise TypeError(f"objective must be an Objective, got {objective!r}")
+        if Y is not None:
+            Y = check_target(Y, X, outputs)
+        elif target_shift is not None or target_scale is not None:
+            raise ValueError("target_shift and target_scale are of Y, which is not given")
+        elif outputs != X.shape[1]:
+            raise ValueError(
+                f"network puts out {outputs} features, but X has {X.shape[1]}: pass targets of {outputs} features as Y"
+            )
         if sums and (objective.alpha or objective.sparsity_weight):
             raise ValueError("sums are of rows: objective must have neither alpha nor sparsity_weight")
         if batch_size is not None:
@@ -585,9 +696,11 @@ class Engine:
             raise ValueError(
                 f"index orders the rows of {len(chosen)} epochs, but rates are of {rates.size} steps of {batch} rows"
             )
-        form = self._form_for(batch, objective)
+        form = self._form_for(batch, codes=objective.sparsity_weight > 0)
         job = self._steps_job(form, batch)
         alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
+        if Y is not None:
+            alive += jobs.set_target(job, Y, self.dtype, shift=target_shift, scale=target_scale)
         unit = 1.0  # in which job.sample_weight is measured
         if sample_weight is not None:
             weights, unit = in_units(check_weights(sample_weight, X.shape[0]), chosen)
@@ -600,19 +713,23 @@ class Engine:
             raise ValueError("gradient must not be params: the engine reads these while it writes it")
         if self._is_dirty(gradient.flat, self.plan):  # which not all kernels overwrite
             gradient.clear_padding()
-        jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
-        jobs.set_objective(job, objective, self.network, unit)
+        alive += jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
+        alive += jobs.set_objective(job, objective, self.network, self.dtype, unit)
         check_seed(seed, MOST_SEED)
         for name, number in ("epoch", epoch), ("first_row", first_row):
             check_ordinal(name, number)
         job.seed, job.epoch = seed, epoch
         job.first_row, job.as_sums = first_row, sums
         job.weights = address(params.flat if self._weights is None else self._weights)
+        outside = jobs.OutsideRange("X" if Y is None else "Y")
+        if job.loss == fields.BERNOULLI:
+            job.out_of_range = address(outside.noted)
         if prepared is not None:
-            prepared._hold(job, form, batch, losses, [alive, rates])
+            prepared._hold(job, form, batch, losses, [alive, rates], outside)
             return losses[:0]
         with self._turn.take():
             done, diverged = self._take_steps(job, form, batch, rates.size)
+        outside.refuse()
         if sums and unit != 1:
             losses *= unit
             gradient.flat *= gradient.dtype.type(unit)
@@ -643,10 +760,11 @@ class Engine:
         self._check_params(params, written=optimizer is not None)
         self._check_params(gradient, "gradient", written=True)
         job = self._new_job(self._form)
-        jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
+        alive = jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
         job.alpha, job.n_parts, job.gradients = alpha, len(parts), address(parts)
         with self._turn.take():
             self._run(job, fields.WEIGHTS, 1)
+        del alive
         return float(losses[0, 0])
 
     def stop_on(self, stop: threading.Event) -> None:
@@ -748,8 +866,11 @@ class Engine:
         alone = items == 1 and flops < SMALL_JOB
         return self._share(job, fields.TRANSPOSE, flops, steps, batch, alone=alone)
 
-    def _form_for(self, batch: int, objective: Objective) -> Any:
-        """The form of products in which steps on `batch` rows are fastest, of the forms that support them."""
+    def _form_for(self, batch: int, *, codes: bool) -> Any:
+        """The form of products in which steps on `batch` rows are fastest, of the forms that support them.
+
+        `codes`: the code has a delta of its own.
+        """
         return self._all_forms.choose(
             self._forms,
             self.network.widths,
@@ -757,7 +878,7 @@ class Engine:
             self._size,
             self.dtype,
             linear=self.network.activations[-1] == "identity",
-            sparse=objective.sparsity_weight > 0,
+            codes=codes,
         )
 
     def _cut_by_rows(self, job: Job, rows: int, batch: int) -> int:
@@ -790,15 +911,16 @@ class Engine:
     def _tile_elements(self, height: int) -> int:
         """Elements of memory that TileMap (kernels/tile.py) maps, for tiles of so many rows.
 
-        It ends with three tiles of the input, the last one as wide as the code if that is wider. Where they are not
-        needed they are not touched, and so take no physical memory.
+        It ends with three tiles of the input or, if that is wider, the output; the last one is as wide as the code if
+        that is wider still. Where they are not needed they are not touched, and so take no physical memory.
         """
-        code = layout.blocks(self.network.widths[self.network.code_layer], self.dtype) * layout.lanes(
-            self.dtype
+        inputs, code, outputs = (
+            layout.blocks(self.network.widths[layer], self.dtype) * layout.lanes(self.dtype)
+            for layer in (0, self.network.code_layer, -1)
         )
-        inputs = int(self.plan[0].output)
+        widest = max(inputs, outputs)
         before = int(self._tile_map(self.plan, height, 0, self.dtype.itemsize).clean) // self.dtype.itemsize
-        return before + height * (2 * inputs + max(inputs, code))
+        return before + height * (2 * widest + max(widest, code))
 
     def _form_for_inference(self, rows: int, first: int, last: int) -> Any:
         """The form of products in which these rows pass fastest through layers first .. last - 1."""
@@ -862,6 +984,15 @@ class Engine:
 
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+@cache
+def _warn_of_slow_bfloat16(cpu: str) -> None:
+    """Once per process."""
+    text = (
+        f"dtype bfloat16 is slower than float32 on {cpu}: its AVX512_BF16 gains nothing, and AMX is not used"
+    )
+    warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def _forget_threads() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastae.checks import check_ordinal
+from fastae.engine.jobs import OutsideRange
 from fastae.kernels import job as fields
 from fastae.kernels.job import Job
 from fastae.network import Parameters
@@ -40,15 +41,21 @@ class PreparedCall:
         self._flat, self._gradient_flat = params.flat, gradient.flat
         self._plan, self._is_dirty = engine.plan, engine._is_dirty
 
-    def _hold(self, job: Job, form: Any, batch: int, losses: np.ndarray, kept: list[Any]) -> None:
+    def _hold(
+        self, job: Job, form: Any, batch: int, losses: np.ndarray, kept: list[Any], outside: OutsideRange
+    ) -> None:
         """For ``Engine.run_steps``: the job to run in each call.
 
-        `losses` (1, 2) is where the job writes its loss, `kept` is all else that it points to.
+        `losses` (1, 2) is where the job writes its loss, `outside` where it notes targets that it cannot use, `kept` is
+        all else that it points to.
         """
+        self._outside = outside
         self._job, self._form, self._batch, self._losses = job, form, batch, losses
         self._kept, self._small = kept, self.engine._is_small(batch, 1)
-        self._gradients: Any = None  # the engine's memory that the job points to; other calls may replace it
+        # The engine's memory that the job points to, which other calls may replace
+        self._gradients: Any = None
         self._slab: Any = None
+        self._band_sums: Any = None
 
     def __call__(self, epoch: int | None = None) -> float:
         """Compute the loss and the gradient.
@@ -67,7 +74,8 @@ class PreparedCall:
         Raises
         ------
         TypeError, ValueError
-            `epoch` is not an integer from 0 on, or ``params.flat`` is not zero in its padding.
+            `epoch` is not an integer from 0 on, ``params.flat`` is not zero in its padding, or targets of the loss
+            "bernoulli" are outside [0, 1].
         """
         engine = self.engine
         if self._is_dirty(self._flat, self._plan):
@@ -79,11 +87,17 @@ class PreparedCall:
         with engine._turn.take():
             if epoch is not None:
                 self._job.epoch = epoch
-            if self._gradients is not engine._gradients or self._slab is not engine._kept:
+            if not (
+                self._gradients is engine._gradients
+                and self._slab is engine._kept
+                and self._band_sums is engine._band_sums
+            ):
                 engine._cut(self._job, self._form, self._batch)
                 self._gradients, self._slab = engine._gradients, engine._kept
+                self._band_sums = engine._band_sums
             if self._small:
                 engine._crew.run_alone(self._job, fields.TRANSPOSE)
             else:
                 engine._take_steps(self._job, self._form, self._batch, 1)
+            self._outside.refuse()
             return float(self._losses.item(0))

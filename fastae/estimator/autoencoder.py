@@ -55,7 +55,7 @@ def goes_by_steps(model: "Autoencoder") -> bool:
 
 
 class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
-    """An autoencoder of dense layers that minimises the mean over rows of half the squared error.
+    """An autoencoder of dense layers that minimises the mean over rows of half the squared error, or of another loss.
 
     Parameters have the names of scikit-learn's MLPRegressor where they mean the same.
 
@@ -65,7 +65,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         Widths of the encoder's layers; the last one is the code. The decoder mirrors the encoder, up to n features.
         "auto": one layer of as many units as principal components hold 90% of the variance, n / 2 and 256 at most.
     output_layer : bool, default True
-        Add a final linear layer of n outputs. Without it, the decoder's last layer is linear itself.
+        Add a final linear layer of n outputs. Without it, the decoder's last layer is linear itself. With the loss
+        "bernoulli", that layer's activation is the sigmoid.
     activation : "sigmoid", "logistic", "tanh", "relu" or "identity", default "sigmoid"
         Activation of all other layers; "logistic" is another name for "sigmoid".
     init : "pca" or "random", default "pca"
@@ -74,6 +75,12 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         of the rows. "random": Glorot-uniform weights, as for ``fastae.Parameters.random``.
     solver : "adam", "adamw", "sgd" or "lbfgs", default "adam"
         Optimizer. "lbfgs" uses all rows in every iteration; the others take steps over mini-batches.
+    loss : "squared_error", "huber" or "bernoulli", default "squared_error"
+        What training minimises, as ``fastae.Objective`` describes: "huber" for data with outliers that should not
+        count by their square, "bernoulli" for binary data and others in [0, 1], which needs a `scale` of "minmax" or
+        None. Validation losses and all errors of rows are of the squared error, whatever the loss.
+    huber_delta : float, default 1.0
+        The residual beyond which "huber" is linear, in the network's scale.
     alpha : float, default 1e-4
         L2 penalty as in MLPRegressor: adds alpha/(2m) sum(W^2) to the loss of a batch of m rows. For "adamw", the
         decoupled weight decay instead.
@@ -438,11 +445,12 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             raise ValueError(f"hidden_layer_sizes must be at most {MOST_UNITS}, got {max(encoder)}")
         g = "sigmoid" if self.activation == "logistic" else self.activation
         widths = (columns, *encoder, *encoder[-2::-1], columns)
+        top: Activation = "sigmoid" if self.loss == "bernoulli" else "identity"
         activations: tuple[Activation, ...] = (g,) * (len(widths) - 2) + (
-            g if self._value("output_layer") else "identity",
+            g if self._value("output_layer") else top,
         )
         if self._value("output_layer"):
-            widths, activations = (*widths, columns), (*activations, "identity")
+            widths, activations = (*widths, columns), (*activations, top)
         return Network(widths, activations, len(encoder))
 
     def _dtype(self, X: RowSource) -> np.dtype[Any]:

@@ -24,11 +24,16 @@ def warn_if_code_is_wide(model: Any, units: int, columns: int) -> None:
 
 
 def warn_if_worse_than_pca(model: Any) -> None:
-    """Warn where PCA with as many components reconstructs the training rows better by more than a little."""
-    ratio = model.error_over_pca_
+    """Warn where PCA with as many components reconstructs the training rows better by more than a little.
+
+    Not for Huber's loss: PCA minimises the squared error, which outliers rule.
+    """
+    ratio = None if model.loss == "huber" else model.error_over_pca_
     if ratio is not None and ratio > _WORSE and model._value("noise") is None and not model.sparsity_weight:
         advice = "raise max_iter, or lower learning_rate_init"
-        if model.scale is None:
+        if model.loss == "bernoulli":
+            pass  # the scale follows from it
+        elif model.scale is None:
             advice += ", or set scale"
         elif model.scale == "minmax" and model.missing:
             advice += (

@@ -17,7 +17,7 @@ from fastae import optimizers
 from fastae.estimator.automatic import Budget
 from fastae.estimator.sklearn_types import BaseEstimator
 from fastae.network import Activation, DType
-from fastae.objective import Noise, Objective
+from fastae.objective import Loss, Noise, Objective
 from fastae.training.history import Epoch
 
 _POSITIVE, _NOT_NEGATIVE = Interval(Real, 0, None, closed="neither"), Interval(Real, 0, None, closed="left")
@@ -70,6 +70,8 @@ class Settings(BaseEstimator):
     activation: Activation | Literal["logistic"] = "sigmoid"
     init: Literal["pca", "random"] = "pca"
     solver: Literal["adam", "adamw", "sgd", "lbfgs"] = "adam"
+    loss: Loss = "squared_error"
+    huber_delta: float = 1.0
     alpha: float = 1e-4
     batch_size: int | Literal["auto"] = "auto"
     learning_rate: Literal["constant", "invscaling", "adaptive", "cosine"] = "cosine"
@@ -105,6 +107,8 @@ class Settings(BaseEstimator):
         "activation": [StrOptions({"sigmoid", "logistic", "tanh", "relu", "identity"})],
         "init": [StrOptions({"pca", "random"})],
         "solver": [StrOptions({"adam", "adamw", "sgd", "lbfgs"})],
+        "loss": [StrOptions({"squared_error", "huber", "bernoulli"})],
+        "huber_delta": [_POSITIVE],
         "alpha": [_NOT_NEGATIVE],
         "batch_size": [_AUTO, Interval(Integral, 1, None, closed="left")],
         "learning_rate": [StrOptions({"constant", "invscaling", "adaptive", "cosine"})],
@@ -155,13 +159,20 @@ class Settings(BaseEstimator):
                 momentum=self.momentum,
                 nesterov=self.nesterovs_momentum and self.momentum > 0,
             )
-        betas = {"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
+        betas: dict[str, Any] = {"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
         if self.solver == "adamw":
             return optimizers.AdamW(learning_rate=rate, weight_decay=self.alpha, **betas)
         return optimizers.Adam(learning_rate=rate, **betas)
 
     def _objective(self) -> Objective:
+        if self.loss == "bernoulli" and self.scale == "standard":
+            raise ValueError(
+                "loss 'bernoulli' needs targets in [0, 1]: scale must be 'minmax' or, for such data, None, "
+                "got 'standard'"
+            )
         return Objective(
+            loss=self.loss,
+            huber_delta=self.huber_delta,
             alpha=0.0 if self.solver == "adamw" else self.alpha,
             noise=self._value("noise"),
             noise_level=self._value("noise_level"),

@@ -6,6 +6,7 @@ options.py           TrainingOptions: the options that every kind of training ha
 loop.py              the loop over epochs, whatever takes the steps: learning rates, checkpoints, divergence
 watch.py             after each epoch: validation, the best parameters, when to stop
 streaming.py         the steps of an epoch over an array, or over rows read chunk by chunk
+step_by_step.py      steps that Python takes one by one: tied weights, optimizers of the user's own
 lbfgs.py             L-BFGS on all rows at once
 pca.py               principal components, and the parameters at which a network does what PCA does
 history.py           what training reports

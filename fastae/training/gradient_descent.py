@@ -5,16 +5,18 @@ happens between epochs, one call takes many. The loop over epochs is in ``loop.p
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, singledispatch
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastae.checks import check_count, check_index, check_matrix, check_seed
+from fastae.checks import check_count, check_index, check_matrix, check_seed, check_target
 from fastae.data.row_source import ArrayRows, Rows
 from fastae.engine.engine import Engine
+from fastae.engine.jobs import check_loss
+from fastae.kernels.job import BERNOULLI_SLACK
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Optimizer, State
@@ -22,6 +24,7 @@ from fastae.training.checkpoint import Checkpoint
 from fastae.training.history import DivergenceError, Epoch, History
 from fastae.training.loop import check_start, descend, draw_noise_seed
 from fastae.training.options import TrainingOptions
+from fastae.training.step_by_step import check_tied, steps_with
 from fastae.training.streaming import run_epoch
 
 __all__ = ["DivergenceError", "Epoch", "History", "train", "train_on"]
@@ -31,6 +34,7 @@ def train(
     params: Parameters,
     X: "npt.ArrayLike | Rows",
     *,
+    Y: npt.ArrayLike | None = None,
     engine: Engine | None = None,
     optimizer: Optimizer | None = None,
     epochs: int = 100,
@@ -40,8 +44,11 @@ def train(
     seed: int | np.random.Generator = 0,
     shift: npt.ArrayLike | None = None,
     scale: npt.ArrayLike | None = None,
+    target_shift: npt.ArrayLike | None = None,
+    target_scale: npt.ArrayLike | None = None,
     sample_weight: npt.ArrayLike | None = None,
     objective: Objective = PLAIN,
+    tied: Sequence[tuple[str, str]] = (),
     validate: Callable[[Parameters], float] | None = None,
     patience: int | None = None,
     tol: float = 0.0,
@@ -52,7 +59,7 @@ def train(
     checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     resume: bool = False,
 ) -> History:
-    """Train `params`, in place, to reconstruct the rows of `X`.
+    """Train `params`, in place, to reconstruct the rows of `X`, or to compute those of `Y` from them.
 
     Parameters
     ----------
@@ -62,10 +69,15 @@ def train(
         Training data: never copied whole, never written. Rows (``fastae.open_rows``) are read again in every epoch,
         chunk by chunk. A batch larger than a chunk is one step from the sums over its chunks. When shuffled, the
         pieces of the file are read in random order, and the rows of each chunk are drawn in random order.
+    Y : array-like of shape (m, q), any float or integer dtype, any strides, optional
+        What the network's q outputs are compared with; read as `X` is, with the same `index`. A cell that is NaN is an
+        error or, if the objective has `missing`, is not part of the loss. Default: `X`. Not available for Rows of
+        several chunks.
     engine : Engine, optional
         Engine of the parameters' network and dtype. Default: a new one on all CPUs of this process.
-    optimizer : SGD, Adam or AdamW, optional
-        Default: ``Adam()``.
+    optimizer : SGD, Adam or AdamW, or a subclass of fastae.optimizers.Custom, optional
+        Its `rate_factors` freeze parameters, or give them rates of their own; its `clip_norm` clips the gradient. A
+        subclass of ``fastae.optimizers.Custom`` is an optimizer of your own. Default: ``Adam()``.
     epochs : int, default 100
         Number of times to process all rows.
     batch_size : int, optional
@@ -80,10 +92,19 @@ def train(
         Subtracted from each row before it enters the network. Default: 0.
     scale : array-like of shape (n,), optional
         Then multiplied with each row: the network sees (X - shift) * scale. Default: 1.
+    target_shift : array-like of shape (q,), optional
+        Subtracted from each row of `Y`. Default: 0.
+    target_scale : array-like of shape (q,), optional
+        Then multiplied with each row of `Y`: the output is compared with (Y - target_shift) * target_scale. Default: 1.
     sample_weight : array-like of shape (m,), optional
         Weight of each row, not negative. Default: 1. Not available for Rows of several chunks.
     objective : Objective, optional
-        Penalties, noise in the input, missing cells. Default: none of them.
+        The loss, penalties, noise in the input, missing cells. Default: the squared error alone.
+    tied : sequence of pairs of names, default ()
+        Pairs of weights that share their numbers: with ``(("W1", "W2"),)``, W2 is the transpose of W1. Before the first
+        step, W2 is overwritten; after that, W1 is updated by the sum of both gradients. An L2 penalty counts both.
+        Python takes the steps one by one, which slows down small steps. "swap" noise then takes cells from rows of the
+        same batch.
     validate : callable, optional
         Called with the parameters after each epoch; returns the validation loss. Afterwards `params` are those with
         the lowest one.
@@ -144,9 +165,19 @@ def train(
         progress=progress,
         checkpoint=checkpoint,
         resume=resume,
+        tied=check_tied(tied, params.network, optimizer),
     )
+    rows = rows_of(X, params.network.widths[0], index, sample_weight)
+    target: dict[str, Any] = {}
+    if Y is not None:
+        if not isinstance(rows, ArrayRows):
+            raise ValueError("Y needs X in memory, but X is Rows of many chunks")
+        Y = check_target(Y, rows.array, params.network.widths[-1])
+        target = {"Y": Y, "target_shift": target_shift, "target_scale": target_scale}
+    elif target_shift is not None or target_scale is not None:
+        raise ValueError("target_shift and target_scale are of Y, which is not given")
     return train_on(
-        rows_of(X, params.network.widths[0], index, sample_weight),
+        rows,
         params,
         optimizer,
         state,
@@ -157,6 +188,7 @@ def train(
         scale=scale,
         objective=objective,
         sample_weight=sample_weight,
+        **target,
     )
 
 
@@ -187,6 +219,7 @@ def train_on(
     scale: npt.ArrayLike | None,
     objective: Objective,
     sample_weight: npt.ArrayLike | None = None,
+    **target: Any,
 ) -> History:
     """As ``train``, for any kind of ``RowSource``; implementations for rows elsewhere are registered beside them.
 
@@ -197,6 +230,8 @@ def train_on(
         Returns the engine to use where rows are on this machine.
     n_threads : int or None
         Threads of each machine, where rows are on several.
+    target : dict
+        Empty, or Y, checked, and its `target_shift` and `target_scale`: only for arrays.
     """
     rows: Rows = source.loaded()
     batch = options.batch_size
@@ -211,14 +246,19 @@ def train_on(
     checkpoint = options.open_checkpoint()
     if checkpoint is not None:
         data = {"shift": shift, "scale": scale, "sample_weight": sample_weight}
+        if target:
+            data |= target | {"Y": target["Y"].shape}
         used = {"batch_size": batch, "shuffle": shuffle}
         settings = rows.settings() | options.settings(params, optimizer, objective) | used | data
         checkpoint.agree("training", settings)
         noise_seed = checkpoint.keep("noise_seed", noise_seed)
+    if objective.loss == "bernoulli":
+        check_loss(objective, params.network)
+        _check_range(rows, params.dtype, shift, scale, sample_weight, target)
     weights: dict[str, Any] = {} if sample_weight is None else {"sample_weight": sample_weight}
     run_rows = partial(
         run_epoch,
-        local_engine,
+        steps_with(local_engine, optimizer, options.tied),
         params,
         rows,
         gradient=Parameters(params.network, params.dtype),
@@ -232,6 +272,7 @@ def train_on(
         seed=noise_seed,
         memory=[],
         **weights,
+        **target,
     )
 
     def is_finite() -> bool:
@@ -239,7 +280,7 @@ def train_on(
         return all(
             np.isfinite([extreme.reduce(chunk.rows, axis=None) for extreme in (least, most)]).all()
             for chunk in rows.chunks()
-        )
+        ) and (not target or np.isfinite(target["Y"]).all() or objective.missing)
 
     return descend(
         params,
@@ -254,3 +295,31 @@ def train_on(
         many_epochs_per_run=rows.in_memory,
         is_finite=is_finite,
     )
+
+
+def _check_range(
+    rows: Rows,
+    dtype: np.dtype[Any],
+    shift: npt.ArrayLike | None,
+    scale: npt.ArrayLike | None,
+    sample_weight: npt.ArrayLike | None,
+    target: dict[str, Any],
+) -> None:
+    """Raise a ValueError, before any step, if a target of the loss "bernoulli" is outside [0, 1], up to rounding."""
+    name, weight = "X", None if sample_weight is None else np.asarray(sample_weight)
+    if target:
+        name, shift, scale = "Y", target["target_shift"], target["target_scale"]
+        rows = ArrayRows(target["Y"], index=getattr(rows, "index", None))
+    if weight is not None and getattr(rows, "index", None) is not None:
+        weight = weight[rows.index]  # type: ignore[attr-defined]
+    slack, first = BERNOULLI_SLACK * np.finfo(dtype).eps, 0
+    minus = 0.0 if shift is None else np.asarray(shift, np.float64)
+    factor = 1.0 if scale is None else np.asarray(scale, np.float64)
+    for part in rows.slices():
+        counted = part if weight is None else part[weight[first : first + len(part)] > 0]
+        first += len(part)
+        seen = ((counted - minus) * factor).astype(dtype)
+        if ((seen < -slack) | (seen > 1 + slack)).any():  # NaN is found by the run
+            raise ValueError(
+                f"{name} has cells outside [0, 1], as they are scaled, but the loss 'bernoulli' needs targets in [0, 1]"
+            )

@@ -12,7 +12,7 @@ import numpy as np
 from fastae.checks import check_count
 from fastae.network import Parameters
 from fastae.objective import Objective
-from fastae.optimizers import Adam, Optimizer, State
+from fastae.optimizers import Adam, InKernels, Optimizer, State
 from fastae.training.checkpoint import Checkpoint
 from fastae.training.history import DivergenceError, History
 from fastae.training.options import TrainingOptions
@@ -35,6 +35,8 @@ def check_start(
     optimizer = Adam() if optimizer is None else optimizer
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be an Optimizer, such as fastae.Adam(), got {optimizer!r}")
+    if isinstance(optimizer, InKernels):
+        optimizer.factors(params.network)  # names only its parameters
     state = State.zeros(params) if state is None else state
     if not isinstance(state, State):
         raise TypeError(f"state must be a State, got {type(state).__name__}")

@@ -114,7 +114,7 @@ def train_many(
         Training data: never copied, never written.
     n_threads : int, optional
         Maximum number of threads, for all networks together. Default: the CPUs that this process may use.
-    optimizer : SGD, Adam or AdamW, optional
+    optimizer : SGD, Adam or AdamW, or a subclass of fastae.optimizers.Custom, optional
         Default: ``Adam()``. Learning rates and their schedules are part of it.
     epochs : int, default 100
         Number of times to process all rows.

@@ -30,6 +30,7 @@ class TrainingOptions:
     progress: bool = False
     checkpoint: str | os.PathLike[str] | Checkpoint | None = None
     resume: bool = False
+    tied: tuple[tuple[str, str], ...] = ()
     restores: bool = True  # whether `params` and `state` are restored after a divergence
 
     @property
@@ -55,4 +56,5 @@ class TrainingOptions:
             "tol": self.tol,
             "adaptive": self.adaptive,
             "validate": self.validate is not None,
+            "tied": self.tied,
         }

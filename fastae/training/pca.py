@@ -301,10 +301,11 @@ def start_at_pca(
 
     Units carry principal components or, in layers of n units and more beyond the code, columns of the reconstruction,
     in a range in which the activation is nearly linear. Units that have nothing to carry get random weights, as
-    ``Parameters.random`` draws them, and lead nowhere at first.
+    ``Parameters.random`` draws them, and lead nowhere at first. A last layer of sigmoid units puts out g(4 (x - 1/2))
+    instead of that reconstruction x, which is near x for x in [0, 1].
     """
-    if network.activations[-1] != "identity":
-        raise ValueError(f"PCA needs a linear last layer, got {network.activations[-1]!r}")
+    if network.activations[-1] not in ("identity", "sigmoid"):
+        raise ValueError(f"PCA needs a last layer that is linear or sigmoid, got {network.activations[-1]!r}")
     params = Parameters.random(network, seed, dtype)
     n, last, kept = network.widths[0], network.n_layers, components.directions.shape[1]
     # Units of the layer below are offset + slope * (carried, times factor), where the first `kept` principal components
@@ -334,6 +335,8 @@ def start_at_pca(
         weights[used:] = 0
         weights[:used, : factor.size] = block
         bias[: factor.size] = (components.mean if layer == last else mean) - offset @ block
+        if layer == last and network.activations[-1] == "sigmoid":
+            weights, bias = 4 * weights, 4 * (bias - 0.5)
         params[f"W{layer}"], params[f"b{layer}"] = weights, bias
         of_columns, slope, offset = to_columns, next_slope, np.full(factor.size, value)
     return params

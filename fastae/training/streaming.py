@@ -17,10 +17,11 @@ from fastae.kernels.shuffle import orders
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Optimizer, State
+from fastae.training.step_by_step import StepByStep
 
 
 def run_epoch(
-    engine: Engine,
+    engine: Engine | StepByStep,
     params: Parameters,
     rows: Rows,
     *,
@@ -114,7 +115,7 @@ def loss_and_gradient(
 
 
 def _steps_within_chunks(
-    engine: Engine,
+    engine: Engine | StepByStep,
     params: Parameters,
     rows: Rows,
     generator: np.random.Generator | None,
@@ -142,7 +143,7 @@ def _steps_within_chunks(
 
 
 def _steps_across_chunks(
-    engine: Engine,
+    engine: Engine | StepByStep,
     params: Parameters,
     rows: Rows,
     generator: np.random.Generator | None,

@@ -18,7 +18,10 @@ OPTIMIZERS = [
     fastae.AdamW(),
     fastae.SGD(momentum=0.9),
     fastae.SGD(momentum=0.9, nesterov=True),
+    fastae.SGD(momentum=0.9, clip_norm=0.3),
+    fastae.AdamW(clip_norm=0.3, rate_factors={"W2": 0, "b1": 0.5, "b3": 0}),
 ]
+CLIPPED = fastae.Adam(clip_norm=0.05, rate_factors={"W2": 0, "b1": 0.5})
 DTYPES = [
     "float32",
     "float64",
@@ -126,13 +129,14 @@ def test_every_objective_is_that_by_rows(name, dtype, last, cut):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize("optimizer", [fastae.Adam(), CLIPPED], ids=["adam", "clipped"])
 @pytest.mark.parametrize("batch", [50, 130])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_do_not_depend_on_threads_calls_or_pace(dtype, batch, cut, monkeypatch):
+def test_bits_do_not_depend_on_threads_calls_or_pace(dtype, batch, optimizer, cut, monkeypatch):
     """A slab or several; the gradient in the thread's memory, or in that of the caller, who gets the last one."""
     pretend_cpus(monkeypatch, 5)
     helpers, network, seen = Helpers(monkeypatch), fastae.Network.autoencoder(60, 20), set()
-    problem_of = network, dtype, 5 * batch, fastae.Adam(), fastae.Objective(noise="gaussian", noise_level=0.2)
+    problem_of = network, dtype, 5 * batch, optimizer, fastae.Objective(noise="gaussian", noise_level=0.2)
     for n_threads, calls, first_call in (
         (1, 1, 2e7),
         (1, 5, 2e7),
@@ -152,12 +156,13 @@ def test_bits_do_not_depend_on_threads_calls_or_pace(dtype, batch, cut, monkeypa
     assert len(seen) == 1
 
 
-def test_a_short_last_batch_has_fewer_slabs(cut):
+@pytest.mark.parametrize("optimizer", [fastae.Adam(), CLIPPED], ids=["adam", "clipped"])
+def test_a_short_last_batch_has_fewer_slabs(optimizer, cut):
     """Batches of 130, 130 and 10 rows: three slabs, three, and one."""
     network = fastae.Network.autoencoder(60, 20)
-    by_weights = take_steps(network, "float64", 270, fastae.Adam(), fastae.Objective(), steps=6, batch=130)
+    by_weights = take_steps(network, "float64", 270, optimizer, fastae.Objective(), steps=6, batch=130)
     cut(by_weights=False)
-    by_rows = take_steps(network, "float64", 270, fastae.Adam(), fastae.Objective(), steps=6, batch=130)
+    by_rows = take_steps(network, "float64", 270, optimizer, fastae.Objective(), steps=6, batch=130)
     np.testing.assert_allclose(by_weights[0], by_rows[0], rtol=1e-12)
     np.testing.assert_allclose(by_weights[1].flat, by_rows[1].flat, rtol=0, atol=1e-12)
 
@@ -175,6 +180,13 @@ def test_nothing_is_read_or_written_beyond_a_buffer(dtype, end, cut, monkeypatch
             for objective in (fastae.Objective(), *(OBJECTIVES[name] for name in names)):
                 for m in (1, 16, 31, 65, 100):
                     assert np.isfinite(engine.loss_and_gradient(parameters, X[:m], objective=objective)[0])
+            optimizer = fastae.Adam(clip_norm=0.01, rate_factors={"W1": 0, "b2": 2})
+            for by_weights in (True, False):
+                cut(by_weights)
+                assert np.isfinite(
+                    take_steps(network, dtype, 100, optimizer, fastae.Objective(), steps=4)[0]
+                ).all()
+            cut(by_weights=True)
 
 
 def test_a_loss_that_is_not_finite_takes_no_step(cut):

@@ -1028,3 +1028,95 @@ def test_an_array_without_names_still_gets_the_warning_about_names():
     with pytest.warns(UserWarning, match="does not have valid feature names"):
         scores = model.score_samples(frame.to_numpy())
     assert scores.tobytes() == model.score_samples(frame).tobytes()
+
+
+# -- losses ------------------------------------------------------------------------------------------------------------
+
+
+def binary(rows=600, columns=20, seed=0):
+    """Binary rows whose probabilities have rank 3."""
+    rng = np.random.default_rng(seed)
+    probability = rng.random((rows, 3)) @ rng.random((3, columns))
+    return (rng.random((rows, columns)) < probability / probability.max()).astype("f4")
+
+
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+@pytest.mark.parametrize(
+    ("loss", "scale"), [("huber", "standard"), ("bernoulli", None), ("bernoulli", "minmax")]
+)
+def test_the_estimators_minimise_the_loss_that_they_are_asked_for(loss, scale, solver):
+    """The last loss is that of the reference at the parameters found, penalty included, but for the last steps."""
+    data = binary() if loss == "bernoulli" else X
+    model = Autoencoder(
+        4,
+        loss=loss,
+        huber_delta=0.5,
+        scale=scale,
+        solver=solver,
+        max_iter=30,
+        random_state=0,
+        alpha=0.0,
+        dtype="float64",
+    ).fit(data)
+    seen = data if scale is None else (data - model.shift_) * model.scale_
+    t = fastae.reference.forward(seen, model.params_)
+    last = f"z{model.network_.n_layers}"
+    S = fastae.reference.cost(seen, t["xhat"], loss=loss, huber_delta=0.5, z=t[last])
+    assert model.loss_ == pytest.approx(float(S), rel=0.05)
+    assert model.loss_ < model.loss_curve_[0]
+    assert model.network_.activations[-1] == ("sigmoid" if loss == "bernoulli" else "identity")
+    if loss == "bernoulli":
+        found = model.reconstruct(data)
+        assert 0 <= found.min() < found.max() <= 1
+
+
+def test_huber_is_not_led_astray_by_outliers():
+    """A few cells are far off. The error on the other rows is lower than with the squared error."""
+    rng = np.random.default_rng(0)
+    spoilt = X.copy()
+    rows = rng.random(len(X)) < 0.1
+    spoilt[rows, rng.integers(X.shape[1], size=rows.sum())] += 300
+    shift, scale = X.mean(0), 1 / X.std(0)
+    errors = {}
+    for loss in ("squared_error", "huber"):
+        model = Autoencoder(4, loss=loss, huber_delta=0.3, scale=None, max_iter=300, random_state=0)
+        model.fit((spoilt - shift) * scale)
+        errors[loss] = model.reconstruction_error((X[~rows] - shift) * scale).mean()
+    assert errors["huber"] < 0.8 * errors["squared_error"], errors
+
+
+def test_losses_are_settings_like_any_other(tmp_path):
+    model = Autoencoder(4, loss="bernoulli", scale="minmax", max_iter=5, random_state=0).fit(binary())
+    model.save(tmp_path / "model")
+    again = Autoencoder.load(tmp_path / "model")
+    assert again.loss == "bernoulli"
+    assert np.array_equal(again.reconstruct(binary()), model.reconstruct(binary()))
+    with pytest.raises(ValueError, match="scale must be 'minmax' or, for such data, None, got 'standard'"):
+        Autoencoder(4, loss="bernoulli").fit(binary())
+    with pytest.raises(ValueError, match=r"^X has cells outside \[0, 1\]"):
+        Autoencoder(4, loss="bernoulli", scale=None, max_iter=2).fit(binary() - 0.5)
+    with pytest.raises(ValueError, match="'loss' parameter"):
+        Autoencoder(4, loss="hinge").fit(X)
+    with pytest.raises(ValueError, match="'huber_delta' parameter"):
+        Autoencoder(4, huber_delta=0).fit(X)
+    detector = AutoencoderDetector(loss="bernoulli", scale=None, max_iter=5, random_state=0).fit(binary())
+    assert {each.network.activations[-1] for each in detector.all_params_} == {"sigmoid"}
+
+
+def test_a_checkpoint_holds_the_loss(tmp_path):
+    def stop(epoch):
+        return epoch.number == 3
+
+    options = {
+        "hidden_layer_sizes": 4,
+        "scale": "minmax",
+        "max_iter": 6,
+        "random_state": 0,
+        "learning_rate": "constant",
+    }
+    Autoencoder(**options, loss="bernoulli", callback=stop).fit(binary(), checkpoint=tmp_path / "run")
+    with pytest.raises(ValueError, match="loss was 'bernoulli', and is 'huber' now"):
+        Autoencoder(**options, loss="huber").fit(binary(), checkpoint=tmp_path / "run", resume=True)
+    resumed = Autoencoder(**options, loss="bernoulli").fit(binary(), checkpoint=tmp_path / "run", resume=True)
+    whole = Autoencoder(**options, loss="bernoulli").fit(binary())
+    assert np.array_equal(resumed.params_.flat, whole.params_.flat)

@@ -4,6 +4,7 @@ import ctypes
 
 import numpy as np
 import pytest
+from guard import guarded
 
 from fastae.kernels import job, layout, optimizer
 from fastae.kernels.compiler import jitted
@@ -15,6 +16,11 @@ add_penalty, add_up = jitted(optimizer.add_penalty), jitted(optimizer.add_up)
 @jitted
 def update(job_at, p, g, u, s, rate, step):
     optimizer.update(record_at(job_at, job.JOB), p, g, u, s, rate, step)
+
+
+@jitted
+def add_squares(sums, values):
+    optimizer.add_squares(sums.ctypes.data, values)
 
 
 @jitted
@@ -94,6 +100,16 @@ def test_padding_stays_zero(name):
     for step in range(3):
         update(ctypes.addressof(o), p, g, u, s, 0.1, step)
     assert not any(array.any() for array in (p, u, s))
+
+
+@pytest.mark.parametrize("lines", [1, 2, 7, 128])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_squares_are_added_up_in_float64(dtype, lines):
+    values = guarded((RNG.normal(size=lines * layout.lanes(dtype)) * 1e25).astype(dtype))
+    sums = guarded(RNG.random(8))
+    wanted = sums.sum() + (values.astype("f8") ** 2).sum()  # beyond the range of float32
+    add_squares(sums, values)
+    np.testing.assert_allclose(sums.sum(), wanted, rtol=1e-14)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

@@ -183,8 +183,9 @@ def assert_padding_is_zero(blocks, shape):
     assert not padding.any(), "padding is not zero"
 
 
+@pytest.mark.parametrize("bound", [None, 1.5], ids=["squared error", "huber"])
 @every_form
-def test_residual_is_numpys(harness):
+def test_residual_is_numpys(harness, bound):
     """Rows of weight 0 and missing cells add nothing; sums and loss are added to."""
     for fan_in, fan_out in SIZES:
         rows, height = harness.heights(fan_in, fan_out)[1]
@@ -201,13 +202,17 @@ def test_residual_is_numpys(harness):
         loss[0] = 7
         sizes = rows, height, fan_in, fan_out
         operands = harness.stored(a, height), harness.weights(W)[0], vector(b, harness.end), target
-        harness.call("residual", delta, *operands, guarded(row_weight, harness.end), sums, loss, *sizes)
+        limit = 0 if bound is None else guarded(np.full(1, bound, harness.dtype), harness.end)
+        vectors = guarded(row_weight, harness.end), limit, sums, loss
+        harness.call("residual", delta, *operands, *vectors, *sizes)
         residual = np.nan_to_num(harness.operand(a) @ harness.operand(W) + b - x, nan=0.0)
-        wanted = row_weight[:, np.newaxis] * residual
+        derivative = residual if bound is None else np.clip(residual, -bound, bound)
+        wanted = row_weight[:, np.newaxis] * derivative
         harness.close(harness.read(delta, height)[:rows, :fan_out], wanted, fan_in, sizes)
         harness.close(sums[:fan_out], 7 + wanted.sum(axis=0), rows * fan_in, sizes, stored=False)
         assert not sums[fan_out:].any()
-        harness.close(loss.sum(), 7 + (wanted * residual).sum(), rows * fan_in, sizes, stored=False)
+        cost = (wanted * (2 * residual - derivative)).sum()
+        harness.close(loss.sum(), 7 + cost, rows * fan_in, sizes, stored=False)
 
 
 @every_activation
@@ -242,7 +247,7 @@ def test_gradient_is_numpys(harness):
     """Of any number of rows, since the delta is zero in the rows below, whatever a is there; twice, the same bits."""
     for fan_in, fan_out in SIZES:
         _, height = harness.heights(fan_in, fan_out)[1]
-        for rows in (1, harness.lanes, height // 2 + 3, height):
+        for rows in (1, min(harness.lanes, height), height // 2 + 3, height):
             a, W, _, delta = draw(fan_in, fan_out, height, harness.dtype)
             delta[rows:] = 0
             dw = blocked(W, end=harness.end)
@@ -301,11 +306,34 @@ def test_weights_are_prepared_square_by_square_without_a_transpose_too(harness):
             assert not alone.any()
 
 
+@every_activation
+@every_form
+def test_a_code_has_the_delta_that_is_given_where_the_form_supports_it(harness, activation):
+    form = harness.form
+    if form.code_delta is None:
+        assert not form.supports(linear=True, codes=True)
+        return
+    g, derivative = reference.ACTIVATIONS[activation]
+    id_ = layout.ACTIVATIONS.index(activation)
+    for columns in (1, 5, harness.lanes + 1):
+        for rows, height in harness.heights(columns, columns):
+            rng = np.random.default_rng(columns)
+            h = g(rng.normal(size=(rows, columns))).astype(harness.dtype)
+            slope = rng.normal(size=(rows, columns)).astype(harness.dtype)
+            out, stored = blocked(slope, height, harness.end), harness.stored(h, height)
+            harness.call("code_delta", out, stored, id_, rows, height, len(out))
+            found = np.moveaxis(out, 1, 0).reshape(height, -1)
+            wanted = slope * derivative(harness.operand(h))
+            harness.close(found[:rows, :columns], wanted, 1, (rows, columns), stored=False)
+            assert not found[:rows, columns:].any()
+            assert not found[rows:].any(), "rows below are written"
+
+
 @every_form
 def test_the_mean_code_has_a_delta_where_the_form_supports_it(harness):
     form = harness.form
     if form.sparsity_delta is None:
-        assert not form.supports(linear=True, sparse=True)
+        assert not form.supports(linear=True, codes=True)
         return
     for columns in (1, 5, harness.lanes + 1):
         rows, height = harness.heights(columns, columns)[1]
@@ -425,7 +453,7 @@ def test_a_job_has_a_field_for_each_function_of_a_form():
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_the_first_form_of_a_dtype_supports_every_job(dtype):
     for form in forms.forms_of(dtype)[:1]:
-        assert all(form.supports(linear=linear, sparse=sparse) for linear in (0, 1) for sparse in (0, 1))
+        assert all(form.supports(linear=linear, codes=codes) for linear in (0, 1) for codes in (0, 1))
 
 
 @pytest.mark.parametrize("form", forms.FORMS, ids=lambda form: form.name)

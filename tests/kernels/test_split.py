@@ -188,6 +188,10 @@ def test_each_phase_has_its_items():
     assert [split.items_of(job, step, fields.TRANSPOSE) for step in range(3)] == [7, 0, 0]
     # a pass for the mean code, where it has a cost
     assert [split.items_of(job, step, fields.CODE) for step in range(3)] == [0, 0, 0]
+    # the update after the gradient is complete, where it is to be clipped
+    assert [split.items_of(job, step, fields.CLIP) for step in range(3)] == [0, 0, 0]
+    clipped = a_job(5000, 2048, stretches=7, clip_norm=0.5)
+    assert [split.items_of(clipped, step, fields.CLIP) for step in range(3)] == [7, 7, 7]
     sparse = a_job(5000, 2048, stretches=7, sparse=True)
     assert [split.items_of(sparse, step, fields.CODE) for step in range(3)] == shards
 
@@ -280,7 +284,10 @@ def test_each_phase_by_weights_has_its_items():
     assert [split.items_of(job, round_, fields.WEIGHTS) for round_ in rounds] == [9] * 4
     assert [split.items_of(job, round_, fields.TRANSPOSE) for round_ in rounds] == [5, 0, 0, 0]
     assert [split.items_of(job, round_, fields.CODE) for round_ in rounds] == [8, 0, 4, 0]
+    assert [split.items_of(job, round_, fields.CLIP) for round_ in rounds] == [0, 0, 0, 0]
     assert [split.is_last_round(job, round_) for round_ in rounds] == [False, True, False, True]
+    clipped = a_job_by_weights(3 * split.SLAB + 10, 2 * split.SLAB, clip_norm=0.5)
+    assert [split.items_of(clipped, round_, fields.CLIP) for round_ in rounds] == [0, 5, 0, 5]
 
 
 def test_the_rows_of_a_slab_do_not_all_begin_in_the_same_cache_sets():

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 import fastae
 from fastae import Autoencoder, AutoencoderDetector, storage
-from fastae.optimizers import State, cosine
+from fastae.optimizers import Custom, State, cosine
 from fastae.training.checkpoint import Checkpoint
 
 X = np.random.default_rng(0).normal(size=(260, 7)) @ np.random.default_rng(1).normal(size=(7, 12)) + 5
@@ -121,6 +121,14 @@ def same(ours, theirs):
     assert (ours._state.steps, ours._state.epochs) == (theirs._state.steps, theirs._state.epochs)
 
 
+class Momentum(Custom):
+    """An optimizer of one's own that remembers in ``state.moments``."""
+
+    def update(self, params, gradient, state, rate):
+        state.moments[0] = 0.9 * state.moments[0] - rate * gradient.flat
+        params.flat += state.moments[0]
+
+
 # -- the same bits ----------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +204,9 @@ TRAININGS = {
     "weights": {"sample_weight": np.arange(260.0), "shift": X.mean(0), "scale": np.ones(12), "batch_size": 50},
     "schedule": {"optimizer": fastae.Adam(learning_rate=cosine(0.01, 3 * EPOCHS, warmup=9)), "batch_size": 100},
     "in-order": {"shuffle": False, "batch_size": 100},
+    "clipped": {"optimizer": fastae.Adam(clip_norm=0.1, rate_factors={"W2": 0, "b1": 0.5}), "batch_size": 100},
+    "tied": {"tied": (("W1", "W2"),), "batch_size": 100},
+    "own": {"optimizer": Momentum(learning_rate=0.05), "batch_size": 100},
 }  # fmt: skip
 
 
@@ -342,6 +353,9 @@ def test_a_schedule_that_max_iter_changes_is_refused(tmp_path):
         ({"tol": 1e-3}, "tol"),
         ({"patience": 3}, "patience"),
         ({"validate": lambda params: 1.0}, "validate"),
+        ({"optimizer": fastae.Adam(clip_norm=1.0)}, "clip_norm"),
+        ({"optimizer": fastae.Adam(rate_factors={"b1": 0})}, "rate_factors"),
+        ({"tied": [("W1", "W2")]}, "tied"),
     ],
 )
 def test_another_training_is_refused_and_changes_nothing(tmp_path, change, said):

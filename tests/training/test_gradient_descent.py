@@ -24,6 +24,10 @@ OPTIMIZERS = {
     "adam": fastae.Adam(learning_rate=0.01),
     "adam-betas": fastae.Adam(learning_rate=0.01, beta_1=0.5, beta_2=0.9, epsilon=1e-3),
     "adamw": fastae.AdamW(learning_rate=0.01, weight_decay=0.1),
+    "rates": fastae.AdamW(learning_rate=0.01, rate_factors={"W1": 0.0, "b1": 0.5, "W3": 2}),
+    "rates-sgd": fastae.SGD(momentum=0.9, rate_factors={"b3": 0, "W2": 0.3, "b2": 0}),
+    "clipped": fastae.SGD(learning_rate=0.3, momentum=0.5, clip_norm=0.2),
+    "clipped-adam": fastae.Adam(clip_norm=0.05, rate_factors={"W2": 0, "b1": 0.1}),
 }
 
 
@@ -63,6 +67,41 @@ def test_the_penalty_is_that_of_the_reference(batch_size):
     assert fastae.train(free, X, **options).loss[0] < 0.99 * losses[0]
 
 
+@pytest.mark.parametrize("optimizer", [fastae.Adam, fastae.SGD])
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+def test_frozen_parameters_and_their_moments_keep_their_bits(optimizer, clip_norm):
+    factors = {"W1": 0, "b2": 0.0, "b3": 0}
+    params, before = start("float32"), start("float32")
+    options = {"clip_norm": clip_norm, "weight_decay": 0.1}
+    first = fastae.train(params, X, optimizer=optimizer(**options), epochs=2, batch_size=100)
+    before.flat[:], moments = params.flat, first.state.moments.copy()
+    fastae.train(
+        params,
+        X,
+        optimizer=optimizer(rate_factors=factors, **options),
+        epochs=2,
+        batch_size=100,
+        state=first.state,
+    )
+    moved = fastae.Parameters(NETWORK)
+    for name in params:
+        for old, new in [(before.flat, params.flat), *zip(moments, first.state.moments, strict=True)]:
+            moved.flat[:] = old != new
+            if new is params.flat or (old.any() and name in factors):
+                assert moved[name].any() == (name not in factors), name
+
+
+def test_a_large_norm_clips_nothing_and_a_small_one_holds():
+    free, loose, tight = start(), start(), start()
+    options = {"epochs": 3, "batch_size": 50}
+    fastae.train(free, X, optimizer=fastae.SGD(), **options)
+    fastae.train(loose, X, optimizer=fastae.SGD(clip_norm=1e9), **options)
+    assert np.array_equal(free.flat, loose.flat)
+    fastae.train(tight, X, optimizer=fastae.SGD(clip_norm=1e-3, learning_rate=1.0), epochs=1)
+    moved = np.linalg.norm(tight.flat - start().flat)
+    assert moved == pytest.approx(1e-3, rel=1e-9)
+
+
 def test_a_wrong_step_would_be_seen():
     params = start()
     _, losses = reference.train(params, X, optimizer=fastae.Adam(beta_2=0.998), epochs=20)
@@ -92,8 +131,9 @@ def test_watching_changes_nothing(options):
     assert np.array_equal(alone.flat, watched.flat)
 
 
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.01, "rate_factors": {"W2": 0, "b1": 0.3}}])
 @pytest.mark.parametrize("batch_size", [None, 64])
-def test_same_bits_for_any_thread_count(batch_size, monkeypatch):
+def test_same_bits_for_any_thread_count(batch_size, options, monkeypatch):
     pretend_cpus(monkeypatch, 3)
     big = np.random.default_rng(0).random((9000, 64), dtype="f4")
     network = fastae.Network.autoencoder(64, 32)
@@ -101,7 +141,8 @@ def test_same_bits_for_any_thread_count(batch_size, monkeypatch):
     for threads in (1, 2, 3):
         params = fastae.Parameters.random(network)
         engine = fastae.Engine(network, n_threads=threads)
-        history = fastae.train(params, big, engine=engine, epochs=3, batch_size=batch_size and 3000)
+        optimizer, batch = fastae.Adam(**options), batch_size and 3000
+        history = fastae.train(params, big, engine=engine, optimizer=optimizer, epochs=3, batch_size=batch)
         results.append((params.flat.copy(), history.loss))
     for flat, loss in results[1:]:
         assert np.array_equal(flat, results[0][0])
@@ -245,7 +286,8 @@ def test_bad_parameters_are_blamed():
         fastae.train(params, X)
 
 
-def test_an_interrupt_leaves_whole_epochs():
+@pytest.mark.parametrize("optimizer", [fastae.Adam(), fastae.Adam(clip_norm=0.01)], ids=["", "clipped"])
+def test_an_interrupt_leaves_whole_epochs(optimizer):
     big = np.random.default_rng(0).random((20000, 12))
     params, twin = start(), start()
     state = State.zeros(params)
@@ -253,10 +295,10 @@ def test_an_interrupt_leaves_whole_epochs():
     with interruptible():
         timer.start()
         with pytest.raises(KeyboardInterrupt):
-            fastae.train(params, big, epochs=10**6, batch_size=1000, state=state)
+            fastae.train(params, big, optimizer=optimizer, epochs=10**6, batch_size=1000, state=state)
     timer.join()
     assert state.steps % 20 == 0
-    fastae.train(twin, big, epochs=state.steps // 20, batch_size=1000)
+    fastae.train(twin, big, optimizer=optimizer, epochs=state.steps // 20, batch_size=1000)
     assert np.array_equal(params.flat, twin.flat)
 
 
@@ -296,6 +338,11 @@ MOMENTS = (2, start().flat.size)
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
         ({"batch_size": True}, TypeError, "batch_size must be an integer"),
         ({"optimizer": "adam"}, TypeError, "optimizer must be an Optimizer"),
+        (
+            {"optimizer": fastae.Adam(rate_factors={"W4": 0})},
+            ValueError,
+            "rate_factors names 'W4', but the parameters are W1, b1, W2, b2, W3, b3",
+        ),
         ({"X": X[:, :11]}, ValueError, "X has 11 features, but the network takes 12"),
         ({"X": X[:0]}, ValueError, "X has no rows"),
         ({"X": X[0]}, ValueError, "X must be two-dimensional"),
@@ -340,6 +387,11 @@ def test_wrong_arguments_are_named_and_change_nothing(arguments, error, message)
         (lambda: fastae.Adam(beta_2=1), "beta_2 must be in"),
         (lambda: fastae.Adam(epsilon=0), "epsilon must be positive"),
         (lambda: fastae.AdamW(weight_decay=-1), "weight_decay must be not negative"),
+        (lambda: fastae.SGD(clip_norm=0), "clip_norm must be positive and finite, got 0"),
+        (lambda: fastae.SGD(clip_norm="1"), "clip_norm must be a number, got '1'"),
+        (lambda: fastae.SGD(rate_factors=["W1"]), r"rate_factors must map names of parameters to factors"),
+        (lambda: fastae.Adam(rate_factors={"W1": -1}), r"rate_factors\['W1'\] must be not negative"),
+        (lambda: fastae.Adam(rate_factors={"W1": None}), r"rate_factors\['W1'\] must be a number"),
         (lambda: cosine(0.1, 10, warmup=10), "warmup must be less than steps"),
         (lambda: fastae.SGD(learning_rate="0.1"), "learning_rate must be a number, got '0.1'"),
         (lambda: fastae.Adam(epsilon=None), "epsilon must be a number, got None"),

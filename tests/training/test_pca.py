@@ -5,6 +5,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 import fastae
+from fastae import reference
 from fastae.data.row_source import ArrayRows
 from fastae.training import pca
 from fastae.training.pca import principal_components, start_at_pca
@@ -203,7 +204,20 @@ def test_more_columns_than_a_matrix_may_have_go_by_some_of_the_rows(tmp_path):
     assert not many.of_all_rows
 
 
-def test_the_last_layer_must_be_linear():
-    sigmoid = fastae.Network((9, 3, 9), ("sigmoid", "sigmoid"), 1)
-    with pytest.raises(ValueError, match="linear last layer, got 'sigmoid'"):
-        start_at_pca(sigmoid, components_of(X), 0, np.float32)
+def test_the_last_layer_must_be_linear_or_a_sigmoid():
+    relu = fastae.Network((9, 3, 9), ("sigmoid", "relu"), 1)
+    with pytest.raises(ValueError, match="linear or sigmoid, got 'relu'"):
+        start_at_pca(relu, components_of(X), 0, np.float32)
+
+
+@pytest.mark.parametrize("widths", [(9, 3, 9), (9, 3, 9, 9)])
+def test_a_sigmoid_output_starts_near_pca_of_data_in_0_to_1(widths):
+    """g(4 (x - 1/2)) of the x that a linear last layer reconstructs."""
+    data = reference.sigmoid(X)
+    hidden = ("sigmoid",) * (len(widths) - 2)
+    linear, sigmoid = (
+        start_at_pca(fastae.Network(widths, (*hidden, last), 1), components_of(data), 0, np.float64)
+        for last in ("identity", "sigmoid")
+    )
+    by_linear, by_sigmoid = (reference.forward(data, each)["xhat"] for each in (linear, sigmoid))
+    np.testing.assert_allclose(by_sigmoid, reference.sigmoid(4 * (by_linear - 0.5)), atol=1e-10)

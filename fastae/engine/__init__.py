@@ -15,5 +15,6 @@ warmup.py        compiles all kernels ahead of use
 
 from fastae.engine.engine import Engine
 from fastae.engine.many import errors_many, reconstruct_many
+from fastae.engine.prepared import PreparedCall
 
-__all__ = ["Engine", "errors_many", "reconstruct_many"]
+__all__ = ["Engine", "PreparedCall", "errors_many", "reconstruct_many"]

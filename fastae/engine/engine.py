@@ -275,7 +275,7 @@ class Engine:
             Rows.
         gradient : Parameters, optional
             Overwritten by each call. Default: new ones.
-        **options
+        options : keyword arguments
             Options of ``loss_and_gradient``, except `out`. `index`, `shift`, `scale` and `sample_weight` are copied.
 
         Returns
@@ -315,7 +315,7 @@ class Engine:
         names : sequence of str
             What to return, by the names in ``fastae.reference``: "z1", "h1", ..., "z{L}", "xhat" of a network of L
             layers; "dz1", ..., "dz{L}", the deltas; and "dxhat" if the last layer is linear.
-        **options
+        options : keyword arguments
             Options of ``loss_and_gradient``, except `out`: the rows (`index`), and what decides the loss. Activations
             are those of the input with its noise, if the objective has any.
 

@@ -24,12 +24,12 @@ class PreparedCall:
     ``Engine.prepare_loss_and_gradient`` makes it. Several threads may use it: their calls, and all others of the
     engine, run one after another. It works in a forked child, and keeps alive all that it reads and writes.
 
-    Attributes
+    Parameters
     ----------
     engine : Engine
         What computes.
     params : Parameters
-        What each call reads.
+        What each call reads. Like the others, it is an attribute, too.
     X : ndarray of shape (m, n)
         The rows that each call reads.
     gradient : Parameters
@@ -52,8 +52,10 @@ class PreparedCall:
         self._outside = outside
         self._job, self._form, self._batch, self._losses = job, form, batch, losses
         self._kept, self._small = kept, self.engine._is_small(batch, 1)
-        self._gradients: Any = None  # the engine's memory that the job points to; other calls may replace it
+        # The engine's memory that the job points to, which other calls may replace
+        self._gradients: Any = None
         self._slab: Any = None
+        self._band_sums: Any = None
 
     def __call__(self, epoch: int | None = None) -> float:
         """Compute the loss and the gradient.
@@ -85,9 +87,14 @@ class PreparedCall:
         with engine._turn.take():
             if epoch is not None:
                 self._job.epoch = epoch
-            if self._gradients is not engine._gradients or self._slab is not engine._kept:
+            if not (
+                self._gradients is engine._gradients
+                and self._slab is engine._kept
+                and self._band_sums is engine._band_sums
+            ):
                 engine._cut(self._job, self._form, self._batch)
                 self._gradients, self._slab = engine._gradients, engine._kept
+                self._band_sums = engine._band_sums
             if self._small:
                 engine._crew.run_alone(self._job, fields.TRANSPOSE)
             else:

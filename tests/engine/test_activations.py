@@ -91,6 +91,33 @@ def test_the_gradient_is_the_product_of_what_goes_into_a_layer_and_its_delta(obj
         np.testing.assert_allclose(found[f"dz{layer}"].sum(axis=0), db, atol=1e-12 * max(np.abs(db).max(), 1))
 
 
+@pytest.mark.parametrize(
+    ("last", "loss"), [("identity", "squared_error"), ("tanh", "huber"), ("sigmoid", "bernoulli")]
+)
+def test_deltas_are_those_of_any_loss_and_target(last, loss):
+    network = fastae.Network((20, 6, 5), ("tanh", last))
+    engine, rng = fastae.Engine(network, 2, "float64"), np.random.default_rng(0)
+    params, X = problem(network, 70, "float64")
+    options = {"Y": rng.random((70, 5)), "objective": fastae.Objective(loss=loss)}
+    _, gradient = engine.loss_and_gradient(params, X, **options)
+    found = engine.activations(params, X, ["h1", "dz1", "dz2"], **options)
+    np.testing.assert_allclose(found["h1"].T @ found["dz2"], gradient["W2"], atol=1e-13)
+    np.testing.assert_allclose(X.T @ found["dz1"], gradient["W1"], atol=1e-13)
+    np.testing.assert_allclose(found["dz1"].sum(axis=0), gradient["b1"], atol=1e-13)
+
+
+def test_targets_that_a_loss_cannot_use_are_named():
+    network = fastae.Network((20, 6, 20), ("tanh", "sigmoid"))
+    engine, params, X = fastae.Engine(network), *problem(network, 10)
+    objective = fastae.Objective(loss="bernoulli")
+    for call in (
+        lambda: engine.activations(params, X, ["z1"], objective=objective),
+        lambda: engine.prepare_loss_and_gradient(params, X, objective=objective),
+    ):
+        with pytest.raises(ValueError, match=r"X has cells outside \[0, 1\]"):
+            call()
+
+
 @pytest.mark.skipif("bfloat16" not in dtypes(), reason="needs AVX512_BF16")
 @pytest.mark.parametrize("n", [30, 130])
 def test_bfloat16_is_near_the_reference(n):

@@ -58,6 +58,23 @@ def test_other_calls_of_the_engine_in_between_do_no_harm(n):
         np.testing.assert_array_equal(call.gradient.flat, gradient)
 
 
+def test_memory_that_another_batch_replaces_is_not_used_any_more():
+    """177 rows have more bands than 257, although their slab needs less memory."""
+    engine, params, X = autoencoder(240, 60, 257, "float64")
+    sizes = [3, 257, 177, 2048, 1, 300, 4000]
+    calls, wanted = [], []
+    for rows in sizes:
+        there = np.resize(X, (rows, 240))
+        calls.append(engine.prepare_loss_and_gradient(params, there))
+        wanted.append((calls[-1](), calls[-1].gradient.flat.copy()))
+        gc.collect()
+        for call, (loss, gradient) in zip(calls, wanted, strict=True):
+            assert not call_differs(call, loss, gradient)
+            assert call._job.band_sums == engine._band_sums.ctypes.data
+            assert call._job.kept == engine._kept.ctypes.data
+            assert call._job.deltas == engine._deltas.ctypes.data
+
+
 def test_options_are_those_of_loss_and_gradient():
     engine, params, X = autoencoder(30, 8, 60)
     rng = np.random.default_rng(0)

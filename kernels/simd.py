@@ -318,6 +318,9 @@ class Words:
         low = self.constant(bound)
         return self.builder.select(self.builder.fcmp_ordered(">", low, x), low, x)
 
+    def magnitude(self, x: Value) -> Value:
+        return self._same("fabs", x)
+
     def clipped(self, x: Value, bound: Value) -> Value:
         """x between -bound and bound; NaN stays NaN."""
         b, low = self.builder, self.negative(bound)
@@ -416,7 +419,7 @@ class Words:
         series in s^2 <= 1/9: where e is far below 1, 1 + e is not used. |z| is limited so that e does not underflow.
         """
         b, one = self.builder, self.constant(1.0)
-        p, bits = self.exp_parts(self.at_most(self._same("fabs", z), 708.0 if self.double else 87.0), -1)
+        p, bits = self.exp_parts(self.at_most(self.magnitude(z), 708.0 if self.double else 87.0), -1)
         e = self.mul(p, self.power_of_two(bits, 0))
         one_more, two_more = self.add(e, one), self.add(e, self.constant(2.0))
         shared = self.reciprocal(self.mul(one_more, two_more))
@@ -428,7 +431,7 @@ class Words:
     def tanh(self, z: Value) -> Value:
         """tanh(z): a polynomial below 0.625, else sign(z) (1 - 2 / (exp(2|z|) + 1))."""
         b = self.builder
-        size = self._same("fabs", z)
+        size = self.magnitude(z)
         s = self.mul(z, z)
         if self.double:
             series = b.fdiv(self.polynomial(s, _TANH_F64_P), self.polynomial(s, _TANH_F64_Q))

@@ -127,6 +127,19 @@ def test_an_optimizer_of_ones_own_takes_the_steps_of_the_same_one_in_the_kernels
     np.testing.assert_allclose(found.state.moments, wanted.state.moments, rtol=0, atol=1e-12)
 
 
+def test_targets_keep_to_their_rows():
+    Y, ours, theirs = np.random.default_rng(8).random(X.shape), start(), start()
+    options = {
+        "Y": Y,
+        "epochs": 3,
+        "batch_size": 50,
+        "objective": fastae.Objective(loss="huber", huber_delta=0.3),
+    }
+    fastae.train(ours, X, optimizer=Momentum(0.05), **options)
+    fastae.train(theirs, X, optimizer=fastae.SGD(learning_rate=0.05, momentum=0.9), **options)
+    same(ours, dict(theirs))
+
+
 @pytest.mark.parametrize("batch", [20, 150, 1000])
 @pytest.mark.parametrize("tied", [(), TIED])
 @pytest.mark.parametrize("optimizer", [Momentum(0.05), fastae.AdamW(clip_norm=0.1)], ids=["own", "adamw"])

@@ -418,7 +418,7 @@ def test_the_baseline_ships_and_is_of_the_cases():
     for entry in stored.values():
         assert set(entry["ratios"]) == {case.id for case in CASES}
         for ratios in entry["ratios"].values():
-            assert set(ratios) >= {"peak", "numpy"}
+            assert set(ratios) >= {"peak", "torch"}
             assert min(ratios.values()) > 0
             assert ratios["peak"] < 1
 

@@ -16,7 +16,7 @@ FLOAT64 = Case(784, 64, 4096, 0.8, "float64")
     "case",
     [
         pytest.param(case, id=case.id, marks=pytest.mark.benchmark(group=case.kind))
-        for case in [*CASES, FLOAT64, *SMALL, *DEEP, *EPOCHS, *MANY]
+        for case in [*CASES, FLOAT64, *SMALL[::3], *DEEP, *EPOCHS, *MANY]
     ],
 )
 def test_beside_peers(benchmark, case):

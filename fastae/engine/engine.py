@@ -60,9 +60,9 @@ class Engine:
     network : Network
         The network to compute with.
     n_threads : int, optional
-        Maximum number of threads. Default: the CPUs that this process may use (affinity and cgroup quota), which are
-        never exceeded. Small steps use fewer threads when that is measured to be faster. Results are bit-identical for
-        any number of threads.
+        Maximum number of threads. Default: the CPUs that this process may use (on Linux, by affinity and cgroup quota;
+        on macOS and Windows, all CPUs), which are never exceeded. Small steps use fewer threads when that is measured
+        to be faster. Results are bit-identical for any number of threads.
     dtype : "float32", "float64", "bfloat16" or NumPy dtype, default "float32"
         Type of parameters, arithmetic and results; losses are added up in float64. With "bfloat16", the operands of
         matrix products are rounded to 8 bits of precision and their products added up in float32; parameters, results

@@ -77,7 +77,7 @@ _SCALARISED = re.compile(r"%cond\.(load|store)")
 
 def _loads(line: str) -> int:
     """Loads of an instruction; those of constants are included."""
-    code = line.split("#")[0].split("//")[0].strip()
+    code = line.strip()
     if "[" in code or "lCPI" in code:
         pair = code.startswith(("ldp", "ldnp"))
         return (2 if pair else 1) if code.startswith(("ld", "prfm")) else 0
@@ -96,7 +96,7 @@ def _blocks(assembly: str) -> tuple[list[list[str]], list[set[int]]]:
     """The basic blocks of one function, and the numbers of those that follow each."""
     blocks, place, tables = [[]], {}, set()
     for line in assembly.splitlines():
-        line = re.split("#|//|;", line)[0].rstrip()
+        line = re.split(r"#\s|//|;", line)[0].rstrip()  # comments; in front of a number, ARM's # is none
         tables.update(label for _, label in _TABLE.findall(line))
         if re.match(r"[.\w]+:", line):
             blocks.append([])

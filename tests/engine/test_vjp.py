@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from engines import STACKS, TOLERANCE, away_from_kinks, bits, double, problem
-from guard import guarded
+from guard import guard_buffers, guarded
 from targets import LINEAR, OTHER_WIDTHS, SHAPES, VIEWS, S
 from threads import pretend_cpus
 
@@ -206,3 +206,27 @@ def test_errors_name_the_argument():
         reference.vjp(X, parameters, X)
     with pytest.raises(ValueError, match=r"dcode has shape \(10, 3\)"):
         reference.vjp(X, parameters, good, good)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize(
+    ("widths", "activations", "m"),
+    [*SHAPES[2:], *OTHER_WIDTHS, ((20, 5, 90, 7), ("tanh", S, LINEAR), 70), ((4, 3, 20), (S, LINEAR), 600)],
+)
+def test_the_memory_of_an_engine_holds_whatever_a_call_needs(widths, activations, m, dtype, monkeypatch):
+    """All of it ends at guard pages: tiles of Y, of derivatives that are given, and of outputs wider than inputs."""
+    if not forms.forms_of(dtype):
+        pytest.skip("the CPU lacks its instructions")
+
+    guard_buffers(monkeypatch)
+    network = fastae.Network(widths, activations)
+    engine = fastae.Engine(network, 2, dtype)
+    parameters, X = problem(network, m, engine.dtype.name)
+    engine.vjp(parameters, X, *given(network, m), with_input=True)
+    Y = np.random.default_rng(0).random((m, widths[-1]))
+    for loss in ("squared_error", "huber", "bernoulli"):
+        if loss != "bernoulli" or activations[-1] == S:
+            for noise in (None, "swap"):
+                objective = fastae.Objective(loss=loss, noise=noise, missing=True)
+                found, _ = engine.loss_and_gradient(parameters, X, Y=Y, objective=objective)
+                assert np.isfinite(found)

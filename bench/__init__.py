@@ -3,11 +3,13 @@
 A map, from the command down:
 
     report.py       all cases as tables, Markdown and JSON; as a picture: pictures.py; against earlier runs: baseline.py
-    compare.py      one case: our step and the peers', checked, then timed in turn with two ceilings
+    compare.py      one case: fastae and the peers, checked, then timed in turn with two ceilings
     rounds.py       timing in turn, A B A B, after a rest; pools.py sets thread counts
-    step_peers.py   one loss and gradient in NumPy, scikit-learn, torch and JAX; epoch_peers.py: an epoch of Adam;
-                    many_peers.py: of many networks at once
-    cases.py        the nine networks, their data, the check of a gradient
+    cases.py        what is timed: networks, data, the check of a result
+    peers.py        what a peer is, and the tables of peers by kind of case:
+    step_peers.py   one loss and gradient in NumPy, scikit-learn, torch and JAX; mkl.py: NumPy's products by MKL;
+                    libtorch.py: a C++ program
+    epoch_peers.py  epochs of Adam, also in Keras; many_peers.py: of many networks at once
     quality_report.py  ``fastae bench --quality``: seconds to a good model, as tables, Markdown and JSON
     quality.py      one data set: error against seconds for fastae and the peers, in turn; compilation in new processes
     quality_peers.py   whole trainings in each library; quality_cases.py: the data sets, and their best known errors

@@ -3,6 +3,7 @@
 Run as ``pytest bench -m baseline`` or by hand:
 
     python -m fastae.bench.baseline                 measure; fail if a ratio has fallen by more than 15%
+    python -m fastae.bench.baseline n=30 n=64-      only the cases whose id contains one of these words
     python -m fastae.bench.baseline --keep FIGURES  store the ratios of ``fastae bench --out FIGURES`` for its CPU
 """
 
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastae.bench.cases import CASES, Case
+from fastae.bench.cases import CASES, Case, chosen
 from fastae.bench.machine import describe
 from fastae.bench.report import Report
 
@@ -22,12 +23,16 @@ ALLOWED = 0.15  # largest accepted fall of a ratio
 
 
 def ratios_of(report: Report) -> dict[str, dict[str, float]]:
-    """By case: our speed as a multiple of each peer's, and as a share of the FMA peak ("peak")."""
+    """By case: our speed as a multiple of each peer's, and as a share of the FMA peak ("peak").
+
+    Figures that may not be quoted are left out.
+    """
     return {
         c.case.id: {
             name: float(f"{ratio:.4g}") for name, ratio in {**c.ratios, "peak": c.share_of_peak()}.items()
         }
         for c in report.comparisons
+        if c.quotable
     }
 
 
@@ -80,11 +85,16 @@ def check(cases: list[Case], tell: Callable[[str], Any] = lambda words: None) ->
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status: 1 if a ratio has fallen, 2 without a baseline of this machine."""
+    """Returns the exit status: 1 if a ratio has fallen, 2 without a baseline of this machine or a case."""
     if arguments[:1] == ["--keep"]:
         keep(Report.from_json(Path(arguments[1]).read_text(encoding="utf-8")))
         return 0
-    lines = check(CASES, partial(print, file=sys.stderr))
+    try:
+        cases = chosen(CASES, arguments)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    lines = check(cases, partial(print, file=sys.stderr))
     if lines is None:
         print(f"no baseline for {key()}: store one with --keep")
         return 2

@@ -1,34 +1,31 @@
-"""One case: our step and the peers', each checked first, then timed in turn with readings of the two ceilings."""
+"""One case: fastae and the peers, each checked first, then timed in turn with readings of the two ceilings."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
+from fastae.bench import peers
 from fastae.bench.cases import Case
+from fastae.bench.peers import Maker, Peer
 from fastae.bench.pools import set_threads
-from fastae.bench.probe import Probe
-from fastae.bench.rounds import Contender, Timing, fastest, in_turn
-from fastae.bench.step_peers import PEERS, Peer, by_fastae
+from fastae.bench.probe import STEADY, Probe
+from fastae.bench.rounds import ROUNDS, Contender, Timing, in_turn
 from fastae.engine import thread_pool
-
-OURS = Peer("fastae", by_fastae)
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The measurements of one case.
 
-    `timings` holds ours ("fastae") and the peers', `threads` the thread count of each. `peak` (GF/s) and `sigmoid_rate`
-    (1e9 per second) are totals over all threads; `peak_best` is the best reading of the peak.
+    `timings` holds ours ("fastae") and the peers', `settings` the thread count and form of each. `peak` (GF/s) and
+    `sigmoid_rate` (1e9 per second) are totals over all threads: median, 10th and 90th percentile of the readings.
+    `peak_best` is the highest 90th percentile of the peak in the whole run, of this and of other cases.
     """
 
     case: Case
     timings: dict[str, Timing]
-    threads: dict[str, int]
-    peak: float
-    peak_best: float
+    settings: dict[str, str]
+    peak: Timing
     sigmoid_rate: float
+    peak_best: float
 
     def gflops(self, name: str = "fastae") -> float:
         """Useful GF/s."""
@@ -36,7 +33,7 @@ class Comparison:
 
     def share_of_peak(self, name: str = "fastae") -> float:
         """Useful operations as a share of the FMA peak."""
-        return self.gflops(name) / self.peak
+        return self.gflops(name) / self.peak.median
 
     def share_of_ceiling(self, name: str = "fastae") -> float:
         """The same as a share of the ceiling."""
@@ -44,56 +41,90 @@ class Comparison:
 
     @property
     def ceiling(self) -> float:
-        """The share of the FMA peak of an ideal step that spends time only on products and then on sigmoids."""
-        products = self.case.flops / self.peak
+        """The share of the FMA peak of an ideal program that spends time only on products and then on sigmoids."""
+        products = self.case.flops / self.peak.median
         return products / (products + self.case.sigmoids / self.sigmoid_rate)
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Our speed as a multiple of each peer's."""
+        """Our speed as a multiple of that of each peer whose times are steady."""
         ours = self.timings["fastae"].median
-        return {name: timing.median / ours for name, timing in self.timings.items() if name != "fastae"}
+        return {
+            name: timing.median / ours
+            for name, timing in self.timings.items()
+            if name != "fastae" and timing.steady
+        }
 
     @property
     def best_peer(self) -> str | None:
-        """The fastest peer of our precision."""
-        ratios = {name: ratio for name, ratio in self.ratios.items() if PEERS[name].exact}
-        return min(ratios, key=lambda name: ratios[name], default=None)
+        """The fastest peer of our precision; None if the times of one that could be as fast vary too much to tell."""
+        known = peers.peers_of(self.case)
+        among = {
+            name: t
+            for name, t in self.timings.items()
+            if name != "fastae" and known[name].competes(self.case)
+        }
+        steady = {name: timing for name, timing in among.items() if timing.steady}
+        best = min(steady, key=lambda name: steady[name].median, default=None)
+        if best and any(t.p10 < steady[best].median for t in among.values() if not t.steady):
+            return None
+        return best
 
     @property
     def shared_cores(self) -> bool:
-        """Whether other work shared the cores: do not quote such figures."""
-        return self.peak_best > 1.15 * self.peak
+        """Whether other work shared the cores, judged by all readings of the peak, and by the best case of the run."""
+        return self.peak_best > STEADY * self.peak.p10
+
+    @property
+    def quotable(self) -> bool:
+        """Whether the figures of this case may be quoted."""
+        return self.timings["fastae"].steady and not self.shared_cores
 
 
-def checked(peer: Peer, case: Case, threads: int) -> Contender:
-    """The peer's step on `threads` threads, after a check of its loss and gradient."""
+def checked(peer: Peer, make: Maker, case: Case, threads: int) -> Contender | None:
+    """The peer's work on `threads` threads, after a check of its result; None where the form does not suit the case."""
     set_threads(threads)
-    step = peer.make(case, threads)
-    check = case.check if peer.exact else case.check_roughly
+    work = make(case, threads)
+    if work is None:
+        return None
+    check = case.check_roughly if peer.rough(case) else case.check
     try:
-        check(*step.answer(step.run()))
+        check(work.answer(work.run(1)))
     except AssertionError as error:
-        raise AssertionError(f"{peer.make.__name__}: {error}") from None
-    return Contender(partial(_times, step.run), threads)
+        raise AssertionError(f"{getattr(make, 'func', make).__name__}: {error}") from None
+    return Contender(work.run, threads)
 
 
-def measure(case: Case, names: list[str]) -> Comparison:
-    """Compare with the named peers, each on one thread or on all, whichever is faster for it."""
+def measure(case: Case, names: list[str], *, rounds: int = ROUNDS, quick: bool = False) -> Comparison:
+    """Compare with the named peers.
+
+    Every form of a peer, on one thread and on all, takes its turn in every round, and the one of the least median
+    counts: which is best depends on conditions, and these may change within a run. With `quick`, a peer only has its
+    first form and all threads.
+    """
     cpus = thread_pool.available_cpus()
-    contenders = {}
-    for name, peer in {"fastae": OURS, **{name: PEERS[name] for name in names}}.items():
-        sized = peer.sized and name != "fastae"
-        settings = dict.fromkeys((1, cpus) if sized else (cpus,))
-        contenders[name] = fastest([checked(peer, case, threads) for threads in settings])
-    fma, sigmoid = Probe(cpus, case.dtype), Probe(cpus, case.dtype, "sigmoid")
-    probing = Contender(lambda times: [(fma(), sigmoid()) for _ in range(times)], cpus)
-    timings = in_turn({"ceilings": probing, **contenders})
-    del timings["ceilings"]
-    threads = {name: contender.threads for name, contender in contenders.items()}
-    return Comparison(case, timings, threads, fma.median, max(fma.readings), sigmoid.median)
-
-
-def _times(run: Callable[[], Any], times: int) -> None:
-    for _ in range(times):
-        run()
+    known = peers.peers_of(case)
+    contenders: dict[tuple[str, str], Contender] = {}
+    for name in ("fastae", *names):
+        several = known[name].sized and name != "fastae" and not quick
+        for threads in dict.fromkeys((1, cpus) if several else (cpus,)):
+            for form, make in list(known[name].forms.items())[: 1 if quick else None]:
+                contender = checked(known[name], make, case, threads)
+                if contender:
+                    contenders[name, f"{threads}{form and f', {form}'}"] = contender
+    ceilings = {of: Probe(cpus, case.array_dtype, of) for of in ("fma", "sigmoid")}
+    timings = in_turn(
+        {**{(of, ""): Contender(probe, cpus) for of, probe in ceilings.items()}, **contenders}, rounds=rounds
+    )
+    best: dict[str, tuple[str, str]] = {}
+    for key in contenders:
+        best[key[0]] = min(best.get(key[0], key), key, key=lambda each: timings[each].median)
+    fma, sigmoid = (timings[of, ""].rates(probe.work) for of, probe in ceilings.items())
+    return Comparison(
+        case,
+        {name: timings[key] for name, key in best.items()},
+        dict(best.values()),
+        fma,
+        sigmoid.median,
+        fma.p90,
+    )

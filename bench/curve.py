@@ -35,23 +35,21 @@ def thread_counts(most: int) -> list[int]:
 
 def measure(case: Case, counts: list[int], rounds: int = ROUNDS) -> Curve:
     """Time a step on each number of threads, and the FMA peak of as many, all in turn; `counts` includes 1."""
-    contenders, probes = {}, {}
+    contenders: dict[tuple[str, int], Contender] = {}
+    probes = {}
     for count in counts:
         engine = fastae.Engine(case.network, count, case.dtype)
-        case.check(*engine.loss_and_gradient(case.parameters, case.X))
+        loss, gradient = engine.loss_and_gradient(case.parameters, case.X)
+        case.check({"loss": loss, **gradient})
         contenders["step", count] = Contender(partial(_steps, engine, case), count)
-        probes[count] = Probe(count, case.dtype)
-        contenders["peak", count] = Contender(partial(_readings, probes[count]), count)
+        probes[count] = Probe(count, case.array_dtype)
+        contenders["peak", count] = Contender(probes[count], count)
     timings = in_turn(contenders, rounds=rounds)
     seconds = {count: timings["step", count].median for count in counts}
-    return Curve(case, seconds, {count: probe.median for count, probe in probes.items()})
+    peaks = {count: probe.work / timings["peak", count].median for count, probe in probes.items()}
+    return Curve(case, seconds, peaks)
 
 
 def _steps(engine: fastae.Engine, case: Case, times: int) -> None:
     for _ in range(times):
         engine.loss_and_gradient(case.parameters, case.X)
-
-
-def _readings(probe: Probe, times: int) -> None:
-    for _ in range(times):
-        probe()

@@ -13,13 +13,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 
 from fastae.bench.compare import Comparison
 from fastae.bench.curve import Curve
+from fastae.bench.peers import peers_of
 from fastae.bench.quality import Race
 from fastae.bench.quality_report import QualityReport
 from fastae.bench.report import Report, label, milliseconds
-from fastae.bench.step_peers import PEERS
 
 OURS, BEST, PEER, ROUGH, TEXT = "#d1495b", "#5b6b7b", "#a9b4bf", "#dfe4e9", "#333333"
 ACROSS = 3  # panels in a row
+TITLES = {"step": "One loss and gradient", "epoch": "An epoch of Adam", "many": "Adam on many networks"}
 LIBRARIES = {"fastae": OURS, "sklearn": "#e09f3e", "torch": "#7b5ea7", "jax": "#2a9d8f", "pyod": "#5b6b7b"}
 
 
@@ -33,7 +34,9 @@ def save(report: Report, path: str | Path) -> None:
     parts: Any = figure.subfigures(2, height_ratios=heights, hspace=0.03)
     upper, lower = parts
     upper.suptitle(
-        "One loss and gradient: milliseconds, and the multiple of fastae's time", color=TEXT, fontsize=12
+        f"{TITLES[comparisons[0].case.kind]}: milliseconds, and the multiple of fastae's time",
+        color=TEXT,
+        fontsize=12,
     )
     axes = list(upper.subplots(down, across, squeeze=False).flat)
     for axis, comparison in zip(axes, comparisons, strict=False):
@@ -41,7 +44,8 @@ def save(report: Report, path: str | Path) -> None:
     for axis in axes[len(comparisons) :]:
         axis.set_axis_off()
     _draw_roofline(lower.subplots(), comparisons)
-    starred = "   * lower precision" if any(not PEERS[name].exact for name in report.peers) else ""
+    first = comparisons[0].case
+    starred = "   * another precision" * any(label(name, first) != name for name in report.peers)
     lower.supxlabel(f"{_machine(report.machine)}{starred}", color=BEST, fontsize=8)
     FigureCanvasAgg(figure).print_figure(str(path), dpi=150)
 
@@ -140,7 +144,7 @@ def _draw_race(axis: Any, of: Race) -> None:
 def _draw_bars(axis: Any, comparison: Comparison) -> None:
     case, timings = comparison.case, comparison.timings
     for place, (name, timing) in enumerate(timings.items()):
-        exact = name == "fastae" or PEERS[name].exact
+        exact = peers_of(case)[name].competes(case)
         color = (
             OURS if name == "fastae" else BEST if name == comparison.best_peer else PEER if exact else ROUGH
         )
@@ -150,9 +154,10 @@ def _draw_bars(axis: Any, comparison: Comparison) -> None:
             words += f"   {comparison.ratios[name]:.1f}x"
         axis.text(timing.median, place, words, va="center", fontsize=8, color=TEXT)
     axis.set_xlim(0, 1.6 * max(timing.median for timing in timings.values()))
-    axis.set_yticks(range(len(timings)), map(label, timings), fontsize=8, color=TEXT)
+    axis.set_yticks(range(len(timings)), [label(name, case) for name in timings], fontsize=8, color=TEXT)
     axis.invert_yaxis()
-    axis.set_title(f"n = {case.n}, k = {case.k}, m = {case.m:,}", fontsize=9, color=TEXT, loc="left")
+    usual = f"n = {case.n}, k = {case.k}, m = {case.m:,}"
+    axis.set_title(usual if case.usual and not case.batch else case.label, fontsize=9, color=TEXT, loc="left")
     axis.tick_params(length=0)
     axis.set_xticks([])
     axis.spines[["top", "right", "bottom"]].set_visible(False)
@@ -162,7 +167,7 @@ def _draw_roofline(axis: Any, comparisons: list[Comparison]) -> None:
     """Our share, the best peer's and the ceiling at each size, from the narrowest network to the widest."""
     ordered = sorted(comparisons, key=lambda c: (c.case.n, c.case.k))
     places = range(len(ordered))
-    peaks = [c.peak for c in ordered]
+    peaks = [c.peak.median for c in ordered]
     axis.axhline(1, color=TEXT, linewidth=1)
     words = f"FMA peak, {min(peaks):.0f} to {max(peaks):.0f} GF/s"
     axis.text(-0.45, 1.015, words, fontsize=8, color=TEXT, va="bottom")
@@ -179,7 +184,7 @@ def _draw_roofline(axis: Any, comparisons: list[Comparison]) -> None:
         )  # fmt: skip
     if all(c.best_peer for c in ordered):
         best = [c.share_of_peak(c.best_peer) for c in ordered if c.best_peer]
-        axis.plot(places, best, "s--", color=BEST, markersize=5, linewidth=1, label="best peer in float32")
+        axis.plot(places, best, "s--", color=BEST, markersize=5, linewidth=1, label="best peer")
     axis.set_xticks(places, [f"n = {c.case.n}\nk = {c.case.k}" for c in ordered], fontsize=8, color=TEXT)
     axis.set_xlim(-0.5, len(ordered) - 0.5)
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

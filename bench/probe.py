@@ -7,7 +7,7 @@ in L1. ``python -m fastae.bench.probe`` prints both by dtype and thread count.
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from fastae.kernels.target import LINE, TARGET
 # FMA pipes of latency 4 or 5 need 8 to 10.
 ACCUMULATORS = {"avx512": 24, "avx2": 6, "neon": 6, "generic": 3}[TARGET.isa]
 TURN = 3e-3  # seconds per reading
+STEADY = 1.15  # largest ratio of readings on undisturbed cores
 
 
 def _write_spin(words, out, count):
@@ -76,7 +77,8 @@ _SPINNERS = {"fma": _spinner, "sigmoid": _sigmoid_spinner}
 class Probe:
     """Readings of a ceiling for `n_threads` threads in `dtype`: `of` is "fma" (GF/s) or "sigmoid" (1e9 sigmoids/s).
 
-    A call takes a reading; ``median`` is the median of all readings so far.
+    A call takes a reading, ``probe(times)`` one that lasts so many times as long; `work` is what a short one does, in
+    1e9 operations. ``median`` is the median of all readings so far.
     """
 
     def __init__(
@@ -87,20 +89,21 @@ class Probe:
     ) -> None:
         self.n_threads, self.readings = n_threads, list[float]()
         spinners = [_SPINNERS[of](dtype) for _ in range(n_threads)]
-        self._spins, self._work = [spin for spin, _ in spinners], spinners[0][1]
+        self._spins, work = [spin for spin, _ in spinners], spinners[0][1]
         self._spins[0](1)
         start = time.perf_counter()
         self._spins[0](2000)
         self._count = max(100, int(2000 * TURN / (time.perf_counter() - start)))
+        self.work = n_threads * self._count * work / 1e9
 
-    def __call__(self) -> float:
+    def __call__(self, times: int = 1) -> float:
         spans: list[tuple[float, float]] = []
         together = threading.Barrier(self.n_threads)
 
         def work(member: int) -> None:
             together.wait()
             start = time.perf_counter()
-            self._spins[member](self._count)
+            self._spins[member](self._count * times)
             spans.append((start, time.perf_counter()))
             together.wait()
 
@@ -108,14 +111,23 @@ class Probe:
             thread_pool.lend(partial(work, member))
         work(0)
         seconds = max(end for _, end in spans) - min(start for start, _ in spans)
-        self.readings.append(self.n_threads * self._count * self._work / seconds / 1e9)
+        self.readings.append(times * self.work / seconds)
         return self.readings[-1]
 
     @property
     def median(self) -> float:
-        # Two threads on one core read half the peak, which would overstate every share of it: leave such readings out.
-        best = max(self.readings)
-        return statistics.median(reading for reading in self.readings if reading > 0.8 * best)
+        return statistics.median(self.readings)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other work shared the cores, so that shares of the median are too high; see ``disturbed``."""
+        return disturbed(self.readings)
+
+
+def disturbed(rates: Sequence[float]) -> bool:
+    """Whether the best of these readings, or the 90th percentile, is over 15% above their median or 10th percentile."""
+    tenths = statistics.quantiles(rates, n=10, method="inclusive") if len(rates) > 1 else rates
+    return max(rates) > STEADY * statistics.median(rates) or tenths[-1] > STEADY * tenths[0]
 
 
 def against_peak(benchmark: Any, run: Callable[[], Any], flops: float, probe: Probe, rounds: int = 25) -> Any:
@@ -136,7 +148,7 @@ def against_peak(benchmark: Any, run: Callable[[], Any], flops: float, probe: Pr
             threads=probe.n_threads,
             gflops=rate,
             peak_gflops=probe.median,
-            peak_best=max(probe.readings),
+            disturbed=probe.disturbed,
             share_of_peak=rate / probe.median,
         )
     return result
@@ -152,5 +164,6 @@ if __name__ == "__main__":
                 for _ in range(50):
                     probe()
                 print(
-                    f"{dtype}  {n_threads} threads  {probe.median:7.2f} {unit}  (best {max(probe.readings):.2f})"
+                    f"{dtype}  {n_threads} threads  {probe.median:7.2f} {unit}  (best {max(probe.readings):.2f}"
+                    f"{', disturbed' * probe.disturbed})"
                 )

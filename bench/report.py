@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from rich import box
@@ -13,11 +13,17 @@ from rich.table import Table
 from fastae.bench import machine
 from fastae.bench.cases import CASES, Case
 from fastae.bench.compare import Comparison, measure
-from fastae.bench.rounds import Timing
-from fastae.bench.step_peers import PEERS, installed
+from fastae.bench.peers import available, peers_of
+from fastae.bench.rounds import ROUNDS, STEADY, Timing
 
-QUICK = [case for case in CASES if (case.n, case.k) in ((30, 8), (128, 64), (784, 64))]
-TARGET_MEAN = 2.2  # geometric mean of the ratios over all cases
+TARGET_MEAN = 2.2  # geometric mean of the ratios over the nine sizes
+QUICK_ROUNDS, MANY_ROUNDS = 3, 5
+SLOW = ("libtorch", "numpy MKL")  # left out by --quick: compiled anew, or like another column
+WHAT = {
+    "step": "One loss and gradient",
+    "epoch": "An epoch of Adam",
+    "many": "Adam on many networks at once: {epochs} epochs of all of them",
+}
 
 
 @dataclass(frozen=True)
@@ -34,25 +40,37 @@ class Report:
         cases: list[Case],
         peers: list[str] | None = None,
         tell: Callable[[str], Any] = lambda words: None,
+        *,
+        quick: bool = False,
     ) -> "Report":
-        """Measure all `cases` beside `peers`, by default all that are installed. `tell` receives progress messages."""
-        names, missing = installed(peers)
+        """Measure all `cases`, of one kind, beside `peers`, by default all that can run.
+
+        `tell` receives progress messages. `quick` takes few rounds of one form of each peer, on all
+        threads, and leaves slow peers out.
+        """
+        names, missing = available(cases[0], peers)
+        if quick and peers is None:
+            missing |= {name: "left out by --quick" for name in SLOW if name in names}
+            names = [name for name in names if name not in missing]
         about = machine.describe()  # before our own load
+        rounds = QUICK_ROUNDS if quick else MANY_ROUNDS if cases[0].kind == "many" else ROUNDS
         comparisons = []
         for case in cases:
-            tell(f"timing n, k, m = {_size(case)}")
-            comparisons.append(measure(case, names))
-        return cls(about, comparisons, missing)
+            tell(f"timing {case.heads} = {case.label}")
+            comparisons.append(measure(case, names, rounds=rounds, quick=quick))
+        best = max(c.peak_best for c in comparisons)
+        return cls(about, [replace(c, peak_best=best) for c in comparisons], missing)
 
     @property
     def peers(self) -> list[str]:
-        """The peers that were measured, in the order of PEERS."""
-        return [name for name in PEERS if name in self.comparisons[0].timings]
+        """The peers that were measured, in the order of their table."""
+        first = self.comparisons[0]
+        return [name for name in peers_of(first.case) if name in first.timings and name != "fastae"]
 
     @property
     def mean_ratio(self) -> float | None:
-        """Geometric mean of the cases' ratios to the best peer of our precision."""
-        ratios = [c.ratios[c.best_peer] for c in self.comparisons if c.best_peer]
+        """Geometric mean of the quotable cases' ratios to the best peer of our precision."""
+        ratios = [c.ratios[c.best_peer] for c in self.comparisons if c.best_peer and c.quotable]
         return statistics.geometric_mean(ratios) if ratios else None
 
     # -- JSON ---------------------------------------------------------------------------------------------------
@@ -67,13 +85,14 @@ class Report:
                 {
                     **asdict(c.case),
                     "seconds": {name: timing._asdict() for name, timing in c.timings.items()},
-                    "threads": c.threads,
-                    "peak_gflops": c.peak,
+                    "settings": c.settings,
+                    "peak_gflops": c.peak._asdict(),
                     "peak_best": c.peak_best,
                     "gigasigmoids": c.sigmoid_rate,
                     "gflops": c.gflops(),
                     "share_of_fma": c.share_of_peak(),
                     "share_of_fma_and_sigmoid": c.share_of_ceiling(),
+                    "quotable": c.quotable,
                     "best_peer": c.best_peer,
                     "ratios": c.ratios,
                 }
@@ -88,12 +107,12 @@ class Report:
         content = json.loads(text)
         comparisons = [
             Comparison(
-                Case(c["n"], c["k"], c["m"], c["target"], c["dtype"]),
+                Case(**{field.name: c[field.name] for field in fields(Case)}),
                 {name: Timing(**timing) for name, timing in c["seconds"].items()},
-                c["threads"],
-                c["peak_gflops"],
-                c["peak_best"],
+                c["settings"],
+                Timing(**c["peak_gflops"]),
                 c["gigasigmoids"],
+                c["peak_best"],
             )
             for c in content["cases"]
         ]
@@ -105,33 +124,58 @@ class Report:
         """Lines that describe the machine."""
         return machine_lines(self.machine)
 
+    @property
+    def heads(self) -> str:
+        """What the numbers in the first column are."""
+        return self.comparisons[0].case.heads
+
     def notes(self) -> list[str]:
         """How to read the table, and warnings about the run."""
         first = self.comparisons[0]
-        peaks = [c.peak for c in self.comparisons]
+        peaks = [c.peak.median for c in self.comparisons]
         sigmoids = [c.sigmoid_rate for c in self.comparisons]
         lines = [
-            f"One loss and gradient on {self.machine['threads']} threads: medians of "
-            f"{first.timings['fastae'].rounds} interleaved rounds. Before "
+            f"{WHAT[first.case.kind].format(epochs=first.case.epochs)} on {self.machine['threads']} threads in "
+            f"{first.case.dtype}: medians of {first.timings['fastae'].rounds} interleaved rounds. Before "
             "timing, all libraries' results were checked to agree up to rounding. "
-            "Each peer uses one thread or all, whichever is faster for it (JAX always all).",
+            "Each peer counts with the fastest of its forms and thread counts (JAX and Keras always use all threads).",
             f"Peak rates of {self.machine['threads']} threads in the same run: FMA {min(peaks):.0f} to "
             f"{max(peaks):.0f} GF/s; one sigmoid in {1 / max(sigmoids):.3f} to {1 / min(sigmoids):.3f} ns.",
             "FMA: achieved share of the peak FMA rate. + sigmoid: share of the rate possible if the sigmoids ran after "
             "the FMAs, each at its peak.",
         ]
-        if not all(PEERS[name].exact for name in self.peers):
-            lines.append("Columns marked * compute in lower precision, and never count as the best peer.")
+        if any(label(name, first.case) != name for name in self.peers):
+            lines.append("Columns marked * compute in another precision, and never count as the best peer.")
+        halves = [
+            c.timings["torch bf16"].median / c.timings["fastae bf16"].median
+            for c in self.comparisons
+            if c.quotable
+            and {"torch bf16", "fastae bf16"} <= {name for name in c.timings if c.timings[name].steady}
+        ]
+        if halves:
+            lines.append(
+                f"In bfloat16, fastae is {min(halves):.2f} to {max(halves):.2f} times as fast as torch in bfloat16."
+            )
         lines += [f"Skipped: {name} ({why})." for name, why in self.missing.items()]
         if self.mean_ratio:
             lines.append(
-                f"Geometric mean of the speedups: {self.mean_ratio:.2f}x over {len(self.comparisons)} sizes."
+                f"Geometric mean of the speedups: {self.mean_ratio:.2f}x over "
+                f"{sum(bool(c.quotable and c.best_peer) for c in self.comparisons)} sizes."
             )
-        shared = [_size(c.case) for c in self.comparisons if c.shared_cores]
+        shared = [c.case.label for c in self.comparisons if c.shared_cores]
         if shared:
             lines.append(
-                f"DO NOT QUOTE {'; '.join(shared)}: the median FMA peak was far below its best: the cores were shared."
+                f"DO NOT QUOTE {'; '.join(shared)}: the best FMA peak of the run is over 15% above its p10 there: "
+                "the cores were shared."
             )
+        quotable = [c for c in self.comparisons if not c.shared_cores]
+        varying = {
+            name: [c.case.label for c in quotable if name in c.timings and not c.timings[name].steady]
+            for name in ("fastae", *self.peers)
+        }
+        unsteady = [f"{name} at {'; '.join(where)}" for name, where in varying.items() if where]
+        if unsteady:
+            lines.append(f"Not quoted, because p90 is over {STEADY:g} times p10: {'. '.join(unsteady)}.")
         if (self.machine["load"] or 0) > 0.7:
             lines.append(
                 f"The machine was not idle in the minute before the run: load {self.machine['load']}."
@@ -142,32 +186,36 @@ class Report:
 
     def details(self) -> Table:
         """A table of all times."""
-        shown = table("n, k, m", "threads", "ms", "p10", "p90", "GF/s", "FMA", "speedup")
+        shown = table(self.heads, "ms", "p10", "p90", "FMA", "speedup", "threads, form")
         for c in self.comparisons:
-            shown.add_row(_size(c.case), style="bold")
+            shown.add_row(c.case.label, style="bold")
             for name in ("fastae", *self.peers):
                 low, middle, high = milliseconds(c.timings[name])
                 shown.add_row(
-                    f"  {label(name)}",
-                    str(c.threads[name]),
+                    f"  {label(name, c.case)}",
                     *(middle, low, high),
-                    f"{c.gflops(name):.0f}",
                     f"{c.share_of_peak(name):.0%}",
-                    f"{c.ratios[name]:.2f}x" if name in c.ratios else "",
+                    f"{c.ratios[name]:.2f}x"
+                    if name in c.ratios
+                    else ""
+                    if c.timings[name].steady
+                    else "unsteady",
+                    c.settings[name],
                 )
         return shown
 
     def standing(self) -> Table:
         """A table of our speed against the best peer and the ceilings, with the targets."""
-        shown = table("n, k, m", "best peer", "speedup", "target", "FMA", "target", "+ sigmoid")
-        shown.caption = f"target for the mean speedup over all {len(CASES)} sizes: {TARGET_MEAN}x"
+        shown = table(self.heads, "best peer", "speedup", "target", "FMA", "target", "+ sigmoid")
+        if self.comparisons[0].case in CASES:
+            shown.caption = f"target for the mean speedup over all {len(CASES)} sizes: {TARGET_MEAN}x"
         for c in self.comparisons:
             best = c.best_peer
             shown.add_row(
-                _size(c.case),
+                c.case.label,
                 best or "",
-                f"{c.ratios[best]:.2f}x" if best else "",
-                f"{c.case.target_ratio}x",
+                f"{c.ratios[best]:.2f}x" if best and c.quotable else "",
+                f"{c.case.target_ratio}x" if c.case.target_ratio else "",
                 f"{c.share_of_peak():.0%}",
                 f"{c.case.target:.0%}" if c.case.target else "",
                 f"{c.share_of_ceiling():.0%}",
@@ -177,14 +225,15 @@ class Report:
     def markdown(self) -> str:
         """The section for the README: the table in milliseconds, then notes and header."""
         names = ["fastae", *self.peers]
-        heads = ["n, k, m", *map(label, names), "speedup", "FMA", "+ sigmoid"]
+        first = self.comparisons[0].case
+        heads = [self.heads, *(label(name, first) for name in names), "speedup", "FMA", "+ sigmoid"]
         lines = [heads, ["---", *("---:" for _ in heads[1:])]]
         for c in self.comparisons:
             lines.append(
                 [
-                    _size(c.case),
-                    *(milliseconds(c.timings[name])[1] for name in names),
-                    f"**{c.ratios[c.best_peer]:.1f}x** {c.best_peer}" if c.best_peer else "",
+                    c.case.label,
+                    *(milliseconds(t)[1] if (t := c.timings[name]).steady else "unsteady" for name in names),
+                    f"**{c.ratios[c.best_peer]:.1f}x** {c.best_peer}" if c.best_peer and c.quotable else "",
                     f"{c.share_of_peak():.0%}",
                     f"{c.share_of_ceiling():.0%}",
                 ]
@@ -223,17 +272,14 @@ def table(*heads: str) -> Table:
     """A table with these heads; columns of words are flush left."""
     shown = Table(box=box.SIMPLE, pad_edge=False)
     for head in heads:
-        words = head in ("n, k, m", "best peer", "set")
+        words = head in ("best peer", "set", "threads, form") or head.startswith(("n, k", "widths"))
         shown.add_column(head, justify="left" if words else "right", no_wrap=True)
     return shown
 
 
-def _size(case: Case) -> str:
-    return f"{case.n}, {case.k}, {case.m}"
-
-
-def label(name: str) -> str:
-    return name if name == "fastae" or PEERS[name].exact else f"{name}*"
+def label(name: str, case: Case) -> str:
+    """The name with a star if the peer computes in another precision than the case."""
+    return name if peers_of(case)[name].competes(case) else f"{name}*"
 
 
 def milliseconds(timing: Timing) -> list[str]:

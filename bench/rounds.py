@@ -17,6 +17,7 @@ REST = 0.04  # seconds of rest before a turn: longer than any pool spins
 WARM = 0.1  # seconds of untimed work
 TURN = 0.03  # seconds of timed work, at least
 ROUNDS = 15
+STEADY = 1.5  # largest ratio of p90 to p10 of times that may be quoted
 
 
 class Contender(NamedTuple):
@@ -38,6 +39,15 @@ class Timing(NamedTuple):
     def of(cls, seconds: list[float]) -> "Timing":
         tenths = statistics.quantiles(seconds, n=10, method="inclusive")
         return cls(statistics.median(seconds), tenths[0], tenths[-1], len(seconds))
+
+    def rates(self, work: float) -> "Timing":
+        """The same as work per second."""
+        return Timing(work / self.median, work / self.p90, work / self.p10, self.rounds)
+
+    @property
+    def steady(self) -> bool:
+        """Whether the times vary so little that their median may be quoted."""
+        return self.p90 <= STEADY * self.p10
 
 
 def in_turn(contenders: Mapping[Any, Contender], *, rounds: int = ROUNDS) -> dict[Any, Timing]:

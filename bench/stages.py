@@ -1,6 +1,7 @@
 """Where the time of a step goes: every stage of a tile, timed by itself on one thread, beside the FMA peak.
 
-``python -m fastae.bench.stages`` prints a table for each of the nine sizes (``cases.py``). A stage is one call of a
+``python -m fastae.bench.stages`` prints a table for each of the nine sizes (``cases.py``); arguments are parts of the
+ids of those wanted, as in ``n=784-k=64``. A stage is one call of a
 kernel on a tile (products.py) that stays in L2, as in a step. Loading reads new rows of X in each call, as in a step.
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 
 import fastae
 from fastae import reference
-from fastae.bench.cases import CASES, Case
+from fastae.bench.cases import CASES, Case, chosen
 from fastae.bench.probe import Probe
 from fastae.engine import thread_pool
 from fastae.kernels import forms, job, layout, optimizer, rows
@@ -182,7 +183,7 @@ class Tile:
             array[:] = 0
         for stage in self.stages():
             stage.run(1)
-        gradient = fastae.Parameters(self.network, self.case.dtype)
+        gradient = fastae.Parameters(self.network, self.case.array_dtype)
         gradient.flat[:] = self.gradient / self.rows
         for row in self.plan:
             count = self._padded(row.fan_out)
@@ -243,7 +244,7 @@ def _time(run: Callable[[int], object], probe: Probe | None = None, readings: in
 
 def report(case: Case) -> None:
     """Print the table of one case: milliseconds of a whole step, stage by stage."""
-    tile, probe, threads = Tile(case), Probe(1, case.dtype), thread_pool.available_cpus()
+    tile, probe, threads = Tile(case), Probe(1, case.array_dtype), thread_pool.available_cpus()
     tile.check()
     engine = fastae.Engine(case.network, threads, case.dtype)
     engine.loss_and_gradient(case.parameters, case.X)
@@ -280,6 +281,9 @@ def report(case: Case) -> None:
 
 
 if __name__ == "__main__":
-    chosen = [case for case in CASES if not sys.argv[1:] or any(word in case.id for word in sys.argv[1:])]
-    for case in chosen:
+    try:
+        wanted = chosen(CASES, sys.argv[1:])
+    except ValueError as error:
+        sys.exit(str(error))
+    for case in wanted:
         report(case)

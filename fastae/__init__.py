@@ -19,6 +19,7 @@ A module may import only what is listed before it. ``_moved.py`` maps old module
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from fastae import _moved
@@ -106,5 +107,11 @@ if not TYPE_CHECKING:  # which would take it to have every name
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *_MODULES})
 
+
+if os.path.isfile(os.path.join(os.path.dirname(__file__), "kernels")):
+    raise ImportError(
+        "fastae/kernels and fastae/bench are files, but should be links to directories: turn on Developer Mode of "
+        "Windows, run 'git config --global core.symlinks true', and clone the repository again"
+    )
 
 _moved.install()

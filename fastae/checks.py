@@ -151,3 +151,22 @@ def check_orders(orders: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int
     if orders.min() < 0 or orders.max() >= rows:
         raise ValueError(f"orders must lie within 0 .. {rows - 1}, got {orders.min()} .. {orders.max()}")
     return orders
+
+
+def check_out(
+    out: Any, shape: tuple[int, ...], dtype: "np.dtype[Any]", inputs: dict[str, np.ndarray]
+) -> None:
+    """Raise an error unless the kernels may write results of this shape and dtype to `out` while they read `inputs`."""
+    if not isinstance(out, np.ndarray) or is_masked(out):
+        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+    if out.dtype != dtype:
+        raise TypeError(f"out has dtype {out.dtype}, but {dtype} is needed")
+    if out.shape != shape:
+        raise ValueError(f"out has shape {out.shape}, but {shape} is needed")
+    if not out.flags.c_contiguous or not out.flags.aligned:
+        raise ValueError("out must be C-contiguous and aligned to its items")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
+    for name, array in inputs.items():
+        if np.may_share_memory(out, array):
+            raise ValueError(f"out and {name} overlap")

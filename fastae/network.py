@@ -348,10 +348,9 @@ class Parameters(Mapping[str, np.ndarray]):
         order = _order(self.network.widths, self.network.activations, self.dtype)
         if out is None:
             return self.flat.take(order)
-        if not isinstance(out, np.ndarray) or out.dtype.kind != "f":
-            raise TypeError(
-                f"out must be an array of floats, got {getattr(out, 'dtype', type(out).__name__)}"
-            )
+        kind: Any = out.dtype if isinstance(out, np.ndarray) else type(out)  # type: ignore[redundant-expr]
+        if not isinstance(kind, np.dtype) or kind.kind != "f":
+            raise TypeError(f"out must be an array of floats, got {getattr(kind, '__name__', kind)}")
         if out.shape != order.shape:
             raise ValueError(f"out has shape {out.shape}, but {order.shape} is needed")
         if not out.flags.writeable:

@@ -34,6 +34,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a write, which
 _HIDDEN = ".fastae-"  # how names of files that are being written begin
 _LOCK = ".lock"  # how names of their locks end
 _SUFFIX_MOST = 16  # bytes of a suffix that a hidden name has too: some writers choose a format by it
+_KEEPS_OPEN_FILES = os.name == "nt"  # the system does not replace a file that is open
 # Seconds after which a hidden file without a lock is left over: earlier versions had no locks
 _STALE = 86400.0
 
@@ -51,8 +52,8 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises
     ------
     OSError
-        The directory does not exist or is not writable, the file is read-only, or the disk is full. The error names
-        `path`, whose file is unchanged.
+        The directory does not exist or is not writable, the file is read-only, or the disk is full; on Windows, a
+        program has the file open. The error names `path`, whose file is unchanged.
     """
     check_place(path)
     with _naming(path):
@@ -65,8 +66,8 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
             if final.exists():
                 _copy_owner_and_mode(final, temporary)
             with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, final)
+                _flush(file.fileno())
+            _replace(temporary, final)
         _flush_directory(final.parent)
 
 
@@ -230,6 +231,31 @@ def _remove_unless_held(directory: Path, token: str, names: list[str]) -> None:
             os.close(handle)
     for name in sorted(names, key=lambda name: name == lock.name):  # the lock last
         os.unlink(directory / name)
+
+
+def _flush(handle: int) -> None:
+    """Flush a file to the disk. On macOS, fsync would leave it in the disk's own cache."""
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        with suppress(OSError):  # not every file system can
+            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(handle)
+
+
+def _replace(new: Path, old: Path) -> None:
+    """Rename `new` to `old`; on Windows, not while any program has `old` open: it is tried again for a second."""
+    last_try = time.monotonic() + 1.0
+    while True:
+        try:
+            os.replace(new, old)
+            return
+        except PermissionError as error:
+            if not _KEEPS_OPEN_FILES:
+                raise
+            if time.monotonic() > last_try:
+                reason = "a program has the file open, and Windows does not replace open files"
+                raise PermissionError(error.errno, reason, os.fspath(old)) from error
+        time.sleep(0.02)
 
 
 def _copy_owner_and_mode(old: Path, new: Path) -> None:

@@ -50,10 +50,10 @@ def _elementwise(write_line):  # type: ignore[no-untyped-def]
             return [words.offset(place, LINE) for place in places]
 
         places = words.loop(whole_lines, addresses, line)
-        mask = words.first_lanes(b.srem(count, words.count(words.lanes)))
-        results = write_line(words, words.load_first(places[-1], mask))
+        left = b.srem(count, words.count(words.lanes))
+        results = write_line(words, words.load_first(places[-1], left))
         for result, place in zip(results, places[:-1], strict=True):
-            words.store_first(result, place, mask)
+            words.store_first(result, place, left)
 
     return vector_kernel(write)
 

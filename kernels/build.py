@@ -13,7 +13,6 @@ The same sources, compiled by the same versions of Numba and LLVM, give the same
 import argparse
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -63,7 +62,9 @@ FUNCTIONS = {
 
 def jobs() -> list[tuple[str, str, Machine]]:
     """The files to make for this platform: instruction set, group of kernels, CPU. The longest work comes first."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    from fastae.kernels.target import processor
+
+    x86 = processor() == "x86_64"
     bfloat16 = [("avx512", "bfloat16", BFLOAT16)] if x86 else []
     machines = X86 if x86 else ARM
     return [(isa, group, machine) for group in GROUPS for isa, machine in machines.items()] + bfloat16

@@ -52,12 +52,12 @@ def _write_output_delta(
     """
     b, slack = words.builder, BERNOULLI_SLACK * 2.0**-words.bits
 
-    def residuals(activation_id, limit, line, target, weight, total, outside):  # type: ignore[no-untyped-def]
+    def residuals(activation_id, limit, line, target, weight, total, farthest):  # type: ignore[no-untyped-def]
         derivative, factor = weighted_residual(words, words.residual(line, target), weight, limit)
         delta = times_derivative(words, activation_id, derivative, line)
-        return delta, words.fma(derivative, factor, total), outside
+        return delta, words.fma(derivative, factor, total), farthest
 
-    def bernoulli(mask, z, target, weight, total, outside):  # type: ignore[no-untyped-def]
+    def bernoulli(mask, z, target, weight, total, farthest):  # type: ignore[no-untyped-def]
         h, log = words.sigmoid_and_log(z)
         masked = words.mul(weight, mask)
         known = b.select(words.is_nan(target), h, target)
@@ -65,31 +65,31 @@ def _write_output_delta(
         cost = words.add(words.fma(words.negative(known), z, words.relu(z)), log)
         cost = b.select(words.is_nan(target), difference, cost)
         total = words.fma(words.add(masked, masked), cost, total)
-        inside = words.at_most(words.at_least(known, -slack), 1.0 + slack)
-        outside = b.select(b.fcmp_ordered("!=", known, inside), words.constant(1.0), outside)
-        return words.mul(masked, difference), total, outside
+        distance = words.magnitude(words.sub(known, words.constant(0.5)))
+        farthest = b.select(b.fcmp_ordered(">", distance, farthest), distance, farthest)
+        return words.mul(masked, difference), total, farthest
 
-    def given(activation_id, line, target, _, total, outside):  # type: ignore[no-untyped-def]
-        return times_derivative(words, activation_id, target, line), total, outside
+    def given(activation_id, line, target, _, total, farthest):  # type: ignore[no-untyped-def]
+        return times_derivative(words, activation_id, target, line), total, farthest
 
     def all_rows(cell) -> Value:  # type: ignore[no-untyped-def]
-        def row(h, x, row_weight, total, column_sum, outside):  # type: ignore[no-untyped-def]
+        def row(h, x, row_weight, total, column_sum, farthest):  # type: ignore[no-untyped-def]
             line, target, weight = words.load(h), words.load(x), words.broadcast(row_weight)
-            delta, total, outside = cell(line, target, weight, total, outside)
+            delta, total, farthest = cell(line, target, weight, total, farthest)
             words.store(delta, h)
             places = words.offset(h, LINE), words.offset(x, LINE), words.offset(row_weight, words.itemsize)
-            return [*places, total, words.add(column_sum, delta), outside]
+            return [*places, total, words.add(column_sum, delta), farthest]
 
         start = [h, x, row_weight, words.load(loss), words.load(sums), words.constant(0.0)]
-        *_, total, column_sum, outside = words.loop(rows, start, row)
+        *_, total, column_sum, farthest = words.loop(rows, start, row)
         words.store(total, loss)
         words.store(column_sum, sums)
-        return outside
+        return farthest
 
     for case in words.cases(loss_id, LOSSES):
         if case == BERNOULLI:
-            outside = all_rows(partial(bernoulli, words.load(one)))
-            is_outside = b.fcmp_ordered(">", outside, words.constant(0.0))
+            farthest = all_rows(partial(bernoulli, words.load(one)))
+            is_outside = b.fcmp_ordered(">", farthest, words.constant(0.5 + slack))
             with words.when(b.zext(b.bitcast(is_outside, ir.IntType(words.lanes)), I64), "!=", 0):
                 words.store(words.constant(float("nan")), loss)
                 b.store(words.count(1), words.pointer(noted, I64))

@@ -13,7 +13,6 @@ before the digest has been checked. Where no file fits, kernels are compiled on 
 import hashlib
 import json
 import os
-import platform
 import sys
 from dataclasses import asdict
 from functools import cache
@@ -28,7 +27,9 @@ _SIZE = hashlib.sha256().digest_size
 
 def platform_name() -> str:
     """The operating system and processor: code for one is no code for another."""
-    return f"{sys.platform}-{platform.machine().lower()}"
+    from fastae.kernels.target import processor
+
+    return f"{sys.platform}-{processor()}"
 
 
 def digest(sources: str, content: bytes | memoryview) -> bytes:

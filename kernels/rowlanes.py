@@ -25,7 +25,7 @@ from fastae.kernels import gemm
 from fastae.kernels.activations import activate, times_derivative
 from fastae.kernels.compiler import ByAddress, callee, carray
 from fastae.kernels.cost import weighted_residual, weighted_square
-from fastae.kernels.gemm import RegisterTile, flatten, outer_product, prepare_weights, unflatten
+from fastae.kernels.gemm import RegisterTile, flatten, prepare_weights, unflatten
 from fastae.kernels.layout import ACTIVATIONS
 from fastae.kernels.optimizer import transpose
 from fastae.kernels.products import Form, Widths
@@ -33,29 +33,36 @@ from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.split import ROWS_OF_MANY, in_blocks, round_up, shard_rows
 from fastae.kernels.target import LINE, TARGET
 
-# Register tiles: COLUMNS columns of LINES lines of rows; for a gradient, A_COLUMNS x B_COLUMNS lines, one per element
+# Register tiles: COLUMNS columns of LINES lines of rows; for a gradient, A_COLUMNS x B_COLUMNS lines, one per element.
+# Most FMAs per load whose operands fit in registers: a line is 1 zmm, 2 ymm or 4 xmm/NEON registers (target.py).
 COLUMNS = 2
-LINES = gemm.rows_of(1) // COLUMNS
+LINES, A_COLUMNS, B_COLUMNS = {
+    "avx512": (8, 4, 4),  # accumulators in 16 of 32 registers, 10 loads per 16 FMAs; 16 of 32, 8 per 16
+    "avx2": (3, 2, 2),  # 12 of 16, 8 per 12; 8 of 16, 8 per 8
+    "neon": (3, 2, 2),  # 24 of 32, 14 per 24; 16 of 32, 16 per 16
+    "generic": (1, 1, 2),  # 8 of 16; 8 of 16
+}[TARGET.isa]
+SUM_COLUMNS = min(4, gemm.rows_of(1))  # whose sums over rows are computed together
 # Where LINES lines would be more than there are rows: AVX-512 5 instead of 8, which keep both FMA units busy, too
 SHORT = (LINES + 2) // 2
 _SHORT_INVERSE = pow(SHORT, -1, LINES)
-A_COLUMNS = 4 if TARGET.most_blocks > 1 else 1
-B_COLUMNS = min(4, gemm.rows_of(1))
 
 # Measured on AVX-512 and AVX2: gemm.py is faster if padding slows it down by less than GAIN, or if a layer has more
 # than COLUMNS_MOST columns.
 GAIN, COLUMNS_MOST = 1.12, 80
 MANY_SHARDS = 16  # any number of threads shares so many shards well
-SMALL_TILE = 90 << 10  # bytes of a tile up to which two register tiles of rows are a little faster than one
+# More register tiles of rows are faster than one, up to so many bytes and lines: the lanes of a gradient are added up
+# once per tile. Measured: AVX-512 a little from one to two, AVX2 1.1x (n = 30) and 1.15x (n = 10) from two to five.
+SMALL_TILE, LINES_MOST = 90 << 10, 16
 # Bytes of the tile of a shard of fewer than 512 rows at most. Twice as many rows are up to 3% slower, but a rounded row
 # multiple for each of two tiles may compute many rows in vain.
 TILE_MOST = 192 << 10
 
 
 def height(widths: Widths, dtype: npt.DTypeLike) -> int:
-    """Rows of a tile: one register tile, or two if they are small."""
-    rows = row_multiple(widths, dtype)
-    return 2 * rows if 2 * rows * np.dtype(dtype).itemsize * sum(widths) <= SMALL_TILE else rows
+    """Rows of a tile: as many register tiles as make a small one, at least one."""
+    lines = min(SMALL_TILE // (LINE * sum(widths)), LINES_MOST)
+    return max(lines // LINES, 1) * row_multiple(widths, dtype)
 
 
 def row_multiple(widths: Widths, dtype: npt.DTypeLike) -> int:
@@ -146,7 +153,13 @@ def _product(
     """
 
     def add(a: Value, b: Value, *flat: Value) -> list[Value]:
-        tile = outer_product(words, unflatten(flat, count), b, words.itemsize, a, LINE, words.fma)
+        tile, elements = unflatten(flat, count), _broadcasts(words, b)
+        # Line by line: with all lines loaded first, as ``outer_product`` does, they do not fit in registers
+        # beside the accumulators where a line needs several.
+        for s in range(count):
+            line = words.load(words.offset(a, s * LINE))
+            for column, element in zip(tile, elements, strict=True):
+                column[s] = words.fma(line, element, column[s])
         return [words.offset(a, stride), words.offset(b, LINE), *flatten(tile)]
 
     # loop 7: C += A[:, p] B[p, :]
@@ -236,28 +249,27 @@ def _write_gradient(words, c, a, b, stride, lines, accumulate, a_left, b_left): 
             words.shuffle(total, total, list(range(k, k + B_COLUMNS)))
             for k in range(0, total.type.count, B_COLUMNS)
         ]
-    mask = words.first_lanes(b_left, B_COLUMNS)
     for add_to_c in words.cases(accumulate, 2):
         for i, row in enumerate(sums):
             with words.when(a_left, ">", i):
                 place = words.offset(c, i * LINE)
                 value = words.add(words.load_short(place, B_COLUMNS), row) if add_to_c else row
-                words.store_first(value, place, mask)
+                words.store_first(value, place, b_left)
 
 
 def _write_column_sums(words, sums, a, stride, lines, columns):  # type: ignore[no-untyped-def]
-    """sums += the sum over rows of B_COLUMNS columns of a, or of `columns` if fewer are left.
+    """sums += the sum over rows of SUM_COLUMNS columns of a, or of `columns` if fewer are left.
 
-    sums  (B_COLUMNS,)     a  (B_COLUMNS, lines), `stride` bytes from column to column
+    sums  (SUM_COLUMNS,)     a  (SUM_COLUMNS, lines), `stride` bytes from column to column
     """
 
     def add(a: Value, *flat: Value) -> list[Value]:
-        added = [words.add(words.load(words.offset(a, (stride, j))), flat[j]) for j in range(B_COLUMNS)]
+        added = [words.add(words.load(words.offset(a, (stride, j))), flat[j]) for j in range(SUM_COLUMNS)]
         return [words.offset(a, LINE), *added]
 
-    _, *flat = words.loop(lines, [a, *[words.constant(0.0)] * B_COLUMNS], add)
-    total = words.add(words.load_short(sums, B_COLUMNS), words.lane_sums(flat))
-    words.store_first(total, sums, words.first_lanes(columns, B_COLUMNS))
+    _, *flat = words.loop(lines, [a, *[words.constant(0.0)] * SUM_COLUMNS], add)
+    total = words.add(words.load_short(sums, SUM_COLUMNS), words.lane_sums(flat))
+    words.store_first(total, sums, columns)
 
 
 def _write_store_rows(words: Words, out, stride, h, column_bytes, columns, rows):  # type: ignore[no-untyped-def]
@@ -265,7 +277,7 @@ def _write_store_rows(words: Words, out, stride, h, column_bytes, columns, rows)
 
     out  (rows, lanes), `stride` bytes from row to row     h  (lanes, rows), `column_bytes` from column to column
     """
-    lanes, mask = words.lanes, words.first_lanes(columns)
+    lanes = words.lanes
 
     def transposed(h: Value) -> list[Value]:
         return words.transposed([words.load(words.offset(h, (column_bytes, j))) for j in range(lanes)])
@@ -274,11 +286,11 @@ def _write_store_rows(words: Words, out, stride, h, column_bytes, columns, rows)
     place, target = h, out
     for place, target in words.walk(whole, [h, out], [LINE, words.times(stride, lanes)]):
         for i, line in enumerate(transposed(place)):
-            words.store_first(line, words.offset(target, (stride, i)), mask)
+            words.store_first(line, words.offset(target, (stride, i)), columns)
     with words.when(left, ">", 0):  # both have moved behind the whole lines of rows
         for i, line in enumerate(transposed(place)[:-1]):
             with words.when(left, ">", i):
-                words.store_first(line, words.offset(target, (stride, i)), mask)
+                words.store_first(line, words.offset(target, (stride, i)), columns)
 
 
 def _write_row_errors(words: Words, out, xhat, x, column_weight, missing, column_bytes, columns, rows):  # type: ignore[no-untyped-def]
@@ -321,7 +333,7 @@ def _write_row_errors(words: Words, out, xhat, x, column_weight, missing, column
             places = here
             wide.store_short(errors_of(allowed, *here[1:]), here[0])
         with words.when(rest, ">", 0):
-            wide.store_first(errors_of(allowed, *places[1:]), places[0], wide.first_lanes(rest))
+            wide.store_first(errors_of(allowed, *places[1:]), places[0], rest)
 
 
 _gradient, _column_sums, _store_rows, _row_errors = (
@@ -358,7 +370,7 @@ def _add_column_sums(like, sums, a, stride, rows, columns):  # type: ignore[no-u
     sums  (columns,)     a  (columns, rows), `stride` bytes from column to column; `like` is an array of its dtype
     """
     itemsize = like.itemsize
-    for j in range(0, columns, B_COLUMNS):
+    for j in range(0, columns, SUM_COLUMNS):
         _column_sums(
             like, (sums + j * itemsize, a + j * stride, stride, rows * itemsize // LINE, columns - j)
         )

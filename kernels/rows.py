@@ -55,13 +55,13 @@ def row_number(source, i):  # type: ignore[no-untyped-def]
     return load_int64(source.row_numbers + i * 8) if source.row_numbers != 0 else i
 
 
-def _source_line(words: Words, kind: np.dtype, source: Value, mask: Value, to: ir.Type) -> Value:
-    """The lanes of `mask` from elements of dtype `kind` at `source`, converted to `to`; zero in the other lanes."""
+def _source_line(words: Words, kind: np.dtype, source: Value, count: Value, to: ir.Type) -> Value:
+    """The first `count` lanes from elements of dtype `kind` at `source`, converted to `to`; zero in the others."""
     bits = kind.itemsize * 8
     if kind.kind == "f" and bits == 16:
-        return words.convert(words.half_to_single(words.load_first(source, mask, I16, 1)), True, to)
+        return words.convert(words.half_to_single(words.load_first(source, count, I16, 1)), True, to)
     element = ir.IntType(bits) if kind.kind in "iu" else (F64 if bits == 64 else F32)
-    return words.convert(words.load_first(source, mask, element, 1), kind.kind == "i", to)
+    return words.convert(words.load_first(source, count, element, 1), kind.kind == "i", to)
 
 
 def _row_places(words: Words, x, row_stride, row_numbers, first, rows, moves):  # type: ignore[no-untyped-def]
@@ -86,17 +86,17 @@ def _write_load_lines(
 
     target  lines (rows, lanes)     x  of the dtype KINDS[kind]     shift, scale  float64 (count,), or 0
     """
-    b, mask, dtypes = words.builder, words.first_lanes(count), list(KINDS)[:11]
+    b, dtypes = words.builder, list(KINDS)[:11]
     source = x, row_stride, row_numbers, first, rows
     with words.when(shift, "==", 0):
         for case in words.cases(kind, len(dtypes)):
             for row, line in _row_places(words, *source, [(target, LINE)]):
-                words.store(_source_line(words, dtypes[case], row, mask, words.scalar), line)
+                words.store(_source_line(words, dtypes[case], row, count, words.scalar), line)
     with words.when(shift, "!=", 0):
-        minus, factor = (words.load_first(vector, mask, F64, 8) for vector in (shift, scale))
+        minus, factor = (words.load_first(vector, count, F64, 8) for vector in (shift, scale))
         for case in words.cases(kind, len(dtypes)):
             for row, line in _row_places(words, *source, [(target, LINE)]):
-                shifted = b.fsub(_source_line(words, dtypes[case], row, mask, F64), minus)
+                shifted = b.fsub(_source_line(words, dtypes[case], row, count, F64), minus)
                 words.store(words.convert(b.fmul(shifted, factor), True), line)
 
 
@@ -110,7 +110,7 @@ def _write_copy_rows(words: Words, tile, height, x, row_stride, row_numbers, fir
     """
     b = words.builder
     whole, left = (f(columns, words.count(words.lanes)) for f in (b.sdiv, b.srem))
-    block_bytes, mask = words.times(height, LINE), words.first_lanes(left)
+    block_bytes = words.times(height, LINE)
 
     def block(target, source):  # type: ignore[no-untyped-def]
         words.store(words.load(source, aligned=False), target)
@@ -119,7 +119,7 @@ def _write_copy_rows(words: Words, tile, height, x, row_stride, row_numbers, fir
     for source, target in _row_places(words, x, row_stride, row_numbers, first, rows, [(tile, LINE)]):
         target, source = words.loop(whole, [target, source], block)
         with words.when(left, ">", 0):
-            words.store(words.load_first(source, mask), target)
+            words.store(words.load_first(source, left), target)
 
 
 _copy_rows = vector_kernel(_write_copy_rows)
@@ -129,7 +129,6 @@ def _write_store_rows(words: Words, out, stride, tile, height, columns, rows):  
     """``store_rows``."""
     b, block_bytes = words.builder, words.times(height, LINE)
     whole, left = b.sdiv(columns, words.count(words.lanes)), b.srem(columns, words.count(words.lanes))
-    mask = words.first_lanes(left)
 
     def block(line, target):  # type: ignore[no-untyped-def]
         words.store(words.load(line), target, aligned=False)
@@ -138,7 +137,7 @@ def _write_store_rows(words: Words, out, stride, tile, height, columns, rows):  
     for row, line in words.walk(rows, [out, tile], [stride, LINE]):
         line, target = words.loop(whole, [line, row], block)
         with words.when(left, ">", 0):
-            words.store_first(words.load(line), target, mask)
+            words.store_first(words.load(line), target, left)
 
 
 _store_rows = vector_kernel(_write_store_rows)

@@ -220,21 +220,69 @@ class Words:
         instruction = self.builder.store(value, self.pointer(address, value.type))
         instruction.align = self.itemsize
 
-    def load_first(self, address: Value, mask: Value, element: ir.Type | None = None, size: int = 0) -> Value:
-        """The lanes of `mask` from memory, zero in the others, whose memory is not read."""
-        vector = ir.VectorType(element or self.scalar, self.lanes)
-        zero = ir.Constant(vector, None)
-        name = f"llvm.masked.load.v{self.lanes}{_suffix(vector.element)}.p0"
-        pointer = self.pointer(address, vector)
-        kinds = [pointer.type, I32, mask.type, vector]
-        return self._call(name, vector, [pointer, I32(size or self.itemsize), mask, zero], kinds)
+    def load_first(
+        self, address: Value, count: Value, element: ir.Type | None = None, size: int = 0
+    ) -> Value:
+        """The first `count` lanes of a line from memory, zero in the others, whose memory is not read.
 
-    def store_first(self, value: Value, address: Value, mask: Value) -> None:
-        """Store the lanes of `mask`, of a line or of a shorter vector."""
-        name = f"llvm.masked.store.v{value.type.count}{_suffix(self.scalar)}.p0"
-        pointer = self.pointer(address, value.type)
+        Elements are `size` bytes apart, by default those of the dtype.
+        """
+        vector, size = ir.VectorType(element or self.scalar, self.lanes), size or self.itemsize
+        zero = ir.Constant(vector, None)
+        if not _has_masks(vector.element):
+            return self._load_first_unmasked(address, count, vector, size)
+        name = f"llvm.masked.load.v{self.lanes}{_suffix(vector.element)}.p0"
+        pointer, mask = self.pointer(address, vector), self.first_lanes(count)
+        kinds = [pointer.type, I32, mask.type, vector]
+        return self._call(name, vector, [pointer, I32(size), mask, zero], kinds)
+
+    def store_first(self, value: Value, address: Value, count: Value) -> None:
+        """Store the first `count` lanes of a line, or of a shorter vector."""
+        lanes = value.type.count
+        if not _has_masks(self.scalar):
+            with self._if_whole(count, lanes) as (whole, part):
+                with whole:
+                    self.store_short(value, address)
+                with part:
+                    slot = cgutils.alloca_once(self.builder, value.type)
+                    self.builder.store(value, slot)
+                    self._copy(address, self.builder.ptrtoint(slot, I64), count, self.scalar)
+            return
+        name = f"llvm.masked.store.v{lanes}{_suffix(self.scalar)}.p0"
+        pointer, mask = self.pointer(address, value.type), self.first_lanes(count, lanes)
         kinds = [value.type, pointer.type, I32, mask.type]
         self._call(name, ir.VoidType(), [value, pointer, I32(self.itemsize), mask], kinds)
+
+    def _load_first_unmasked(self, address: Value, count: Value, vector: ir.Type, align: int) -> Value:
+        """``load_first`` where LLVM would test each lane of a mask: as a whole, or element by element."""
+        b = self.builder
+        with self._if_whole(count, vector.count) as (whole, part):
+            with whole:
+                line = b.load(self.pointer(address, vector))
+                line.align = align
+                after_whole = b.block
+            with part:
+                slot = cgutils.alloca_once(b, vector)
+                b.store(ir.Constant(vector, None), slot)
+                self._copy(b.ptrtoint(slot, I64), address, count, vector.element)
+                short = b.load(slot)
+                after_part = b.block
+        result = b.phi(vector)
+        result.add_incoming(line, after_whole)
+        result.add_incoming(short, after_part)
+        return result
+
+    def _if_whole(self, count: Value, lanes: int) -> Any:
+        """The contexts of an if statement: for `count` >= `lanes`, and for fewer."""
+        return self.builder.if_else(self.builder.icmp_signed(">=", count, I64(lanes)), likely=True)
+
+    def _copy(self, target: Value, source: Value, count: Value, element: ir.Type) -> None:
+        """Copy `count` elements, one at a time."""
+        size = element.width // 8 if isinstance(element, ir.IntType) else (8 if element == F64 else 4)
+        for place, other in self.walk(count, [target, source], [size, size]):
+            value = self.builder.load(self.pointer(other, element))
+            value.align = 1
+            self.builder.store(value, self.pointer(place, element)).align = 1
 
     def broadcast(self, address: Value) -> Value:
         """One element, in every lane."""
@@ -269,6 +317,9 @@ class Words:
         """max(x, bound); NaN stays NaN."""
         low = self.constant(bound)
         return self.builder.select(self.builder.fcmp_ordered(">", low, x), low, x)
+
+    def magnitude(self, x: Value) -> Value:
+        return self._same("fabs", x)
 
     def clipped(self, x: Value, bound: Value) -> Value:
         """x between -bound and bound; NaN stays NaN."""
@@ -368,7 +419,7 @@ class Words:
         series in s^2 <= 1/9: where e is far below 1, 1 + e is not used. |z| is limited so that e does not underflow.
         """
         b, one = self.builder, self.constant(1.0)
-        p, bits = self.exp_parts(self.at_most(self._same("fabs", z), 708.0 if self.double else 87.0), -1)
+        p, bits = self.exp_parts(self.at_most(self.magnitude(z), 708.0 if self.double else 87.0), -1)
         e = self.mul(p, self.power_of_two(bits, 0))
         one_more, two_more = self.add(e, one), self.add(e, self.constant(2.0))
         shared = self.reciprocal(self.mul(one_more, two_more))
@@ -380,7 +431,7 @@ class Words:
     def tanh(self, z: Value) -> Value:
         """tanh(z): a polynomial below 0.625, else sign(z) (1 - 2 / (exp(2|z|) + 1))."""
         b = self.builder
-        size = self._same("fabs", z)
+        size = self.magnitude(z)
         s = self.mul(z, z)
         if self.double:
             series = b.fdiv(self.polynomial(s, _TANH_F64_P), self.polynomial(s, _TANH_F64_Q))
@@ -567,6 +618,12 @@ class Words:
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), operands)
 
 
+def _has_masks(element: ir.Type) -> bool:
+    """Whether the CPU has instructions that load and store the lanes of a mask, of these elements."""
+    small = isinstance(element, ir.IntType) and element.width < 32
+    return TARGET.isa == "avx512" or (TARGET.isa == "avx2" and not small)
+
+
 def _suffix(element: ir.Type) -> str:
     """The suffix for an element type in the name of an intrinsic."""
     if isinstance(element, ir.IntType):
@@ -589,6 +646,7 @@ def vector_kernel(write: Callable[..., None]) -> Any:
 
         return signature, generate
 
+    call.write = write  # for tests of the generated code
     return call
 
 
@@ -655,7 +713,8 @@ def load_acquire(typingctx, address):  # type: ignore[no-untyped-def]
     """Load the int64 at `address`; all that its writer wrote before it is visible afterwards."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.load_atomic(builder.inttoptr(arguments[0], I64.as_pointer()), "acquire", 8)
+        # sequentially consistent, so that it comes after an ``exchange`` before it; on x86 the same instruction
+        return builder.load_atomic(builder.inttoptr(arguments[0], I64.as_pointer()), "seq_cst", 8)
 
     return types.int64(types.int64), generate
 
@@ -760,12 +819,13 @@ def call_for_int64(typingctx, address, integer):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def pause(typingctx):  # type: ignore[no-untyped-def]
-    """Tell the core that this thread waits in a loop (x86: pause)."""
+    """Tell the core that this thread waits in a loop (x86: pause; ARM: isb, since yield does nothing there)."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        if TARGET.x86:
-            kind = ir.FunctionType(ir.VoidType(), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+        name, operands = ("llvm.x86.sse2.pause", []) if TARGET.x86 else ("llvm.aarch64.isb", [I32(15)])
+        if TARGET.x86 or TARGET.isa == "neon":
+            kind = ir.FunctionType(ir.VoidType(), [operand.type for operand in operands])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), operands)
         return context.get_dummy_value()
 
     return types.void(), generate

@@ -155,7 +155,7 @@ ITEMS = {
 def addresses(form: products.Form, dtype: np.dtype[Any]) -> dict[str, int]:
     """Fields of a job: the addresses of all functions that it calls by address, compiled for `dtype`."""
     of_form = [function for name in products.FUNCTIONS if (function := getattr(form, name)) is not None]
-    expect([*of_form, *ITEMS.values(), open_job, admit, run], dtype)
+    expect([*of_form, *ITEMS.values(), open_job, admit, run, run_alone], dtype)
     return products.addresses(form, dtype) | {name: item.address(dtype) for name, item in ITEMS.items()}
 
 
@@ -262,6 +262,24 @@ def _listen(control_at, me_at):  # type: ignore[no-untyped-def]
                 return False
             pauses = 0
     return True
+
+
+@kernel
+def run_alone(job_at, control_at, members_at, work, claim, most_items) -> int:  # type: ignore[no-untyped-def]
+    """Open a new job to the leader alone, and work on it without a quota; return OVER, or WAITING as ``run`` does.
+
+    `claim` is the number of the job's first phase. job.taken is (most_items,), and job.group_done has as many groups.
+    """
+    job, me = record_at(job_at, JOB), record_at(members_at, MEMBER)
+    taken = array_at(job.taken, (most_items,), np.int64)
+    for i in range(most_items):
+        taken[i] = -1
+    group_done = array_at(job.group_done, (in_blocks(most_items, GROUP) * (APART // 8),), np.int64)
+    for i in range(group_done.size):
+        group_done[i] = 0
+    me.held, me.quota = FREE, np.int64(1) << 62
+    open_job(control_at, members_at, claim, 1)
+    return run(job_at, control_at, members_at, work)
 
 
 @callee

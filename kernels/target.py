@@ -8,12 +8,11 @@ element of A in every lane. A cache line of 64 bytes is 1 zmm, 2 ymm or 4 xmm/NE
 
     AVX-512  32 registers   8 x 3 lines = 24, 8 x 2 = 16, 16 x 1 = 16
     AVX2     16 registers   6 x 1 line  = 12
-    NEON     32 registers   6 x 1 line  = 24
+    NEON     32 registers   4 x 1 line  = 16; 6 x 1 = 24 would fit, but LLVM keeps some of them on the stack
     SSE2     16 registers   2 x 1 line  = 8
 """
 
 import os
-import platform
 import sys
 from dataclasses import dataclass
 
@@ -37,6 +36,11 @@ class Target:
     def most_blocks(self) -> int:
         """The blocks of the widest register tile."""
         return max(self.register_tiles)
+
+    @property
+    def bfloat16_pays(self) -> bool:
+        """Whether products of pairs of bfloat16 are faster than float32: on AMD's cores, not on Intel's (measured)."""
+        return self.bfloat16 and self.cpu.startswith("znver")
 
 
 _AVX2 = {"avx", "avx2", "fma"}
@@ -75,6 +79,15 @@ def host_features() -> set[str]:
         return set()
 
 
+def processor() -> str:
+    """The kind of processor that this process runs on, as LLVM calls it: "x86_64", "aarch64", ...
+
+    Python's ``platform.machine()`` is that of the system, which may run the processes of another processor, too.
+    """
+    name = str(binding.get_process_triple()).split("-")[0].lower()
+    return {"arm64": "aarch64", "amd64": "x86_64"}.get(name, name)
+
+
 def _features() -> tuple[str, set[str]]:
     """The CPU's name and enabled features, by Numba's own rule (``JITCPUCodegen._get_host_cpu_features``)."""
     name = flags = None
@@ -96,8 +109,10 @@ def _features() -> tuple[str, set[str]]:
 def _target() -> Target:
     """The target for the features that Numba compiles for."""
     name, has = _features()
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return Target(name, "neon", True, False, False, {1: 6})
+    if processor() == "aarch64":
+        return Target(name, "neon", True, False, False, {1: 4})
+    if processor() != "x86_64":
+        return Target(name, "generic", False, False, False, {1: 2})
     if has >= _AVX512:
         return Target(name, "avx512", True, True, "avx512bf16" in has, {1: 16, 2: 8, 3: 8})
     if has >= _AVX2:

@@ -4,6 +4,9 @@ import ast
 import graphlib
 import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +108,20 @@ def test_kernels_import_nothing_but_kernels():
     assert len(kernels) > 20
     for name, imported in kernels.items():
         assert {other.split(".")[1] for other in imported} <= {"kernels"}, name
+
+
+def test_a_checkout_with_files_in_place_of_links_says_what_to_do(tmp_path):
+    """As git makes it on Windows unless core.symlinks is set."""
+    shutil.copytree(ROOT, tmp_path / "fastae", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("kernels", "bench"):
+        (tmp_path / "fastae" / name).unlink()
+        (tmp_path / "fastae" / name).write_text(f"../{name}")
+    command = [sys.executable, "-c", "import fastae"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True
+    )
+    assert done.returncode == 1
+    assert b"git config --global core.symlinks true" in done.stderr
 
 
 def test_an_import_from_a_later_layer_and_a_cycle_would_be_seen():

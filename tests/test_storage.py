@@ -54,6 +54,63 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert names(tmp_path) == ["a.txt"]
 
 
+def test_an_open_file_that_windows_does_not_replace_is_tried_again_then_an_error(tmp_path, monkeypatch):
+    """An indexer or a virus scanner opens a new file for a moment."""
+    path, replace, tried = tmp_path / "a.csv", os.replace, []
+
+    def windows(new, old):
+        tried.append(new)
+        if len(tried) <= refused:
+            raise PermissionError(errno.EACCES, "Access is denied", os.fspath(new))
+        replace(new, old)
+
+    monkeypatch.setattr(os, "replace", windows)
+    path.write_text("old")
+    refused = 1
+    with pytest.raises(PermissionError, match="Access is denied"), storage.written_whole(path) as made:
+        made.write_text("new")
+    assert len(tried) == 1  # other systems do replace open files: there, the error has another cause
+    monkeypatch.setattr(storage, "_KEEPS_OPEN_FILES", True)
+    refused = 1 << 30
+    with pytest.raises(PermissionError, match="a program has the file open") as error:
+        with storage.written_whole(path) as made:
+            made.write_text("new")
+    assert str(path) in str(error.value)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.csv"]
+    tried.clear()
+    refused = 2
+    with storage.written_whole(path) as made:
+        made.write_text("new")
+    assert path.read_text() == "new"
+
+
+def test_a_file_is_flushed_through_the_cache_of_the_disk_where_the_system_can(tmp_path, monkeypatch):
+    """On macOS, os.fsync alone does not."""
+    calls, fails = [], []
+
+    class Locks:
+        F_FULLFSYNC, LOCK_EX, LOCK_NB = 51, 2, 4
+        flock = staticmethod(lambda *_: None)
+
+        @staticmethod
+        def fcntl(handle, command):
+            calls.append(command)
+            if fails:
+                raise OSError(errno.ENOTSUP, "not on this file system")
+
+    fsync = os.fsync
+    monkeypatch.setattr(storage, "fcntl", Locks)
+    monkeypatch.setattr(storage, "_flush_directory", lambda _: None)
+    monkeypatch.setattr(os, "fsync", lambda handle: calls.append("fsync") or fsync(handle))
+    for wanted in ([51], [51, "fsync"]):
+        calls.clear()
+        with storage.written_whole(tmp_path / "a.csv") as made:
+            made.write_text("new")
+        assert calls == wanted
+        fails.append(True)
+
+
 def test_an_error_of_the_hidden_file_names_the_path(tmp_path):
     path = tmp_path / "a.txt"
     with pytest.raises(FileNotFoundError) as caught, storage.written_whole(path) as made:

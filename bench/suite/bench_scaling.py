@@ -36,7 +36,7 @@ def test_sizes(benchmark, sweep):
     threads = available_cpus()
     contenders = {case.id: contender(case, threads) for case in SWEEPS[sweep]}
     probe = Probe(threads)
-    contenders["peak"] = Contender(lambda times: [probe() for _ in range(times)], threads)
+    contenders["peak"] = Contender(probe, threads)
     timings = recorded(benchmark, contenders)
     if timings:
         rates = {case: case.flops / timings[case.id].median / 1e9 for case in SWEEPS[sweep]}

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -95,13 +95,32 @@ def demo(
 @command(
     "fastae bench --quick",
     "fastae bench --size 30,8,10000 --peers numpy,sklearn --out bench.json",
+    "fastae bench --many --threads 1",
     "fastae bench --quality --sets digits --peers sklearn,torch",
 )
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="Time three of the nine sizes.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Time three of the nine sizes, in under a minute.")
+    ] = False,
+    small: Annotated[bool, typer.Option("--small", help="Time batches of 32 to 256 rows instead.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Time deep networks and other activations instead.")
+    ] = False,
+    epochs: Annotated[bool, typer.Option("--epochs", help="Time epochs of Adam instead.")] = False,
+    many: Annotated[
+        bool, typer.Option("--many", help="Time the training of 100 networks at once instead.")
+    ] = False,
     size: Annotated[
         list[str] | None, typer.Option(metavar="N,K,M", help="Time this size instead; may be repeated.")
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="CPUs to use; JAX too then sees no others.", show_default="all"),
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "float64", "bfloat16"],
+        typer.Option(help="Arithmetic of fastae and of the peers that count."),
+    ] = "float32",
     quality: Annotated[
         bool,
         typer.Option("--quality", help="Time whole trainings instead, until the held-out error is low."),
@@ -111,6 +130,10 @@ def bench(
         typer.Option(
             help="Data sets of --quality, separated by commas.", show_default="six, where they are present"
         ),
+    ] = None,
+    detection: Annotated[
+        Path | None,
+        typer.Option(help="Measure detectors instead, on the labelled sets (.npz) in this directory."),
     ] = None,
     data: Annotated[
         Path | None,
@@ -148,29 +171,47 @@ def bench(
     NumPy, scikit-learn, torch and JAX take turns, and the result is also given as a share of the CPU's peak. With
     --quality, whole trainings are timed, until the error of held-out rows is within 10% of the best known.
     """
+    from dataclasses import replace
+
     from rich.console import Console
 
+    from fastae.bench import peers as tables
     from fastae.bench import report as reports
     from fastae.bench.cases import CASES, Case
+    from fastae.bench.cases import SETS as CASE_SETS
+    from fastae.bench.pools import CpuError, limited_to
     from fastae.bench.quality_cases import SETS
     from fastae.bench.quality_peers import LIBRARIES
     from fastae.bench.quality_report import MARKS, QualityReport
-    from fastae.bench.step_peers import PEERS
 
-    names = _known("peer", peers, LIBRARIES if quality else PEERS, "--peers")
-    chosen = _known("set", sets, SETS, "--sets")
-    if quality and (quick or size):
-        raise typer.BadParameter("choose data sets by --sets", param_hint="--quick" if quick else "--size")
-    if not quality and (chosen or compiling):
-        raise typer.BadParameter("needs --quality", param_hint="--sets" if chosen else "--compiling")
-    if quality and data and not data.is_dir():
-        raise typer.BadParameter(f"{data} is not a directory", param_hint="--data")
-    cases = reports.QUICK if quick else CASES
+    flags = {"quick": quick, "small": small, "deep": deep, "epochs": epochs, "many": many}
+    asked = [name for name, given in flags.items() if given]
+    rivals = [*(f"--{name}" for name in asked), *["--size"] * bool(size), *["--quality"] * quality]
+    rivals += ["--detection"] * (detection is not None)
+    if len(rivals) > 1:
+        raise typer.BadParameter(f"cannot be combined with {rivals[0]}", param_hint=rivals[1])
+    cases = CASE_SETS[asked[0]] if asked else CASES
     try:
         if size:
             cases = [Case.parse(text) for text in size]
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--size") from None
+    cases = [replace(case, dtype=dtype) for case in cases]
+    if (quality or detection) and (threads or dtype != "float32"):
+        raise typer.BadParameter(
+            f"cannot be combined with {rivals[0]}", param_hint="--threads" if threads else "--dtype"
+        )
+    if dtype == "bfloat16" and cases[0].kind != "step":
+        raise typer.BadParameter(f"{rivals[0]} is timed in float32 or float64", param_hint="--dtype")
+    if dtype == "bfloat16" and tables.no_bfloat16():
+        raise typer.BadParameter(tables.no_bfloat16(), param_hint="--dtype")
+    known = [name for name in tables.peers_of(cases[0]) if name != "fastae"]
+    names = _known("peer", peers, LIBRARIES if quality else known, "--peers")
+    chosen = _known("set", sets, SETS, "--sets")
+    if not quality and (chosen or compiling):
+        raise typer.BadParameter("needs --quality", param_hint="--sets" if chosen else "--compiling")
+    if quality and data and not data.is_dir():
+        raise typer.BadParameter(f"{data} is not a directory", param_hint="--data")
     if plot and not find_spec("matplotlib"):
         raise typer.BadParameter('plots need matplotlib: pip install "fastae[plot]"', param_hint="--plot")
     for hint, path in (("--plot", plot), ("--out", out), ("--markdown", markdown)):
@@ -185,6 +226,13 @@ def bench(
     def tell(message: str) -> None:
         typer.echo(message, err=True)
 
+    if detection is not None:
+        if not detection.is_dir():
+            raise typer.BadParameter(f"{detection} is not a directory", param_hint="--detection")
+        from fastae.bench.detection import main as measure_detection
+
+        measure_detection(["--data", str(detection), *(["--out", str(out)] if out else [])])
+        return
     report: reports.Report | QualityReport
     if quality:
         report = QualityReport.run(
@@ -193,7 +241,11 @@ def bench(
         if not report.races:
             raise ValueError("; ".join(f"{name}: {why}" for name, why in report.missing.items()))
     else:
-        report = reports.Report.run(cases, names, tell=tell)
+        try:
+            with limited_to(threads):
+                report = reports.Report.run(cases, names, tell=tell, quick=quick)
+        except CpuError as error:
+            raise typer.BadParameter(str(error), param_hint="--threads") from None
     if as_json:
         typer.echo(json.dumps(json.loads(report.to_json())))
     else:

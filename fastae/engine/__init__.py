@@ -1,6 +1,8 @@
 """One machine, one batch: losses, gradients, codes and reconstructions, computed by threads in jitted kernels.
 
 engine.py        Engine: the public calls, and the memory they use
+activations.py   activations and deltas of chosen layers, by name
+prepared.py      a call that is prepared once and made many times
 jobs.py          describes a call to the kernels: fills a job's record from arrays, optimizer and objective
 crew.py          the threads that work on a job: wakes them, times them, handles Ctrl-C
 turn.py          one call of an engine at a time
@@ -13,5 +15,6 @@ warmup.py        compiles all kernels ahead of use
 
 from fastae.engine.engine import Engine
 from fastae.engine.many import errors_many, reconstruct_many
+from fastae.engine.prepared import PreparedCall
 
-__all__ = ["Engine", "errors_many", "reconstruct_many"]
+__all__ = ["Engine", "PreparedCall", "errors_many", "reconstruct_many"]

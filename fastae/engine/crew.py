@@ -53,20 +53,44 @@ class Crew:
     def __init__(self, work: list[np.ndarray], most_items: int) -> None:
         from fastae.kernels import split, step
 
-        self.work, self._step = work, step
+        self.work, self._step, self._most_items = work, step, most_items
         self._work_at = [address(array) for array in work]
         self._taken = np.zeros(most_items, np.int64)
         groups = -(-most_items // split.GROUP)
         self._group_done = aligned_zeros(groups * fields.APART // 8, np.int64)
+        self._taken_at, self._group_done_at = address(self._taken), address(self._group_done)
         self._job = Job()  # the record that helpers read; overwritten only while no job is open
         self._job_at = ctypes.addressof(self._job)
         self._shared: _Shared | None = _Shared(len(work))
         self._abandon = step.abandon.loaded()  # now: in ``run``, a signal could interrupt the compiler
+        self._run_alone: Callable[..., int] | None = None  # the C function, loaded by the first job
         self.stop: threading.Event | None = None  # once it is set, jobs end with Stopped
 
     def forget_helpers(self) -> None:
         """Begin the next job with new shared memory, and so with helpers woken anew: present ones hear of no job."""
         self._shared = None
+
+    def run_alone(self, job: Job, claim: int) -> tuple[int, bool]:
+        """Run a job that takes much less than PATIENCE on the calling thread alone; return as ``run`` does.
+
+        No helper takes part, so the shared memory stays as it is if an error or a signal ends the call.
+        """
+        job.taken, job.group_done = self._taken_at, self._group_done_at
+        if self.stop is not None and self.stop.is_set():
+            raise Stopped
+        shared = self._shared
+        if shared is None:
+            shared = self._shared = _Shared(len(self.work))
+        if self._run_alone is None:
+            self._run_alone = self._step.run_alone.loaded()
+        places = shared.control_at, shared.members_at, self._work_at[0]
+        job_at = ctypes.addressof(job)
+        status = self._run_alone(job_at, *places, claim, self._most_items)
+        while status != fields.OVER:  # a helper that is late notices that there is nothing for it to do
+            time.sleep(0)
+            status = self._step.run(job_at, *places)
+        control = shared.control
+        return control.item(_STEPS_DONE), control.item(_OUTCOME) == fields.DIVERGED
 
     def run(self, job: Job, claim: int, threads: int | ThreadCount, quota: int) -> tuple[int, bool]:
         """Run a job to its end; return how many of its steps were taken, and whether its loss diverged.
@@ -92,7 +116,7 @@ class Crew:
         # From here until the job has ended well, the crew has no shared memory: after an error, which helpers were
         # woken is unknown, and the next job begins with new memory.
         shared, self._shared = self._shared or _Shared(len(self.work)), None
-        job.taken, job.group_done = address(self._taken), address(self._group_done)
+        job.taken, job.group_done = self._taken_at, self._group_done_at
         ctypes.memmove(self._job_at, ctypes.byref(job), _JOB_BYTES)
         shared.refill[:] = quota
         shared.held[0] = fields.FREE

@@ -5,10 +5,13 @@ Matrices of rows are (m, n), codes (m, k).
 """
 
 import ctypes
+import inspect
 import os
 import threading
+import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +23,7 @@ from fastae.checks import (
     check_matrix,
     check_orders,
     check_ordinal,
+    check_out,
     check_seed,
     check_target,
     check_vector,
@@ -27,7 +31,9 @@ from fastae.checks import (
     in_units,
 )
 from fastae.engine import jobs, thread_pool
+from fastae.engine.activations import Held, check_names, read
 from fastae.engine.crew import Crew
+from fastae.engine.prepared import PreparedCall
 from fastae.engine.thread_count import ThreadCount
 from fastae.engine.turn import Turn
 from fastae.kernels import fork, layout
@@ -54,13 +60,14 @@ class Engine:
     network : Network
         The network to compute with.
     n_threads : int, optional
-        Maximum number of threads. Default: the CPUs that this process may use (affinity and cgroup quota), which are
-        never exceeded. Small steps use fewer threads when that is measured to be faster. Results are bit-identical for
-        any number of threads.
+        Maximum number of threads. Default: the CPUs that this process may use (on Linux, by affinity and cgroup quota;
+        on macOS and Windows, all CPUs), which are never exceeded. Small steps use fewer threads when that is measured
+        to be faster. Results are bit-identical for any number of threads.
     dtype : "float32", "float64", "bfloat16" or NumPy dtype, default "float32"
         Type of parameters, arithmetic and results; losses are added up in float64. With "bfloat16", the operands of
         matrix products are rounded to 8 bits of precision and their products added up in float32; parameters, results
-        and all other arithmetic are float32. Needs a CPU with AVX512_BF16.
+        and all other arithmetic are float32. Needs a CPU with AVX512_BF16; on Intel's, which are slower with it than
+        in float32, the first such engine of a process issues a RuntimeWarning.
 
     Raises
     ------
@@ -101,6 +108,8 @@ class Engine:
             raise RuntimeError(
                 f"dtype bfloat16 requires a CPU with AVX512_BF16, but kernels are compiled for {TARGET.cpu}"
             )
+        if in_bfloat16 and not TARGET.bfloat16_pays:
+            _warn_of_slow_bfloat16(TARGET.cpu)
         self._split, self._all_forms, self._is_dirty = split, forms, padding.checker()
         self._addresses, self._prepare_weights = step.addresses, stretch.prepare_weights
         self._tile_map = tile.tile_map
@@ -177,6 +186,7 @@ class Engine:
         objective: Objective = PLAIN,
         seed: int = 0,
         epoch: int = 0,
+        out: Parameters | None = None,
     ) -> tuple[float, Parameters]:
         """Compute the loss S over the rows of `X`, 1/(2m) sum((xhat - x)^2) by default, and its gradient.
 
@@ -210,13 +220,16 @@ class Engine:
             Seed of the noise.
         epoch : int, default 0
             Number of the epoch; the noise differs in each.
+        out : Parameters, optional
+            Overwritten by the gradient. Default: new ones. For many calls on the same arrays, see
+            ``prepare_loss_and_gradient``.
 
         Returns
         -------
         loss : float
             The loss S, with its penalties.
         gradient : Parameters
-            Its gradient: ``gradient["W1"]``, ``gradient["b1"]``, ...
+            Its gradient: ``gradient["W1"]``, ``gradient["b1"]``, ...; `out` if it was given.
 
         Raises
         ------
@@ -224,7 +237,11 @@ class Engine:
             An argument has the wrong type, dtype, shape or size, or targets of the loss "bernoulli" are outside [0, 1].
             The message names it.
         """
-        gradient = Parameters(self.network, self.dtype)
+        if out is not None:
+            self._check_params(out, "out", written=True)
+            if out is params:
+                raise ValueError("out must not be params: the engine reads these while it writes it")
+        gradient = Parameters(self.network, self.dtype) if out is None else out
         losses = self.run_steps(
             params,
             X,
@@ -241,6 +258,83 @@ class Engine:
             sample_weight=sample_weight,
         )
         return float(losses[0, 0]), gradient
+
+    def prepare_loss_and_gradient(
+        self, params: Parameters, X: np.ndarray, *, gradient: Parameters | None = None, **options: Any
+    ) -> PreparedCall:
+        """Prepare a call of ``loss_and_gradient`` that is made many times, on new numbers in the same arrays.
+
+        ``call = engine.prepare_loss_and_gradient(params, X)`` checks everything. Then each ``loss = call()`` reads
+        ``params.flat`` and `X` as they are by then, writes ``call.gradient``, and allocates nothing.
+
+        Parameters
+        ----------
+        params : Parameters
+            Parameters of this engine's network and dtype.
+        X : ndarray of shape (m, n), any float or integer dtype, any strides
+            Rows.
+        gradient : Parameters, optional
+            Overwritten by each call. Default: new ones.
+        options : keyword arguments
+            Options of ``loss_and_gradient``, except `out`. `index`, `shift`, `scale` and `sample_weight` are copied.
+
+        Returns
+        -------
+        call : PreparedCall
+            A callable without arguments that returns the loss. It has been called once.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument has the wrong type, dtype, shape or size. The message names it.
+        """
+        if not isinstance(X, np.ndarray):
+            raise TypeError(f"X must be a NumPy array, to be read again in each call, got {type(X).__name__}")
+        self._check_options("prepare_loss_and_gradient", options)
+        if gradient is None:
+            gradient = Parameters(self.network, self.dtype)
+        if options.get("sample_weight") is not None:
+            options["sample_weight"] = np.array(options["sample_weight"])
+        self._check_params(params)
+        call = PreparedCall(self, params, X, gradient)
+        self.run_steps(params, X, gradient=gradient, prepared=call, **options)
+        call()
+        return call
+
+    def activations(
+        self, params: Parameters, X: npt.ArrayLike, names: Sequence[str], **options: Any
+    ) -> dict[str, np.ndarray]:
+        """Compute activations and deltas of chosen layers and rows: z and h of any layer, and dS/dz.
+
+        Parameters
+        ----------
+        params : Parameters
+            Parameters of this engine's network and dtype.
+        X : array-like of shape (m, n), any float or integer dtype, any strides
+            Rows. They are never copied whole, never written.
+        names : sequence of str
+            What to return, by the names in ``fastae.reference``: "z1", "h1", ..., "z{L}", "xhat" of a network of L
+            layers; "dz1", ..., "dz{L}", the deltas; and "dxhat" if the last layer is linear.
+        options : keyword arguments
+            Options of ``loss_and_gradient``, except `out`: the rows (`index`), and what decides the loss. Activations
+            are those of the input with its noise, if the objective has any.
+
+        Returns
+        -------
+        dict of str to ndarray of shape (rows, units of the layer), the engine's dtype
+            An array for each name. Deltas are derivatives of the loss of these rows, a mean over them: dW of a layer is
+            the transposed input of the layer times its delta.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument has the wrong type, dtype, shape or size, or a name is unknown. The message names it.
+        """
+        self._check_options("activations", options)
+        checked, held = check_names(names, self.network), Held()
+        gradient = Parameters(self.network, self.dtype)
+        self.run_steps(params, X, gradient=gradient, prepared=held, **options)
+        return read(self, held, checked, params)
 
     def vjp(
         self,
@@ -300,7 +394,7 @@ class Engine:
         alive += jobs.set_given(job, d_xhat, d_code, self.dtype)
         losses, rates = np.zeros((1, 2)), np.zeros(1)
         self._check_params(params)
-        jobs.set_steps(job, params, gradient, None, None, rates, losses)
+        alive += jobs.set_steps(job, params, gradient, None, None, rates, losses)
         d_X = np.empty(X.shape if with_input else (0, 0), self.dtype)
         if with_input:
             first = self.plan[0]
@@ -309,7 +403,9 @@ class Engine:
             alive += transposed, zeros
             job.first_transposed, job.zeros = address(transposed), address(zeros)
             job.input_delta, job.input_delta_stride = address(d_X), d_X.strides[0]
-        self._run_steps(job, form, params, rows, 1)
+        job.weights = address(params.flat if self._weights is None else self._weights)
+        with self._turn.take():
+            self._take_steps(job, form, rows, 1)
         del alive
         return (gradient, d_X) if with_input else gradient
 
@@ -323,6 +419,7 @@ class Engine:
         scale: npt.ArrayLike | None = None,
         missing: bool = False,
         on_not_finite: Callable[[], object] | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Compute xhat, the output of the last layer, for each row of `X`.
 
@@ -344,11 +441,13 @@ class Engine:
         on_not_finite : callable, optional
             Called without arguments if a cell is infinite or, unless it is a missing one, NaN, as the network sees it;
             it may raise an error. Default: the results are returned all the same.
+        out : ndarray of shape (rows, n), the engine's dtype, C-contiguous, optional
+            Overwritten by the results. Default: a new array.
 
         Returns
         -------
         ndarray of shape (rows, n), the engine's dtype
-            The network's output; shift and scale are not undone.
+            The network's output; shift and scale are not undone. `out` if it was given.
 
         Raises
         ------
@@ -366,6 +465,7 @@ class Engine:
             scale=scale,
             missing=missing,
             on_not_finite=on_not_finite,
+            out=out,
         )
 
     def encode(
@@ -378,6 +478,7 @@ class Engine:
         scale: npt.ArrayLike | None = None,
         missing: bool = False,
         on_not_finite: Callable[[], object] | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Compute the code, the output of the network's code layer, for each row of `X`.
 
@@ -399,11 +500,13 @@ class Engine:
         on_not_finite : callable, optional
             Called without arguments if a cell is infinite or, unless it is a missing one, NaN, as the network sees it;
             it may raise an error. Default: the results are returned all the same.
+        out : ndarray of shape (rows, k), the engine's dtype, C-contiguous, optional
+            Overwritten by the results. Default: a new array.
 
         Returns
         -------
         ndarray of shape (rows, k), the engine's dtype
-            The codes.
+            The codes. `out` if it was given.
 
         Raises
         ------
@@ -421,9 +524,10 @@ class Engine:
             scale=scale,
             missing=missing,
             on_not_finite=on_not_finite,
+            out=out,
         )
 
-    def decode(self, params: Parameters, code: npt.ArrayLike) -> np.ndarray:
+    def decode(self, params: Parameters, code: npt.ArrayLike, *, out: np.ndarray | None = None) -> np.ndarray:
         """Compute xhat from codes, with the layers above the code layer.
 
         Parameters
@@ -432,11 +536,13 @@ class Engine:
             Parameters of this engine's network and dtype.
         code : array-like of shape (m, k)
             Codes, as ``encode`` returns them.
+        out : ndarray of shape (m, n), the engine's dtype, C-contiguous, optional
+            Overwritten by the results. Default: a new array.
 
         Returns
         -------
         ndarray of shape (m, n), the engine's dtype
-            The network's output.
+            The network's output. `out` if it was given.
 
         Raises
         ------
@@ -445,7 +551,7 @@ class Engine:
         """
         if self.network.code_layer == self.network.n_layers:
             raise ValueError("network has no layer above its code: there is nothing to decode with")
-        return self._infer(params, code, self.network.code_layer, self.network.n_layers, name="code")
+        return self._infer(params, code, self.network.code_layer, self.network.n_layers, name="code", out=out)
 
     def errors(
         self,
@@ -458,6 +564,7 @@ class Engine:
         column_weight: npt.ArrayLike | None = None,
         missing: bool = False,
         on_not_finite: Callable[[], object] | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Compute sum_j c_j (xhat_ij - x_ij)^2 for each row i of `X`, whatever the loss in training was.
 
@@ -483,12 +590,14 @@ class Engine:
         on_not_finite : callable, optional
             Called without arguments if a cell is infinite or, unless it is a missing one, NaN, as the network sees it;
             it may raise an error. Default: the results are returned all the same.
+        out : ndarray of shape (rows,), float64, C-contiguous, optional
+            Overwritten by the results. Default: a new array.
 
         Returns
         -------
         ndarray of shape (rows,), float64
             The error of each row, where x is what the network sees: the scaled row. Differences are computed in the
-            engine's dtype, their squares and sums in float64.
+            engine's dtype, their squares and sums in float64. `out` if it was given.
 
         Raises
         ------
@@ -512,6 +621,7 @@ class Engine:
             column_weight=jobs.padded(weight, n, self.dtype),
             missing=missing,
             on_not_finite=on_not_finite,
+            out=out,
         )
 
     # -- for the training loop ----------------------------------------------------------------------------------
@@ -539,6 +649,7 @@ class Engine:
         epoch: int = 0,
         first_row: int = 0,
         sums: bool = False,
+        prepared: PreparedCall | Held | None = None,
     ) -> np.ndarray:
         """Take one step per learning rate in `rates`, over successive batches of the rows, in one job.
 
@@ -552,7 +663,7 @@ class Engine:
 
         If `X` is a part of a larger matrix, `first_row` is the number of its first row there. With `sums`, loss and
         gradient are sums over the rows of that part, for ``combine_sums``. The noise depends on `seed`, on the row and
-        on the epoch; `epoch` is the number of the first one.
+        on the epoch; `epoch` is the number of the first one. With `prepared`, the job is held there, not run.
 
         Returns an array of shape (steps, 2): the loss of each step before its update, and the sum of its rows' weights,
         which may be in another unit than `sample_weight`, the same for all steps, unless they are `sums`. If a loss is
@@ -600,6 +711,8 @@ class Engine:
         self._check_params(gradient, "gradient", written=True)
         if gradient.flat is params.flat:
             raise ValueError("gradient must not be params: the engine reads these while it writes it")
+        if self._is_dirty(gradient.flat, self.plan):  # which not all kernels overwrite
+            gradient.clear_padding()
         alive += jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
         alive += jobs.set_objective(job, objective, self.network, self.dtype, unit)
         check_seed(seed, MOST_SEED)
@@ -607,15 +720,16 @@ class Engine:
             check_ordinal(name, number)
         job.seed, job.epoch = seed, epoch
         job.first_row, job.as_sums = first_row, sums
-        noted = ctypes.c_int64()
+        job.weights = address(params.flat if self._weights is None else self._weights)
+        outside = jobs.OutsideRange("X" if Y is None else "Y")
         if job.loss == fields.BERNOULLI:
-            job.out_of_range = ctypes.addressof(noted)
-        done, diverged = self._run_steps(job, form, params, batch, rates.size)
-        if noted.value:
-            raise ValueError(
-                f"{'X' if Y is None else 'Y'} has cells outside [0, 1], as they are scaled, but the loss 'bernoulli' "
-                "needs targets in [0, 1]"
-            )
+            job.out_of_range = address(outside.noted)
+        if prepared is not None:
+            prepared._hold(job, form, batch, losses, [alive, rates], outside)
+            return losses[:0]
+        with self._turn.take():
+            done, diverged = self._take_steps(job, form, batch, rates.size)
+        outside.refuse()
         if sums and unit != 1:
             losses *= unit
             gradient.flat *= gradient.dtype.type(unit)
@@ -676,6 +790,7 @@ class Engine:
         missing: bool = False,
         column_weight: np.ndarray | None = None,
         on_not_finite: Callable[[], object] | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Run rows through layers first .. last - 1: their outputs, or errors if there is a `column_weight`."""
         self._check_params(params)
@@ -687,11 +802,17 @@ class Engine:
         rows = X.shape[0] if chosen is None else chosen.shape[-1]
         job = self._new_job(self._form_for_inference(rows, first, last))
         alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
+        shape: tuple[int, ...] = (rows, self.network.widths[last])
+        dtype: np.dtype[Any] = self.dtype
+        if column_weight is not None:
+            shape, dtype = (rows,), np.dtype(np.float64)
+        if out is None:
+            out = np.empty(shape, dtype)
+        else:
+            check_out(out, shape, dtype, {name: X, "params": params.flat})
         if column_weight is None:
-            out = np.empty((rows, self.network.widths[last]), self.dtype)
             job.task = fields.INFER_TASK
         else:
-            out = np.empty(rows)
             job.task, job.column_weight = fields.ERRORS_TASK, address(column_weight)
         job.missing, job.parameters = missing, jobs.line_address(params)
         job.weights = address(params.flat if self._weights is None else self._weights)
@@ -722,18 +843,28 @@ class Engine:
             job.height, job.row_multiple = tile
         return job
 
-    def _run_steps(self, job: Job, form: Any, params: Parameters, batch: int, steps: int) -> tuple[int, bool]:
+    def _check_options(self, method: str, options: dict[str, Any]) -> None:
+        """Raise an error if the options of a method have a name that ``loss_and_gradient`` does not have."""
+        unknown = options.keys() - (inspect.signature(self.loss_and_gradient).parameters.keys() - {"out"})
+        if unknown:
+            raise TypeError(f"{method} has no option {', '.join(sorted(unknown))}")
+
+    def _is_small(self, batch: int, steps: int) -> bool:
+        """Whether a job of steps takes so little time that the calling thread does it alone."""
+        return 6.0 * batch * self._size * steps <= SMALL_JOB
+
+    def _cut(self, job: Job, form: Any, batch: int) -> int:
+        """Have a job's steps cut into items; returns the most items of rows that any step has."""
+        if form.stored_row is not None and self._split.by_weights(self._size):
+            return self._cut_by_weights(job, batch)
+        return self._cut_by_rows(job, job.rows, batch)
+
+    def _take_steps(self, job: Job, form: Any, batch: int, steps: int) -> tuple[int, bool]:
         """Run a job of steps, once all about it is set except how it is cut; returns as ``Crew.run``."""
-        job.weights = address(params.flat if self._weights is None else self._weights)
-        by_weights = form.stored_row is not None and self._split.by_weights(self._size)
-        with self._turn.take():
-            items = (
-                self._cut_by_weights(job, batch) if by_weights else self._cut_by_rows(job, job.rows, batch)
-            )
-            flops = 6.0 * batch * self._size
-            # One item of rows: other threads would find almost nothing to do, however many steps there are
-            alone = items == 1 and flops < SMALL_JOB
-            return self._share(job, fields.TRANSPOSE, flops, steps, batch, alone=alone)
+        items, flops = self._cut(job, form, batch), 6.0 * batch * self._size
+        # One item of rows: other threads would find almost nothing to do, however many steps there are
+        alone = items == 1 and flops < SMALL_JOB
+        return self._share(job, fields.TRANSPOSE, flops, steps, batch, alone=alone)
 
     def _form_for(self, batch: int, *, codes: bool) -> Any:
         """The form of products in which steps on `batch` rows are fastest, of the forms that support them.
@@ -812,9 +943,9 @@ class Engine:
         self, job: Job, claim: int, flops: float, steps: int, rows: int, *, alone: bool = False
     ) -> tuple[int, bool]:
         """Run the job on as many threads as are fastest, given the FLOPs and rows of each step; or on one, `alone`."""
-        if alone or flops * steps <= SMALL_JOB:
-            return self._run(job, claim, 1)
-        if self._most_threads == 1:
+        if flops * steps <= SMALL_JOB:  # as ``_is_small``
+            return self._crew.run_alone(job, claim)
+        if alone or self._most_threads == 1:
             return self._run(job, claim, 1)
         kind = jobs.kind_of(job, steps, rows)
         if kind not in self._thread_counts:
@@ -853,6 +984,15 @@ class Engine:
 
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+@cache
+def _warn_of_slow_bfloat16(cpu: str) -> None:
+    """Once per process."""
+    text = (
+        f"dtype bfloat16 is slower than float32 on {cpu}: its AVX512_BF16 gains nothing, and AMX is not used"
+    )
+    warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def _forget_threads() -> None:

@@ -196,7 +196,30 @@ def check_loss(objective: Objective, network: Network) -> None:
         )
 
 
+class OutsideRange:
+    """Where kernels note that a target is outside [0, 1], which the loss "bernoulli" needs it to be in.
+
+    Parameters
+    ----------
+    name : str
+        The argument that holds the targets.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name, self.noted = name, np.zeros(1, np.int64)
+
+    def refuse(self) -> None:
+        """Raise a ValueError if any was noted."""
+        if self.noted.item(0):
+            self.noted[0] = 0
+            raise ValueError(
+                f"{self._name} has cells outside [0, 1], as they are scaled, but the loss 'bernoulli' needs targets in "
+                "[0, 1]"
+            )
+
+
 def kind_of(job: Job, steps: int, rows: int) -> tuple[Any, ...]:
     """What jobs whose steps take equally long have in common: they share a thread count."""
     layers = job.first_layer, job.last_layer
-    return steps, rows, job.task, job.optimizer, job.clip_norm > 0, job.loss, job.target_in_form, *layers
+    features = job.task, job.optimizer, job.clip_norm > 0, job.loss, job.target_in_form
+    return steps, rows, *features, *layers

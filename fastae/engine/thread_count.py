@@ -3,10 +3,13 @@
 What a second thread gains in a small step depends on how fast two CPUs exchange data, which the host of a virtual
 machine may change at any moment. So steps are timed as they are taken, in *slices*: periods of work on one number of
 threads. Most slices use the best number found so far. Every now and then a *trial* takes a few slices on half or twice
-as many threads, and the better number becomes the best. Trials are so rare that they cost about 1% of the time.
+as many threads, and the better number becomes the best. Trials are so rare that they cost about 1% of the time. More
+threads are better only if they gain something: a thread that waits for work keeps a CPU busy.
 
-All threads are best for large steps, unless some have no CPU: other processes or a quota may take them. Then whoever
-waits for a thread waits for its CPU, too. So *large* steps are tried on fewer threads only if these got little time.
+Threads may *starve*, that is, lack CPUs: other processes or a quota may take them. Then whoever waits for a thread
+waits for its CPU, too, for longer than many small steps last. A trial is too short to see that, so small steps go on
+with as many threads as had CPUs, and more are tried again later. All threads are best for *large* steps, unless they
+starve: only then are these tried on fewer.
 """
 
 from collections import deque
@@ -18,18 +21,25 @@ TRIAL_STEPS = 8  # steps that it should contain at least, because it may begin a
 TRIAL_SLICES = 3  # slices of a trial; their median counts, because threads may have to be woken in the first
 LONG = 0.2  # seconds of a slice from which a trial needs only one
 BEST_SLICES = 5  # slices on the best number that a trial is compared with
-GAIN = 0.95  # a number of threads is better if a step takes less than this share of the time
+GAIN = 0.9  # more threads are better if a step takes less than this share of the time;
+KEPT_GAIN = (
+    0.95  # they stay as long as it takes less than this share. In between, whichever number is used stays
+)
+BUSY = 0.5  # seconds lost, for each second that a trial on more threads kept as many again busy in vain
 RARITY = 100  # a trial that lost t seconds is followed by RARITY t seconds without one,
 SLOWDOWN = 1.25  # unless steps become this many times slower: then the next trial begins at once
 LEAST_WAIT = 0.002  # seconds before the first trial, and after one that found a better number
-STARVED = 0.7  # threads that got less than this share of their time lack CPUs,
+STARVED, STARVED_LARGE = 0.85, 0.75  # threads that got less than this share of their time starve,
 STARVED_SECONDS = 0.1  # judged over so long: a period of a quota, and several ticks of any clock of CPU time
+# Seconds until more threads are tried after small steps starved: at first, and at most. It doubles each time, until
+# threads did not starve for STARVED_SECONDS.
+STARVED_WAIT, STARVED_WAIT_MOST = 0.5, 8.0
 
 
 class ThreadCount:
     """Chooses the number of threads for the next slice, from 1 to `most`, given how long steps took so far.
 
-    If steps are `large`, fewer than `most` are tried only if threads lack CPUs.
+    If steps are `large`, fewer than `most` are tried only if threads starve.
 
     The caller runs a slice on ``threads`` threads that lasts about ``slice(longest)`` seconds, then calls ``record``.
     """
@@ -47,7 +57,12 @@ class ThreadCount:
         self._step_time = 0.0  # seconds per step in the last slice
         self._wait = LEAST_WAIT  # seconds until the next trial
         self._expected = inf  # seconds per step when the last trial ended
-        self._large, self._starved = large, False  # whether threads lacked CPUs over the last STARVED_SECONDS
+        self._large, self._starved = large, False  # whether threads starved over the last STARVED_SECONDS
+        self._least_share = STARVED_LARGE if large else STARVED
+        self._starved_wait, self._retreated = (
+            STARVED_WAIT,
+            False,
+        )  # whether the last change was because they did
         # Since then: seconds of all slices, of CPUs, of threads
         self._observed = self._cpu_time = self._thread_time = 0.0
 
@@ -74,6 +89,9 @@ class ThreadCount:
             return
         seconds, self._unfinished = self._unfinished, 0.0
         self._step_time = seconds / steps
+        if self._starved and not self._large and self._best > 0:
+            self._retreat()
+            return
         if self._current != self._best:
             self._trial_times.append(self._step_time)
             self._trial_steps += steps
@@ -82,7 +100,7 @@ class ThreadCount:
             return
         self._best_times.append(self._step_time)
         self._wait -= seconds
-        slower = min(self._best_times) > SLOWDOWN * self._expected
+        slower = min(self._best_times) > SLOWDOWN * self._expected and not self._retreated
         useful = not self._large or self._starved or self._best + 1 < len(self._choices)
         if useful and len(self._best_times) == BEST_SLICES and (self._wait <= 0 or slower):
             self._begin_trial()
@@ -93,7 +111,10 @@ class ThreadCount:
         self._cpu_time += cpu_seconds
         self._thread_time += seconds * self.threads
         if self._observed >= STARVED_SECONDS:
-            self._starved = self._cpu_time < STARVED * self._thread_time
+            self._starved = self._cpu_time < self._least_share * self._thread_time
+            several = self._best > 0 and self._thread_time > 0.9 * self._observed * self._choices[self._best]
+            if several and not self._starved:
+                self._starved_wait = STARVED_WAIT
             self._cpus = self._cpu_time / self._observed
             self._observed = self._cpu_time = self._thread_time = 0.0
 
@@ -105,16 +126,26 @@ class ThreadCount:
         if self._large and self._starved:  # as many as had a CPU: half of far too many may be no better
             fewer = [i for i in range(self._best) if self._choices[i] <= max(1, round(self._cpus))]
             self._current = fewer[-1] if fewer else self._current
-        self._trial_times, self._trial_steps = [], 0
+        self._trial_times, self._trial_steps, self._retreated = [], 0, False
+
+    def _retreat(self) -> None:
+        """Go on with as many threads as had a CPU, and fewer than now; try more again after a while."""
+        fewer = [i for i in range(self._best) if self._choices[i] <= max(1, round(self._cpus))]
+        self._best = self._current = fewer[-1]
+        self._best_times.clear()
+        self._starved, self._retreated, self._direction = False, True, 1
+        self._wait, self._starved_wait = self._starved_wait, min(2 * self._starved_wait, STARVED_WAIT_MOST)
 
     def _end_trial(self, trial_time: float, best_time: float) -> None:
         """Keep the choice that was tried if it is better, else turn round and wait; times are seconds per step."""
         self._expected = min(trial_time, best_time)
-        if trial_time < GAIN * best_time:
+        more = self._current > self._best
+        if trial_time < GAIN * best_time if more else KEPT_GAIN * trial_time < best_time:
             self._best = self._current
             self._best_times.clear()
             self._wait = LEAST_WAIT
         else:
             self._current = self._best
             self._direction = -self._direction
-            self._wait = max(LEAST_WAIT, RARITY * self._trial_steps * (trial_time - best_time))
+            lost = max(trial_time - best_time, BUSY * trial_time if more else 0.0)
+            self._wait = max(LEAST_WAIT, RARITY * self._trial_steps * lost)

@@ -116,7 +116,7 @@ def _threads(_: str) -> None:
     from fastae.kernels import padding, step
 
     padding.checker()
-    for kernel in (step.open_job, step.admit, step.run, step.abandon):
+    for kernel in (step.open_job, step.admit, step.run, step.run_alone, step.abandon):
         kernel.loaded()
 
 

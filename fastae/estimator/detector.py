@@ -36,11 +36,12 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
     """Flags outliers: rows that an ensemble of denoising autoencoders reconstructs poorly, far from the training rows.
 
     Each of `n_estimators` networks is trained on four fifths of the rows, with a part of the input set to 0. A row's
-    error is (E D)^(1/2). E is the mean over the networks of the row's mean squared error over the features, each
+    error is (E D R)^(1/3). E is the mean over the networks of the row's mean squared error over the features, each
     network's divided by what is typical of rows that it left out. D is the squared distance to the nearest of up to
-    4096 training rows, as the ensemble reconstructs them, divided by n. Both are in the network's scale, so that all
-    features count alike. The score is minus the error. docs/detection.md says how all this was chosen, and how well it
-    works.
+    4096 training rows, as the ensemble reconstructs them, divided by n. R, the remoteness, is the geometric mean, over
+    64 random groups of four of these rows, of the squared distance to the nearest of the group, divided by n. All are
+    in the network's scale, so that all features count alike. The score is minus the error. docs/detection.md says how
+    all this was chosen, and how well it works.
 
     With ``n_estimators=1``, there is one network, which is trained on all rows as ``Autoencoder`` is, and the error
     is its mean squared error over the features.

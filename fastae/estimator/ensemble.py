@@ -1,11 +1,13 @@
 """Ensemble: several trained networks, and training rows as these reconstruct them, that score rows together.
 
-The error of a row x is (E D)^(1/2), in units of squared error per feature, in the scale of the network:
+The error of a row x is (E D R)^(1/3), in units of squared error per feature, in the scale of the network:
 
     E   the mean over the networks i of e_i c / c_i:  e_i is the mean squared error of x, and c_i the median of that of
         the training rows that network i left out; c is the geometric mean of the c_i
     D   the squared distance to the nearest of up to 4096 training rows, as the networks together reconstruct them,
         divided by n
+    R   the remoteness: the geometric mean, over 64 groups of four of those training rows, of the squared distance to
+        the nearest of the group, divided by n
 
 The constants were chosen on development sets; docs/detection.md has the tables.
 """
@@ -18,11 +20,9 @@ from typing import Any
 import numpy as np
 
 from fastae.engine.engine import Engine
-from fastae.estimator.neighbours import Neighbours
+from fastae.estimator.neighbours import FLOOR, Neighbours
 from fastae.network import Parameters
 
-FLOOR = 1e-4  # added to errors and distances per feature: smaller ones are all alike
-DISTANCE = 0.5  # the exponent of D; that of E is 1 less it
 CHUNK = 8192  # rows whose reconstructions are in memory together
 
 
@@ -108,20 +108,17 @@ class EnsembleModel:
         ]
         return _or_infinity(np.stack(errors, axis=1))
 
-    def distances(self, X: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
-        """(m,): D of each row; with `own`, without the kept row of that number."""
+    def distances(self, X: np.ndarray, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """D and R of each row, (m,) and (m,); with `own`, without the kept row of that number."""
         if self._neighbours is None or (own is not None and len(self.ensemble.kept) == 1):
-            return np.ones(len(X))
+            return np.ones(len(X)), np.ones(len(X))
         with np.errstate(over="ignore"):
-            parts = [
-                np.square(d).mean(axis=1) for d in self._neighbours.differences(X, own=own, **self.inputs)
-            ]
-        return np.concatenate(parts) + FLOOR
+            return self._neighbours.distances(X, own=own, **self.inputs)
 
     def errors(self, X: np.ndarray) -> np.ndarray:
         """(m,), float64: the error of each row."""
         mean = self.network_errors(X) @ self.ensemble.balance / len(self.ensemble.networks)
-        return combined(mean, self.distances(X))
+        return combined(mean, *self.distances(X))
 
     def shares(self, X: np.ndarray) -> np.ndarray:
         """(m, n), float64: each feature's share of the row's error, which add up to 1, or are all 0."""
@@ -138,11 +135,10 @@ class EnsembleModel:
             return np.where(np.isnan(X), 0.0, residual) if missing else residual
 
         with np.errstate(over="ignore"):
-            of_error = _normed(_or_infinity(sum_over(self.ensemble.networks, residuals)))
-            if self._neighbours is None:
-                return of_error
-            squares = [np.square(d) for d in self._neighbours.differences(X, **self.inputs)]
-        return _normed((1 - DISTANCE) * of_error + DISTANCE * _normed(np.concatenate(squares)))
+            parts = [_or_infinity(sum_over(self.ensemble.networks, residuals))]
+            if self._neighbours is not None:
+                parts += self._neighbours.shares(X, **self.inputs)
+        return _normed(np.sum([_normed(part) for part in parts], axis=0))
 
     def _checked_inputs(self, X: np.ndarray) -> dict[str, Any]:
         return {**self.inputs, "on_not_finite": partial(self._refuse, X)}
@@ -152,9 +148,9 @@ class EnsembleModel:
         return np.maximum((~np.isnan(X)).sum(axis=1), 1) if self.inputs["missing"] else X.shape[1]
 
 
-def combined(error: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """(E D)^(1/2)."""
-    return np.asarray(error ** (1 - DISTANCE) * distance**DISTANCE)
+def combined(error: np.ndarray, distance: np.ndarray, remoteness: np.ndarray) -> np.ndarray:
+    """(E D R)^(1/3)."""
+    return np.asarray(np.cbrt(error) * np.cbrt(distance) * np.cbrt(remoteness))
 
 
 def sum_over(networks: Sequence[Parameters], function: Callable[[Parameters], np.ndarray]) -> np.ndarray:

@@ -15,7 +15,7 @@ from fastae.engine import thread_pool
 from fastae.estimator.autoencoder import MAY_DIFFER
 from fastae.estimator.automatic import patience
 from fastae.estimator.callbacks import callbacks
-from fastae.estimator.ensemble import FLOOR, Ensemble, combined
+from fastae.estimator.ensemble import Ensemble, combined
 from fastae.estimator.ensemble_checkpoint import EnsembleCheckpoint
 from fastae.estimator.ensemble_methods import EnsembleMethods
 from fastae.estimator.ensemble_training import (
@@ -33,6 +33,7 @@ from fastae.estimator.ensemble_training import (
     typical_errors,
 )
 from fastae.estimator.inputs import check, check_weight
+from fastae.estimator.neighbours import FLOOR
 from fastae.estimator.quality import warn_if_code_is_wide
 from fastae.estimator.scaling import shift_and_scale
 from fastae.estimator.sklearn_types import with_callbacks
@@ -241,10 +242,12 @@ class EnsembleFit(EnsembleMethods):
             own = cast(Any, rows).take(chosen).resident()
             kept = self._ensemble_model().reconstruct(own).astype(np.float32)
         self._ensemble = Ensemble(networks, typical, np.concatenate([kept, old]), represented)
-        distance = rows.map_rows(_Distances(self._model_for(rows)))
+        distances = rows.map_rows(_Distances(self._model_for(rows)))
         if len(chosen):
-            distance[chosen] = self._ensemble_model().distances(own, np.arange(len(chosen)))
-        self.oob_scores_, self._oob_weight = -combined(error, distance), weight
+            distances[chosen] = np.stack(
+                self._ensemble_model().distances(own, np.arange(len(chosen))), axis=1
+            )
+        self.oob_scores_, self._oob_weight = -combined(error, *distances.T), weight
         vars(self).pop("_kept_calibration", None)
         self.offset_ = -self._calibration().threshold(self.contamination)
         self._compare_with_mean(plain, rows, weight)
@@ -313,10 +316,10 @@ class _ErrorsOfNetworks:
 
 
 class _Distances(_ErrorsOfNetworks):
-    """The distances from the kept rows."""
+    """The distance to the nearest kept row, and the remoteness: (m, 2)."""
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
-        return self.model._ensemble_model().distances(X)
+        return np.stack(self.model._ensemble_model().distances(X), axis=1)
 
 
 def _epoch_of(trainee: Trainee, number: int, networks: int, seconds: float) -> Epoch:

@@ -1,12 +1,12 @@
-"""Neighbours: the nearest of a few thousand points, and each row's difference from it, in memory that is bounded.
+"""Neighbours: how far rows are from a few thousand points, in memory that is bounded.
 
 The squared distances to all points, |z|^2 - 2 z'p + |p|^2, but for |z|^2, are one linear layer, which the engine runs
-on all threads in float32. They only select the nearest point; the difference from it is then computed exactly.
+on all threads in float32. For the nearest point, they only select it; the difference from it is computed exactly.
 """
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,24 +15,44 @@ from fastae.engine.engine import Engine
 from fastae.network import Network, Parameters
 
 ROWS = 1024  # of which the distances to all points are in memory together
+FLOOR = 1e-4  # added to squared distances per feature: smaller ones are all alike
+GROUPS, GROUP_SIZE = 64, 4  # the groups of points that the remoteness is averaged over
+ORDER = 8  # seed of the order that puts points into groups
+
+
+class _Part(NamedTuple):
+    """Some rows, and what is known of them."""
+
+    z: np.ndarray  # (rows, n), float64, in the scale of the network
+    there: np.ndarray | None  # (rows, n), bool: the cells that are not missing
+    products: np.ndarray  # (rows, K): the squared distances to all points, less |z|^2
 
 
 class Neighbours:
-    """Finds the nearest of some points to each row.
+    """Measures how far rows are from some points: from the nearest, and from most.
+
+    The *remoteness* of a row is the geometric mean, over up to 64 groups of four points each, of its squared distance
+    to the nearest point of the group. A cluster that a few in a hundred points belong to is in few of the groups, so
+    that a row in it is remote, though it has near neighbours.
 
     Parameters
     ----------
     points : ndarray of shape (K, n), float32
-        The points, in the scale of the network.
+        The points, in the scale of the network; one at least.
     n_threads : int or None
         As for ``Engine``.
     """
 
     def __init__(self, points: np.ndarray, n_threads: int | None) -> None:
-        self.points = points
+        order = np.random.default_rng(ORDER).permutation(len(points))
+        self._place = np.argsort(order)  # of each point among those in order
+        self.points = points[order]
+        # Member j of group g is point j * groups + g
+        self._size = min(GROUP_SIZE, len(points))
+        self._groups = min(GROUPS, len(points) // self._size)
         self._network = Network((points.shape[1], len(points)), ("identity",), 1)
         self._engine = Engine(self._network, n_threads, "float32")
-        self._products = self._layer(-2 * points, np.square(points).sum(axis=1))  # -2 z'p + |p|^2
+        self._products = self._layer(-2 * self.points, np.square(self.points).sum(axis=1))  # -2 z'p + |p|^2
 
     def _layer(self, weight: np.ndarray, bias: npt.ArrayLike = 0.0) -> Parameters:
         bias = np.broadcast_to(bias, len(self.points))
@@ -43,7 +63,13 @@ class Neighbours:
         """-2 z'p, and the sum of p^2 over the cells that are there."""
         return self._layer(-2 * self.points), self._layer(np.square(self.points))
 
-    def differences(
+    @property
+    def groups(self) -> np.ndarray:
+        """(members, groups, n): the points of all groups."""
+        members: np.ndarray = self.points[: self._groups * self._size]
+        return members.reshape(self._size, self._groups, -1)
+
+    def distances(
         self,
         X: np.ndarray,
         *,
@@ -51,31 +77,73 @@ class Neighbours:
         scale: np.ndarray | None,
         missing: bool = False,
         own: np.ndarray | None = None,
-    ) -> Iterator[np.ndarray]:
-        """For some rows after the other: their differences from their nearest points, (rows, n), float64.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Each row's squared distance to the nearest point and its remoteness, per feature, plus a floor.
 
         Parameters
         ----------
         X : ndarray of shape (m, n)
             Rows; the points are near (X - shift) * scale.
         missing : bool, default False
-            The difference of cells that are NaN is 0, and that of the others is multiplied by (n / cells)^(1/2).
+            Distances are over the cells that are not NaN, times n / cells.
         own : ndarray of shape (m,), int, optional
-            The number of a point that is not a neighbour of the row.
+            The number of a point that is left out for the row. There must be two points at least.
+
+        Returns
+        -------
+        nearest, remoteness : ndarrays of shape (m,), float64
         """
+        nearest, remoteness = np.empty(len(X)), np.empty(len(X))
+        first = 0
+        for part in self._parts(X, shift, scale, missing, own):
+            here = slice(first, first + len(part.z))
+            first = here.stop
+            nearest[here] = np.square(self._differences(part)).mean(axis=1) + FLOOR
+            squares = np.square(_seen(part.z, part.there)).mean(axis=1, keepdims=True)
+            of_groups = self._of_groups(part).min(axis=1) / part.z.shape[1]
+            if part.there is not None:
+                of_groups /= _share(part.there)
+            remoteness[here] = np.exp(np.log(np.maximum(squares + of_groups, 0) + FLOOR).mean(axis=1))
+        return nearest, remoteness
+
+    def shares(
+        self,
+        X: np.ndarray,
+        *,
+        shift: np.ndarray | None,
+        scale: np.ndarray | None,
+        missing: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What each feature adds to the distances, up to a factor for each row: two arrays of shape (m, n).
+
+        Parameters are those of ``distances``. A feature adds to the logarithm of the remoteness its share of each of
+        the distances.
+        """
+        nearest, remoteness = np.empty(X.shape), np.zeros(X.shape)
+        first = 0
+        for part in self._parts(X, shift, scale, missing, None):
+            here = slice(first, first + len(part.z))
+            first = here.stop
+            nearest[here] = np.square(self._differences(part))
+            members = self._of_groups(part).argmin(axis=1)
+            for group in range(self._groups):
+                points = self.points[members[:, group] * self._groups + group]
+                square = np.square(_seen(part.z - points, part.there))
+                distance = square.mean(axis=1, keepdims=True) + FLOOR
+                endless = np.isinf(distance)
+                remoteness[here] += np.where(
+                    endless, np.isinf(square), square / np.where(endless, 1.0, distance)
+                )
+        return nearest, remoteness
+
+    def _parts(self, X: np.ndarray, shift: Any, scale: Any, missing: bool, own: Any) -> Iterator[_Part]:
         for first in range(0, len(X), ROWS):
             part = X[first : first + ROWS]
             products = self._products_of(part, shift, scale, missing)
             if own is not None:
-                products[np.arange(len(part)), own[first : first + ROWS]] = np.inf
-            # A row that is too far for float32 has a neighbour, whichever, at its exact distance
+                products[np.arange(len(part)), self._place[own[first : first + ROWS]]] = np.inf
             z = part.astype(np.float64) if scale is None else (part - shift) * scale
-            difference: np.ndarray = z - self.points[products.argmin(axis=1)]
-            if missing:
-                there = ~np.isnan(part)
-                share = np.maximum(there.sum(axis=1), 1) / part.shape[1]
-                difference = np.where(there, difference, 0.0) / np.sqrt(share)[:, np.newaxis]
-            yield difference
+            yield _Part(z, ~np.isnan(part) if missing else None, products)
 
     def _products_of(self, X: np.ndarray, shift: Any, scale: Any, missing: bool) -> np.ndarray:
         """(rows, K): the squared distances, less |z|^2."""
@@ -86,3 +154,23 @@ class Neighbours:
             out = self._engine.reconstruct(products, X, shift=shift, scale=scale, missing=True)
             out += self._engine.reconstruct(squares, (~np.isnan(X)).astype(np.float32))
         return out
+
+    def _differences(self, part: _Part) -> np.ndarray:
+        """(rows, n), float64: the differences from the nearest points; 0 in missing cells, the others larger for it."""
+        # A row that is too far for float32 has a neighbour, whichever, at its exact distance
+        return _seen(part.z - self.points[part.products.argmin(axis=1)], part.there)
+
+    def _of_groups(self, part: _Part) -> np.ndarray:
+        """(rows, members, groups), float64: the products of the points of each group."""
+        some = part.products[:, : self._groups * self._size].reshape(-1, self._size, self._groups)
+        # Products that are too large for float32 say nothing: |z|^2 is larger still
+        return np.where(np.abs(some) < np.inf, some, np.where(some == np.inf, np.inf, 0.0))
+
+
+def _seen(values: np.ndarray, there: np.ndarray | None) -> np.ndarray:
+    return values if there is None else np.asarray(np.where(there, values, 0.0) / np.sqrt(_share(there)))
+
+
+def _share(there: np.ndarray) -> np.ndarray:
+    """(rows, 1): the share of cells that are there, of one at least."""
+    return np.asarray(np.maximum(there.sum(axis=1, keepdims=True), 1) / there.shape[1])

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastae.estimator.ensemble import DISTANCE, FLOOR
+from fastae.estimator.neighbours import FLOOR, Neighbours
 from fastae.network import check_dtype
 
 OPSET, IR = 17, 8  # of 2022, so that older runtimes can read the graph
@@ -83,6 +83,12 @@ def build(model: Any, dtype: Any = None) -> Any:
             square = node("Where", hole, zero, square)
         return node("Div", node("ReduceSum", square, columns, keepdims=0), count)
 
+    def products(points: np.ndarray) -> str:
+        """(rows, points): the squared distances over the cells that are there, less the sum of x^2."""
+        square = np.square(points)
+        of_points = node("MatMul", there, constant(square.T)) if missing else constant(square.sum(axis=1))
+        return node("Add", node("MatMul", x, constant(-2 * points.T)), of_points)
+
     if hasattr(model, "offset_"):
         count = constant(network.widths[0])
         if missing:
@@ -100,21 +106,22 @@ def build(model: Any, dtype: Any = None) -> Any:
             if len(ensemble.kept):
                 # As in Neighbours: products select the nearest kept row, and the difference from it is computed anew
                 points = np.asarray(ensemble.kept, np.float64)
-                least = node("MatMul", x, constant(-2 * points.T))
-                square = np.square(points)
-                of_points = (
-                    node("MatMul", there, constant(square.T)) if missing else constant(square.sum(axis=1))
-                )
-                least = node("Add", least, of_points)
-                nearest = node("Gather", constant(points), node("ArgMin", least, axis=1, keepdims=0), axis=0)
+                nearest = node("ArgMin", products(points), axis=1, keepdims=0)
+                nearest = node("Gather", constant(points), nearest, axis=0)
                 distance = node("Add", mean_square(node("Sub", x, nearest)), floor)
-                total = node(
-                    "Mul",
-                    node("Pow", total, constant(1 - DISTANCE)),
-                    node("Pow", distance, constant(DISTANCE)),
+                groups = np.asarray(Neighbours(ensemble.kept, 1).groups, np.float64)
+                least = node(
+                    "Reshape",
+                    products(groups.reshape(-1, groups.shape[2])),
+                    constant([-1, *groups.shape[:2]], np.int64),
                 )
-            else:
-                total = node("Pow", total, constant(1 - DISTANCE))
+                least = node("ReduceMin", least, axes=[1], keepdims=0)
+                squares = node("Add", least, node("ReduceSum", node("Mul", x, x), columns, keepdims=1))
+                cells = node("Unsqueeze", count, columns) if missing else count
+                squares = node("Div", node("Max", squares, constant(0)), cells)
+                logarithm = node("ReduceMean", node("Log", node("Add", squares, floor)), axes=[1], keepdims=0)
+                total = node("Mul", total, node("Mul", distance, node("Exp", logarithm)))
+            total = node("Pow", total, constant(1 / 3))
         node("Neg", total, output="score")
         node("Sub", "score", constant(model.offset_), output="decision")
         shapes |= {"score": ["rows"], "decision": ["rows"]}

@@ -1,8 +1,10 @@
 """Each bench runs once, untimed, and checks its own result first; how it is timed, reported and held to a baseline."""
 
 import json
+import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +13,9 @@ import pytest
 from processes import run
 
 from fastae import bench
-from fastae.bench import baseline, compare, pools, probe, report, rounds, step_peers
-from fastae.bench.cases import CASES, Case
+from fastae.bench import baseline, compare, pools, probe, report, rounds
+from fastae.bench import peers as tables
+from fastae.bench.cases import CASES, Case, chosen
 from fastae.bench.compare import Comparison
 from fastae.bench.probe import Probe
 from fastae.bench.rounds import Contender, Timing
@@ -118,31 +121,78 @@ def test_threads_are_set_in_the_libraries():
 SMALL = Case(12, 5, 300)
 
 
-@pytest.mark.parametrize("name", step_peers.PEERS)
-def test_a_peer_with_another_gradient_is_refused(name):
-    peer = step_peers.PEERS[name]
-    pytest.importorskip(peer.module)
+EVERY_KIND = [
+    SMALL,
+    Case(12, 5, 300, hidden=(8, 5, 8), activation="tanh"),
+    Case(12, 5, 300, batch=100),
+    Case(12, 5, 300, batch=100, networks=3),
+]
 
-    def broken(case, threads):
-        working = peer.make(case, threads)
 
-        def answer(result):
-            loss, gradient = working.answer(result)
-            return loss, {key: np.roll(value, 1, axis=-1) for key, value in gradient.items()}
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [(case, name) for case in EVERY_KIND for name in tables.peers_of(case)],
+    ids=lambda value: value if isinstance(value, str) else value.id,
+)
+def test_a_peer_with_another_result_is_refused(case, name):
+    peer = tables.peers_of(case)[name]
+    if why := peer.why_not(case):
+        pytest.skip(why)
+    makers = [make for make in peer.forms.values() if make(case, 1)]
+    assert makers
+    for make in makers:
 
-        return working._replace(answer=answer)
+        def broken(case, threads, make=make):
+            working = make(case, threads)
 
-    compare.checked(peer, SMALL, 1).run(2)
-    with pytest.raises(AssertionError, match=r"^broken: "):
-        compare.checked(peer._replace(make=broken), SMALL, 1)
+            def answer(result):
+                return {
+                    key: np.roll(value, 1, axis=-1) if np.ndim(value) else value
+                    for key, value in working.answer(result).items()
+                }
+
+            return working._replace(answer=answer)
+
+        compare.checked(peer, make, case, 1).run(2)
+        with pytest.raises(AssertionError, match=r"^broken: "):
+            compare.checked(peer, broken, case, 1)
+
+
+@pytest.mark.parametrize("rows", [64, 100, 128, 299])
+def test_blocks_and_scans_of_any_size_give_the_same_gradient(rows):
+    from fastae.bench import step_peers
+
+    makers = [step_peers.by_numpy]
+    if tables.find_spec("jax"):
+        makers.append(step_peers.by_jax)
+    for make in makers:
+        work = make(SMALL, 1, rows=rows)
+        SMALL.check(work.answer(work.run(1)))
+        assert make(SMALL, 1, rows=300) is None
+
+
+def test_the_work_of_a_case_is_counted():
+    usual = Case(30, 8, 1000)
+    assert usual.flops == 1000 * (10 * 30 * 8 + 6 * 30 * 30)
+    assert usual.sigmoids == 1000 * 38
+    several = Case(30, 8, 1000, batch=200, epochs=3, networks=7)
+    assert several.flops == 21 * usual.flops
+    assert several.sigmoids == 21 * usual.sigmoids
+    assert several.steps == 15
+    assert (several.label, several.heads) == ("30, 8, 1000, 200, 7", "n, k, m, batch, networks")
+    deep = Case(30, 8, 10, hidden=(20, 8, 20), activation="relu")
+    assert deep.flops == 10 * (6 * 2 * (30 * 20 + 20 * 8) - 2 * 30 * 20)
+    assert deep.sigmoids == 0
+    assert (deep.label, deep.heads) == ("30-20-8-20-30 relu, 10", "widths, m")
 
 
 def test_peers_that_are_missing_are_named(monkeypatch):
-    monkeypatch.setattr(step_peers, "find_spec", lambda module: module in ("numpy", "sklearn") or None)
-    names, missing = step_peers.installed()
-    assert names == ["numpy", "sklearn"]
+    monkeypatch.setattr(tables, "find_spec", lambda module: module in ("numpy", "sklearn") or None)
+    names, missing = tables.available(SMALL)
+    assert {"numpy", "sklearn"} <= set(names)
     assert missing["jax"] == "jax is not installed"
-    assert step_peers.installed(["numpy"]) == (["numpy"], {})
+    assert tables.available(SMALL, ["numpy"]) == (["numpy"], {})
+    assert tables.available(Case(12, 5, 300, dtype="float64"), ["torch bf16"])[0] == []
 
 
 def test_ceilings_are_work_by_time(monkeypatch):
@@ -155,11 +205,79 @@ def test_ceilings_are_work_by_time(monkeypatch):
     assert Probe(1, of="sigmoid")() == pytest.approx(100 * 1024 / 1e9)
 
 
-def test_readings_of_threads_on_one_core_are_left_out_of_the_median():
+def test_readings_are_judged_raw():
     ceiling = Probe(2)
     assert ceiling() > 0
-    ceiling.readings[:] = [100.0, 98.0, 96.0, 50.0, 49.0]
-    assert ceiling.median == 98
+    assert ceiling(3) > 0
+    ceiling.readings[:] = [100.0, 98.0, 96.0, 50.0, 49.0]  # two threads on one core read half the peak
+    assert ceiling.median == 96
+    assert ceiling.disturbed
+    ceiling.readings[:] = [288.0] * 8 + [503.0] * 3
+    assert ceiling.median == 288
+    assert ceiling.disturbed
+    ceiling.readings[:] = [100.0, 98.0, 96.0, 95.0, 99.0]
+    assert not ceiling.disturbed
+
+
+def test_figures_of_shared_cores_are_not_quoted():
+    quiet = comparison(fastae=1, numpy=4)
+    assert quiet.quotable
+    slowed = replace(quiet, peak=Timing(60.0, 59.0, 61.0, 15))
+    assert slowed.shared_cores, "in the whole case, but not in the whole run"
+    shared = replace(quiet, peak=Timing(288.0, 250.0, 503.0, 15), peak_best=503.0)
+    assert shared.shared_cores
+    assert not shared.quotable
+    told = report.Report(a_report(fastae=1, numpy=4).machine, [quiet, shared], {})
+    assert "DO NOT QUOTE 12, 5, 300" in "\n".join(told.notes())
+    assert "over 1 sizes" in "\n".join(told.notes())
+    assert told.markdown().count("**4.0x** numpy") == 1
+    assert set(baseline.ratios_of(report.Report(told.machine, [shared], {}))) == set()
+
+
+def test_a_peer_whose_times_vary_is_not_quoted():
+    of = comparison(fastae=1, numpy=4, torch=3)
+    jumpy = replace(of, timings=of.timings | {"torch": Timing(0.4, 0.093, 0.749, 15)})
+    assert set(jumpy.ratios) == {"numpy"}
+    assert jumpy.best_peer == "numpy", "torch was never as fast"
+    perhaps = replace(of, timings=of.timings | {"torch": Timing(0.005, 0.002, 0.02, 15)})
+    assert perhaps.best_peer is None, "torch may be faster than numpy: the speedup would be too large"
+    told = report.Report(a_report(fastae=1, numpy=4).machine, [jumpy], {})
+    assert "unsteady" in told.markdown()
+    assert "p90 is over 1.5 times p10: torch at 12, 5, 300" in "\n".join(told.notes())
+    ours = replace(of, timings=of.timings | {"fastae": Timing(0.001, 0.001, 0.002, 15)})
+    assert not ours.quotable
+    assert "**" not in report.Report(told.machine, [ours], {}).markdown()
+
+
+def test_every_setting_takes_its_turn_and_the_fastest_counts(monkeypatch):
+    """Also if it was the slower one in the first rounds."""
+    monkeypatch.setattr(compare.thread_pool, "available_cpus", lambda: 2)
+    seen = {}
+
+    def in_turn(contenders, *, rounds):
+        seen.update(contenders)
+        seconds = {key: [3.0] * 3 + [1.0] * 4 if key == ("numpy", "2") else [2.0] * 7 for key in contenders}
+        return {key: Timing.of(values) for key, values in seconds.items()}
+
+    monkeypatch.setattr(compare, "in_turn", in_turn)
+    measured = compare.measure(Case(12, 5, 1100), ["numpy"], rounds=7)
+    blocks = {("numpy", f"{threads}, blocks") for threads in (1, 2)}
+    assert (
+        set(seen) == {("fma", ""), ("sigmoid", ""), ("fastae", "2"), ("numpy", "1"), ("numpy", "2")} | blocks
+    )
+    assert measured.settings == {"fastae": "2", "numpy": "2"}
+    assert measured.timings["numpy"].median == 1
+
+
+def test_a_process_is_limited_to_some_of_its_cpus():
+    if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two CPUs")
+    before = os.sched_getaffinity(0)
+    with pools.limited_to(1):
+        assert compare.thread_pool.available_cpus() == 1
+    assert os.sched_getaffinity(0) == before
+    with pytest.raises(pools.CpuError, match=r"is not within 1 \.\. "), pools.limited_to(1000):
+        pass
 
 
 def comparison(case=SMALL, **milliseconds):
@@ -167,7 +285,7 @@ def comparison(case=SMALL, **milliseconds):
     timings = {
         name.replace("_", " "): Timing(ms / 1e3, ms / 1e3, ms / 1e3, 15) for name, ms in milliseconds.items()
     }
-    return Comparison(case, timings, dict.fromkeys(timings, 1), 100.0, 101.0, 1.0)
+    return Comparison(case, timings, dict.fromkeys(timings, "2"), Timing(100.0, 99.0, 101.0, 15), 1.0, 101.0)
 
 
 def test_the_figures_follow_from_the_times():
@@ -233,7 +351,7 @@ def test_a_report_survives_json_and_says_what_was_left_out():
     assert again.mean_ratio == pytest.approx(8)
     notes = "\n".join(again.notes())
     assert "jax is not installed" in notes
-    assert "lower precision" in notes
+    assert "another precision" in notes
     assert "**8.0x** numpy" in again.markdown()
     assert json.loads(first.to_json())["cases"][0]["ratios"]["numpy"] == pytest.approx(8)
 
@@ -276,6 +394,23 @@ def test_a_fall_counts_only_when_it_is_measured_twice(monkeypatch, tmp_path):
     assert "numpy 2.0 -> " in lines[-1]
 
 
+def test_arguments_choose_cases():
+    assert chosen(CASES, []) == CASES
+    assert [case.n for case in chosen(CASES, ["n=30-", "n=784-k=64"])] == [30, 784]
+    with pytest.raises(
+        ValueError, match="no case 'n=31-': an argument is part of one of m=200000-n=10-k=3-f32"
+    ):
+        chosen(CASES, ["n=30-", "n=31-"])
+
+
+@pytest.mark.parametrize("module", ["stages", "baseline"])
+def test_an_unknown_case_is_refused(module):
+    done = run([sys.executable, "-m", f"fastae.bench.{module}", "n=31-"])
+    assert done.returncode != 0
+    assert "no case 'n=31-'" in done.stderr
+    assert not done.stdout
+
+
 def test_the_baseline_ships_and_is_of_the_cases():
     assert baseline.FILE.parent == Path(bench.__file__).parent
     stored = baseline.stored()
@@ -283,7 +418,7 @@ def test_the_baseline_ships_and_is_of_the_cases():
     for entry in stored.values():
         assert set(entry["ratios"]) == {case.id for case in CASES}
         for ratios in entry["ratios"].values():
-            assert set(ratios) >= {"peak", "numpy"}
+            assert set(ratios) >= {"peak", "torch"}
             assert min(ratios.values()) > 0
             assert ratios["peak"] < 1
 

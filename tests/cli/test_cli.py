@@ -641,7 +641,7 @@ def test_bench_prints_tables_and_writes_all_files(tmp_path, monkeypatch):
         readme,
     )
     assert ran.exit_code == 0, ran.output
-    for words in ("12, 5, 300", "20, 3, 100", "sklearn", "FMA", "speedup", "Geometric mean", "openblas"):
+    for words in ("12, 5, 300", "20, 3, 100", "sklearn", "FMA", "speedup", "Peak rates", "openblas"):
         assert words in ran.output
     assert picture.read_bytes().startswith(b"\x89PNG")
     written = report.Report.from_json(figures.read_text())
@@ -661,6 +661,12 @@ def test_bench_prints_tables_and_writes_all_files(tmp_path, monkeypatch):
         (("--size", "12,0,5"), "at least 1"),
         (("--out", "nowhere/x.json"), "not a directory"),
         (("--markdown", "nowhere.md"), "nowhere.md"),
+        (("--small", "--many"), "cannot be combined with --small"),
+        (("--deep", "--quality"), "cannot be combined with --deep"),
+        (("--quality", "--threads", "1"), "cannot be combined with --quality"),
+        (("--epochs", "--dtype", "bfloat16"), "--epochs is timed in float32 or float64"),
+        (("--many", "--peers", "torch"), "known are torch.func.vmap, jax.vmap"),
+        (("--detection", "nowhere"), "nowhere is not a directory"),
     ],
 )
 def test_bench_reports_errors_before_it_measures(arguments, words, tmp_path, monkeypatch):
@@ -669,6 +675,22 @@ def test_bench_reports_errors_before_it_measures(arguments, words, tmp_path, mon
     assert ran.exit_code == 2
     assert words in ran.output
     assert "timing" not in ran.output
+
+
+def test_bench_is_limited_to_some_cpus_and_to_a_dtype(monkeypatch):
+    from fastae.bench import rounds
+
+    for name in ("REST", "WARM", "TURN"):
+        monkeypatch.setattr(rounds, name, 0)
+    ran = call(
+        "bench", "--size", "12,5,300", "--peers", "numpy", "--threads", 1, "--dtype", "float64", "--json"
+    )
+    (case,) = json.loads(ran.stdout)["cases"]
+    assert case["dtype"] == "float64"
+    assert case["settings"] == {"fastae": "1", "numpy": "1"}
+    ran = call("bench", "--size", "12,5,300", "--peers", "numpy", "--threads", 1000)
+    assert ran.exit_code == 2
+    assert "1000 is not within 1 .. " in ran.output
 
 
 def test_nothing_is_compiled_after_warmup():

@@ -63,6 +63,58 @@ def test_leaves_a_count_that_becomes_slower_at_once_and_finds_a_faster_one_soon(
     assert spent[2] > 0.9 * 0.5
 
 
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize(
+    ("most", "seconds", "best"),
+    [
+        (2, {1: 15.9e-6, 2: 15.9e-6}, 1),
+        (2, {1: 50e-6, 2: 48e-6}, 1),
+        (2, {1: 50e-6, 2: 40e-6}, 2),
+        (4, {1: 50e-6, 2: 30e-6, 4: 30e-6}, 2),
+        (16, {1: 50e-6, 2: 50e-6, 4: 50e-6, 8: 50e-6, 16: 50e-6}, 1),
+    ],
+)
+def test_threads_that_gain_nothing_are_not_kept_busy(most, seconds, best, noisy):
+    rng = np.random.default_rng(0) if noisy else None
+    count = ThreadCount(most)
+    simulate(count, seconds.__getitem__, 0.5, rng=rng)
+    spent, _ = simulate(count, seconds.__getitem__, 2.0, rng=rng)
+    assert spent[best] > 0.9 * 2.0
+    busy = sum(threads * time for threads, time in spent.items()) / sum(spent.values())
+    assert busy < best * (1.2 if noisy else 1.05)
+
+
+def share_with_a_neighbour(count, total, longest=0.05, turn=4e-3):
+    """As ``simulate`` on two CPUs, which two threads share with a neighbour: each waits after `turn` seconds."""
+    clock, steps, spent, seconds, until_its_turn = 0.0, 0, {}, longest, turn
+    while clock < total:
+        threads, passed, done, waited = count.threads, 0.0, 0, 0.0
+        while passed < seconds:
+            each = {1: 50e-6, 2: 30e-6}[threads]
+            passed, done = passed + each, done + 1
+            if threads == 2:
+                until_its_turn -= each
+                if until_its_turn <= 0:
+                    waited, passed, until_its_turn = waited + 2 * turn, passed + 2 * turn, turn
+        count.record(passed, done, threads * passed - waited)
+        clock, steps = clock + passed, steps + done
+        spent[threads] = spent.get(threads, 0.0) + passed
+        seconds = count.slice(longest)
+    return spent, steps
+
+
+def test_small_steps_go_on_with_fewer_threads_while_a_neighbour_takes_a_cpu():
+    """Most of the short slices of a trial see no such wait: two threads look faster."""
+    count = ThreadCount(2)
+    share_with_a_neighbour(count, 2.0)
+    spent, steps = share_with_a_neighbour(count, 20.0)
+    assert spent[1] > 0.9 * 20
+    assert steps * 50e-6 > 0.97 * 20
+    simulate(count, {1: 50e-6, 2: 30e-6}.__getitem__, 10.0)  # the neighbour is gone
+    spent, _ = simulate(count, {1: 50e-6, 2: 30e-6}.__getitem__, 5.0)
+    assert spent[2] > 0.9 * 5
+
+
 LARGE = {1: 100e-3, 2: 50e-3, 4: 100e-3, 8: 200e-3}  # of steps whose threads share two CPUs
 
 

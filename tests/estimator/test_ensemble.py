@@ -271,7 +271,9 @@ def test_few_rows_work_and_one_says_what_to_do():
 
 def test_scores_are_what_their_definition_says(fitted):
     e, d = sum_of_errors(fitted, NEW)
-    np.testing.assert_allclose(-fitted.score_samples(NEW), np.sqrt(e * d), rtol=1e-3)
+    z = (NEW - fitted.shift_) * fitted.scale_
+    r = [remoteness(row, fitted._ensemble.kept) for row in z]
+    np.testing.assert_allclose(-fitted.score_samples(NEW), np.cbrt(e * d * r), rtol=1e-3)
     assert fitted.threshold_ == -fitted.offset_
     assert np.array_equal(fitted.predict(NEW) == -1, -fitted.score_samples(NEW) > fitted.threshold_)
 
@@ -287,31 +289,84 @@ def test_out_of_bag_scores_are_those_of_networks_that_left_the_row_out(fitted):
         e = np.mean([errors[row, i] * fitted._ensemble.balance[i] for i in left_out])
         others = np.delete(own, row, axis=0)  # all 300 rows are kept, in order
         d = np.square(z[row] - others).mean(axis=1).min() + FLOOR
-        assert -fitted.oob_scores_[row] == pytest.approx(np.sqrt(e * d), rel=1e-4)
-    assert (
-        fitted.oob_scores_.mean() < 1.5 * fitted.score_samples(X).mean()
-    )  # training rows look better than they are
+        r = remoteness(z[row], own, without=row)
+        assert -fitted.oob_scores_[row] == pytest.approx(np.cbrt(e * d * r), rel=1e-4)
+    # Training rows look better than they are
+    assert fitted.oob_scores_.mean() < 1.3 * fitted.score_samples(X).mean()
 
 
 def test_the_nearest_point_is_found_exactly():
     points = RNG.normal(size=(333, 6)).astype("f4")
-    rows = np.concatenate([RNG.normal(size=(2500, 6)), 1e4 + RNG.normal(size=(3, 6)), [[1e300] * 6]])
+    rows = np.concatenate([RNG.normal(size=(2500, 6)), 1e4 + RNG.normal(size=(3, 6)), [[1e150] * 6]])
     near = Neighbours(points, 1)
-    found = np.concatenate(list(near.differences(rows, shift=None, scale=None)))
-    wanted = np.square(rows[:-1, None] - points).sum(axis=2)
-    np.testing.assert_allclose(np.square(found[:-1]).sum(axis=1), wanted.min(axis=1), rtol=1e-5)
-    assert np.isfinite(found).all()
-    own = wanted.argmin(axis=1)
-    second = np.concatenate(list(near.differences(rows[:-1], shift=None, scale=None, own=own)))
-    np.testing.assert_allclose(np.square(second).sum(axis=1), np.sort(wanted, axis=1)[:, 1], rtol=1e-5)
+    found, _ = near.distances(rows, shift=None, scale=None)
+    wanted = np.square(rows[:, None] - points).mean(axis=2)
+    np.testing.assert_allclose(found - FLOOR, wanted.min(axis=1), rtol=1e-5, atol=1e-9)
+    second, _ = near.distances(rows, shift=None, scale=None, own=wanted.argmin(axis=1))
+    np.testing.assert_allclose(second[:-1] - FLOOR, np.sort(wanted[:-1], axis=1)[:, 1], rtol=1e-5, atol=1e-9)
     holed = np.where(RNG.random((50, 6)) < 0.3, np.nan, rows[:50])
     holed[0] = np.nan
-    found = np.concatenate(
-        list(near.differences(holed, shift=np.ones(6), scale=np.full(6, 2.0), missing=True))
-    )
+    found, _ = near.distances(holed, shift=np.ones(6), scale=np.full(6, 2.0), missing=True)
     wanted = np.nanmean(np.square((holed[1:, None] - 1) * 2 - points), axis=2).min(axis=1)
-    np.testing.assert_allclose(np.square(found[1:]).mean(axis=1), wanted, rtol=1e-5)
-    assert not found[0].any()
+    np.testing.assert_allclose(found[1:] - FLOOR, wanted, rtol=1e-5, atol=1e-9)
+    assert found[0] == FLOOR
+
+
+def remoteness(z, points, without=None):
+    """The geometric mean over the groups of the squared distance to the nearest member, per feature."""
+    size = min(4, len(points))
+    groups = min(64, len(points) // size)
+    order = np.random.default_rng(8).permutation(len(points))[: size * groups].reshape(size, groups)
+    there = ~np.isnan(z)
+    square = np.square(np.where(there, z - points, 0))
+    distances = square.sum(axis=1) / max(there.sum(), 1)
+    if without is not None:
+        distances[without] = np.inf
+    return np.exp(np.log(distances[order].min(axis=0) + FLOOR).mean())
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 9, 255, 333])
+def test_the_remoteness_is_a_mean_over_groups(count):
+    points = RNG.normal(size=(count, 6)).astype("f4")
+    rows = np.concatenate(
+        [RNG.normal(size=(1500, 6)), points, 1e4 + RNG.normal(size=(3, 6)), [[1e30] * 6, [1e150] * 6]]
+    )
+    near = Neighbours(points, 2)
+    _, found = near.distances(rows, shift=None, scale=None)
+    np.testing.assert_allclose(found, [remoteness(z, points) for z in rows], rtol=5e-3)
+    own = RNG.integers(count, size=len(rows))
+    _, found = near.distances(rows, shift=None, scale=None, own=own)
+    wanted = [remoteness(z, points, i) for z, i in zip(rows, own, strict=True)]
+    np.testing.assert_allclose(found, wanted, rtol=5e-3)
+    holed = np.where(RNG.random((50, 6)) < 0.3, np.nan, rows[:50])
+    holed[0] = np.nan
+    _, found = near.distances(holed, shift=np.ones(6), scale=np.full(6, 2.0), missing=True)
+    np.testing.assert_allclose(found, [remoteness((z - 1) * 2, points) for z in holed], rtol=5e-3)
+    assert found[0] == pytest.approx(FLOOR)
+
+
+def test_a_cluster_of_a_few_rows_is_remote():
+    """A row of it has a near neighbour, but most groups of four hold none."""
+    points = RNG.normal(size=(400, 5)).astype("f4")
+    points[:20] = 6 + 0.1 * points[:20]
+    nearest, found = Neighbours(points, 1).distances(points, shift=None, scale=None, own=np.arange(400))
+    assert np.median(nearest[:20]) < np.median(nearest[20:])
+    assert np.median(found[:20]) > 10 * np.median(found[20:])
+
+
+def test_shares_of_distances_are_those_of_the_differences():
+    points = RNG.normal(size=(333, 6)).astype("f4")
+    rows = RNG.normal(size=(40, 6))
+    rows[0, 2] = np.nan
+    nearest, remote = Neighbours(points, 1).shares(rows, shift=None, scale=None, missing=True)
+    order = np.random.default_rng(8).permutation(333)[:256].reshape(4, 64)
+    for z, of_nearest, of_groups in zip(rows, nearest, remote, strict=True):
+        square = np.nan_to_num(np.square(z - points)) * (6 / np.isfinite(z).sum())
+        distances = square.sum(axis=1)
+        np.testing.assert_allclose(of_nearest, square[distances.argmin()], rtol=1e-6)
+        members = order[distances[order].argmin(axis=0), np.arange(64)]
+        wanted = (square[members] / (distances[members, None] / 6 + FLOOR)).sum(axis=0)
+        np.testing.assert_allclose(of_groups, wanted, rtol=1e-5)
 
 
 def test_scores_depend_neither_on_the_rows_beside_nor_on_the_unit(fitted):
@@ -575,4 +630,4 @@ def test_frames_of_pandas_and_polars(fitted):
 
 
 def test_the_floor_keeps_rows_that_fit_exactly_apart_from_nothing():
-    assert ensemble.combined(np.array([FLOOR]), np.array([FLOOR])) == pytest.approx([FLOOR])
+    assert ensemble.combined(*np.full((3, 1), FLOOR)) == pytest.approx([FLOOR])

@@ -1,9 +1,11 @@
 """dtype="bfloat16": the reference with its operands rounded, and as near to float32 as that can be."""
 
 import ctypes
+import dataclasses
 import os
 import sys
 import textwrap
+import warnings
 
 import numpy as np
 import processes
@@ -15,7 +17,7 @@ from threads import pretend_cpus
 
 import fastae
 from fastae import reference
-from fastae.kernels import layout
+from fastae.kernels import layout, target
 from fastae.kernels.target import TARGET
 
 needs_bfloat16 = pytest.mark.skipif(not TARGET.bfloat16, reason="needs AVX512_BF16")
@@ -332,6 +334,22 @@ def test_a_cpu_without_it_is_a_clear_error():
     assert run(code, NUMBA_CPU_NAME="haswell") == (
         "dtype bfloat16 requires a CPU with AVX512_BF16, but kernels are compiled for haswell"
     )
+
+
+@needs_bfloat16
+def test_a_warning_once_where_it_is_slower_than_float32(monkeypatch):
+    network, this = fastae.Network.autoencoder(4, 2), dataclasses.replace(TARGET)
+    for cpu in ("sapphirerapids", "cooperlake"):
+        monkeypatch.setattr(target, "TARGET", dataclasses.replace(this, cpu=cpu))
+        with pytest.warns(RuntimeWarning, match=f"slower than float32 on {cpu}") as caught:
+            fastae.Engine(network, dtype="bfloat16")
+        assert caught[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fastae.Engine(network, dtype="bfloat16")
+            fastae.Engine(network)
+            monkeypatch.setattr(target, "TARGET", dataclasses.replace(this, cpu="znver4"))
+            fastae.Engine(network, dtype="bfloat16")
 
 
 def test_is_not_compiled_where_not_asked_for():

@@ -202,7 +202,9 @@ def object_of(file):
 
 
 # Whole names, as two bytes such as "Py" stand somewhere in a megabyte of machine code by chance.
-_PYTHON_OR_NUMBA = re.compile(rb"_?Py[A-Z_][A-Za-z_]{4,}|NRT_[A-Za-z]{3,}|[Nn]umba|unpickle|runtime exception")
+_PYTHON_OR_NUMBA = re.compile(
+    rb"_?Py[A-Z_][A-Za-z_]{4,}|NRT_[A-Za-z]{3,}|[Nn]umba|unpickle|runtime exception"
+)
 
 
 def test_objects_call_nothing_of_python_or_numba(objects):

@@ -106,16 +106,27 @@ def test_bfloat16_only_where_there_is_avx512_bf16(monkeypatch):
     assert not choose(monkeypatch, "znver5", "+avx,+avx2,+fma,+avx512bf16").bfloat16
 
 
-@pytest.mark.parametrize("machine", ["arm64", "aarch64", "AMD64", "x86_64"])
-def test_the_machine_decides_between_neon_and_the_rest(monkeypatch, machine):
-    monkeypatch.setattr(platform, "machine", lambda: machine)
+@pytest.mark.parametrize(
+    ("triple", "isa", "x86"),
+    [
+        ("aarch64-unknown-linux-gnu", "neon", False),
+        ("arm64-apple-darwin24.1.0", "neon", False),
+        ("x86_64-unknown-linux-gnu", "generic", True),
+        ("x86_64-pc-windows-msvc", "generic", True),
+        ("riscv64-unknown-linux-gnu", "generic", False),
+        ("powerpc64le-unknown-linux-gnu", "generic", False),
+    ],
+)
+def test_the_processor_that_llvm_compiles_for_decides(monkeypatch, triple, isa, x86):
+    """Not that of the system: a process of another processor may run on it."""
+    monkeypatch.setattr(platform, "machine", lambda: "neither")
+    monkeypatch.setattr(binding, "get_process_triple", lambda: triple)
     chosen = choose(monkeypatch, "generic", "")
-    assert chosen.isa == ("neon" if machine in ("arm64", "aarch64") else "generic")
-    assert chosen.x86 == (chosen.isa != "neon")
+    assert (chosen.isa, chosen.x86) == (isa, x86)
 
 
 @pytest.mark.parametrize(
-    ("isa", "machine", "features", "registers", "registers_a_line"),
+    ("isa", "processor", "features", "registers", "registers_a_line"),
     [
         ("avx512", "x86_64", AVX512, 32, 1),
         ("avx2", "x86_64", "+avx,+avx2,+fma", 16, 2),
@@ -123,9 +134,11 @@ def test_the_machine_decides_between_neon_and_the_rest(monkeypatch, machine):
         ("neon", "aarch64", "", 32, 4),
     ],
 )
-def test_a_register_tile_fits_the_registers(monkeypatch, isa, machine, features, registers, registers_a_line):
+def test_a_register_tile_fits_the_registers(
+    monkeypatch, isa, processor, features, registers, registers_a_line
+):
     """Its accumulators, one row of B and one broadcast of A; and there is a tile for each width up to the widest."""
-    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(binding, "get_process_triple", lambda: f"{processor}-unknown-unknown")
     chosen = choose(monkeypatch, None, features)
     assert chosen.isa == isa
     assert sorted(chosen.register_tiles) == list(range(1, chosen.most_blocks + 1))

@@ -1,0 +1,103 @@
+"""A call of ``loss_and_gradient`` that is prepared once, then made many times on new numbers in the same arrays.
+
+On a small network, a call spends more time in Python than in kernels: it checks its arguments, describes them to the
+kernels and allocates the results. A prepared call repeats a job that the engine has run, and does none of that again.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastae.checks import check_ordinal
+from fastae.engine.jobs import OutsideRange
+from fastae.kernels import job as fields
+from fastae.kernels.job import Job
+from fastae.network import Parameters
+
+if TYPE_CHECKING:
+    from fastae.engine.engine import Engine
+
+
+class PreparedCall:
+    """``loss = call()``: the loss and gradient of the numbers that are in the prepared arrays by then.
+
+    ``Engine.prepare_loss_and_gradient`` makes it. Several threads may use it: their calls, and all others of the
+    engine, run one after another. It works in a forked child, and keeps alive all that it reads and writes.
+
+    Parameters
+    ----------
+    engine : Engine
+        What computes.
+    params : Parameters
+        What each call reads. Like the others, it is an attribute, too.
+    X : ndarray of shape (m, n)
+        The rows that each call reads.
+    gradient : Parameters
+        What each call overwrites.
+    """
+
+    def __init__(self, engine: "Engine", params: Parameters, X: np.ndarray, gradient: Parameters) -> None:
+        self.engine, self.params, self.X, self.gradient = engine, params, X, gradient
+        self._flat, self._gradient_flat = params.flat, gradient.flat
+        self._plan, self._is_dirty = engine.plan, engine._is_dirty
+
+    def _hold(
+        self, job: Job, form: Any, batch: int, losses: np.ndarray, kept: list[Any], outside: OutsideRange
+    ) -> None:
+        """For ``Engine.run_steps``: the job to run in each call.
+
+        `losses` (1, 2) is where the job writes its loss, `outside` where it notes targets that it cannot use, `kept` is
+        all else that it points to.
+        """
+        self._outside = outside
+        self._job, self._form, self._batch, self._losses = job, form, batch, losses
+        self._kept, self._small = kept, self.engine._is_small(batch, 1)
+        # The engine's memory that the job points to, which other calls may replace
+        self._gradients: Any = None
+        self._slab: Any = None
+        self._band_sums: Any = None
+
+    def __call__(self, epoch: int | None = None) -> float:
+        """Compute the loss and the gradient.
+
+        Parameters
+        ----------
+        epoch : int, optional
+            Number of the epoch from this call on: the noise of the objective differs in each. Default: that of the
+            call before.
+
+        Returns
+        -------
+        loss : float
+            The loss. Its gradient is in ``gradient``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `epoch` is not an integer from 0 on, ``params.flat`` is not zero in its padding, or targets of the loss
+            "bernoulli" are outside [0, 1].
+        """
+        engine = self.engine
+        if self._is_dirty(self._flat, self._plan):
+            raise ValueError("params.flat is not zero in its padding: call params.clear_padding()")
+        if self._is_dirty(self._gradient_flat, self._plan):  # which not all kernels overwrite
+            self.gradient.clear_padding()
+        if epoch is not None:
+            check_ordinal("epoch", epoch)
+        with engine._turn.take():
+            if epoch is not None:
+                self._job.epoch = epoch
+            if not (
+                self._gradients is engine._gradients
+                and self._slab is engine._kept
+                and self._band_sums is engine._band_sums
+            ):
+                engine._cut(self._job, self._form, self._batch)
+                self._gradients, self._slab = engine._gradients, engine._kept
+                self._band_sums = engine._band_sums
+            if self._small:
+                engine._crew.run_alone(self._job, fields.TRANSPOSE)
+            else:
+                engine._take_steps(self._job, self._form, self._batch, 1)
+            self._outside.refuse()
+            return float(self._losses.item(0))

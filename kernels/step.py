@@ -422,6 +422,8 @@ def _finish_phase(job, control_at, phase_number, items):  # type: ignore[no-unty
             add_penalties(job, step, items)
         if job.clip_norm > 0:
             close_gradient(job, items)
+        else:
+            following += 1  # CLIP has no items
     if phase >= WEIGHTS and is_last and (phase == CLIP or job.clip_norm == 0):
         control[STEPS_DONE // 8] = step + 1
         if step + 1 == job.steps:

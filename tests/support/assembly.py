@@ -9,6 +9,7 @@ are compiled, without Numba: each is one function, and every inner loop of a pro
 import argparse
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -55,7 +56,8 @@ class Kernel(NamedTuple):
 def read(cpu: str, *options: str) -> dict[str, dict[str, Kernel]]:
     """The kernels compiled for a CPU, by dtype and name; by a process of its own, with these options."""
     command = [sys.executable, __file__, cpu, *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_CPU")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return {
         dtype: {
@@ -64,6 +66,18 @@ def read(cpu: str, *options: str) -> dict[str, dict[str, Kernel]]:
         }
         for dtype, kernels in json.loads(done.stdout).items()
     }
+
+
+def can_compile_for(cpu: str) -> bool:
+    """Whether LLVM was built with a code generator for this CPU."""
+    from llvmlite import binding
+
+    binding.initialize_all_targets()
+    try:
+        binding.Target.from_triple(CPUS[cpu][0])
+    except RuntimeError:
+        return False
+    return True
 
 
 # -- reading assembly -------------------------------------------------------------------------------------------------

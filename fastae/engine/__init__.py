@@ -1,6 +1,7 @@
 """One machine, one batch: losses, gradients, codes and reconstructions, computed by threads in jitted kernels.
 
-engine.py        Engine: the public calls, and the memory they use
+engine.py        Engine: the public calls
+runner.py        the kernels, memory and threads of an engine: cuts a job into items, chooses its threads, runs it
 activations.py   activations and deltas of chosen layers, by name
 prepared.py      a call that is prepared once and made many times
 jobs.py          describes a call to the kernels: fills a job's record from arrays, optimizer and objective

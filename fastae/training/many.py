@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from fastae.checks import check_count, check_matrix, check_seed, check_vector, check_weights
 from fastae.data.row_source import Rows
-from fastae.engine.engine import SMALL_JOB, Engine
+from fastae.engine.engine import Engine
 from fastae.engine.many import WIDE, Naming, arrays, check_networks, check_threads, refuse_shared, values
+from fastae.engine.runner import SMALL_JOB
 from fastae.engine.side_by_side import SideBySide
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective

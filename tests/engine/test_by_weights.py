@@ -8,7 +8,7 @@ from objectives import OBJECTIVES
 from threads import Helpers, pretend_cpus
 
 import fastae
-from fastae.engine import engine as engine_module
+from fastae.engine import runner
 from fastae.kernels import layout, split
 from fastae.kernels.target import TARGET
 from fastae.optimizers import State
@@ -145,8 +145,8 @@ def test_bits_do_not_depend_on_threads_calls_or_pace(dtype, batch, optimizer, cu
         (5, 1, 0),
         (5, 5, 0),
     ):
-        monkeypatch.setattr(engine_module, "FIRST_CALL", first_call)
-        monkeypatch.setattr(engine_module, "SMALL_JOB", 0)
+        monkeypatch.setattr(runner, "FIRST_CALL", first_call)
+        monkeypatch.setattr(runner, "SMALL_JOB", 0)
         before = helpers.lent
         losses, parameters, moments, gradient = take_steps(
             *problem_of, batch=batch, n_threads=n_threads, calls=calls

@@ -136,7 +136,7 @@ class Broken:
 
 @pytest.mark.parametrize(("name", "m"), [("run_alone", 10), ("run", 5000)])
 def test_kernels_that_do_not_compile_are_an_error_at_once(name, m, monkeypatch):
-    engine, parameters, X = autoencoder(m=m)
+    engine, parameters, X = autoencoder(m=m, n_threads=1)
     monkeypatch.setattr(step, name, Broken(getattr(step, name)))
     with pytest.raises(TypingError, match="no such type"):
         engine.loss_and_gradient(parameters, X)

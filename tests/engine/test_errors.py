@@ -121,13 +121,23 @@ def test_errors_of_parameters_and_engine():
             method(parameters, X, column_weight=np.ones(30))
 
 
-def test_kernels_that_do_not_compile_are_an_error_at_once(monkeypatch):
-    engine, parameters, X = autoencoder(m=10)
+class Broken:
+    """A kernel that does not compile."""
 
-    def fail(*arguments):
+    def __init__(self, kernel):
+        self.function = kernel.function
+
+    def loaded(self):
         raise TypingError("no such type")
 
-    monkeypatch.setattr(step, "run", fail)
+    def __call__(self, *arguments):
+        self.loaded()
+
+
+@pytest.mark.parametrize(("name", "m"), [("run_alone", 10), ("run", 5000)])
+def test_kernels_that_do_not_compile_are_an_error_at_once(name, m, monkeypatch):
+    engine, parameters, X = autoencoder(m=m, n_threads=1)
+    monkeypatch.setattr(step, name, Broken(getattr(step, name)))
     with pytest.raises(TypingError, match="no such type"):
         engine.loss_and_gradient(parameters, X)
 

@@ -6,7 +6,7 @@ A map, from the command down:
     compare.py      one case: fastae and the peers, checked, then timed in turn with two ceilings
     rounds.py       timing in turn, A B A B, after a rest; pools.py sets thread counts
     cases.py        what is timed: networks, data, the check of a result
-    peers.py        what a peer is, and the tables of peers by kind of case:
+    peer.py         what a peer is; peers.py: the peers of each kind of case, from
     step_peers.py   one loss and gradient in NumPy, scikit-learn, torch and JAX; mkl.py: NumPy's products by MKL;
                     libtorch.py: a C++ program
     epoch_peers.py  epochs of Adam, also in Keras; many_peers.py: of many networks at once

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fastae.bench import peers
 from fastae.bench.cases import Case
-from fastae.bench.peers import Maker, Peer
+from fastae.bench.peer import Maker, Peer
 from fastae.bench.pools import set_threads
 from fastae.bench.probe import STEADY, Probe
 from fastae.bench.rounds import ROUNDS, Contender, Timing, in_turn

@@ -12,7 +12,7 @@ import numpy as np
 
 import fastae
 from fastae.bench.cases import RATE, Case
-from fastae.bench.peers import Peer, Work
+from fastae.bench.peer import Peer, Work
 from fastae.bench.step_peers import InPlace, compiled, jax_cost, sklearn_model, torch_cost
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastae.bench.cases import Case
-from fastae.bench.peers import Work
+from fastae.bench.peer import Work
 
 SOURCE = Path(__file__).with_name("libtorch_step.cpp")
 ACTIVATIONS = ("identity", "sigmoid", "tanh", "relu")

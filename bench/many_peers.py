@@ -9,7 +9,7 @@ from typing import Any
 import fastae
 from fastae.bench.cases import RATE, Case, stacked
 from fastae.bench.epoch_peers import BETA_1, BETA_2, EPSILON, jax_work
-from fastae.bench.peers import Peer, Work
+from fastae.bench.peer import Peer, Work
 from fastae.bench.step_peers import jax_cost, torch_cost
 
 

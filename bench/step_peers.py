@@ -15,7 +15,7 @@ import numpy as np
 import fastae
 from fastae.bench import libtorch, mkl
 from fastae.bench.cases import Case
-from fastae.bench.peers import Peer, Work, no_bfloat16
+from fastae.bench.peer import Peer, Work, no_bfloat16
 
 
 def repeat(step: Callable[[], Any]) -> Callable[[int], Any]:

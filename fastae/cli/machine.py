@@ -175,10 +175,11 @@ def bench(
 
     from rich.console import Console
 
-    from fastae.bench import peers as tables
     from fastae.bench import report as reports
     from fastae.bench.cases import CASES, Case
     from fastae.bench.cases import SETS as CASE_SETS
+    from fastae.bench.peer import no_bfloat16
+    from fastae.bench.peers import peers_of
     from fastae.bench.pools import CpuError, limited_to
     from fastae.bench.quality_cases import SETS
     from fastae.bench.quality_peers import LIBRARIES
@@ -203,9 +204,9 @@ def bench(
         )
     if dtype == "bfloat16" and cases[0].kind != "step":
         raise typer.BadParameter(f"{rivals[0]} is timed in float32 or float64", param_hint="--dtype")
-    if dtype == "bfloat16" and tables.no_bfloat16():
-        raise typer.BadParameter(tables.no_bfloat16(), param_hint="--dtype")
-    known = [name for name in tables.peers_of(cases[0]) if name != "fastae"]
+    if dtype == "bfloat16" and no_bfloat16():
+        raise typer.BadParameter(no_bfloat16(), param_hint="--dtype")
+    known = [name for name in peers_of(cases[0]) if name != "fastae"]
     names = _known("peer", peers, LIBRARIES if quality else known, "--peers")
     chosen = _known("set", sets, SETS, "--sets")
     if not quality and (chosen or compiling):

@@ -2,7 +2,9 @@
 
 import os
 import platform
+import time
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import fastae
@@ -28,6 +30,31 @@ def describe() -> dict[str, Any]:
         "blas": blas_libraries(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_PREFIXES)},
     }
+
+
+class OtherWork:
+    """How much of this process's CPUs other processes, and the hypervisor, take from now on; 0 without /proc/stat."""
+
+    def __init__(self) -> None:
+        self._start = self._readings()
+
+    def share(self) -> float:
+        """The share of the CPUs' time since the start."""
+        (total, busy, own), (total_0, busy_0, own_0) = self._readings(), self._start
+        return max(0.0, (busy - busy_0) - (own - own_0)) / max(total - total_0, 1e-9)
+
+    @staticmethod
+    def _readings() -> tuple[float, float, float]:
+        """Seconds of these CPUs, those of them that were busy, and those that this process used."""
+        try:
+            lines = Path("/proc/stat").read_text().splitlines()
+        except OSError:
+            return 0.0, 0.0, 0.0
+        names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        ticks = [[int(word) for word in line.split()[1:9]] for line in lines if line.split()[0] in names]
+        total = sum(map(sum, ticks)) / os.sysconf("SC_CLK_TCK")
+        idle = sum(of[3] + of[4] for of in ticks) / os.sysconf("SC_CLK_TCK")
+        return total, total - idle, time.process_time()
 
 
 def _version(package: str) -> str | None:

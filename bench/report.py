@@ -88,6 +88,7 @@ class Report:
                     "settings": c.settings,
                     "peak_gflops": c.peak._asdict(),
                     "peak_best": c.peak_best,
+                    "others": c.others,
                     "gigasigmoids": c.sigmoid_rate,
                     "gflops": c.gflops(),
                     "share_of_fma": c.share_of_peak(),
@@ -113,6 +114,7 @@ class Report:
                 Timing(**c["peak_gflops"]),
                 c["gigasigmoids"],
                 c["peak_best"],
+                c["others"],
             )
             for c in content["cases"]
         ]
@@ -162,11 +164,11 @@ class Report:
                 f"Geometric mean of the speedups: {self.mean_ratio:.2f}x over "
                 f"{sum(bool(c.quotable and c.best_peer) for c in self.comparisons)} sizes."
             )
-        shared = [c.case.label for c in self.comparisons if c.shared_cores]
+        shared = [f"{c.case.label} ({c.others:.0%})" for c in self.comparisons if c.shared_cores]
         if shared:
             lines.append(
-                f"DO NOT QUOTE {'; '.join(shared)}: the best FMA peak of the run is over 15% above its p10 there: "
-                "the cores were shared."
+                f"DO NOT QUOTE {'; '.join(shared)}: the cores were shared. Other processes took the time in brackets "
+                "(over 5% counts), or the best FMA peak of the run is over 15% above the 10th percentile of the case."
             )
         quotable = [c for c in self.comparisons if not c.shared_cores]
         varying = {

@@ -222,6 +222,7 @@ def test_readings_are_judged_raw():
 def test_figures_of_shared_cores_are_not_quoted():
     quiet = comparison(fastae=1, numpy=4)
     assert quiet.quotable
+    assert replace(quiet, others=0.2).shared_cores
     slowed = replace(quiet, peak=Timing(60.0, 59.0, 61.0, 15))
     assert slowed.shared_cores, "in the whole case, but not in the whole run"
     shared = replace(quiet, peak=Timing(288.0, 250.0, 503.0, 15), peak_best=503.0)
@@ -232,6 +233,28 @@ def test_figures_of_shared_cores_are_not_quoted():
     assert "over 1 sizes" in "\n".join(told.notes())
     assert told.markdown().count("**4.0x** numpy") == 1
     assert set(baseline.ratios_of(report.Report(told.machine, [shared], {}))) == set()
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs /proc/stat")
+def test_work_of_other_processes_is_seen():
+    """A process that computes for a second takes at most one CPU, and most of it."""
+    from fastae.bench.machine import OtherWork
+
+    def taken(seconds):
+        watch = OtherWork()
+        run([sys.executable, "-c", f"import time\nwhile time.process_time() < {seconds}: pass"])
+        total = watch._readings()[0] - watch._start[0]
+        return watch.share() * total
+
+    assert taken(1.0) >= 0.9
+
+
+def test_own_work_is_not_that_of_others(monkeypatch):
+    from fastae.bench.machine import OtherWork
+
+    readings = iter([(100.0, 10.0, 5.0), (120.0, 28.0, 22.0)])
+    monkeypatch.setattr(OtherWork, "_readings", staticmethod(lambda: next(readings)))
+    assert OtherWork().share() == pytest.approx((18 - 17) / 20)
 
 
 def test_a_peer_whose_times_vary_is_not_quoted():
@@ -285,7 +308,9 @@ def comparison(case=SMALL, **milliseconds):
     timings = {
         name.replace("_", " "): Timing(ms / 1e3, ms / 1e3, ms / 1e3, 15) for name, ms in milliseconds.items()
     }
-    return Comparison(case, timings, dict.fromkeys(timings, "2"), Timing(100.0, 99.0, 101.0, 15), 1.0, 101.0)
+    return Comparison(
+        case, timings, dict.fromkeys(timings, "2"), Timing(100.0, 99.0, 101.0, 15), 1.0, 101.0, 0.0
+    )
 
 
 def test_the_figures_follow_from_the_times():

@@ -11,11 +11,13 @@ from layers import TOLERANCE, blocked, close, draw, vector
 from fastae import reference
 from fastae.bench.stages import layer_times
 from fastae.kernels import forms, job, layout, products
+from fastae.kernels.amx import TILES  # with emulated tile registers, unless this CPU has AMX
 from fastae.kernels.bfloat16 import PAIRS
 from fastae.kernels.gemm import COLUMN_BLOCKS
 from fastae.kernels.rowlanes import ROW_LANES
 from fastae.kernels.step import ITEMS
 
+FORMS = *forms.FORMS, TILES
 SIZES = [(1, 1), (1, 5), (5, 1), (3, 10), (16, 8), (17, 3), (30, 30), (51, 13), (13, 51)]
 
 
@@ -38,11 +40,27 @@ def rows_of_bfloat16(buffer, height, _):
     return np.moveaxis((halves.astype("u4") << 16).view("f4"), 1, 0).reshape(height, -1)
 
 
+def rows_of_strips(buffer, height, _):
+    """Of two neighbouring blocks, 32 columns; rows 0 .. 15 of each 32 in the one, the others in the other."""
+    halves = buffer.view("u2").reshape(-1, 2, height * 16)[:, 0]
+    whole = len(halves) // 2 * 2
+    neighbours = halves[:whole].reshape(-1, 2, height // 32, 16, 32)
+    parts = [neighbours.transpose(2, 1, 3, 0, 4).reshape(height, -1)]
+    if len(halves) % 2:
+        parts.append(halves[-1].reshape(height, 16))
+    return (np.hstack(parts).astype("u4") << 16).view("f4")
+
+
 # How stored matrices are read, as (height, padded columns); what becomes of the operands; and the error of an element
 # that is stored, as a share of it.
-READ = {COLUMN_BLOCKS: rows_of_blocks, ROW_LANES: rows_of_columns, PAIRS: rows_of_bfloat16}
-OPERAND = {COLUMN_BLOCKS: np.asarray, ROW_LANES: np.asarray, PAIRS: rounded}
-STORED = {COLUMN_BLOCKS: 0.0, ROW_LANES: 0.0, PAIRS: 2.0**-8}
+READ = {
+    COLUMN_BLOCKS: rows_of_blocks,
+    ROW_LANES: rows_of_columns,
+    PAIRS: rows_of_bfloat16,
+    TILES: rows_of_strips,
+}
+OPERAND = {COLUMN_BLOCKS: np.asarray, ROW_LANES: np.asarray, PAIRS: rounded, TILES: rounded}
+STORED = {COLUMN_BLOCKS: 0.0, ROW_LANES: 0.0, PAIRS: 2.0**-8, TILES: 2.0**-8}
 
 
 class Harness:
@@ -73,14 +91,18 @@ class Harness:
         size = layout.blocks(columns, self.dtype) * self.lanes * height
         return guarded(np.full(size * np.dtype(self.dtype).itemsize, 255, "u1").view(self.dtype), self.end)
 
-    def stored(self, dense, height):
-        """`dense` as the form stores it, zero in the rows below."""
+    def stored(self, dense, height, function="from_blocked"):
+        """`dense` as the form stores it, zero in the rows below; not a delta."""
         lines = blocked(dense, height, self.end)
-        if self.form.from_blocked is None:
+        if getattr(self.form, function) is None:
             return lines.reshape(-1)
         result = self.empty(dense.shape[1], height)
-        self.call("from_blocked", result, lines, height, height, len(lines))
+        self.call(function, result, lines, height, height, len(lines))
         return result
+
+    def stored_delta(self, dense, height):
+        """The same for a delta."""
+        return self.stored(dense, height, "delta_from_blocked")
 
     def read(self, buffer, height):
         return READ[self.form](buffer, height, self.dtype)
@@ -121,7 +143,7 @@ CASES = [
             pytest.mark.skipif(os.name != "posix", reason="guard pages need mprotect"),
         ],
     )
-    for form in forms.FORMS
+    for form in FORMS
     for dtype in form.dtypes
     for end in (True, False)
 ]
@@ -141,10 +163,11 @@ def test_a_matrix_is_converted(harness):
     for columns in (1, harness.lanes, harness.lanes + 1, 51):
         for rows, height in harness.heights(columns, columns):
             x = np.random.default_rng(0).normal(size=(rows, columns)).astype(harness.dtype)
-            found = harness.read(harness.stored(x, height), height)
-            assert np.array_equal(found[:rows, :columns], OPERAND[harness.form](x))
-            assert not found[:, columns:].any()
-            assert not found[rows:].any()
+            for stored in (harness.stored, harness.stored_delta):
+                found = harness.read(stored(x, height), height)
+                assert np.array_equal(found[:rows, :columns], OPERAND[harness.form](x))
+                assert not found[:, columns:].any()
+                assert not found[rows:].any()
 
 
 @every_activation
@@ -171,7 +194,7 @@ def test_forward_is_numpys(harness, activation):
                 assert not out[:rows, fan_out:].any(), "padding is not zero"
             # What h has in padding columns is zero, or is not read by the product that reads h.
             dw = blocked(np.full((fan_out, fan_in), 7, harness.dtype), end=harness.end)
-            above = harness.stored(draw(1, fan_in, rows, harness.dtype)[3], height)
+            above = harness.stored_delta(draw(1, fan_in, rows, harness.dtype)[3], height)
             harness.call("gradient", dw, h, above, 0, rows, height, dw.shape[1], fan_out, fan_in)
             assert np.isfinite(dw).all()
             assert_padding_is_zero(dw, (fan_out, fan_in))
@@ -225,7 +248,7 @@ def test_backward_is_numpys(harness, activation):
             a, W, _, delta = draw(fan_in, fan_out, rows, harness.dtype, activation)
             h, sums = harness.stored(a, height), vector(np.full(fan_in, 7, harness.dtype), harness.end)
             sizes = rows, height, fan_in, fan_out
-            inputs = harness.stored(delta, height), harness.weights(W)[1]
+            inputs = harness.stored_delta(delta, height), harness.weights(W)[1]
             below, other_sums = harness.empty(fan_in, height), guarded(sums, harness.end)
             harness.call("backward", below, h, *inputs, sums, id_, *sizes)
             assert np.array_equal(harness.read(h, height), harness.read(harness.stored(a, height), height))
@@ -251,7 +274,7 @@ def test_gradient_is_numpys(harness):
             a, W, _, delta = draw(fan_in, fan_out, height, harness.dtype)
             delta[rows:] = 0
             dw = blocked(W, end=harness.end)
-            operands = harness.stored(a, height), harness.stored(delta, height)
+            operands = harness.stored(a, height), harness.stored_delta(delta, height)
             sizes = rows, height, fan_in, fan_out
             wanted = harness.operand(a).T @ harness.operand(delta)
             for accumulate in (0, 1):
@@ -279,7 +302,7 @@ def test_the_gradient_of_some_blocks_is_that_part_of_the_whole(harness):
         rows, height = harness.heights(fan_in, fan_out)[1]
         a, W, _, delta = draw(fan_in, fan_out, rows, harness.dtype)
         whole, part = (blocked(np.zeros_like(W), end=harness.end) for _ in range(2))
-        a, delta = harness.stored(a, height), harness.stored(delta, height)
+        a, delta = harness.stored(a, height), harness.stored_delta(delta, height)
         harness.call("gradient", whole, a, delta, 0, rows, height, whole.shape[1], fan_in, fan_out)
         block = a.nbytes // layout.blocks(fan_in, harness.dtype)  # bytes
         for i in range(0, fan_in, lanes):
@@ -343,7 +366,7 @@ def test_the_mean_code_has_a_delta_where_the_form_supports_it(harness):
         row_weight, slope = rng.random(rows).astype(harness.dtype), rng.normal(size=columns)
         padded = guarded(np.pad(slope, (0, -columns % harness.lanes)), harness.end)
         blocks = layout.blocks(columns, harness.dtype)
-        added, stored = harness.empty(columns, height), harness.stored(delta, height)
+        added, stored = harness.empty(columns, height), harness.stored_delta(delta, height)
         weights = guarded(row_weight, harness.end)
         harness.call(
             "sparsity_delta", added, harness.stored(h, height), weights, padded, rows, height, blocks
@@ -456,7 +479,7 @@ def test_the_first_form_of_a_dtype_supports_every_job(dtype):
         assert all(form.supports(linear=linear, codes=codes) for linear in (0, 1) for codes in (0, 1))
 
 
-@pytest.mark.parametrize("form", forms.FORMS, ids=lambda form: form.name)
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 def test_a_tile_is_whole_register_tiles(form):
     for dtype in ("float32", "float64"):
         for widths in ((1, 1), (30, 8, 30), (70, 33, 70), (784, 256, 784, 784)):

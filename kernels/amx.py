@@ -90,6 +90,13 @@ class Layout:
         """Store a pair of rows of a delta."""
         self.store(values, strip, i, self.words.offset(strip, self.half), self.block)
 
+    def store_blocked(self, values: Lines, strip: Value, i: Value) -> None:
+        """Store a pair of rows in float32, of a blocked matrix whose strip begins at `strip`."""
+        for r, row in enumerate(values):
+            for k, value in enumerate(row):
+                place = self.words.offset(strip, (self.block, k), (i, 2 * LINE), r * LINE)
+                self.words.store(value, place)
+
     def store_columns(self, strip: Value, n: int, pairs: Value) -> None:
         """Turn the pairs of a strip into its columns: a transpose of pairs. `pairs` is as Scratch holds them."""
         words = self.words
@@ -252,9 +259,7 @@ def _forward_epilogue(
             for row in scratch.rows(n, i)
         ]
         with words.when(leaves, "==", 1):
-            for r, row in enumerate(values):
-                for k, value in enumerate(row):
-                    words.store(value, words.offset(out, (layout.block, k), (i, 2 * LINE), r * LINE))
+            layout.store_blocked(values, out, i)
         with words.when(leaves, "==", 0):
             layout.store(values, h, i, scratch.place, 2 * TILE)
         return []
@@ -264,7 +269,9 @@ def _forward_epilogue(
         layout.store_columns(h, n, scratch.place)
 
 
-def _write_residual(words, delta, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+def _write_residual(
+    words, delta, a, w, bias, x, row_weight, bound, sums, loss, rows, height, fan_in, fan_out
+):  # type: ignore[no-untyped-def]
     layout, scratch, w_block = Layout(words, height), Scratch(words), weight_block(words, fan_in)
     operand = Operand(layout, a, rows, fan_in)
     with TileUnit(words) as tiles:
@@ -278,7 +285,12 @@ def _write_residual(words, delta, a, w, bias, x, row_weight, sums, loss, rows, h
             for delta_ij, x_ij, weight_i, a_i, last_i in words.walk(strips, places, strides):
                 operand.product(tiles, n, a_i, last_i, w_j, w_block)
                 scratch.store(tiles, n)
-                _residual_epilogue(layout, scratch, delta_ij, x_ij, weight_i, biases, sums_j, loss)
+                for limited in (False, True):
+                    with words.when(bound, "!=" if limited else "==", 0):
+                        limit = words.broadcast(bound) if limited else None
+                        _residual_epilogue(
+                            layout, scratch, delta_ij, x_ij, weight_i, limit, biases, sums_j, loss
+                        )
 
 
 def _residual_epilogue(
@@ -287,23 +299,25 @@ def _residual_epilogue(
     delta: Value,
     x: Value,
     row_weight: Value,
+    limit: Value | None,
     biases: list[Value],
     sums: Value,
     loss: Value,
 ) -> None:
-    """Store row_weight (z + bias - x), 0 where x is NaN; add column sums to `sums`, squared errors to `loss`."""
+    """Store row_weight c of ``residual``; add its column sums to `sums` and the weighted costs to `loss`."""
     words, n = layout.words, len(biases)
 
     def pair(i: Value, total: Value, *column_sums: Value) -> list[Value]:
-        sums_of, deltas = list(column_sums), []
+        sums_of = list(column_sums)
+        deltas: Lines = []
         targets = lines_at(words, x, n, i, layout.block)
         for r, row in enumerate(scratch.rows(n, i)):
             weight = words.broadcast(words.offset(row_weight, (i, 2 * words.itemsize), r * words.itemsize))
             deltas.append([])
             for k, z in enumerate(row):
-                difference = words.residual(words.add(z, biases[k]), targets[r][k])
-                value = words.mul(weight, difference)
-                total = words.fma(value, difference, total)
+                residual = words.residual(words.add(z, biases[k]), targets[r][k])
+                value, factor = cost.weighted_residual(words, residual, weight, limit)
+                total = words.fma(value, factor, total)
                 sums_of[k] = words.add(sums_of[k], value)
                 deltas[r].append(value)
         layout.store_delta(deltas, delta, i)
@@ -384,7 +398,10 @@ def _write_gradient(words, dw, a, delta, accumulate, rows, height, dw_rows, fan_
 
 
 def _strips(words: Words, rows: Value, blocks: Value, layout: Layout, matrices: list[tuple[Value, int]]):  # type: ignore[no-untyped-def]
-    """(n, j, places) of each panel and strip, for ``for`` as ``Words.walk``; matrices with bytes from strip to strip."""
+    """(n, j, places) of each panel and strip, for ``for`` as ``Words.walk``.
+
+    `matrices` are places with the bytes from strip to strip.
+    """
     for n, j in panels(words, blocks):
         places = [words.offset(matrix, (j, layout.block)) for matrix, _ in matrices]
         for at in words.walk(words.quotient(rows, STRIP), places, [stride for _, stride in matrices]):
@@ -429,12 +446,32 @@ def _write_to_float32(words, blocked, stored, rows, height, blocks):  # type: ig
     ):
 
         def pair(i: Value, n=n, target=target, stored_ij=stored_ij) -> list[Value]:  # type: ignore[no-untyped-def]
-            for r, row in enumerate(layout.load(stored_ij, n, i)):
-                for k, line in enumerate(row):
-                    words.store(line, words.offset(target, (layout.block, k), (i, 2 * LINE), r * LINE))
+            layout.store_blocked(layout.load(stored_ij, n, i), target, i)
             return []
 
         each_pair(words, [], pair)
+
+
+def _write_code_delta(words, activation, out, h, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """out = out * g'(h); out is float32."""
+    layout = Layout(words, height)
+    matrices = [(out, 2 * TILE), (h, TILE)]
+    for activation_id in words.cases(activation, len(ACTIVATIONS)):
+        for n, _, (out_ij, h_ij) in _strips(words, rows, blocks, layout, matrices):
+
+            def pair(i: Value, n=n, out_ij=out_ij, h_ij=h_ij, id_=activation_id) -> list[Value]:  # type: ignore[no-untyped-def]
+                both = lines_at(words, out_ij, n, i, layout.block), layout.load(h_ij, n, i)
+                layout.store_blocked(
+                    [
+                        [times_derivative(words, id_, *values) for values in zip(*row, strict=True)]
+                        for row in zip(*both, strict=True)
+                    ],
+                    out_ij,
+                    i,
+                )
+                return []
+
+            each_pair(words, [], pair)
 
 
 def _write_add_delta(words, delta, added, sums, rows, height, blocks):  # type: ignore[no-untyped-def]
@@ -454,7 +491,7 @@ def _write_add_delta(words, delta, added, sums, rows, height, blocks):  # type: 
         store_vector(words, each_pair(words, vector_at(words, sums_j, n), pair), sums_j)
 
 
-_forward, _residual, _backward, _gradient, _convert, _convert_delta, _to_float32, _add_delta = (
+_forward, _residual, _backward, _gradient, _convert, _convert_delta, _to_float32, _code_delta, _add_delta = (
     vector_kernel(write)
     for write in (
         _write_forward,
@@ -464,6 +501,7 @@ _forward, _residual, _backward, _gradient, _convert, _convert_delta, _to_float32
         _write_convert,
         _write_convert_delta,
         _write_to_float32,
+        _write_code_delta,
         _write_add_delta,
     )
 )
@@ -480,12 +518,11 @@ def forward(out, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_
 
 
 @ByAddress
-def residual(out, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
-    """delta = row_weight (a w + bias - x); x is float32."""
+def residual(out, a, w, bias, x, row_weight, bound, sums, loss, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
+    """delta = row_weight (a w + bias - x), within row_weight bound if there is a bound; x is float32."""
     delta = carray(out, (1,))
-    _residual(
-        delta, (delta.ctypes.data, a, w, bias, x, row_weight, sums, loss, rows, height, fan_in, fan_out)
-    )
+    sizes = rows, height, fan_in, fan_out
+    _residual(delta, (delta.ctypes.data, a, w, bias, x, row_weight, bound, sums, loss, *sizes))
 
 
 @ByAddress
@@ -549,6 +586,13 @@ def sparsity_delta(out, h, row_weight, slope, rows, height, blocks):  # type: ig
 
 
 @ByAddress
+def code_delta(out, h, activation, rows, height, blocks):  # type: ignore[no-untyped-def]
+    """out = out * g'(h); out is float32."""
+    delta = carray(out, (1,))
+    _code_delta(delta, (activation, delta.ctypes.data, h, rows, height, blocks))
+
+
+@ByAddress
 def add_delta(out, added, sums, rows, height, blocks):  # type: ignore[no-untyped-def]
     """delta += added, which is float32."""
     delta = carray(out, (1,))
@@ -583,6 +627,7 @@ TILES = Form(
     delta_from_blocked=delta_from_blocked,
     prepare_weights=prepare_weights,
     sparsity_delta=sparsity_delta,
+    code_delta=code_delta,
     add_delta=add_delta,
     store_rows=rows.store_rows,
     row_errors=cost.row_errors,

@@ -555,8 +555,8 @@ class Words:
         halves = ir.VectorType(I16, 2 * self.lanes)
         if not TARGET.bfloat16:
             b, half = self.builder, ir.VectorType(I16, self.lanes)
-            upper = [b.trunc(b.lshr(self._rounded(x), self._int_line(16)), half) for x in (first, second)]
-            return b.bitcast(self.shuffle(*upper, list(range(2 * self.lanes))), self.line)
+            x, y = (b.trunc(b.lshr(self._rounded(x), self._int_line(16)), half) for x in (first, second))
+            return b.bitcast(self.shuffle(x, y, list(range(2 * self.lanes))), self.line)
         line = self._call("llvm.x86.avx512bf16.cvtne2ps2bf16.512", halves, [second, first])
         return self.builder.bitcast(line, self.line)
 

@@ -1,7 +1,7 @@
 """Every form of products does what the contract says (kernels/products.py): against NumPy, up to guard pages."""
 
 import os
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -290,6 +290,87 @@ def test_gradient_is_numpys(harness):
                     "gradient", again, *operands, accumulate, rows, height, dw.shape[1], fan_in, fan_out
                 )
             assert np.array_equal(again, dw)
+
+
+EDGES = 1, 15, 16, 17, 31, 32, 33, 48, 65
+
+
+@every_form
+def test_products_of_integers_are_exact_at_every_edge_of_rows_columns_and_depth(harness):
+    """Sums of small integers need no rounding, in bfloat16 either: a product that is left out or doubled is seen."""
+    rng = np.random.default_rng(0)
+    linear, relu = (layout.ACTIVATIONS.index(name) for name in ("identity", "relu"))
+    for number, (fan_in, fan_out) in enumerate(product(EDGES, EDGES)):
+        rows, height = harness.heights(fan_in, fan_out)[0]
+        rows, height = rows * (1 + number % 3), height * (1 + number % 3) + rows * (number % 2)
+
+        def integers(*shape, least=-1):
+            return rng.integers(least, 2, shape).astype(harness.dtype)
+
+        a, W, b, x = (
+            integers(rows, fan_in),
+            integers(fan_in, fan_out),
+            integers(fan_out),
+            integers(rows, fan_out),
+        )
+        h, delta, row_weight = (
+            integers(rows, fan_in, least=0),
+            integers(rows, fan_out),
+            integers(rows, least=0),
+        )
+        sizes, (w, wt) = (rows, height, fan_in, fan_out), harness.weights(W)
+        stored, of_delta = harness.stored(a, height), harness.stored_delta(delta, height)
+        bias, one = vector(b, harness.end), vector(np.ones_like(b), harness.end)
+
+        out = harness.empty(fan_out, height)
+        harness.call("forward", out, stored, w, bias, one, linear, 0, *sizes)
+        assert np.array_equal(harness.read(out, height)[:rows, :fan_out], a @ W + b), sizes
+
+        out, target = harness.empty(fan_out, height), blocked(x, height, harness.end)
+        if harness.form.target_in_form:
+            target = harness.stored(x, height)
+        sums, loss = vector(np.zeros_like(b), harness.end), np.zeros(harness.lanes + 16, harness.dtype)
+        loss = loss[-loss.ctypes.data % 64 // loss.itemsize :]
+        weights = guarded(row_weight, harness.end)
+        harness.call("residual", out, stored, w, bias, target, weights, 0, sums, loss, *sizes)
+        wanted = row_weight[:, np.newaxis] * (a @ W + b - x)
+        assert np.array_equal(harness.read(out, height)[:rows, :fan_out], wanted), sizes
+        assert np.array_equal(sums[:fan_out], wanted.sum(axis=0)), sizes
+        assert loss.sum() == (wanted * (a @ W + b - x)).sum(), sizes
+
+        below, sums = harness.stored(h, height), vector(np.zeros(fan_in, harness.dtype), harness.end)
+        harness.call("backward", below, below, of_delta, wt, sums, relu, *sizes)
+        wanted = (delta @ W.T) * (h > 0)
+        assert np.array_equal(harness.read(below, height)[:rows, :fan_in], wanted), sizes
+        assert np.array_equal(sums[:fan_in], wanted.sum(axis=0)), sizes
+
+        dw = blocked(W, end=harness.end)
+        for accumulate in (0, 1):
+            harness.call("gradient", dw, stored, of_delta, accumulate, *sizes[:2], dw.shape[1], *sizes[2:])
+            assert np.array_equal(layout.unpack(dw, W.shape), (1 + accumulate) * (a.T @ delta)), sizes
+
+
+@every_form
+def test_a_row_that_is_not_finite_leaves_the_other_rows_as_they_are(harness):
+    linear = layout.ACTIVATIONS.index("identity")
+    for fan_in, fan_out in ((16, 16), (33, 17), (48, 40)):
+        rows, height = harness.heights(fan_in, fan_out)[1]
+        a, W, b, delta = draw(fan_in, fan_out, rows, harness.dtype)
+        w, wt = harness.weights(W)
+        vectors = vector(b, harness.end), vector(np.ones_like(b), harness.end)
+        found = []
+        for _ in range(2):
+            out, below = harness.empty(fan_out, height), harness.empty(fan_in, height)
+            sums, sizes = vector(np.zeros(fan_in, harness.dtype)), (rows, height, fan_in, fan_out)
+            h, of_delta = harness.stored(a, height), harness.stored_delta(delta, height)
+            harness.call("forward", out, h, w, *vectors, linear, 0, *sizes)
+            harness.call("backward", below, h, of_delta, wt, sums, linear, *sizes)
+            found += [harness.read(each, height)[:rows].copy() for each in (out, below)]
+            a[[0, 7]], delta[[0, 7]] = np.nan, np.inf
+        others = np.delete(np.arange(rows), [0, 7])
+        for before, after in zip(found[:2], found[2:], strict=True):
+            assert not np.array_equal(before, after)
+            assert np.array_equal(before[others], after[others])
 
 
 @every_form

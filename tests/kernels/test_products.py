@@ -365,7 +365,8 @@ def test_a_row_that_is_not_finite_leaves_the_other_rows_as_they_are(harness):
             h, of_delta = harness.stored(a, height), harness.stored_delta(delta, height)
             harness.call("forward", out, h, w, *vectors, linear, 0, *sizes)
             harness.call("backward", below, h, of_delta, wt, sums, linear, *sizes)
-            found += [harness.read(each, height)[:rows].copy() for each in (out, below)]
+            results = (out, fan_out), (below, fan_in)
+            found += [harness.read(each, height)[:rows, :columns].copy() for each, columns in results]
             a[[0, 7]], delta[[0, 7]] = np.nan, np.inf
         others = np.delete(np.arange(rows), [0, 7])
         for before, after in zip(found[:2], found[2:], strict=True):

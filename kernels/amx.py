@@ -637,4 +637,5 @@ TILES = Form(
     pays_in_inference=pays_in_inference,
     own_weights=True,
     stored_row=ROW,
+    on_tile_registers=True,
 )

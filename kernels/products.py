@@ -149,6 +149,7 @@ class Form:
     leaves: bool = (
         True  # `forward` can write a blocked result, for a nonlinear last layer and the mean code in steps
     )
+    on_tile_registers: bool = False  # the products are computed by AMX
     available: bool = True  # the CPU that kernels are compiled for has the instructions
 
     def supports(self, *, linear: bool, codes: bool) -> bool:

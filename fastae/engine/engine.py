@@ -66,8 +66,9 @@ class Engine:
     dtype : "float32", "float64", "bfloat16" or NumPy dtype, default "float32"
         Type of parameters, arithmetic and results; losses are added up in float64. With "bfloat16", the operands of
         matrix products are rounded to 8 bits of precision and their products added up in float32; parameters, results
-        and all other arithmetic are float32. Needs a CPU with AVX512_BF16; on Intel's, which are slower with it than
-        in float32, the first such engine of a process issues a RuntimeWarning.
+        and all other arithmetic are float32. Needs a CPU with AVX512_BF16. Intel's are slower with it than in float32:
+        there AMX is used, if the CPU has AMX_BF16, the system grants it and the network is not narrow; otherwise the
+        first such engine of a process issues a RuntimeWarning.
 
     Raises
     ------
@@ -109,7 +110,9 @@ class Engine:
                 f"dtype bfloat16 requires a CPU with AVX512_BF16, but kernels are compiled for {TARGET.cpu}"
             )
         if in_bfloat16 and not TARGET.bfloat16_pays:
-            _warn_of_slow_bfloat16(TARGET.cpu)
+            kind = network.widths, 1, 0, self.dtype
+            if not forms.choose(self._forms, *kind, linear=True, codes=False).on_tile_registers:
+                _warn_of_slow_bfloat16(TARGET.cpu)
         self._split, self._all_forms, self._is_dirty = split, forms, padding.checker()
         self._addresses, self._prepare_weights = step.addresses, stretch.prepare_weights
         self._tile_map = tile.tile_map
@@ -990,7 +993,8 @@ _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 def _warn_of_slow_bfloat16(cpu: str) -> None:
     """Once per process."""
     text = (
-        f"dtype bfloat16 is slower than float32 on {cpu}: its AVX512_BF16 gains nothing, and AMX is not used"
+        f"dtype bfloat16 is slower than float32 on {cpu}: its AVX512_BF16 gains nothing, and AMX is not used "
+        "(the CPU lacks AMX_BF16, the system does not grant it, or the network is too narrow)"
     )
     warnings.warn(text, RuntimeWarning, stacklevel=3)
 

@@ -14,7 +14,8 @@ import numpy as np
 import processes
 import pytest
 
-from fastae.kernels import amx, build, forms, prebuilt, tile_unit
+import fastae
+from fastae.kernels import amx, build, forms, prebuilt, target, tile_unit
 from fastae.kernels.bfloat16 import PAIRS
 from fastae.kernels.target import TARGET
 
@@ -141,6 +142,16 @@ def test_products_of_small_depth_are_left_to_the_first_form():
             assert forms.choose(both, widths, batch, 0, "float32", linear=False, codes=True) is form
     assert forms.choose_for_inference(both, (784, 64), 100, np.dtype("f4")) is amx.TILES
     assert forms.choose_for_inference(both, (8, 784), 100, np.dtype("f4")) is PAIRS
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_warning_where_tile_registers_are_used(monkeypatch):
+    """Of bfloat16 on Intel's CPUs, which gains nothing without them, as in narrow networks."""
+    monkeypatch.setattr(target, "TARGET", replace(TARGET, cpu="graniterapids"))
+    monkeypatch.setattr(forms, "forms_of", lambda dtype: [PAIRS, amx.TILES])
+    fastae.Engine(fastae.Network.autoencoder(128, 64), dtype="bfloat16")
+    with pytest.warns(RuntimeWarning, match="the network is too narrow"):
+        fastae.Engine(fastae.Network.autoencoder(30, 8), dtype="bfloat16")
 
 
 # -- the generated code -----------------------------------------------------------------------------------------------

@@ -13,9 +13,12 @@ from dataclasses import asdict, replace
 import numpy as np
 import processes
 import pytest
+from guard import guard_buffers
+from objectives import OBJECTIVES
+from threads import pretend_cpus
 
 import fastae
-from fastae.kernels import amx, build, forms, prebuilt, target, tile_unit
+from fastae.kernels import amx, build, forms, prebuilt, split, target, tile_unit
 from fastae.kernels.bfloat16 import PAIRS
 from fastae.kernels.target import TARGET
 
@@ -152,6 +155,40 @@ def test_no_warning_where_tile_registers_are_used(monkeypatch):
     fastae.Engine(fastae.Network.autoencoder(128, 64), dtype="bfloat16")
     with pytest.warns(RuntimeWarning, match="the network is too narrow"):
         fastae.Engine(fastae.Network.autoencoder(30, 8), dtype="bfloat16")
+
+
+# -- steps that are cut by weights ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", ["identity", "sigmoid"])
+@pytest.mark.parametrize("name", [None, *OBJECTIVES])
+def test_a_gradient_by_weights_is_that_by_rows(name, last, monkeypatch):
+    """In several slabs, bands and patches, up to guard pages, with the same bits for any number of threads."""
+    monkeypatch.setattr(forms, "forms_of", lambda _: [amx.TILES])
+    monkeypatch.setattr(split, "SLAB", 64)
+    pretend_cpus(monkeypatch, 3)
+    guard_buffers(monkeypatch)
+    objective = fastae.Objective() if name is None else OBJECTIVES[name]
+    network = fastae.Network((85, 23, 600, 85), ("sigmoid", "tanh", last))
+    rng = np.random.default_rng(0)
+    params, X = fastae.Parameters.random(network, rng), rng.normal(size=(203, 85)).astype("f4")
+    if objective.missing:
+        X[::3, ::4] = np.nan
+
+    def gradient(n_threads, weights_many):
+        monkeypatch.setattr(split, "WEIGHTS_MANY", weights_many)
+        engine = fastae.Engine(network, n_threads, "bfloat16")
+        loss, found = engine.loss_and_gradient(params, X, objective=objective, seed=5)
+        return loss, found.flat
+
+    loss, by_weights = gradient(1, 0)
+    for n_threads in (2, 3):
+        again = gradient(n_threads, 0)
+        assert (again[0], again[1].tobytes()) == (loss, by_weights.tobytes())
+    wanted_loss, by_rows = gradient(1, 1 << 62)
+    assert loss == pytest.approx(wanted_loss, rel=1e-5)
+    np.testing.assert_allclose(by_weights, by_rows, rtol=0, atol=1e-4 * np.abs(by_rows).max())
+    assert not np.array_equal(by_weights, by_rows), "cut in the same way"
 
 
 # -- the generated code -----------------------------------------------------------------------------------------------

@@ -21,12 +21,14 @@ A map, from the call down:
     gemm.py         column blocks: register tiles, and the loops around them
     rowlanes.py     rows in lanes, for networks of few columns
     bfloat16.py     column blocks in bfloat16
+    amx.py          the same on the tile registers of AMX
 
     job.py          the records that describe a job to its threads
     layout.py       the data layout: column blocks, each one cache line wide
     padding.py      whether the padding of a flat buffer is zero
     rows.py         reads rows of any dtype and stride into lines, and writes them back
-    simd.py         vector operations; the only file that writes LLVM IR
+    simd.py         vector operations; the only file that writes LLVM IR, with
+    tile_unit.py    the tile registers of AMX, their emulation, and permission to use them
     target.py       the CPU that kernels are compiled for, and its register tiles
     compiler.py     the decorators of jitted functions, and the boundary through which Python calls them
     prebuilt.py     loads the kernels that the package was built with

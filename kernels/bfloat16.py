@@ -261,6 +261,7 @@ PAIRS = Form(
     backward=backward,
     gradient=gradient,
     from_blocked=to_bfloat16,
+    delta_from_blocked=to_bfloat16,
     prepare_weights=prepare_weights,
     sparsity_delta=sparsity_delta,
     code_delta=code_delta,

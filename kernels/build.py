@@ -41,6 +41,8 @@ X86 = {
 }
 BFLOAT16 = Machine("x86-64-v4", tuple(f"{_V4} avx512bf16".split()))
 ARM = {"neon": Machine("generic")}
+# Modules without kernels, and amx.py, whose kernels are compiled at first use, on the few CPUs that have AMX
+LEFT_OUT = "build", "setup_commands", "amx"
 GROUPS = "float32", "float64", "calls"  # of all targets; the group bfloat16 needs AVX512_BF16
 # Functions of the C library that a kernel may call
 FUNCTIONS = {
@@ -100,7 +102,7 @@ def kernels_of(group: str) -> list[tuple[str, Any, str | None]]:
     from fastae.kernels.products import FUNCTIONS as PRODUCTS
 
     for module in iter_modules(kernels.__path__):
-        if module.name not in ("build", "setup_commands"):
+        if module.name not in LEFT_OUT:
             import_module(f"fastae.kernels.{module.name}")
     groups: dict[Any, set[str]] = {}  # of products: the dtypes of the forms they belong to
     for form in FORMS:
@@ -111,7 +113,8 @@ def kernels_of(group: str) -> list[tuple[str, Any, str | None]]:
             dtypes.discard("bfloat16")
     found: dict[str, tuple[Any, str | None]] = {}
     for kernel in compiler.registry:
-        if kernel.function.__module__.startswith("fastae.kernels."):
+        package, _, module_name = kernel.function.__module__.rpartition(".")
+        if package == "fastae.kernels" and module_name not in LEFT_OUT:
             by_dtype = isinstance(kernel, compiler.ByAddress)
             if group in (groups.get(kernel, {"float32", "float64"}) if by_dtype else {"calls"}):
                 element = "float32" if group == "bfloat16" else group if by_dtype else None

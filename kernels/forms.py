@@ -1,21 +1,35 @@
-"""The forms of products that there are, and the choice among them. What a form promises is in products.py."""
+"""The forms of products that there are, and the choice among them. What a form promises is in products.py.
+
+amx.TILES is listed, imported and compiled only where AMX may be used: ``forms_of`` adds it.
+"""
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fastae.kernels import fork
 from fastae.kernels.bfloat16 import PAIRS
 from fastae.kernels.gemm import COLUMN_BLOCKS
 from fastae.kernels.products import Form, Widths
 from fastae.kernels.rowlanes import ROW_LANES
+from fastae.kernels.target import TARGET
 
 FORMS = COLUMN_BLOCKS, ROW_LANES, PAIRS
 
 
 def forms_of(dtype: str) -> list[Form]:
     """The forms of an engine's dtype. The first of them supports every job."""
-    return [form for form in FORMS if dtype in form.dtypes and form.available]
+    found = [form for form in FORMS if dtype in form.dtypes and form.available]
+    if dtype == "bfloat16" and TARGET.amx:
+        with fork.importing:
+            from fastae.kernels import tile_unit
+
+            if tile_unit.granted():
+                from fastae.kernels.amx import TILES
+
+                found.append(TILES)
+    return found
 
 
 def choose_for_inference(forms: list[Form], widths: Widths, rows: int, dtype: np.dtype[Any]) -> Form:

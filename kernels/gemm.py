@@ -458,6 +458,7 @@ COLUMN_BLOCKS = Form(
     backward=backward,
     gradient=gradient,
     from_blocked=None,
+    delta_from_blocked=None,
     prepare_weights=prepare_weights,
     sparsity_delta=sparsity_delta,
     code_delta=code_delta,

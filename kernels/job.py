@@ -155,6 +155,7 @@ class Job(ctypes.Structure):
     backward_at: int
     gradient_at: int
     from_blocked_at: int
+    delta_from_blocked_at: int
     prepare_weights_at: int
     sparsity_delta_at: int
     code_delta_at: int

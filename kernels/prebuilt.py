@@ -106,7 +106,7 @@ def _load(group: str) -> dict[str, int] | str:
 
 def file_target(target: dict[str, Any], group: str) -> dict[str, Any]:
     """The facts of a Target that the code of a group depends on. JSON has no integers as keys."""
-    facts = {name: value for name, value in target.items() if name not in ("cpu", "register_tiles")}
+    facts = {name: value for name, value in target.items() if name not in ("cpu", "register_tiles", "amx")}
     facts["register_tiles"] = [list(tile) for tile in sorted(target["register_tiles"].items())]
     return facts | {"bfloat16": facts["bfloat16"] and group == "bfloat16"}
 

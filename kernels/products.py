@@ -1,16 +1,17 @@
 """The contract of products: what each form of products promises, and the addresses of its functions.
 
 No kernel is here. A form fixes how a tile's matrices and the weights lie in memory, and computes the products of a
-layer. There are three (forms.py lists them and chooses):
+layer. There are four (forms.py lists them and chooses):
 
     gemm.COLUMN_BLOCKS    column blocks, one cache line wide; any network
     rowlanes.ROW_LANES    rows in lanes, for few columns: inference, and steps without sparsity of networks whose last
                           layer is linear
     bfloat16.PAIRS        column blocks in bfloat16, products added up in float32
+    amx.TILES             the same on the tile registers of AMX; only there it is imported
 
 Two words for matrices: a *blocked* one has the layout of layout.py in the engine's dtype, (blocks, height, lanes), in
-which rows are loaded and results leave the network. A *stored* one is as the form stores it. W and W' are as
-`prepare_weights` leaves them.
+which rows are loaded and results leave the network. A *stored* one is as the form stores it; deltas may be stored in
+another way than all other matrices. W and W' are as `prepare_weights` leaves them.
 
 What holds for every form:
 
@@ -61,7 +62,9 @@ The functions, and the shape of each array:
               to whole blocks or, if a and delta are some blocks of larger matrices, that of the larger one
         a     stored (rows, fan_in)        delta  stored (rows, fan_out)
     from_blocked(stored, blocked, rows, height, blocks)
-        Convert a blocked matrix. None if stored matrices are blocked.
+        Convert a blocked matrix that is no delta. None if stored matrices are blocked.
+    delta_from_blocked(stored, blocked, rows, height, blocks)
+        Convert a blocked delta. None if stored matrices are blocked.
     prepare_weights(w, wt, source, fan_in, fan_out, first, last)
         Write W and, unless `wt` is 0, W' from squares first .. last - 1 of a layer's weights, lanes x lanes each.
         w     W; not written unless the form has `own_weights`
@@ -120,6 +123,7 @@ class Form:
     backward: ByAddress
     gradient: ByAddress
     from_blocked: ByAddress | None
+    delta_from_blocked: ByAddress | None
     prepare_weights: ByAddress
     sparsity_delta: ByAddress | None
     code_delta: ByAddress | None
@@ -145,6 +149,7 @@ class Form:
     leaves: bool = (
         True  # `forward` can write a blocked result, for a nonlinear last layer and the mean code in steps
     )
+    on_tile_registers: bool = False  # the products are computed by AMX
     available: bool = True  # the CPU that kernels are compiled for has the instructions
 
     def supports(self, *, linear: bool, codes: bool) -> bool:

@@ -495,6 +495,7 @@ ROW_LANES = Form(
     backward=backward,
     gradient=gradient,
     from_blocked=to_columns,
+    delta_from_blocked=to_columns,
     prepare_weights=prepare_weights,
     sparsity_delta=None,
     code_delta=None,

@@ -1,4 +1,4 @@
-"""Vector operations: load, store, fma, broadcast, exp, ... The only file that writes LLVM IR. It knows no layers.
+"""Vector operations: load, store, fma, broadcast, exp, ... It knows no layers. Only tile_unit.py writes LLVM IR, too.
 
 A *word* is a method of ``Words``. It emits the instructions of one operation on a **line**: a vector of one cache line,
 16 lanes of float32 or 8 of float64. LLVM splits a line into 2 ymm or 4 xmm registers if the CPU has no zmm.
@@ -183,6 +183,15 @@ class Words:
         value = self.builder.load(self.pointer(address, self.line))
         value.align = LINE if aligned else self.itemsize
         return value
+
+    def stack(self, size: Value | int) -> Value:
+        """The address of `size` bytes on the stack, which begin on a cache line. A size that varies: not in a loop."""
+        if isinstance(size, int):
+            place = cgutils.alloca_once(self.builder, ir.ArrayType(I8, size))
+        else:
+            place = self.builder.alloca(I8, size)
+        place.align = LINE
+        return self.builder.ptrtoint(place, I64)
 
     def load_count(self, address: Value) -> Value:
         """The int64 at `address`."""
@@ -544,8 +553,30 @@ class Words:
     def to_bfloat16(self, first: Value, second: Value) -> Value:
         """Two lines as one: `first`, then `second`, rounded to bfloat16, to nearest even (vcvtne2ps2bf16)."""
         halves = ir.VectorType(I16, 2 * self.lanes)
+        if not TARGET.bfloat16:
+            b, half = self.builder, ir.VectorType(I16, self.lanes)
+            x, y = (b.trunc(b.lshr(self._rounded(x), self._int_line(16)), half) for x in (first, second))
+            return b.bitcast(self.shuffle(x, y, list(range(2 * self.lanes))), self.line)
         line = self._call("llvm.x86.avx512bf16.cvtne2ps2bf16.512", halves, [second, first])
         return self.builder.bitcast(line, self.line)
+
+    def _rounded(self, x: Value) -> Value:
+        """The bits of x whose upper halves are x in bfloat16. As vcvtne2ps2bf16 does, take subnormal x as zero."""
+        b, bits = self.builder, self.builder.bitcast(x, self.int_line)
+        size = b.and_(bits, self._int_line(0x7FFFFFFF))
+        is_odd = b.and_(b.lshr(bits, self._int_line(16)), self._int_line(1))
+        near = b.add(b.add(bits, self._int_line(0x7FFF)), is_odd)
+        near = b.select(
+            b.icmp_unsigned("<", size, self._int_line(1 << 23)), b.and_(bits, self._int_line(1 << 31)), near
+        )
+        return b.select(self.is_nan(x), b.or_(bits, self._int_line(1 << 22)), near)
+
+    def load_bfloat16(self, address: Value) -> Value:
+        """A line from (lanes,) bfloat16 of float32's lanes."""
+        b = self.builder
+        value = b.load(self.pointer(address, ir.VectorType(I16, self.lanes)))
+        value.align = LINE // 2
+        return b.bitcast(b.shl(b.zext(value, self.int_line), self._int_line(16)), self.line)
 
     def paired(self, line: Value) -> Value:
         """The result of ``to_bfloat16``, reordered: each lane of `first` beside the same lane of `second`."""

@@ -31,6 +31,7 @@ class Target:
     x86: bool
     bfloat16: bool  # AVX512_BF16: products of pairs of bfloat16, added up in float32
     register_tiles: dict[int, int]  # blocks -> rows
+    amx: bool = False  # AMX_BF16 beside AVX512_BF16; whether the system grants it, tile_unit.py knows
 
     @property
     def most_blocks(self) -> int:
@@ -45,6 +46,7 @@ class Target:
 
 _AVX2 = {"avx", "avx2", "fma"}
 _AVX512 = _AVX2 | {"avx512f", "avx512vl", "avx512bw", "avx512dq"}
+_AMX = {"amx-tile", "amx-bf16"}
 # If only a CPU's name is set, Numba keeps the host's features; here, features that such a CPU lacks are taken away.
 _NO_AVX2 = ("generic", "x86-64", "x86-64-v2", "nehalem", "sandybridge", "ivybridge")
 _NO_AVX512 = ("haswell", "broadwell", "skylake", "znver1", "znver2", "znver3", "x86-64-v3")
@@ -114,7 +116,8 @@ def _target() -> Target:
     if processor() != "x86_64":
         return Target(name, "generic", False, False, False, {1: 2})
     if has >= _AVX512:
-        return Target(name, "avx512", True, True, "avx512bf16" in has, {1: 16, 2: 8, 3: 8})
+        bfloat16 = "avx512bf16" in has
+        return Target(name, "avx512", True, True, bfloat16, {1: 16, 2: 8, 3: 8}, bfloat16 and has >= _AMX)
     if has >= _AVX2:
         return Target(name, "avx2", True, True, False, {1: 6})
     return Target(name, "generic", "fma" in has, True, False, {1: 2})

@@ -166,8 +166,8 @@ def backward_layers(
             height,
             blocks,
         )
-        if job.from_blocked_at != 0:
-            call_at(job.from_blocked_at, (top, xhat, computed, height, blocks))
+        if job.delta_from_blocked_at != 0:
+            call_at(job.delta_from_blocked_at, (top, xhat, computed, height, blocks))
     # loop 4: delta of layer i -> its weight gradient, and the delta of layer i - 1
     delta = top
     for i in range(last, -1, -1):

@@ -8,7 +8,18 @@ from typing import Any
 
 PACKAGES = ("numpy", "numba", "llvmlite", "scikit-learn", "scipy", "safetensors", "narwhals")
 EXTRAS = ("pyarrow", "matplotlib", "onnx", "pandas", "polars", "dask")
-FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512bf16", "neon")
+FEATURES = (
+    "avx",
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512vl",
+    "avx512bw",
+    "avx512dq",
+    "avx512bf16",
+    "amx-bf16",
+    "neon",
+)
 
 
 def report() -> dict[str, dict[str, Any]]:

@@ -55,8 +55,9 @@ class Engine(Runner):
     dtype : "float32", "float64", "bfloat16" or NumPy dtype, default "float32"
         Type of parameters, arithmetic and results; losses are added up in float64. With "bfloat16", the operands of
         matrix products are rounded to 8 bits of precision and their products added up in float32; parameters, results
-        and all other arithmetic are float32. Needs a CPU with AVX512_BF16; on Intel's, which are slower with it than
-        in float32, the first such engine of a process issues a RuntimeWarning.
+        and all other arithmetic are float32. Needs a CPU with AVX512_BF16. Intel's are slower with it than in float32:
+        there AMX is used, if the CPU has AMX_BF16, the system grants it and the network is not narrow; otherwise the
+        first such engine of a process issues a RuntimeWarning.
 
     Raises
     ------

@@ -57,7 +57,9 @@ class Runner:
                 f"dtype bfloat16 requires a CPU with AVX512_BF16, but kernels are compiled for {TARGET.cpu}"
             )
         if in_bfloat16 and not TARGET.bfloat16_pays:
-            _warn_of_slow_bfloat16(TARGET.cpu)
+            kind = network.widths, 1, 0, self.dtype
+            if not forms.choose(self._forms, *kind, linear=True, codes=False).on_tile_registers:
+                _warn_of_slow_bfloat16(TARGET.cpu)
         self._split, self._all_forms, self._is_dirty = split, forms, padding.checker()
         self._addresses, self._prepare_weights = step.addresses, stretch.prepare_weights
         self._tile_map = tile.tile_map
@@ -267,7 +269,8 @@ _engines: "weakref.WeakSet[Runner]" = weakref.WeakSet()
 def _warn_of_slow_bfloat16(cpu: str) -> None:
     """Once per process."""
     text = (
-        f"dtype bfloat16 is slower than float32 on {cpu}: its AVX512_BF16 gains nothing, and AMX is not used"
+        f"dtype bfloat16 is slower than float32 on {cpu}: its AVX512_BF16 gains nothing, and AMX is not used "
+        "(the CPU lacks AMX_BF16, the system does not grant it, or the network is too narrow)"
     )
     warnings.warn(text, RuntimeWarning, stacklevel=3)
 

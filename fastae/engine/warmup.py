@@ -41,9 +41,10 @@ def warm_up_all() -> Iterator[tuple[str, float]]:
         Compiled kernels cannot be kept for later processes.
     """
     from fastae.kernels import prebuilt
+    from fastae.kernels.target import TARGET
 
     start, parts_of = time.perf_counter(), {dtype: _parts(dtype) for dtype in dtypes()}
-    if prebuilt.why_compiled() is None:  # there is nothing to compile
+    if prebuilt.why_compiled() is None and not TARGET.amx:  # there is nothing to compile
         for dtype in parts_of:
             yield dtype, time.perf_counter() - start
         return
@@ -103,9 +104,10 @@ def _items(element: str) -> None:
 
 def _products(name: str, element: str) -> None:
     """The functions of the form of this name."""
-    from fastae.kernels import forms, products, stretch
+    from fastae.kernels import products, stretch
+    from fastae.kernels.forms import forms_of
 
-    (form,) = (form for form in forms.FORMS if form.name == name)
+    (form,) = {form for dtype in dtypes() for form in forms_of(dtype) if form.name == name}
     products.addresses(form, np.dtype(element))
     if form.own_weights:
         stretch.prepare_weights.loaded()

@@ -17,10 +17,28 @@ from threads import pretend_cpus
 
 import fastae
 from fastae import reference
-from fastae.kernels import layout, target
+from fastae.kernels import forms, layout, target
+from fastae.kernels.amx import TILES
+from fastae.kernels.bfloat16 import PAIRS
 from fastae.kernels.target import TARGET
 
 needs_bfloat16 = pytest.mark.skipif(not TARGET.bfloat16, reason="needs AVX512_BF16")
+
+
+@pytest.fixture
+def form(request, monkeypatch):
+    """Has engines compute in this form of products: in that of AMX, with tile registers emulated on other CPUs."""
+    every = forms.forms_of
+    monkeypatch.setattr(
+        forms, "forms_of", lambda dtype: [request.param] if dtype == "bfloat16" else every(dtype)
+    )
+
+
+def every_form(test):
+    """Run a test in each form of products in bfloat16."""
+    cases = pytest.param(PAIRS, id="pairs", marks=needs_bfloat16), pytest.param(TILES, id="tiles")
+    return pytest.mark.usefixtures("form")(pytest.mark.parametrize("form", cases, indirect=True)(test))
+
 
 G = {
     "sigmoid": (reference.sigmoid, lambda h: h * (1 - h)),
@@ -103,7 +121,7 @@ SIZES = [
 ]
 
 
-@needs_bfloat16
+@every_form
 @pytest.mark.parametrize(("n", "k", "m"), SIZES)
 def test_gradient_matches_rounded_reference_at_any_size(n, k, m):
     network = fastae.Network.autoencoder(n, k)
@@ -121,7 +139,7 @@ STACKS = [
 ]
 
 
-@needs_bfloat16
+@every_form
 @pytest.mark.parametrize(("widths", "activations"), STACKS)
 def test_gradient_matches_rounded_reference_for_any_stack(widths, activations):
     network = fastae.Network(widths, activations)
@@ -132,7 +150,7 @@ def test_gradient_matches_rounded_reference_for_any_stack(widths, activations):
     assert_by_hand(engine, params, X[:3])
 
 
-@needs_bfloat16
+@every_form
 @pytest.mark.parametrize(("n", "k"), [(30, 8), (64, 32), (128, 64), (784, 64), (784, 256)])
 def test_gradient_points_where_that_in_float32_does(n, k):
     network = fastae.Network.autoencoder(n, k)
@@ -144,7 +162,7 @@ def test_gradient_points_where_that_in_float32_does(n, k):
         assert cosine(gradient[name], exact[name]) >= 0.9999, name
 
 
-@needs_bfloat16
+@every_form
 @pytest.mark.parametrize("last", ["identity", "sigmoid"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_is_that_of_float32(name, last):
@@ -169,7 +187,7 @@ def test_every_objective_is_that_of_float32(name, last):
         assert np.linalg.norm(gradient[key]) == pytest.approx(np.linalg.norm(exact[key]), rel=1e-2), key
 
 
-@needs_bfloat16
+@every_form
 @pytest.mark.parametrize(("n", "k", "m"), [(30, 8, 20_001), (100, 40, 3000), (64, 64, 700)])
 def test_same_bits_for_any_thread_count_and_across_calls(n, k, m, monkeypatch):
     pretend_cpus(monkeypatch, 3)
@@ -183,21 +201,22 @@ def test_same_bits_for_any_thread_count_and_across_calls(n, k, m, monkeypatch):
     assert len(seen) == 1
 
 
-@needs_bfloat16
+@every_form
 def test_same_bits_whatever_the_engine_did_before():
     network = fastae.Network.autoencoder(30, 8)
     engine = fastae.Engine(network, 1, "bfloat16")
     params, X = problem(network, 333)
     fresh = bits(engine.loss_and_gradient(params, X))
     wrong = params.copy()
-    wrong.flat[:] *= np.nan
+    for name in wrong:
+        wrong[name] = wrong[name] * np.nan
     engine.loss_and_gradient(wrong, np.full((400, 30), np.nan))
     engine.reconstruct(wrong, np.full((400, 30), np.nan))
     engine.decode(wrong, np.full((400, 8), np.nan))
     assert bits(engine.loss_and_gradient(params, X)) == fresh
 
 
-@needs_bfloat16
+@every_form
 @pytest.mark.parametrize("end", [True, False])
 @pytest.mark.parametrize(
     ("widths", "activations"),
@@ -228,7 +247,7 @@ def test_touches_its_own_memory_alone(widths, activations, end, monkeypatch):
     assert results(fastae.Engine(network, 1, "bfloat16"), guarded(X, end)) == wanted
 
 
-@needs_bfloat16
+@every_form
 @pytest.mark.parametrize("activations", [("sigmoid", "sigmoid", "identity"), ("tanh", "relu", "sigmoid")])
 def test_reconstruct_encode_decode_and_errors(activations):
     network = fastae.Network((30, 8, 40, 30), activations)
@@ -250,7 +269,7 @@ def test_reconstruct_encode_decode_and_errors(activations):
     np.testing.assert_allclose(engine.errors(params, X, missing=True), (holed**2).sum(axis=1), rtol=1e-6)
 
 
-@needs_bfloat16
+@every_form
 @pytest.mark.parametrize("batch_size", [None, 100])
 def test_training_gets_as_far_as_in_float32(batch_size):
     network = fastae.Network.autoencoder(20, 6)

@@ -1,7 +1,7 @@
 """Every form of products does what the contract says (kernels/products.py): against NumPy, up to guard pages."""
 
 import os
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -11,11 +11,13 @@ from layers import TOLERANCE, blocked, close, draw, vector
 from fastae import reference
 from fastae.bench.stages import layer_times
 from fastae.kernels import forms, job, layout, products
+from fastae.kernels.amx import TILES  # with emulated tile registers, unless this CPU has AMX
 from fastae.kernels.bfloat16 import PAIRS
 from fastae.kernels.gemm import COLUMN_BLOCKS
 from fastae.kernels.rowlanes import ROW_LANES
 from fastae.kernels.step import ITEMS
 
+FORMS = *forms.FORMS, TILES
 SIZES = [(1, 1), (1, 5), (5, 1), (3, 10), (16, 8), (17, 3), (30, 30), (51, 13), (13, 51)]
 
 
@@ -38,11 +40,27 @@ def rows_of_bfloat16(buffer, height, _):
     return np.moveaxis((halves.astype("u4") << 16).view("f4"), 1, 0).reshape(height, -1)
 
 
+def rows_of_strips(buffer, height, _):
+    """Of two neighbouring blocks, 32 columns; rows 0 .. 15 of each 32 in the one, the others in the other."""
+    halves = buffer.view("u2").reshape(-1, 2, height * 16)[:, 0]
+    whole = len(halves) // 2 * 2
+    neighbours = halves[:whole].reshape(-1, 2, height // 32, 16, 32)
+    parts = [neighbours.transpose(2, 1, 3, 0, 4).reshape(height, -1)]
+    if len(halves) % 2:
+        parts.append(halves[-1].reshape(height, 16))
+    return (np.hstack(parts).astype("u4") << 16).view("f4")
+
+
 # How stored matrices are read, as (height, padded columns); what becomes of the operands; and the error of an element
 # that is stored, as a share of it.
-READ = {COLUMN_BLOCKS: rows_of_blocks, ROW_LANES: rows_of_columns, PAIRS: rows_of_bfloat16}
-OPERAND = {COLUMN_BLOCKS: np.asarray, ROW_LANES: np.asarray, PAIRS: rounded}
-STORED = {COLUMN_BLOCKS: 0.0, ROW_LANES: 0.0, PAIRS: 2.0**-8}
+READ = {
+    COLUMN_BLOCKS: rows_of_blocks,
+    ROW_LANES: rows_of_columns,
+    PAIRS: rows_of_bfloat16,
+    TILES: rows_of_strips,
+}
+OPERAND = {COLUMN_BLOCKS: np.asarray, ROW_LANES: np.asarray, PAIRS: rounded, TILES: rounded}
+STORED = {COLUMN_BLOCKS: 0.0, ROW_LANES: 0.0, PAIRS: 2.0**-8, TILES: 2.0**-8}
 
 
 class Harness:
@@ -73,14 +91,18 @@ class Harness:
         size = layout.blocks(columns, self.dtype) * self.lanes * height
         return guarded(np.full(size * np.dtype(self.dtype).itemsize, 255, "u1").view(self.dtype), self.end)
 
-    def stored(self, dense, height):
-        """`dense` as the form stores it, zero in the rows below."""
+    def stored(self, dense, height, function="from_blocked"):
+        """`dense` as the form stores it, zero in the rows below; not a delta."""
         lines = blocked(dense, height, self.end)
-        if self.form.from_blocked is None:
+        if getattr(self.form, function) is None:
             return lines.reshape(-1)
         result = self.empty(dense.shape[1], height)
-        self.call("from_blocked", result, lines, height, height, len(lines))
+        self.call(function, result, lines, height, height, len(lines))
         return result
+
+    def stored_delta(self, dense, height):
+        """The same for a delta."""
+        return self.stored(dense, height, "delta_from_blocked")
 
     def read(self, buffer, height):
         return READ[self.form](buffer, height, self.dtype)
@@ -121,7 +143,7 @@ CASES = [
             pytest.mark.skipif(os.name != "posix", reason="guard pages need mprotect"),
         ],
     )
-    for form in forms.FORMS
+    for form in FORMS
     for dtype in form.dtypes
     for end in (True, False)
 ]
@@ -141,10 +163,11 @@ def test_a_matrix_is_converted(harness):
     for columns in (1, harness.lanes, harness.lanes + 1, 51):
         for rows, height in harness.heights(columns, columns):
             x = np.random.default_rng(0).normal(size=(rows, columns)).astype(harness.dtype)
-            found = harness.read(harness.stored(x, height), height)
-            assert np.array_equal(found[:rows, :columns], OPERAND[harness.form](x))
-            assert not found[:, columns:].any()
-            assert not found[rows:].any()
+            for stored in (harness.stored, harness.stored_delta):
+                found = harness.read(stored(x, height), height)
+                assert np.array_equal(found[:rows, :columns], OPERAND[harness.form](x))
+                assert not found[:, columns:].any()
+                assert not found[rows:].any()
 
 
 @every_activation
@@ -171,7 +194,7 @@ def test_forward_is_numpys(harness, activation):
                 assert not out[:rows, fan_out:].any(), "padding is not zero"
             # What h has in padding columns is zero, or is not read by the product that reads h.
             dw = blocked(np.full((fan_out, fan_in), 7, harness.dtype), end=harness.end)
-            above = harness.stored(draw(1, fan_in, rows, harness.dtype)[3], height)
+            above = harness.stored_delta(draw(1, fan_in, rows, harness.dtype)[3], height)
             harness.call("gradient", dw, h, above, 0, rows, height, dw.shape[1], fan_out, fan_in)
             assert np.isfinite(dw).all()
             assert_padding_is_zero(dw, (fan_out, fan_in))
@@ -225,7 +248,7 @@ def test_backward_is_numpys(harness, activation):
             a, W, _, delta = draw(fan_in, fan_out, rows, harness.dtype, activation)
             h, sums = harness.stored(a, height), vector(np.full(fan_in, 7, harness.dtype), harness.end)
             sizes = rows, height, fan_in, fan_out
-            inputs = harness.stored(delta, height), harness.weights(W)[1]
+            inputs = harness.stored_delta(delta, height), harness.weights(W)[1]
             below, other_sums = harness.empty(fan_in, height), guarded(sums, harness.end)
             harness.call("backward", below, h, *inputs, sums, id_, *sizes)
             assert np.array_equal(harness.read(h, height), harness.read(harness.stored(a, height), height))
@@ -251,7 +274,7 @@ def test_gradient_is_numpys(harness):
             a, W, _, delta = draw(fan_in, fan_out, height, harness.dtype)
             delta[rows:] = 0
             dw = blocked(W, end=harness.end)
-            operands = harness.stored(a, height), harness.stored(delta, height)
+            operands = harness.stored(a, height), harness.stored_delta(delta, height)
             sizes = rows, height, fan_in, fan_out
             wanted = harness.operand(a).T @ harness.operand(delta)
             for accumulate in (0, 1):
@@ -269,6 +292,88 @@ def test_gradient_is_numpys(harness):
             assert np.array_equal(again, dw)
 
 
+EDGES = 1, 15, 16, 17, 31, 32, 33, 48, 65
+
+
+@every_form
+def test_products_of_integers_are_exact_at_every_edge_of_rows_columns_and_depth(harness):
+    """Sums of small integers need no rounding, in bfloat16 either: a product that is left out or doubled is seen."""
+    rng = np.random.default_rng(0)
+    linear, relu = (layout.ACTIVATIONS.index(name) for name in ("identity", "relu"))
+    for number, (fan_in, fan_out) in enumerate(product(EDGES, EDGES)):
+        rows, height = harness.heights(fan_in, fan_out)[0]
+        rows, height = rows * (1 + number % 3), height * (1 + number % 3) + rows * (number % 2)
+
+        def integers(*shape, least=-1):
+            return rng.integers(least, 2, shape).astype(harness.dtype)
+
+        a, W, b, x = (
+            integers(rows, fan_in),
+            integers(fan_in, fan_out),
+            integers(fan_out),
+            integers(rows, fan_out),
+        )
+        h, delta, row_weight = (
+            integers(rows, fan_in, least=0),
+            integers(rows, fan_out),
+            integers(rows, least=0),
+        )
+        sizes, (w, wt) = (rows, height, fan_in, fan_out), harness.weights(W)
+        stored, of_delta = harness.stored(a, height), harness.stored_delta(delta, height)
+        bias, one = vector(b, harness.end), vector(np.ones_like(b), harness.end)
+
+        out = harness.empty(fan_out, height)
+        harness.call("forward", out, stored, w, bias, one, linear, 0, *sizes)
+        assert np.array_equal(harness.read(out, height)[:rows, :fan_out], a @ W + b), sizes
+
+        out, target = harness.empty(fan_out, height), blocked(x, height, harness.end)
+        if harness.form.target_in_form:
+            target = harness.stored(x, height)
+        sums, loss = vector(np.zeros_like(b), harness.end), np.zeros(harness.lanes + 16, harness.dtype)
+        loss = loss[-loss.ctypes.data % 64 // loss.itemsize :]
+        weights = guarded(row_weight, harness.end)
+        harness.call("residual", out, stored, w, bias, target, weights, 0, sums, loss, *sizes)
+        wanted = row_weight[:, np.newaxis] * (a @ W + b - x)
+        assert np.array_equal(harness.read(out, height)[:rows, :fan_out], wanted), sizes
+        assert np.array_equal(sums[:fan_out], wanted.sum(axis=0)), sizes
+        assert loss.sum() == (wanted * (a @ W + b - x)).sum(), sizes
+
+        below, sums = harness.stored(h, height), vector(np.zeros(fan_in, harness.dtype), harness.end)
+        harness.call("backward", below, below, of_delta, wt, sums, relu, *sizes)
+        wanted = (delta @ W.T) * (h > 0)
+        assert np.array_equal(harness.read(below, height)[:rows, :fan_in], wanted), sizes
+        assert np.array_equal(sums[:fan_in], wanted.sum(axis=0)), sizes
+
+        dw = blocked(W, end=harness.end)
+        for accumulate in (0, 1):
+            harness.call("gradient", dw, stored, of_delta, accumulate, *sizes[:2], dw.shape[1], *sizes[2:])
+            assert np.array_equal(layout.unpack(dw, W.shape), (1 + accumulate) * (a.T @ delta)), sizes
+
+
+@every_form
+def test_a_row_that_is_not_finite_leaves_the_other_rows_as_they_are(harness):
+    linear = layout.ACTIVATIONS.index("identity")
+    for fan_in, fan_out in ((16, 16), (33, 17), (48, 40)):
+        rows, height = harness.heights(fan_in, fan_out)[1]
+        a, W, b, delta = draw(fan_in, fan_out, rows, harness.dtype)
+        w, wt = harness.weights(W)
+        vectors = vector(b, harness.end), vector(np.ones_like(b), harness.end)
+        found = []
+        for _ in range(2):
+            out, below = harness.empty(fan_out, height), harness.empty(fan_in, height)
+            sums, sizes = vector(np.zeros(fan_in, harness.dtype)), (rows, height, fan_in, fan_out)
+            h, of_delta = harness.stored(a, height), harness.stored_delta(delta, height)
+            harness.call("forward", out, h, w, *vectors, linear, 0, *sizes)
+            harness.call("backward", below, h, of_delta, wt, sums, linear, *sizes)
+            results = (out, fan_out), (below, fan_in)
+            found += [harness.read(each, height)[:rows, :columns].copy() for each, columns in results]
+            a[[0, 7]], delta[[0, 7]] = np.nan, np.inf
+        others = np.delete(np.arange(rows), [0, 7])
+        for before, after in zip(found[:2], found[2:], strict=True):
+            assert not np.array_equal(before, after)
+            assert np.array_equal(before[others], after[others])
+
+
 @every_form
 def test_the_gradient_of_some_blocks_is_that_part_of_the_whole(harness):
     """What a patch computes: a and delta from some block on, and dw among the rows of the larger one."""
@@ -279,7 +384,7 @@ def test_the_gradient_of_some_blocks_is_that_part_of_the_whole(harness):
         rows, height = harness.heights(fan_in, fan_out)[1]
         a, W, _, delta = draw(fan_in, fan_out, rows, harness.dtype)
         whole, part = (blocked(np.zeros_like(W), end=harness.end) for _ in range(2))
-        a, delta = harness.stored(a, height), harness.stored(delta, height)
+        a, delta = harness.stored(a, height), harness.stored_delta(delta, height)
         harness.call("gradient", whole, a, delta, 0, rows, height, whole.shape[1], fan_in, fan_out)
         block = a.nbytes // layout.blocks(fan_in, harness.dtype)  # bytes
         for i in range(0, fan_in, lanes):
@@ -343,7 +448,7 @@ def test_the_mean_code_has_a_delta_where_the_form_supports_it(harness):
         row_weight, slope = rng.random(rows).astype(harness.dtype), rng.normal(size=columns)
         padded = guarded(np.pad(slope, (0, -columns % harness.lanes)), harness.end)
         blocks = layout.blocks(columns, harness.dtype)
-        added, stored = harness.empty(columns, height), harness.stored(delta, height)
+        added, stored = harness.empty(columns, height), harness.stored_delta(delta, height)
         weights = guarded(row_weight, harness.end)
         harness.call(
             "sparsity_delta", added, harness.stored(h, height), weights, padded, rows, height, blocks
@@ -456,7 +561,7 @@ def test_the_first_form_of_a_dtype_supports_every_job(dtype):
         assert all(form.supports(linear=linear, codes=codes) for linear in (0, 1) for codes in (0, 1))
 
 
-@pytest.mark.parametrize("form", forms.FORMS, ids=lambda form: form.name)
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 def test_a_tile_is_whole_register_tiles(form):
     for dtype in ("float32", "float64"):
         for widths in ((1, 1), (30, 8, 30), (70, 33, 70), (784, 256, 784, 784)):

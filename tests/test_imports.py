@@ -5,11 +5,11 @@ import graphlib
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import run
 
 import fastae
 
@@ -117,11 +117,9 @@ def test_a_checkout_with_files_in_place_of_links_says_what_to_do(tmp_path):
         (tmp_path / "fastae" / name).unlink()
         (tmp_path / "fastae" / name).write_text(f"../{name}")
     command = [sys.executable, "-c", "import fastae"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True
-    )
+    done = run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert done.returncode == 1
-    assert b"git config --global core.symlinks true" in done.stderr
+    assert "git config --global core.symlinks true" in done.stderr
 
 
 def test_an_import_from_a_later_layer_and_a_cycle_would_be_seen():

@@ -59,6 +59,8 @@ def minimize(
     def cost(flat: np.ndarray) -> tuple[float, np.ndarray]:
         trial = Parameters(params.network, params.dtype)
         trial.flat[:] = flat
+        if not np.isfinite(flat).all():  # where steps diverge, also in the padding
+            trial.clear_padding()
         loss, gradient = loss_and_gradient(engine, trial, rows, **data)
         return loss, gradient.flat.astype(np.float64)
 

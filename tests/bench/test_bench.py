@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import pytest
 from processes import run
 
 from fastae import bench
-from fastae.bench import baseline, compare, pools, probe, report, rounds
+from fastae.bench import baseline, compare, peer, pools, probe, report, rounds
 from fastae.bench import peers as tables
 from fastae.bench.cases import CASES, Case, chosen
 from fastae.bench.compare import Comparison
@@ -23,13 +24,17 @@ from fastae.bench.rounds import Contender, Timing
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_bench_runs_and_is_right():
+LARGE = "784 or 1000 or 200000 or quality or compiling"  # takes most of the time
+
+
+@pytest.mark.parametrize("which", [f"not ({LARGE})", pytest.param(LARGE, marks=pytest.mark.exhaustive)])
+def test_every_bench_runs_and_is_right(which):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "bench", "--benchmark-disable"]
-    done = run(command, cwd=ROOT, timeout=1800)
+    done = run([*command, "-k", which], cwd=ROOT, timeout=1800)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed
-    assert int(passed.group(1)) >= 60
+    assert int(passed.group(1)) >= (8 if which == LARGE else 60)
     assert "skipped" not in done.stdout
 
 
@@ -163,7 +168,7 @@ def test_blocks_and_scans_of_any_size_give_the_same_gradient(rows):
     from fastae.bench import step_peers
 
     makers = [step_peers.by_numpy]
-    if tables.find_spec("jax"):
+    if find_spec("jax"):
         makers.append(step_peers.by_jax)
     for make in makers:
         work = make(SMALL, 1, rows=rows)
@@ -187,7 +192,7 @@ def test_the_work_of_a_case_is_counted():
 
 
 def test_peers_that_are_missing_are_named(monkeypatch):
-    monkeypatch.setattr(tables, "find_spec", lambda module: module in ("numpy", "sklearn") or None)
+    monkeypatch.setattr(peer, "find_spec", lambda module: module in ("numpy", "sklearn") or None)
     names, missing = tables.available(SMALL)
     assert {"numpy", "sklearn"} <= set(names)
     assert missing["jax"] == "jax is not installed"

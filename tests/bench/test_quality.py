@@ -417,7 +417,7 @@ def test_without_a_directory_its_sets_are_skipped_and_named(races, monkeypatch):
     [
         (["--quality", "--sets", "digits,mnist"], "unknown set mnist; known are digits, breast cancer"),
         (["--quality", "--peers", "numpy"], "unknown peer numpy; known are sklearn, torch, jax, pyod"),
-        (["--quality", "--quick"], "choose data sets by --sets"),
+        (["--quality", "--quick"], "cannot be combined with --quick"),
         (["--sets", "digits"], "needs --quality"),
         (["--compiling"], "needs --quality"),
         (["--quality", "--data", "nowhere"], "nowhere is not a directory"),

@@ -61,6 +61,12 @@ SPILLS_OF_ISA = {
     ("activations.tanh_words", "avx2", "float64"): 1,
     ("activations.tanh_words", "neon", "float32"): 12,
     ("activations.tanh_words", "neon", "float64"): 31,
+    ("cost.output_delta", "avx512", "float32"): 1,  # these: constants of the logarithm
+    ("cost.output_delta", "avx512", "float64"): 1,
+    ("cost.output_delta", "avx2", "float32"): 16,
+    ("cost.output_delta", "avx2", "float64"): 25,
+    ("cost.output_delta", "neon", "float32"): 34,
+    ("cost.output_delta", "neon", "float64"): 74,
     ("cost.row_errors", "avx2", "float32"): 42,
     ("cost.row_errors", "avx2", "float64"): 12,
     ("cost.row_errors", "neon", "float32"): 73,

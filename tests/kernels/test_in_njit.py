@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -11,6 +10,7 @@ import numba
 import numpy as np
 import pytest
 from numba.core.errors import TypingError
+from processes import run
 
 import fastae
 from fastae import kernels
@@ -244,9 +244,7 @@ def test_numba_learns_of_the_kernels_by_the_entry_point_and_keeps_the_caller_in_
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     hits = []
     for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, script], env=environment, capture_output=True, text=True, check=False
-        )
+        done = run([sys.executable, script], env=environment)
         assert done.returncode == 0, done.stderr
         assert not done.stderr
         hits.append(int(done.stdout))
@@ -258,7 +256,8 @@ def test_neither_the_package_nor_its_kernels_import_numba_for_this():
         "import sys, fastae, fastae.kernels; fastae.kernels.extend_numba(); "
         "fastae.kernels.empty_bias(3); fastae.kernels.exp; assert 'numba' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_entry_point_is_there():

@@ -123,8 +123,10 @@ class Custom(Optimizer):
 
     Notes
     -----
-    Other attributes are the subclass's own. Numbers that change from step to step belong in ``state.moments``: they are
-    what is restored after a divergence, written to a checkpoint and read when it is resumed.
+    A subclass with an ``__init__`` calls ``super().__init__(learning_rate=...)``; as a dataclass, it is frozen. Other
+    attributes are its own. Numbers that change from step to step belong in ``state.moments``: they are what is restored
+    after a divergence, written to a checkpoint and read when it is resumed. A run is resumed only with the attributes
+    that it began with.
     """
 
     def update(self, params: Parameters, gradient: Parameters, state: State, rate: float) -> None:
@@ -133,12 +135,13 @@ class Custom(Optimizer):
         Parameters
         ----------
         params : Parameters
-            Parameters to update: all at once in ``params.flat``, or by name, as in ``params["W1"] = array``.
+            Parameters to update: all at once in ``params.flat``, or by name, as in ``params["W1"] = array``. The
+            padding of ``flat`` must stay zero: after an operation that changes it, call ``params.clear_padding()``.
         gradient : Parameters
             Gradient of the loss, with its penalties. It may be changed; the next step overwrites it.
         state : State
             ``state.steps`` is the number of steps taken before this one; ``state.moments``, of shape (2, size of
-            ``params.flat``), is for the optimizer to use, and zero before the first step.
+            ``params.flat``), is for the optimizer to change in place, and zero before the first step.
         rate : float
             Learning rate of this step.
         """

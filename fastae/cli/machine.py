@@ -149,7 +149,12 @@ def bench(
         float, typer.Option(min=0, help="With --quality, begin no training that would take more seconds.")
     ] = 4.0,
     seeds: Annotated[
-        int, typer.Option(min=1, help="With --quality, trainings at each budget, of which the median counts.")
+        int,
+        typer.Option(
+            min=1,
+            help="With --quality, trainings at each budget, of which the median counts; with --detection, "
+            "trainings of each detector, of which the mean counts.",
+        ),
     ] = 1,
     peers: Annotated[
         str | None,
@@ -213,6 +218,9 @@ def bench(
         raise typer.BadParameter("needs --quality", param_hint="--sets" if chosen else "--compiling")
     if quality and data and not data.is_dir():
         raise typer.BadParameter(f"{data} is not a directory", param_hint="--data")
+    ignored = {"--peers": peers, "--plot": plot, "--markdown": markdown, "--json": as_json}
+    if detection is not None and (given := [hint for hint, value in ignored.items() if value]):
+        raise typer.BadParameter("cannot be combined with --detection", param_hint=given[0])
     if plot and not find_spec("matplotlib"):
         raise typer.BadParameter('plots need matplotlib: pip install "fastae[plot]"', param_hint="--plot")
     for hint, path in (("--plot", plot), ("--out", out), ("--markdown", markdown)):
@@ -230,9 +238,12 @@ def bench(
     if detection is not None:
         if not detection.is_dir():
             raise typer.BadParameter(f"{detection} is not a directory", param_hint="--detection")
+        if not any(detection.glob("*.npz")):
+            raise typer.BadParameter(f"{detection} holds no .npz files", param_hint="--detection")
         from fastae.bench.detection import main as measure_detection
 
-        measure_detection(["--data", str(detection), *(["--out", str(out)] if out else [])])
+        words = ["--data", str(detection), "--seeds", str(seeds)]
+        measure_detection(words + (["--out", str(out)] if out else []))
         return
     report: reports.Report | QualityReport
     if quality:

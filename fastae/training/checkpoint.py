@@ -178,10 +178,21 @@ class Checkpoint:
 
 
 def _named(value: Any) -> Any:
-    """The value by which a setting is compared: a digest for arrays, None for schedules and generators."""
+    """The value by which a setting is compared: a digest for arrays, None for schedules, generators and the like."""
     if isinstance(value, np.ndarray):
         digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]
         return f"{value.dtype} {value.shape} {digest}"
     if isinstance(value, (np.generic, np.dtype, type)):
         return storage.plain(value)
-    return {"is": type(value).__name__, **vars(value)} if is_dataclass(value) else None
+    if not is_dataclass(value):
+        return None
+    return {"is": type(value).__name__} | {name: _storable(own) for name, own in vars(value).items()}
+
+
+def _storable(value: Any) -> Any:
+    """The value, or None where JSON cannot hold it: an optimizer of the user's own may have any attribute."""
+    try:
+        json.dumps(value, default=_named, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return value

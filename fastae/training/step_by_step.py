@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastae.checks import check_index, check_matrix, check_weights
+from fastae.checks import check_index, check_matrix, check_weights, in_units
 from fastae.engine.engine import Engine
 from fastae.kernels import layout
 from fastae.network import Network, Parameters
@@ -29,7 +29,7 @@ def check_tied(tied: Any, network: Network, optimizer: Optimizer) -> Tied:
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise TypeError(f'tied must be pairs of names, such as (("W1", "W2"),), got {pair!r}')
         for name in pair:
-            if name not in shapes or not name.startswith("W"):
+            if not isinstance(name, str) or name not in shapes or not name.startswith("W"):
                 weights = ", ".join(name for name in shapes if name.startswith("W"))
                 raise ValueError(f"tied names {name!r}, but the weights are {weights}")
             if name in seen:
@@ -102,6 +102,7 @@ class StepByStep:
         if chosen is None:
             chosen = np.arange(X.shape[0])
         chosen = np.atleast_2d(chosen)
+        in_unit = None if weights is None else in_units(weights, chosen)[0]  # sums of which are finite
         rows = chosen.shape[1]
         batch = min(batch_size or rows, rows)
         per_epoch, each_rate = -(-rows // batch), np.array(rates, np.float64)
@@ -109,7 +110,7 @@ class StepByStep:
         for step, rate in enumerate(each_rate.tolist()):
             first = step % per_epoch * batch
             order = chosen[step // per_epoch % len(chosen), first : first + batch]
-            total = float(order.size if weights is None else weights[order].sum())
+            total = float(order.size if in_unit is None else in_unit[order].sum())
             if total > 0:
                 here = self._engine.run_steps(
                     params,
@@ -156,7 +157,14 @@ class StepByStep:
             shared += _transposed(other)
             other[:] = 0
         if isinstance(optimizer, Custom):
+            moments = state.moments
             optimizer.update(params, gradient, state, rate)
+            if state.moments is not moments:
+                state.moments = moments
+                raise ValueError(
+                    f"{type(optimizer).__name__}.update replaced state.moments, which must be changed in place: "
+                    "state.moments[:] = array"
+                )
         else:
             whole = gradient.flat[np.newaxis]
             self._engine.combine_sums(

@@ -667,6 +667,9 @@ def test_bench_prints_tables_and_writes_all_files(tmp_path, monkeypatch):
         (("--epochs", "--dtype", "bfloat16"), "--epochs is timed in float32 or float64"),
         (("--many", "--peers", "torch"), "known are torch.func.vmap, jax.vmap"),
         (("--detection", "nowhere"), "nowhere is not a directory"),
+        (("--detection", "."), "Invalid value for --detection: . holds no .npz files"),
+        (("--detection", ".", "--peers", "torch"), "--peers: cannot be combined with --detection"),
+        (("--detection", ".", "--json"), "--json: cannot be combined with --detection"),
     ],
 )
 def test_bench_reports_errors_before_it_measures(arguments, words, tmp_path, monkeypatch):
@@ -675,6 +678,17 @@ def test_bench_reports_errors_before_it_measures(arguments, words, tmp_path, mon
     assert ran.exit_code == 2
     assert words in ran.output
     assert "timing" not in ran.output
+
+
+def test_bench_hands_its_options_to_the_measurement_of_detectors(tmp_path, monkeypatch):
+    from fastae.bench import detection
+
+    (tmp_path / "a.npz").touch()
+    seen = []
+    monkeypatch.setattr(detection, "main", seen.append)
+    ran = call("bench", "--detection", tmp_path, "--seeds", 3, "--out", tmp_path / "x.json")
+    assert ran.exit_code == 0, ran.output
+    assert seen == [["--data", str(tmp_path), "--seeds", "3", "--out", str(tmp_path / "x.json")]]
 
 
 def test_bench_is_limited_to_some_cpus_and_to_a_dtype(monkeypatch):

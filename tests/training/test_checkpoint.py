@@ -447,3 +447,18 @@ def test_a_full_disk_leaves_the_last_checkpoint_to_go_on_from(tmp_path):
     resumed, first = resumed_from(path, {})
     same(resumed, detector({}).fit(X))
     assert first == 9
+
+
+def test_an_own_optimizer_may_have_any_attributes(tmp_path):
+    class Holding(Momentum):
+        def __init__(self, rate, keep):
+            super().__init__(learning_rate=rate)
+            self.keep, self.table, self.missing, self.loop = keep, {(1, 2): 3}, float("nan"), []
+            self.loop.append(self.loop)
+
+    params, path = fastae.Parameters.random(fastae.Network.autoencoder(12, 3)), tmp_path / "run.checkpoint"
+    fastae.train(params, X, optimizer=Holding(0.01, 0.9), epochs=2, checkpoint=path)
+    with pytest.raises(ValueError, match="belongs to another run: optimizer was"):
+        fastae.train(params, X, optimizer=Holding(0.01, 0.8), epochs=3, checkpoint=path, resume=True)
+    history = fastae.train(params, X, optimizer=Holding(0.01, 0.9), epochs=3, checkpoint=path, resume=True)
+    assert len(history.loss) == 3

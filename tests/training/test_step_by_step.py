@@ -229,6 +229,7 @@ def test_an_error_in_update_comes_through_and_whole_epochs_are_left():
     [
         ("W1", TypeError, "tied must be pairs of names"),
         (("W1", "W4"), TypeError, "tied must be pairs of names, such as .* got 'W1'"),
+        (((["W1"], "W4"),), ValueError, r"tied names \['W1'\], but the weights are"),
         ((("W1", "W4", "W2"),), TypeError, "tied must be pairs of names"),
         ((("W1", "b4"),), ValueError, "tied names 'b4', but the weights are W1, W2, W3, W4"),
         ((("W1", "W9"),), ValueError, "tied names 'W9'"),
@@ -251,3 +252,35 @@ def test_what_an_own_optimizer_lacks_is_named():
         fastae.Engine(NETWORK, dtype="float64").run_steps(
             start(), X, gradient=start(), optimizer=Momentum(0.1), state=State.zeros(start())
         )
+
+
+def test_moments_that_update_replaces_are_an_error_instead_of_lost():
+    class Replacing(Custom):
+        def update(self, params, gradient, state, rate):
+            state.moments = 0.9 * state.moments + gradient.flat
+            params.flat -= rate * state.moments[0]
+
+    params, before = start(), start()
+    with pytest.raises(
+        ValueError, match=r"Replacing.update replaced state.moments, .* state.moments\[:\] = array"
+    ):
+        fastae.train(params, X, optimizer=Replacing(learning_rate=0.1), callback=lambda e: None)
+    assert np.array_equal(params.flat, before.flat)
+
+
+def test_weights_that_are_all_zero_are_refused_before_the_first_step():
+    weight, params, before = np.ones(len(X)), start(), start()
+    weight[:7] = 0
+    for options in ({"optimizer": Momentum(0.1)}, {"tied": TIED}):
+        with pytest.raises(ValueError, match="sample_weight is zero in every row"):
+            fastae.train(params, X, sample_weight=weight, index=np.arange(7), batch_size=2, **options)
+        assert np.array_equal(params.flat, before.flat)
+
+
+def test_weights_whose_sum_is_infinite_count_as_weights_of_one():
+    ours, theirs = start(), start()
+    options = {"optimizer": Momentum(0.1), "epochs": 2, "batch_size": 100}
+    huge = fastae.train(ours, X, sample_weight=np.full(len(X), 2.0**1020), **options)
+    plain = fastae.train(theirs, X, **options)
+    np.testing.assert_allclose(huge.loss, plain.loss, rtol=1e-12)
+    same(ours, dict(theirs))

@@ -90,10 +90,11 @@ def build(model: Any, dtype: Any = None) -> Any:
         return node("Add", node("MatMul", x, constant(-2 * points.T)), of_points)
 
     if hasattr(model, "offset_"):
-        count = constant(network.widths[0])
         if missing:
             there = node("Cast", node("Not", hole), to=kind)
             count = node("Max", node("ReduceSum", there, columns, keepdims=0), constant(1))
+        else:
+            count = constant(network.widths[0])
         errors = [mean_square(node("Sub", output, x)) for output in outputs]
         total = errors[0]
         if ensemble is not None:

@@ -136,7 +136,7 @@ def train_many(
     sample_weight : array-like of shape (m,), optional
         Weight of each row, not negative. Default: 1. A list of arrays has one per network.
     objective : Objective, optional
-        Penalties, noise in the input, missing cells. Default: none of them.
+        The loss, penalties, noise in the input, missing cells. Default: the squared error alone.
     validate : callable, optional
         Called with the network's parameters after each epoch; returns the validation loss. Several threads call it at
         the same time. Afterwards, the parameters are those with the lowest one.

@@ -74,7 +74,8 @@ class DistributedEngine(PartitionedEngine):
     scale : array-like of shape (n,), optional
         Then multiplied with each row: the network sees (X - shift) * scale. Default: 1.
     objective : Objective, optional
-        Penalties, noise in the input, missing cells; `sparsity_weight` is not available. Default: none of them.
+        The loss, penalties, noise in the input, missing cells; `sparsity_weight` is not available. Default: the squared
+        error alone.
 
     Notes
     -----

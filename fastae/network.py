@@ -293,7 +293,7 @@ class Parameters(Mapping[str, np.ndarray]):
         """
         vector = np.asarray(vector)
         if dtype is None:
-            dtype = "float64" if vector.dtype == np.float64 else "float32"
+            dtype = "float64" if vector.dtype.newbyteorder("=") == np.float64 else "float32"
         params = cls(network, dtype)
         params.set_vector(vector)
         return params

@@ -374,6 +374,9 @@ def test_the_dense_vector_holds_all_parameters_in_order(n, k, dtype):
     np.testing.assert_array_equal(again.flat, params.flat)
     assert fastae.Parameters.from_vector(network, vector.tolist()).dtype == np.float64
     assert fastae.Parameters.from_vector(network, vector.astype("i8")).dtype == np.float32
+    swapped = fastae.Parameters.from_vector(network, vector.astype(">f8"))
+    assert swapped.dtype == np.float64
+    np.testing.assert_array_equal(swapped.to_vector(), vector)
     other = fastae.Parameters.from_vector(network, vector, "float64" if dtype == "float32" else "float32")
     assert other.dtype != dtype
     np.testing.assert_allclose(other.to_vector(), vector, rtol=1e-7)

@@ -177,7 +177,8 @@ class Engine(Runner):
         gradient : Parameters, optional
             Overwritten by each call. Default: new ones.
         options : keyword arguments
-            Options of ``loss_and_gradient``, except `out`. `index`, `shift`, `scale` and `sample_weight` are copied.
+            Options of ``loss_and_gradient``, except `out`. `Y` is read again in each call, as `X` is, and so must be an
+            ndarray, too. The others are copied.
 
         Returns
         -------
@@ -192,8 +193,12 @@ class Engine(Runner):
         if not isinstance(X, np.ndarray):
             raise TypeError(f"X must be a NumPy array, to be read again in each call, got {type(X).__name__}")
         self._check_options("prepare_loss_and_gradient", options)
+        Y = options.get("Y")
+        if Y is not None and not isinstance(Y, np.ndarray):
+            raise TypeError(f"Y must be a NumPy array, to be read again in each call, got {type(Y).__name__}")
         if gradient is None:
             gradient = Parameters(self.network, self.dtype)
+        self._check_params(gradient, "gradient", written=True)
         if options.get("sample_weight") is not None:
             options["sample_weight"] = np.array(options["sample_weight"])
         self._check_params(params)
@@ -224,7 +229,8 @@ class Engine(Runner):
         -------
         dict of str to ndarray of shape (rows, units of the layer), the engine's dtype
             An array for each name. Deltas are derivatives of the loss of these rows, a mean over them: dW of a layer is
-            the transposed input of the layer times its delta.
+            the transposed input of the layer times its delta. A row whose `sample_weight` is 0 does not count, whatever
+            it holds: its activations are those of a row of zeros, its deltas are 0.
 
         Raises
         ------
@@ -280,6 +286,8 @@ class Engine(Runner):
             network's output. The message names it.
         """
         network = self.network
+        if not isinstance(with_input, (bool, np.bool_)):
+            raise TypeError(f"with_input must be True or False, got {with_input!r}")
         X = check_matrix(X, network.widths[0], "X")
         d_xhat = check_target(d_xhat, X, network.widths[-1], "d_xhat")
         if d_code is not None:
@@ -612,6 +620,10 @@ class Engine(Runner):
         self._check_params(gradient, "gradient", written=True)
         if gradient.flat is params.flat:
             raise ValueError("gradient must not be params: the engine reads these while it writes it")
+        written = [gradient.flat] if optimizer is None else [gradient.flat, params.flat]
+        for name, read_rows in ("X", X), ("Y", Y):
+            if read_rows is not None and any(np.may_share_memory(read_rows, array) for array in written):
+                raise ValueError(f"{name} overlaps the parameters or the gradient that the engine writes")
         if self._is_dirty(gradient.flat, self.plan):  # which not all kernels overwrite
             gradient.clear_padding()
         alive += jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)

@@ -173,7 +173,10 @@ def set_objective(
     job.loss = _LOSSES[objective.loss]
     alive = []
     if job.loss == fields.HUBER:
-        alive.append(np.array([objective.huber_delta], dtype))
+        info, bound = np.finfo(np.dtype(dtype)), float(objective.huber_delta)
+        if bound < float(info.tiny):
+            raise ValueError(f"huber_delta must be at least {info.tiny} in {info.dtype}, got {bound!r}")
+        alive.append(np.array([min(bound, float(info.max))], dtype))  # no finite residual is beyond `max`
         job.bound = address(alive[0])
     job.alpha, job.missing = objective.alpha / unit, objective.missing
     if not np.isfinite(job.alpha):

@@ -179,9 +179,9 @@ class Runner:
         bands = -(-job.slab // job.band)
         kept, deltas = self._tile_elements(job.slab_height), job.slab_height * int(self.plan[-1].output)
         if self._kept.size < kept:
-            # `_kept` last: if an allocation fails, or Ctrl-C comes in between, the next call allocates again.
-            self._deltas = layout.aligned_zeros(deltas, self.dtype)
-            self._kept = layout.aligned_zeros(kept, self.dtype)
+            # Both or neither: prepared calls know by `_kept` whether the memory that they point to was replaced.
+            memory = layout.aligned_zeros(deltas, self.dtype), layout.aligned_zeros(kept, self.dtype)
+            self._deltas, self._kept = memory
         if self._band_sums.size < bands * self._ones.size:
             self._band_sums = layout.aligned_zeros(bands * self._ones.size, self.dtype)
         job.kept, job.deltas, job.band_sums = map(address, (self._kept, self._deltas, self._band_sums))

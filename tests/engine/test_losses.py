@@ -1,5 +1,7 @@
 """Huber's loss, the Bernoulli cross-entropy, and targets other than X: against the reference and finite differences."""
 
+import warnings
+
 import numpy as np
 import pytest
 from engines import TOLERANCE, bits, double, problem
@@ -206,6 +208,17 @@ def test_bernoulli_needs_a_sigmoid_output():
         fastae.train(parameters, X, objective=objective, epochs=1)
     with pytest.raises(ValueError, match="last activation of 'sigmoid'"):
         reference.backward(X, parameters, loss="bernoulli")
+
+
+def test_a_bound_that_float32_does_not_have_is_refused_or_the_largest_it_has():
+    parameters, X = problem(fastae.Network.autoencoder(4, 2), 10)
+    engine = fastae.Engine(parameters.network)
+    with pytest.raises(ValueError, match=r"huber_delta must be at least 1.17\S* in float32, got 1e-50"):
+        engine.loss_and_gradient(parameters, X, objective=Objective(loss="huber", huber_delta=1e-50))
+    wide = Objective(loss="huber", huber_delta=1e300)
+    with warnings.catch_warnings(action="error"):
+        found = engine.loss_and_gradient(parameters, X, objective=wide)
+    assert bits(found) == bits(engine.loss_and_gradient(parameters, X))
 
 
 @pytest.mark.parametrize("bad", [-1e-3, 1.001, np.inf, -np.inf])

@@ -121,6 +121,8 @@ def test_wrong_arguments_are_named_when_the_call_is_prepared():
         ((params, X), {"gradient": other}, ValueError, "gradient are of Network"),
         ((params, X), {"gradient": params}, ValueError, "gradient must not be params"),
         ((params, X), {"gradient": X}, TypeError, "gradient must be Parameters, got ndarray"),
+        ((params, X), {"gradient": 3}, TypeError, "gradient must be Parameters, got int"),
+        ((params, X), {"Y": X.tolist()}, TypeError, "Y must be a NumPy array, to be read again in each call"),
         ((params, X), {"index": [10]}, ValueError, "index must lie within"),
         ((params, X), {"rates": [1.0]}, TypeError, "prepare_loss_and_gradient has no option rates"),
         ((params, X), {"out": params}, TypeError, "prepare_loss_and_gradient has no option out"),
@@ -291,6 +293,10 @@ def test_the_gradient_is_written_to_out():
         engine.loss_and_gradient(params, X, out=params)
     with pytest.raises(TypeError, match="out must be Parameters, got ndarray"):
         engine.loss_and_gradient(params, X, out=out.flat)
+    inside = out.flat[:1500].reshape(50, 30)
+    for X_, Y, name in (inside, None, "X"), (X, inside, "Y"):
+        with pytest.raises(ValueError, match=f"{name} overlaps the parameters or the gradient"):
+            engine.loss_and_gradient(params, X_, Y=Y, out=out)
     with pytest.raises(ValueError, match="out are float64, but the engine computes in float32"):
         engine.loss_and_gradient(params, X, out=fastae.Parameters(params.network, "float64"))
     out.flat.flags.writeable = False

@@ -199,6 +199,8 @@ def test_errors_name_the_argument():
             engine.vjp(parameters, *arguments)
     with pytest.raises(TypeError, match="d_xhat has dtype complex128"):
         engine.vjp(parameters, X, good.astype(complex))
+    with pytest.raises(TypeError, match="with_input must be True or False, got 'no'"):
+        engine.vjp(parameters, X, good, with_input="no")
     encoder = fastae.Network((5, 3), (S,))
     with pytest.raises(ValueError, match=r"d_code must be None, because the network's code is its output"):
         fastae.Engine(encoder).vjp(fastae.Parameters(encoder), X, np.zeros((10, 3)), np.zeros((10, 3)))

@@ -53,6 +53,7 @@ def test_generic():
     assert run(BOTH[:1], NUMBA_CPU_NAME="generic") == "generic"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not (X86 and HAS.get("avx2") and HAS.get("fma")), reason="needs AVX2")
 def test_haswell():
     assert run(BOTH, NUMBA_CPU_NAME="haswell") == "avx2"

@@ -6,19 +6,17 @@ the sum of the rows' weights, which the kernels leave to the sum over rows.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fastae.engine.jobs import OutsideRange
+from fastae.engine.runner import Runner
 from fastae.kernels import job as fields
 from fastae.kernels import layout
 from fastae.kernels.job import Job
 from fastae.kernels.layout import address
 from fastae.network import Network, Parameters
-
-if TYPE_CHECKING:
-    from fastae.engine.engine import Engine
 
 # The fields of a job that its form decides, besides the addresses of functions
 _OF_FORM = "height", "row_multiple", "target_in_form", "stored_row"
@@ -56,7 +54,7 @@ class Held:
         self.outside = outside
 
 
-def read(engine: "Engine", held: Held, names: list[str], params: Parameters) -> dict[str, np.ndarray]:
+def read(engine: Runner, held: Held, names: list[str], params: Parameters) -> dict[str, np.ndarray]:
     """The arrays of these names, each of shape (rows, columns of the layer) and the engine's dtype.
 
     `held` is a step on all the rows, which is not in need of an optimizer.
@@ -94,19 +92,19 @@ def read(engine: "Engine", held: Held, names: list[str], params: Parameters) -> 
     return results
 
 
-def _layer(engine: "Engine", name: str) -> int:
+def _layer(engine: Runner, name: str) -> int:
     """The layer that a name is of, counted from 0."""
     return (engine.network.n_layers if name.endswith("xhat") else int(name.lstrip("dzh"))) - 1
 
 
-def _columns(engine: "Engine", name: str) -> int:
+def _columns(engine: Runner, name: str) -> int:
     return engine.network.widths[_layer(engine, name) + 1]
 
 
 class _Slab:
     """The activations and deltas of `count` rows, which a job that is cut by weights has left in an engine's memory."""
 
-    def __init__(self, engine: "Engine", job: Job, form: Any, params: Parameters, count: int) -> None:
+    def __init__(self, engine: Runner, job: Job, form: Any, params: Parameters, count: int) -> None:
         self._engine, self._job, self._form, self._params, self._count = engine, job, form, params, count
         self._lanes = layout.lanes(engine.dtype)
 

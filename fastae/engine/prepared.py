@@ -4,18 +4,16 @@ On a small network, a call spends more time in Python than in kernels: it checks
 kernels and allocates the results. A prepared call repeats a job that the engine has run, and does none of that again.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fastae.checks import check_ordinal
 from fastae.engine.jobs import OutsideRange
+from fastae.engine.runner import Runner
 from fastae.kernels import job as fields
 from fastae.kernels.job import Job
 from fastae.network import Parameters
-
-if TYPE_CHECKING:
-    from fastae.engine.engine import Engine
 
 
 class PreparedCall:
@@ -36,7 +34,7 @@ class PreparedCall:
         What each call overwrites.
     """
 
-    def __init__(self, engine: "Engine", params: Parameters, X: np.ndarray, gradient: Parameters) -> None:
+    def __init__(self, engine: Runner, params: Parameters, X: np.ndarray, gradient: Parameters) -> None:
         self.engine, self.params, self.X, self.gradient = engine, params, X, gradient
         self._flat, self._gradient_flat = params.flat, gradient.flat
         self._plan, self._is_dirty = engine.plan, engine._is_dirty

@@ -23,6 +23,7 @@ ORDER = 8  # seed of the order that puts points into groups
 class _Part(NamedTuple):
     """Some rows, and what is known of them."""
 
+    here: slice  # which rows they are
     z: np.ndarray  # (rows, n), float64, in the scale of the network
     there: np.ndarray | None  # (rows, n), bool: the cells that are not missing
     products: np.ndarray  # (rows, K): the squared distances to all points, less |z|^2
@@ -44,12 +45,12 @@ class Neighbours:
     """
 
     def __init__(self, points: np.ndarray, n_threads: int | None) -> None:
-        order = np.random.default_rng(ORDER).permutation(len(points))
+        order = _order(len(points))
         self._place = np.argsort(order)  # of each point among those in order
         self.points = points[order]
-        # Member j of group g is point j * groups + g
-        self._size = min(GROUP_SIZE, len(points))
-        self._groups = min(GROUPS, len(points) // self._size)
+        self._size, self._groups = _members_and_groups(
+            len(points)
+        )  # member j of group g is point j * groups + g
         self._network = Network((points.shape[1], len(points)), ("identity",), 1)
         self._engine = Engine(self._network, n_threads, "float32")
         self._products = self._layer(-2 * self.points, np.square(self.points).sum(axis=1))  # -2 z'p + |p|^2
@@ -62,12 +63,6 @@ class Neighbours:
     def _products_of_seen(self) -> tuple[Parameters, Parameters]:
         """-2 z'p, and the sum of p^2 over the cells that are there."""
         return self._layer(-2 * self.points), self._layer(np.square(self.points))
-
-    @property
-    def groups(self) -> np.ndarray:
-        """(members, groups, n): the points of all groups."""
-        members: np.ndarray = self.points[: self._groups * self._size]
-        return members.reshape(self._size, self._groups, -1)
 
     def distances(
         self,
@@ -94,16 +89,13 @@ class Neighbours:
         nearest, remoteness : ndarrays of shape (m,), float64
         """
         nearest, remoteness = np.empty(len(X)), np.empty(len(X))
-        first = 0
         for part in self._parts(X, shift, scale, missing, own):
-            here = slice(first, first + len(part.z))
-            first = here.stop
-            nearest[here] = np.square(self._differences(part)).mean(axis=1) + FLOOR
+            nearest[part.here] = np.square(self._differences(part)).mean(axis=1) + FLOOR
             squares = np.square(_seen(part.z, part.there)).mean(axis=1, keepdims=True)
             of_groups = self._of_groups(part).min(axis=1) / part.z.shape[1]
             if part.there is not None:
                 of_groups /= _share(part.there)
-            remoteness[here] = np.exp(np.log(np.maximum(squares + of_groups, 0) + FLOOR).mean(axis=1))
+            remoteness[part.here] = np.exp(np.log(np.maximum(squares + of_groups, 0) + FLOOR).mean(axis=1))
         return nearest, remoteness
 
     def shares(
@@ -120,30 +112,28 @@ class Neighbours:
         the distances.
         """
         nearest, remoteness = np.empty(X.shape), np.zeros(X.shape)
-        first = 0
         for part in self._parts(X, shift, scale, missing, None):
-            here = slice(first, first + len(part.z))
-            first = here.stop
-            nearest[here] = np.square(self._differences(part))
+            nearest[part.here] = np.square(self._differences(part))
             members = self._of_groups(part).argmin(axis=1)
             for group in range(self._groups):
                 points = self.points[members[:, group] * self._groups + group]
                 square = np.square(_seen(part.z - points, part.there))
                 distance = square.mean(axis=1, keepdims=True) + FLOOR
                 endless = np.isinf(distance)
-                remoteness[here] += np.where(
+                remoteness[part.here] += np.where(
                     endless, np.isinf(square), square / np.where(endless, 1.0, distance)
                 )
         return nearest, remoteness
 
     def _parts(self, X: np.ndarray, shift: Any, scale: Any, missing: bool, own: Any) -> Iterator[_Part]:
         for first in range(0, len(X), ROWS):
-            part = X[first : first + ROWS]
+            here = slice(first, first + ROWS)
+            part = X[here]
             products = self._products_of(part, shift, scale, missing)
             if own is not None:
-                products[np.arange(len(part)), self._place[own[first : first + ROWS]]] = np.inf
+                products[np.arange(len(part)), self._place[own[here]]] = np.inf
             z = part.astype(np.float64) if scale is None else (part - shift) * scale
-            yield _Part(z, ~np.isnan(part) if missing else None, products)
+            yield _Part(here, z, ~np.isnan(part) if missing else None, products)
 
     def _products_of(self, X: np.ndarray, shift: Any, scale: Any, missing: bool) -> np.ndarray:
         """(rows, K): the squared distances, less |z|^2."""
@@ -165,6 +155,24 @@ class Neighbours:
         some = part.products[:, : self._groups * self._size].reshape(-1, self._size, self._groups)
         # Products that are too large for float32 say nothing: |z|^2 is larger still
         return np.where(np.abs(some) < np.inf, some, np.where(some == np.inf, np.inf, 0.0))
+
+
+def groups_of(points: np.ndarray) -> np.ndarray:
+    """(members, groups, n): the points of all groups that the remoteness is averaged over."""
+    size, groups = _members_and_groups(len(points))
+    grouped: np.ndarray = points[_order(len(points))[: size * groups]]
+    return grouped.reshape(size, groups, -1)
+
+
+def _order(count: int) -> np.ndarray:
+    """The order that puts so many points into groups."""
+    return np.random.default_rng(ORDER).permutation(count)
+
+
+def _members_and_groups(count: int) -> tuple[int, int]:
+    """The members of a group of so many points, and the groups."""
+    size = min(GROUP_SIZE, count)
+    return size, min(GROUPS, count // size)
 
 
 def _seen(values: np.ndarray, there: np.ndarray | None) -> np.ndarray:

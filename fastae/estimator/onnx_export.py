@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastae.estimator.neighbours import FLOOR, Neighbours
+from fastae.estimator.neighbours import FLOOR, groups_of
 from fastae.network import check_dtype
 
 OPSET, IR = 17, 8  # of 2022, so that older runtimes can read the graph
@@ -110,7 +110,7 @@ def build(model: Any, dtype: Any = None) -> Any:
                 nearest = node("ArgMin", products(points), axis=1, keepdims=0)
                 nearest = node("Gather", constant(points), nearest, axis=0)
                 distance = node("Add", mean_square(node("Sub", x, nearest)), floor)
-                groups = np.asarray(Neighbours(ensemble.kept, 1).groups, np.float64)
+                groups = groups_of(points)
                 least = node(
                     "Reshape",
                     products(groups.reshape(-1, groups.shape[2])),

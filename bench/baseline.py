@@ -25,11 +25,13 @@ ALLOWED = 0.15  # largest accepted fall of a ratio
 def ratios_of(report: Report) -> dict[str, dict[str, float]]:
     """By case: our speed as a multiple of each peer's, and as a share of the FMA peak ("peak").
 
-    Figures that may not be quoted are left out.
+    Cases that may not be quoted are left out, and peers whose times vary too much.
     """
     return {
         c.case.id: {
-            name: float(f"{ratio:.4g}") for name, ratio in {**c.ratios, "peak": c.share_of_peak()}.items()
+            name: float(f"{ratio:.4g}")
+            for name, ratio in {**c.ratios, "peak": c.share_of_peak()}.items()
+            if name == "peak" or c.timings[name].steady
         }
         for c in report.comparisons
         if c.quotable

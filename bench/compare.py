@@ -32,9 +32,14 @@ class Comparison:
     peak_best: float
     others: float
 
+    def seconds(self, name: str = "fastae") -> float:
+        """The median; where a peer's times vary too much, their 10th percentile, so that no speedup is overstated."""
+        timing = self.timings[name]
+        return timing.median if name == "fastae" or timing.steady else timing.p10
+
     def gflops(self, name: str = "fastae") -> float:
         """Useful GF/s."""
-        return self.case.flops / self.timings[name].median / 1e9
+        return self.case.flops / self.seconds(name) / 1e9
 
     def share_of_peak(self, name: str = "fastae") -> float:
         """Useful operations as a share of the FMA peak."""
@@ -52,28 +57,17 @@ class Comparison:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Our speed as a multiple of that of each peer whose times are steady."""
-        ours = self.timings["fastae"].median
-        return {
-            name: timing.median / ours
-            for name, timing in self.timings.items()
-            if name != "fastae" and timing.steady
-        }
+        """Our speed as a multiple of each peer's; at least that, where the peer's times are not steady."""
+        return {name: self.seconds(name) / self.seconds() for name in self.timings if name != "fastae"}
 
     @property
     def best_peer(self) -> str | None:
-        """The fastest peer of our precision; None if the times of one that could be as fast vary too much to tell."""
+        """The fastest peer of our precision; None without any."""
         known = peers.peers_of(self.case)
-        among = {
-            name: t
-            for name, t in self.timings.items()
-            if name != "fastae" and known[name].competes(self.case)
-        }
-        steady = {name: timing for name, timing in among.items() if timing.steady}
-        best = min(steady, key=lambda name: steady[name].median, default=None)
-        if best and any(t.p10 < steady[best].median for t in among.values() if not t.steady):
-            return None
-        return best
+        ratios = self.ratios
+        return min(
+            (name for name in ratios if known[name].competes(self.case)), key=lambda name: ratios[name], default=None
+        )
 
     @property
     def shared_cores(self) -> bool:

@@ -16,7 +16,7 @@ from fastae.bench.curve import Curve
 from fastae.bench.peers import peers_of
 from fastae.bench.quality import Race
 from fastae.bench.quality_report import QualityReport
-from fastae.bench.report import Report, label, milliseconds
+from fastae.bench.report import Report, label, span, speedup
 
 OURS, BEST, PEER, ROUGH, TEXT = "#d1495b", "#5b6b7b", "#a9b4bf", "#dfe4e9", "#333333"
 ACROSS = 3  # panels in a row
@@ -148,12 +148,10 @@ def _draw_bars(axis: Any, comparison: Comparison) -> None:
         color = (
             OURS if name == "fastae" else BEST if name == comparison.best_peer else PEER if exact else ROUGH
         )
-        axis.barh(place, timing.median, color=color, height=0.78)
-        words = f" {milliseconds(timing)[1]} ms"
-        if name in comparison.ratios:
-            words += f"   {comparison.ratios[name]:.1f}x"
-        axis.text(timing.median, place, words, va="center", fontsize=8, color=TEXT)
-    axis.set_xlim(0, 1.6 * max(timing.median for timing in timings.values()))
+        axis.barh(place, comparison.seconds(name), color=color, height=0.78)
+        words = f" {span(timing)} ms" + (f"   {speedup(comparison, name)}" if name != "fastae" else "")
+        axis.text(comparison.seconds(name), place, words, va="center", fontsize=8, color=TEXT)
+    axis.set_xlim(0, 1.6 * max(map(comparison.seconds, timings)))
     axis.set_yticks(range(len(timings)), [label(name, case) for name in timings], fontsize=8, color=TEXT)
     axis.invert_yaxis()
     usual = f"n = {case.n}, k = {case.k}, m = {case.m:,}"

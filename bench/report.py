@@ -177,7 +177,10 @@ class Report:
         }
         unsteady = [f"{name} at {'; '.join(where)}" for name, where in varying.items() if where]
         if unsteady:
-            lines.append(f"Not quoted, because p90 is over {STEADY:g} times p10: {'. '.join(unsteady)}.")
+            lines.append(
+                f"Times that vary, p90 over {STEADY:g} times p10: {'. '.join(unsteady)}. A peer then shows both, and "
+                "counts with p10, so that the speedup is at least the one given; where fastae's vary, none is given."
+            )
         if (self.machine["load"] or 0) > 0.7:
             lines.append(
                 f"The machine was not idle in the minute before the run: load {self.machine['load']}."
@@ -197,11 +200,7 @@ class Report:
                     f"  {label(name, c.case)}",
                     *(middle, low, high),
                     f"{c.share_of_peak(name):.0%}",
-                    f"{c.ratios[name]:.2f}x"
-                    if name in c.ratios
-                    else ""
-                    if c.timings[name].steady
-                    else "unsteady",
+                    speedup(c, name, digits=2) if name != "fastae" else "",
                     c.settings[name],
                 )
         return shown
@@ -216,7 +215,7 @@ class Report:
             shown.add_row(
                 c.case.label,
                 best or "",
-                f"{c.ratios[best]:.2f}x" if best and c.quotable else "",
+                speedup(c, best, digits=2) if best and c.quotable else "",
                 f"{c.case.target_ratio}x" if c.case.target_ratio else "",
                 f"{c.share_of_peak():.0%}",
                 f"{c.case.target:.0%}" if c.case.target else "",
@@ -234,8 +233,8 @@ class Report:
             lines.append(
                 [
                     c.case.label,
-                    *(milliseconds(t)[1] if (t := c.timings[name]).steady else "unsteady" for name in names),
-                    f"**{c.ratios[c.best_peer]:.1f}x** {c.best_peer}" if c.best_peer and c.quotable else "",
+                    *(span(c.timings[name]) for name in names),
+                    f"**{speedup(c, c.best_peer)}** {c.best_peer}" if c.best_peer and c.quotable else "",
                     f"{c.share_of_peak():.0%}",
                     f"{c.share_of_ceiling():.0%}",
                 ]
@@ -288,3 +287,14 @@ def milliseconds(timing: Timing) -> list[str]:
     """p10, median and p90, the median to three digits."""
     digits = max(0, 2 - math.floor(math.log10(timing.median * 1e3)))
     return [f"{seconds * 1e3:.{digits}f}" for seconds in (timing.p10, timing.median, timing.p90)]
+
+
+def span(timing: Timing) -> str:
+    """The median in milliseconds; p10 to p90 where the times vary too much."""
+    low, middle, high = milliseconds(timing)
+    return middle if timing.steady else f"{low} to {high}"
+
+
+def speedup(of: Comparison, name: str, digits: int = 1) -> str:
+    """Our speed as a multiple of the peer's, such as 2.5x; ≥2.5x where it is at least that."""
+    return f"{'' if of.timings[name].steady else '≥'}{of.ratios[name]:.{digits}f}x"

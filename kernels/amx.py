@@ -623,6 +623,7 @@ TILES = Form(
     residual=residual,
     backward=backward,
     gradient=gradient,
+    from_rows=None,
     from_blocked=from_blocked,
     delta_from_blocked=delta_from_blocked,
     prepare_weights=prepare_weights,

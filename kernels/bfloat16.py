@@ -260,6 +260,7 @@ PAIRS = Form(
     residual=residual,
     backward=backward,
     gradient=gradient,
+    from_rows=None,
     from_blocked=to_bfloat16,
     delta_from_blocked=to_bfloat16,
     prepare_weights=prepare_weights,

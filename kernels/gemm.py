@@ -457,6 +457,7 @@ COLUMN_BLOCKS = Form(
     residual=residual,
     backward=backward,
     gradient=gradient,
+    from_rows=None,
     from_blocked=None,
     delta_from_blocked=None,
     prepare_weights=prepare_weights,

@@ -154,6 +154,7 @@ class Job(ctypes.Structure):
     residual_at: int
     backward_at: int
     gradient_at: int
+    from_rows_at: int
     from_blocked_at: int
     delta_from_blocked_at: int
     prepare_weights_at: int

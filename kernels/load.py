@@ -141,11 +141,12 @@ def _corrupt(like, job, memory, height, source, input_at, first, rows, epoch):  
 
 
 @ByAddress
-def load_tile(out, job_at, matrix, clean, gathered, height, columns, first, rows, epoch):  # type: ignore[no-untyped-def]
+def load_tile(out, job_at, matrix, by_form, clean, gathered, height, columns, first, rows, epoch):  # type: ignore[no-untyped-def]
     """Load rows first .. first + rows as a blocked tile, with zeros below them down to a whole register tile.
 
     out    blocked (blocks, height, lanes): the rows of `matrix`. If it is INPUT and cells may be missing, or there is
-           noise, this is the corrupted input, and the clean rows go to `clean`
+           noise, this is the corrupted input, and the clean rows go to `clean`. If `by_form` is 1, it is as the form
+           stores it, read by the form's ``from_rows``
     clean, gathered   addresses of these arrays of a TileMap; the lines behind `gathered` are those of the TileMap, too
     """
     job, like = record_at(job_at, JOB), carray(out, (1,))
@@ -154,11 +155,15 @@ def load_tile(out, job_at, matrix, clean, gathered, height, columns, first, rows
     source = source_of(job, columns, matrix)
     corrupted = matrix == INPUT and _is_corrupted(job)
     clean_at = memory.clean if corrupted else input_at
-    load_rows(like, clean_at, height, source, first, rows, memory.gathered)
+    if by_form:
+        place = source.x, source.row_stride, source.row_numbers
+        call_at(job.from_rows_at, (input_at, *place, first, rows, height, columns))
+    else:
+        load_rows(like, clean_at, height, source, first, rows, memory.gathered)
     if job.not_finite != 0:  # of a job without Y
         blocks = in_blocks(columns, LINE // like.itemsize)
         note_not_finite(like, (job.not_finite, clean_at, height, blocks, rows, job.missing))
-    if job.task == STEPS_TASK and job.index != 0:
+    if job.task == STEPS_TASK:
         _prefetch_next(like, job, source, first, rows)
     if job.sample_weight != 0:  # a row of weight 0 does not count, whatever it holds
         for i in range(rows):
@@ -174,6 +179,15 @@ def load_tile(out, job_at, matrix, clean, gathered, height, columns, first, rows
 
 
 @callee
+def _is_read_by_form(job, source, itemsize, rows, computed):  # type: ignore[no-untyped-def]
+    """Whether ``from_rows`` of the form may read rows of a source: whole register tiles, as they are."""
+    as_they_are = source.kind == (0 if itemsize == 4 else 1) and source.column_stride == itemsize
+    plain = source.shift == 0 and job.sample_weight == 0 and job.not_finite == 0
+    in_form = job.from_rows_at != 0 and job.target_in_form != 0
+    return in_form and as_they_are and plain and rows == computed
+
+
+@callee
 def load_input(itemsize, job, job_at, memory, height, columns, input_at, first, rows, epoch):  # type: ignore[no-untyped-def]
     """Load rows first .. first + rows as a matrix of the form; return the address of the target.
 
@@ -185,14 +199,13 @@ def load_input(itemsize, job, job_at, memory, height, columns, input_at, first, 
     """
     blocks, computed = in_blocks(columns, LINE // itemsize), round_up(rows, job.row_multiple)
     corrupted, converted = _is_corrupted(job), job.from_blocked_at != 0
+    by_form = not corrupted and _is_read_by_form(job, source_of(job, columns, INPUT), itemsize, rows, computed)
     loaded = input_at
-    if converted:
+    if converted and not by_form:
         loaded = memory.spare if corrupted else memory.clean
-    call_at(
-        job.load_at,
-        (loaded, job_at, INPUT, memory.clean, memory.gathered, height, columns, first, rows, epoch),
-    )
-    if converted:
+    matrix = loaded, job_at, INPUT, np.int64(by_form)
+    call_at(job.load_at, (*matrix, memory.clean, memory.gathered, height, columns, first, rows, epoch))
+    if converted and not by_form:
         call_at(job.from_blocked_at, (input_at, loaded, computed, height, blocks))
     if job.target_in_form == 0:
         return memory.clean if corrupted or converted else input_at
@@ -211,22 +224,27 @@ def load_target(itemsize, job, job_at, memory, row_weight, height, columns, firs
 
     memory   TileMap of tiles that are `height` rows high      row_weight   (rows,)
     """
-    blocks = in_blocks(columns, LINE // itemsize)
-    call_at(
-        job.load_at,
-        (memory.clean, job_at, TARGET, memory.clean, memory.gathered, height, columns, first, rows, 0),
-    )
+    blocks, computed = in_blocks(columns, LINE // itemsize), round_up(rows, job.row_multiple)
+    in_form = job.target_in_form != 0 and job.loss != GIVEN  # GIVEN: a derivative, which is no target
+    by_form = in_form and _is_read_by_form(job, source_of(job, columns, TARGET), itemsize, rows, computed)
+    loaded = memory.target if by_form else memory.clean
+    matrix = loaded, job_at, TARGET, np.int64(by_form)
+    call_at(job.load_at, (*matrix, memory.clean, memory.gathered, height, columns, first, rows, 0))
     if job.loss == GIVEN:
-        return memory.clean
+        return loaded
     if job.missing == 0:
         noted = array_at(memory.gathered, (1,), np.int64)
         noted[0] = 0
-        note_not_finite(row_weight, (memory.gathered, memory.clean, height, blocks, rows, 0))
+        if by_form:  # lines (columns, height / lanes)
+            lanes = LINE // itemsize
+            lines = height // lanes, columns, rows // lanes
+        else:
+            lines = height, blocks, rows
+        note_not_finite(row_weight, (memory.gathered, loaded, *lines, 0))
         if noted[0] != 0:
             row_weight[0] = np.nan
-    if job.target_in_form == 0:
-        return memory.clean
-    computed = round_up(rows, job.row_multiple)
+    if by_form or not in_form:
+        return loaded
     call_at(job.from_blocked_at, (memory.target, memory.clean, computed, height, blocks))
     return memory.target
 

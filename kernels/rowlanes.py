@@ -272,6 +272,34 @@ def _write_column_sums(words, sums, a, stride, lines, columns):  # type: ignore[
     words.store_first(total, sums, columns)
 
 
+def _write_from_rows(words: Words, stored, stride, x, row_stride, row_numbers, first, groups, columns):  # type: ignore[no-untyped-def]
+    """``from_rows``: `groups` of as many rows as a line has lanes.
+
+    stored  (columns, rows), `stride` bytes from column to column     x, row_numbers  see rows.Source
+    """
+    lanes = words.lanes
+    whole, left = (f(columns, words.count(lanes)) for f in (words.builder.sdiv, words.builder.srem))
+    block_bytes = words.times(stride, lanes)
+
+    def square(lines, target):  # type: ignore[no-untyped-def]
+        for j, line in enumerate(words.transposed(lines)):
+            words.store(line, words.offset(target, (stride, j)))
+
+    for indexed in (0, 1):
+        with words.when(row_numbers, "!=" if indexed else "==", 0):
+            by = 8 if indexed else row_stride
+            start = words.offset(row_numbers if indexed else x, (first, by))
+            for group, target in words.walk(groups, [start, stored], [words.times(by, lanes), LINE]):
+                places = [words.offset(group, (by, i)) for i in range(lanes)]
+                if indexed:
+                    places = [words.offset(x, (words.load_count(place), row_stride)) for place in places]
+                passed = words.count(0)
+                for passed, target in words.walk(whole, [passed, target], [LINE, block_bytes]):
+                    square([words.load(words.offset(p, passed), aligned=False) for p in places], target)
+                with words.when(left, ">", 0):  # both have moved behind the whole blocks
+                    square([words.load_first(words.offset(p, passed), left) for p in places], target)
+
+
 def _write_store_rows(words: Words, out, stride, h, column_bytes, columns, rows):  # type: ignore[no-untyped-def]
     """A line's columns of ``store_rows``: `columns` of them at most are left.
 
@@ -336,9 +364,9 @@ def _write_row_errors(words: Words, out, xhat, x, column_weight, missing, column
             wide.store_first(errors_of(allowed, *places[1:]), places[0], rest)
 
 
-_gradient, _column_sums, _store_rows, _row_errors = (
+_gradient, _column_sums, _from_rows, _store_rows, _row_errors = (
     vector_kernel(write)
-    for write in (_write_gradient, _write_column_sums, _write_store_rows, _write_row_errors)
+    for write in (_write_gradient, _write_column_sums, _write_from_rows, _write_store_rows, _write_row_errors)
 )
 _forward, _residual, _backward = (
     vector_kernel(partial(write, LINES)) for write in (_write_forward, _write_residual, _write_backward)
@@ -457,6 +485,15 @@ def gradient(out, a, delta, accumulate, rows, height, dw_rows, fan_in, fan_out):
 
 
 @ByAddress
+def from_rows(out, x, row_stride, row_numbers, first, rows, height, columns):  # type: ignore[no-untyped-def]
+    """Read rows of a caller's matrix as (columns, height). `rows` are whole lines."""
+    like = carray(out, (1,))
+    place, stride = np.int64(like.ctypes.data), height * like.itemsize
+    groups = rows // (LINE // like.itemsize)
+    _from_rows(like, (place, stride, x, row_stride, row_numbers, first, groups, columns))
+
+
+@ByAddress
 def to_columns(out, source, rows, height, blocks):  # type: ignore[no-untyped-def]
     """Convert a blocked matrix to (columns, height): ``from_blocked`` of the contract."""
     like = carray(out, (1,))
@@ -494,6 +531,7 @@ ROW_LANES = Form(
     residual=residual,
     backward=backward,
     gradient=gradient,
+    from_rows=from_rows,
     from_blocked=to_columns,
     delta_from_blocked=to_columns,
     prepare_weights=prepare_weights,

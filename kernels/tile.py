@@ -188,7 +188,7 @@ def backward_layers(
                     (memory.spare, h, memory.row_weight, job.slopes, computed, height, blocks),
                 )
             if given:
-                load = job_at, GIVEN_CODE, memory.clean, memory.gathered, height, fan_in, first, rows, 0
+                load = job_at, GIVEN_CODE, 0, memory.clean, memory.gathered, height, fan_in, first, rows, 0
                 call_at(job.load_at, (memory.spare, *load))
                 code = memory.spare, h, plan[i - 1].activation, computed, height, blocks
                 call_at(job.code_delta_at, code)

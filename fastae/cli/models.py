@@ -136,8 +136,11 @@ def train(
         ),
     ] = "squared_error",
     huber_delta: Annotated[
-        float, typer.Option(help="Error beyond which huber is linear, in the network's scale.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="Error beyond which --loss huber is linear, in the network's scale.", show_default="1"
+        ),
+    ] = None,
     alpha: Annotated[
         float, typer.Option(help="L2 penalty on the weights; with adamw, decoupled weight decay.")
     ] = 1e-4,
@@ -237,6 +240,8 @@ def train(
         raise typer.BadParameter(
             "plots need the rows on this machine: leave out --dask and --mpi", param_hint="--plot"
         )
+    if huber_delta is not None and loss != "huber":
+        raise typer.BadParameter("goes with --loss huber only", param_hint="--huber-delta")
     model: Any = Autoencoder()
     if detector:
         several = estimators or (1 if mpi or widths != "auto" else AutoencoderDetector.n_estimators)
@@ -254,7 +259,7 @@ def train(
         activation=activation,
         solver=solver,
         loss=loss,
-        huber_delta=huber_delta,
+        huber_delta=Autoencoder.huber_delta if huber_delta is None else huber_delta,
         max_iter=epochs or "auto",
         batch_size=batch_size or "auto",
         learning_rate=schedule,

@@ -8,8 +8,9 @@ threads are better only if they gain something: a thread that waits for work kee
 
 Threads may *starve*, that is, lack CPUs: other processes or a quota may take them. Then whoever waits for a thread
 waits for its CPU, too, for longer than many small steps last. A trial is too short to see that, so small steps go on
-with as many threads as had CPUs, and more are tried again later. All threads are best for *large* steps, unless they
-starve: only then are these tried on fewer.
+with as many threads as had CPUs, and more are tried again later. CPU time alone does not tell: the clock is updated at
+ticks of milliseconds, which may keep falling between short jobs. So small steps must have become slower, too. All
+threads are best for *large* steps, unless they starve: only then are these tried on fewer.
 """
 
 from collections import deque
@@ -63,8 +64,9 @@ class ThreadCount:
             STARVED_WAIT,
             False,
         )  # whether the last change was because they did
-        # Since then: seconds of all slices, of CPUs, of threads
+        # Since then: seconds of all slices, of CPUs, of threads; and steps
         self._observed = self._cpu_time = self._thread_time = 0.0
+        self._observed_steps = 0
 
     @property
     def threads(self) -> int:
@@ -83,7 +85,7 @@ class ThreadCount:
 
         `cpu_seconds` is the CPU time that all threads together used in it.
         """
-        self._watch_cpus(seconds, cpu_seconds)
+        self._watch_cpus(seconds, steps, cpu_seconds)
         self._unfinished += seconds
         if steps < 1 or len(self._choices) == 1:
             return
@@ -105,18 +107,21 @@ class ThreadCount:
         if useful and len(self._best_times) == BEST_SLICES and (self._wait <= 0 or slower):
             self._begin_trial()
 
-    def _watch_cpus(self, seconds: float, cpu_seconds: float) -> None:
+    def _watch_cpus(self, seconds: float, steps: int, cpu_seconds: float) -> None:
         """Judge from a slice, with those before it, whether threads lack CPUs."""
         self._observed += seconds
         self._cpu_time += cpu_seconds
         self._thread_time += seconds * self.threads
+        self._observed_steps += steps
         if self._observed >= STARVED_SECONDS:
-            self._starved = self._cpu_time < self._least_share * self._thread_time
+            slow = self._observed > SLOWDOWN * self._expected * self._observed_steps
+            self._starved = self._cpu_time < self._least_share * self._thread_time and (slow or self._large)
             several = self._best > 0 and self._thread_time > 0.9 * self._observed * self._choices[self._best]
             if several and not self._starved:
                 self._starved_wait = STARVED_WAIT
             self._cpus = self._cpu_time / self._observed
             self._observed = self._cpu_time = self._thread_time = 0.0
+            self._observed_steps = 0
 
     def _begin_trial(self) -> None:
         """Try the next choice in the current direction, or in the other where there is none."""

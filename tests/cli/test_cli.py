@@ -768,6 +768,7 @@ def test_train_minimises_the_loss_asked_for(tmp_path):
     assert facts["loss"] == same.loss_
     good(*words, "--loss", "huber", "--huber-delta", 0.5)
     assert fastae.Autoencoder.load(tmp_path / "model").huber_delta == 0.5
+    assert "--huber-delta: goes with --loss huber only" in call(*words, "--huber-delta", 0.5).output
     ran = call(*words, "--loss", "bernoulli")
     assert ran.exit_code == 1 or ran.exit_code == 2
     assert "scale must be 'minmax'" in ran.output

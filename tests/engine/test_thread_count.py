@@ -115,6 +115,17 @@ def test_small_steps_go_on_with_fewer_threads_while_a_neighbour_takes_a_cpu():
     assert spent[2] > 0.9 * 5
 
 
+def test_a_clock_of_cpu_time_that_ticks_between_short_jobs_changes_nothing():
+    """It is updated every 4 ms, so that of 0.1 s in short jobs, up to half of a helper's time is missed."""
+    count, rng, spent = ThreadCount(2), np.random.default_rng(0), {1: 0.0, 2: 0.0}
+    for _ in range(2000):
+        threads, job = count.threads, 5e-3
+        counted = job * (1 + (threads == 2) * rng.choice([0.2, 0.8]))
+        spent[threads] += job
+        count.record(job, int(job / {1: 47e-6, 2: 31e-6}[threads]), counted)
+    assert spent[2] > 0.9 * 10
+
+
 LARGE = {1: 100e-3, 2: 50e-3, 4: 100e-3, 8: 200e-3}  # of steps whose threads share two CPUs
 
 

@@ -170,6 +170,27 @@ def test_a_matrix_is_converted(harness):
                 assert not found[rows:].any()
 
 
+@every_form
+def test_rows_of_a_caller_are_converted(harness):
+    """In order and by number, with steps between rows; nothing beyond them is read."""
+    if harness.form.from_rows is None:
+        pytest.skip("the form reads blocked matrices alone")
+    for columns in (1, harness.lanes - 1, harness.lanes, harness.lanes + 1, 51):
+        for rows, height in harness.heights(columns, columns):
+            x = np.random.default_rng(0).normal(size=(rows + 3, columns)).astype(harness.dtype)
+            numbers = np.random.default_rng(1).integers(0, rows + 3, rows + 3)
+            for X in (guarded(x, harness.end), np.hstack([x, x])[:, :columns], x[::-1]):
+                for index in (None, guarded(numbers, harness.end)):
+                    found = harness.empty(columns, height)
+                    row_numbers = 0 if index is None else index
+                    sizes = rows, height, columns
+                    at = X[0].ctypes.data, X.strides[0]
+                    harness.call("from_rows", found, *at, row_numbers, 3, *sizes)
+                    wanted = X[3:] if index is None else X[numbers[3:]]
+                    assert np.array_equal(harness.read(found, height)[:rows, :columns], wanted)
+                    assert np.isnan(harness.read(found, height)[rows:, :columns]).all()
+
+
 @every_activation
 @every_form
 def test_forward_is_numpys(harness, activation):

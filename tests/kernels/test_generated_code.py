@@ -75,6 +75,11 @@ SPILLS_OF_ISA = {
     ("optimizer.transpose", "avx2", "float64"): 30,
     ("optimizer.transpose", "neon", "float32"): 75,
     ("optimizer.transpose", "neon", "float64"): 2,
+    ("rowlanes.from_rows", "avx512", "float32"): 8,  # addresses of rows
+    ("rowlanes.from_rows", "avx2", "float32"): 170,  # not used there
+    ("rowlanes.from_rows", "avx2", "float64"): 34,
+    ("rowlanes.from_rows", "neon", "float32"): 81,
+    ("rowlanes.from_rows", "neon", "float64"): 2,
     ("rowlanes.row_errors", "avx2", "float32"): 16,
     ("rowlanes.row_errors", "avx2", "float64"): 12,
     ("rowlanes.row_errors", "neon", "float32"): 22,

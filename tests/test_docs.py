@@ -79,5 +79,5 @@ def test_there_are_code_blocks_links_and_both_commands():
     assert any(target.endswith(".md") for target in links(ROOT / "README.md"))
     assert any(target.endswith(".png") for page in PAGES for target in links(page))
     assert "pip install . && fastae demo\n" in README
-    assert 'pip install -e ".[test]" && pytest\n' in README
-    assert 'pip install -e ".[test]"\npytest\n' in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert 'pip install -e ".[test]" && pytest -n 2\n' in README
+    assert 'pip install -e ".[test]"\npytest -n 2\n' in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

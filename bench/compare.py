@@ -66,7 +66,9 @@ class Comparison:
         known = peers.peers_of(self.case)
         ratios = self.ratios
         return min(
-            (name for name in ratios if known[name].competes(self.case)), key=lambda name: ratios[name], default=None
+            (name for name in ratios if known[name].competes(self.case)),
+            key=lambda name: ratios[name],
+            default=None,
         )
 
     @property

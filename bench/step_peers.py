@@ -32,10 +32,13 @@ def repeat(step: Callable[[], Any]) -> Callable[[int], Any]:
 # -- fastae -----------------------------------------------------------------------------------------------------------
 
 
-def by_fastae(case: Case, threads: int, bfloat16: bool = False) -> Work:
+def by_fastae(case: Case, threads: int, bfloat16: bool = False, prepared: bool = False) -> Work:
     """Ours."""
     engine = fastae.Engine(case.network, threads, "bfloat16" if bfloat16 else case.dtype)
     params, X = case.parameters, case.X
+    if prepared:
+        call = engine.prepare_loss_and_gradient(params, X)
+        return Work(repeat(call), lambda loss: {"loss": loss, **call.gradient})
     return Work(
         repeat(lambda: engine.loss_and_gradient(params, X)), lambda result: {"loss": result[0], **result[1]}
     )
@@ -310,7 +313,7 @@ def by_jax(case: Case, threads: int, rows: int = 0) -> Work | None:
 
 
 PEERS = {
-    "fastae": Peer("numpy", {"": by_fastae}, bfloat16=None),
+    "fastae": Peer("numpy", {"": by_fastae, "prepared": partial(by_fastae, prepared=True)}, bfloat16=None),
     "numpy": Peer("numpy", {"": by_numpy, "blocks": partial(by_numpy, rows=1024)}),
     "numpy MKL": Peer(
         "numpy",

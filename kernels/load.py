@@ -199,7 +199,9 @@ def load_input(itemsize, job, job_at, memory, height, columns, input_at, first, 
     """
     blocks, computed = in_blocks(columns, LINE // itemsize), round_up(rows, job.row_multiple)
     corrupted, converted = _is_corrupted(job), job.from_blocked_at != 0
-    by_form = not corrupted and _is_read_by_form(job, source_of(job, columns, INPUT), itemsize, rows, computed)
+    by_form = not corrupted and _is_read_by_form(
+        job, source_of(job, columns, INPUT), itemsize, rows, computed
+    )
     loaded = input_at
     if converted and not by_form:
         loaded = memory.spare if corrupted else memory.clean

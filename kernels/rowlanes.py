@@ -289,12 +289,12 @@ def _write_from_rows(words: Words, stored, stride, x, row_stride, row_numbers, f
         with words.when(row_numbers, "!=" if indexed else "==", 0):
             by = 8 if indexed else row_stride
             start = words.offset(row_numbers if indexed else x, (first, by))
-            for group, target in words.walk(groups, [start, stored], [words.times(by, lanes), LINE]):
+            for group, first_column in words.walk(groups, [start, stored], [words.times(by, lanes), LINE]):
                 places = [words.offset(group, (by, i)) for i in range(lanes)]
                 if indexed:
                     places = [words.offset(x, (words.load_count(place), row_stride)) for place in places]
-                passed = words.count(0)
-                for passed, target in words.walk(whole, [passed, target], [LINE, block_bytes]):
+                begin = [words.count(0), first_column]
+                for passed, target in words.walk(whole, begin, [LINE, block_bytes]):
                     square([words.load(words.offset(p, passed), aligned=False) for p in places], target)
                 with words.when(left, ">", 0):  # both have moved behind the whole blocks
                     square([words.load_first(words.offset(p, passed), left) for p in places], target)

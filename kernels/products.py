@@ -62,8 +62,8 @@ The functions, and the shape of each array:
               to whole blocks or, if a and delta are some blocks of larger matrices, that of the larger one
         a     stored (rows, fan_in)        delta  stored (rows, fan_out)
     from_rows(stored, x, row_stride, row_numbers, first, rows, height, columns)
-        Read rows first .. first + rows of a caller's matrix: what rows.py and `from_blocked` do with rows of the engine's
-        dtype, each contiguous, neither shifted nor scaled. None if the form has no faster way.
+        Read rows first .. first + rows of a caller's matrix: what rows.py and `from_blocked` do with rows of the
+        engine's dtype, each contiguous, neither shifted nor scaled. None if the form has no faster way.
         x     as rows.Source has it, like `row_stride` and `row_numbers`
     from_blocked(stored, blocked, rows, height, blocks)
         Convert a blocked matrix that is no delta. None if stored matrices are blocked.

@@ -33,9 +33,9 @@ class Comparison:
     others: float
 
     def seconds(self, name: str = "fastae") -> float:
-        """The median; where a peer's times vary too much, their 10th percentile, so that no speedup is overstated."""
+        """What the speed is computed from: our median; ``counted`` of a peer."""
         timing = self.timings[name]
-        return timing.median if name == "fastae" or timing.steady else timing.p10
+        return timing.median if name == "fastae" else timing.counted
 
     def gflops(self, name: str = "fastae") -> float:
         """Useful GF/s."""
@@ -99,7 +99,7 @@ def checked(peer: Peer, make: Maker, case: Case, threads: int) -> Contender | No
 def measure(case: Case, names: list[str], *, rounds: int = ROUNDS, quick: bool = False) -> Comparison:
     """Compare with the named peers.
 
-    Every form of a peer, on one thread and on all, takes its turn in every round, and the one of the least median
+    Every form of a peer, on one thread and on all, takes its turn in every round, and the one of the least time
     counts: which is best depends on conditions, and these may change within a run. With `quick`, a peer only has its
     first form and all threads.
     """
@@ -120,7 +120,7 @@ def measure(case: Case, names: list[str], *, rounds: int = ROUNDS, quick: bool =
     )
     best: dict[str, tuple[str, str]] = {}
     for key in contenders:
-        best[key[0]] = min(best.get(key[0], key), key, key=lambda each: timings[each].median)
+        best[key[0]] = min(best.get(key[0], key), key, key=lambda each: timings[each].counted)
     fma, sigmoid = (timings[of, ""].rates(probe.work) for of, probe in ceilings.items())
     return Comparison(
         case,

@@ -58,8 +58,12 @@ class Report:
         for case in cases:
             tell(f"timing {case.heads} = {case.label}")
             comparisons.append(measure(case, names, rounds=rounds, quick=quick))
-        best = max(c.peak_best for c in comparisons)
-        return cls(about, [replace(c, peak_best=best) for c in comparisons], missing)
+        comparisons = _of_one_run(comparisons)
+        for i, disturbed in enumerate(comparisons):
+            if not (quick or disturbed.quotable):
+                tell(f"timing {disturbed.case.heads} = {disturbed.case.label} again: it was disturbed")
+                comparisons[i] = measure(disturbed.case, names, rounds=rounds)
+        return cls(about, _of_one_run(comparisons), missing)
 
     @property
     def peers(self) -> list[str]:
@@ -69,7 +73,7 @@ class Report:
 
     @property
     def mean_ratio(self) -> float | None:
-        """Geometric mean of the quotable cases' ratios to the best peer of our precision."""
+        """Geometric mean of the quotable cases' ratios to the best peer of our precision; at least that, as they are."""
         ratios = [c.ratios[c.best_peer] for c in self.comparisons if c.best_peer and c.quotable]
         return statistics.geometric_mean(ratios) if ratios else None
 
@@ -140,7 +144,7 @@ class Report:
             f"{WHAT[first.case.kind].format(epochs=first.case.epochs)} on {self.machine['threads']} threads in "
             f"{first.case.dtype}: medians of {first.timings['fastae'].rounds} interleaved rounds. Before "
             "timing, all libraries' results were checked to agree up to rounding. "
-            "Each peer counts with the fastest of its forms and thread counts (JAX and Keras always use all threads).",
+            "fastae and each peer count with the fastest of its forms and thread counts (JAX and Keras always use all threads).",
             f"Peak rates of {self.machine['threads']} threads in the same run: FMA {min(peaks):.0f} to "
             f"{max(peaks):.0f} GF/s; one sigmoid in {1 / max(sigmoids):.3f} to {1 / min(sigmoids):.3f} ns.",
             "FMA: achieved share of the peak FMA rate. + sigmoid: share of the rate possible if the sigmoids ran after "
@@ -160,9 +164,10 @@ class Report:
             )
         lines += [f"Skipped: {name} ({why})." for name, why in self.missing.items()]
         if self.mean_ratio:
+            counted = [c for c in self.comparisons if c.quotable and c.best_peer]
+            least = "" if all(c.timings[c.best_peer].steady for c in counted if c.best_peer) else "at least "
             lines.append(
-                f"Geometric mean of the speedups: {self.mean_ratio:.2f}x over "
-                f"{sum(bool(c.quotable and c.best_peer) for c in self.comparisons)} sizes."
+                f"Geometric mean of the speedups: {least}{self.mean_ratio:.2f}x over {len(counted)} sizes."
             )
         shared = [f"{c.case.label} ({c.others:.0%})" for c in self.comparisons if c.shared_cores]
         if shared:
@@ -170,16 +175,16 @@ class Report:
                 f"DO NOT QUOTE {'; '.join(shared)}: the cores were shared. Other processes took the time in brackets "
                 "(over 5% counts), or the best FMA peak of the run is over 15% above the 10th percentile of the case."
             )
-        quotable = [c for c in self.comparisons if not c.shared_cores]
         varying = {
-            name: [c.case.label for c in quotable if name in c.timings and not c.timings[name].steady]
+            name: [c.case.label for c in self.comparisons if name in c.timings and not c.timings[name].steady]
             for name in ("fastae", *self.peers)
         }
         unsteady = [f"{name} at {'; '.join(where)}" for name, where in varying.items() if where]
         if unsteady:
             lines.append(
-                f"Times that vary, p90 over {STEADY:g} times p10: {'. '.join(unsteady)}. A peer then shows both, and "
-                "counts with p10, so that the speedup is at least the one given; where fastae's vary, none is given."
+                f"Times that vary, p90 over {STEADY:g} times p10: {'. '.join(unsteady)}. The table shows p10 to p90 instead "
+                "of the median. A peer then counts with p10: the speedup is at least the one given (≥). Where fastae's "
+                "times vary, none is given."
             )
         if (self.machine["load"] or 0) > 0.7:
             lines.append(
@@ -200,7 +205,7 @@ class Report:
                     f"  {label(name, c.case)}",
                     *(middle, low, high),
                     f"{c.share_of_peak(name):.0%}",
-                    speedup(c, name, digits=2) if name != "fastae" else "",
+                    speedup(c, name, digits=2) if name != "fastae" and c.quotable else "",
                     c.settings[name],
                 )
         return shown
@@ -244,6 +249,11 @@ class Report:
             "\n".join([*rows, "", "Milliseconds. " + "\n".join(self.notes()), "", "\n".join(self.header())])
             + "\n"
         )
+
+
+def _of_one_run(comparisons: list[Comparison]) -> list[Comparison]:
+    best = max(c.peak_best for c in comparisons)
+    return [replace(c, peak_best=best) for c in comparisons]
 
 
 MARKS = "<!-- fastae bench -->\n", "<!-- end of fastae bench -->\n"

@@ -45,6 +45,11 @@ class Timing(NamedTuple):
         return Timing(work / self.median, work / self.p90, work / self.p10, self.rounds)
 
     @property
+    def counted(self) -> float:
+        """What a peer counts with: the median or, where times vary too much, p10, which favours the peer."""
+        return self.median if self.steady else self.p10
+
+    @property
     def steady(self) -> bool:
         """Whether the times vary so little that their median may be quoted."""
         return self.p90 <= STEADY * self.p10

@@ -46,6 +46,17 @@ def load_times(times, like, tile, height, source, last, m, spare):
             row = 0
 
 
+@jitted
+def load_by_form_times(times, at, stored, x, row_stride, last, m, height, columns):
+    """The same by ``from_rows`` of a form, at address `at`, into a stored matrix (columns, height)."""
+    row = 0
+    for _ in range(times):
+        call_at(at, (stored, x, row_stride, 0, row, m, height, columns))
+        row += m
+        if row + m > last:
+            row = 0
+
+
 def source_of(X: np.ndarray) -> rows.Source:
     """The rows of X, neither shifted nor scaled."""
     kind, (row_stride, column_stride) = job.KINDS[X.dtype], X.strides
@@ -113,12 +124,15 @@ class Tile:
     def stages(self) -> list[Stage]:
         """The stages in order: load, forward 1 .. L - 1, residual L, then gradient and backward from L down.
 
-        "convert" follows "load" if the form's matrices are not blocked.
+        "convert" follows "load" if the form's matrices are not blocked, unless the form reads rows itself.
         """
         last = len(self.plan) - 1
-        stages = [self.load()]
-        if self.form.from_blocked is not None:
-            stages.append(self.convert(self.form.from_blocked))
+        if self.form.from_rows is not None:
+            stages = [self.load_by_form(self.form.from_rows)]
+        else:
+            stages = [self.load()]
+            if self.form.from_blocked is not None:
+                stages.append(self.convert(self.form.from_blocked))
         stages += [self.forward(i) for i in range(last)]
         stages.append(self.residual())
         for i in range(last, -1, -1):
@@ -134,6 +148,14 @@ class Tile:
             *(last, self.rows, self.spare.ctypes.data),
         )
         return Stage("load", 0, lambda times: load_times(times, *arguments))
+
+    def load_by_form(self, from_rows: ByAddress) -> Stage:
+        source, last = source_of(self.case.X), self.case.X.shape[0]
+        arguments = (
+            *(from_rows.address(self.case.dtype), self._output(-1), source.x, source.row_stride),
+            *(last, self.rows, self.height, self.case.n),
+        )
+        return Stage("load", 0, lambda times: load_by_form_times(times, *arguments))
 
     def convert(self, from_blocked: ByAddress) -> Stage:
         blocks = int(layout.blocks(self.network.widths[0], self.case.dtype))

@@ -332,7 +332,14 @@ PEERS = {
         {"": by_jax, "scan 256": partial(by_jax, rows=256), "scan 1024": partial(by_jax, rows=1024)},
         sized=False,
     ),
-    "fastae bf16": Peer("numpy", {"": partial(by_fastae, bfloat16=True)}, True, False, no_bfloat16),
+    "fastae bf16": Peer(
+        "numpy",
+        {
+            "": partial(by_fastae, bfloat16=True),
+            "prepared": partial(by_fastae, bfloat16=True, prepared=True),
+        },
+        True, False, no_bfloat16,
+    ),  # fmt: skip
     "torch bf16": Peer("torch", {"": by_torch_bf16}, True),
 }
 """By name; fastae comes first."""

@@ -70,7 +70,7 @@ def source_of(job, columns, matrix):  # type: ignore[no-untyped-def]
 
 @callee
 def _prefetch_next(like, job, source, first, rows):  # type: ignore[no-untyped-def]
-    """Begin to fetch the shuffled rows of a step that this thread loads after rows first .. first + rows.
+    """Begin to fetch the rows of a step that this thread loads after rows first .. first + rows.
 
     A thread processes the same part of each batch. The rows in the same place of the next batch are fetched if those
     of a whole batch stay in the cache, else the rows that follow.
@@ -146,7 +146,7 @@ def load_tile(out, job_at, matrix, by_form, clean, gathered, height, columns, fi
 
     out    blocked (blocks, height, lanes): the rows of `matrix`. If it is INPUT and cells may be missing, or there is
            noise, this is the corrupted input, and the clean rows go to `clean`. If `by_form` is 1, it is as the form
-           stores it, read by the form's ``from_rows``
+           stores it, read by the form's ``from_rows``: no cell is scaled or set to zero
     clean, gathered   addresses of these arrays of a TileMap; the lines behind `gathered` are those of the TileMap, too
     """
     job, like = record_at(job_at, JOB), carray(out, (1,))
@@ -180,7 +180,10 @@ def load_tile(out, job_at, matrix, by_form, clean, gathered, height, columns, fi
 
 @callee
 def _is_read_by_form(job, source, itemsize, rows, computed):  # type: ignore[no-untyped-def]
-    """Whether ``from_rows`` of the form may read rows of a source: whole register tiles, as they are."""
+    """Whether the form's ``from_rows`` may read rows of a source: whole register tiles, whose elements stay as they are.
+
+    Where ``residual`` takes a blocked target, rows have to be blocked anyway.
+    """
     as_they_are = source.kind == (0 if itemsize == 4 else 1) and source.column_stride == itemsize
     plain = source.shift == 0 and job.sample_weight == 0 and job.not_finite == 0
     in_form = job.from_rows_at != 0 and job.target_in_form != 0
@@ -227,7 +230,7 @@ def load_target(itemsize, job, job_at, memory, row_weight, height, columns, firs
     memory   TileMap of tiles that are `height` rows high      row_weight   (rows,)
     """
     blocks, computed = in_blocks(columns, LINE // itemsize), round_up(rows, job.row_multiple)
-    in_form = job.target_in_form != 0 and job.loss != GIVEN  # GIVEN: a derivative, which is no target
+    in_form = job.target_in_form != 0 and job.loss != GIVEN  # GIVEN: a derivative, read blocked
     by_form = in_form and _is_read_by_form(job, source_of(job, columns, TARGET), itemsize, rows, computed)
     loaded = memory.target if by_form else memory.clean
     matrix = loaded, job_at, TARGET, np.int64(by_form)
@@ -237,7 +240,7 @@ def load_target(itemsize, job, job_at, memory, row_weight, height, columns, firs
     if job.missing == 0:
         noted = array_at(memory.gathered, (1,), np.int64)
         noted[0] = 0
-        if by_form:  # lines (columns, height / lanes)
+        if by_form:  # the stored matrix (columns, height), as blocks of height / lanes lines
             lanes = LINE // itemsize
             lines = height // lanes, columns, rows // lanes
         else:

@@ -63,7 +63,8 @@ The functions, and the shape of each array:
         a     stored (rows, fan_in)        delta  stored (rows, fan_out)
     from_rows(stored, x, row_stride, row_numbers, first, rows, height, columns)
         Read rows first .. first + rows of a caller's matrix: what rows.py and `from_blocked` do with rows of the
-        engine's dtype, each contiguous, neither shifted nor scaled. None if the form has no faster way.
+        engine's dtype, each contiguous, neither shifted nor scaled. Padding columns become zero; `rows` is a multiple
+        of the row multiple. None if the form has no faster way, or its `target_in_form` is false.
         x     as rows.Source has it, like `row_stride` and `row_numbers`
     from_blocked(stored, blocked, rows, height, blocks)
         Convert a blocked matrix that is no delta. None if stored matrices are blocked.
@@ -95,7 +96,8 @@ The functions, and the shape of each array:
 To add a form:
 
     1. Write its functions in a file of its own, as ``ByAddress`` functions with these arguments, and its ``Form``. A
-       function that it lacks is None; ``supports`` then keeps it from jobs that need this function.
+       function that it lacks is None; ``supports`` then keeps it from jobs that need this function,
+       if any do.
     2. Add it to FORMS in forms.py. The engine, warmup.py and bench/stages.py go by that list.
     3. If it needs instructions that not every CPU has, set `available` by a field of ``Target`` (target.py). Numba must
        have been told of these instructions: an unknown one aborts the process.

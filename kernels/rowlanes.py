@@ -531,7 +531,7 @@ ROW_LANES = Form(
     residual=residual,
     backward=backward,
     gradient=gradient,
-    from_rows=from_rows if TARGET.isa == "avx512" else None,  # with fewer registers, no faster
+    from_rows=from_rows if TARGET.isa == "avx512" else None,  # AVX2: 0 to 5% slower than from_blocked
     from_blocked=to_columns,
     delta_from_blocked=to_columns,
     prepare_weights=prepare_weights,

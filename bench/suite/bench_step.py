@@ -25,7 +25,7 @@ def test_beside_peers(benchmark, case):
     threads, known = thread_pool.available_cpus(), peers.peers_of(case)
     ours: Any = compare.checked(known["fastae"], known["fastae"].forms[""], case, threads)
     if not benchmark.enabled:
-        for name in names:
+        for name in ("fastae", *names):
             for make in known[name].forms.values():
                 compare.checked(known[name], make, case, threads)
         benchmark.pedantic(ours.run, args=(1,))

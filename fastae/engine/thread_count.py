@@ -8,9 +8,9 @@ threads are better only if they gain something: a thread that waits for work kee
 
 Threads may *starve*, that is, lack CPUs: other processes or a quota may take them. Then whoever waits for a thread
 waits for its CPU, too, for longer than many small steps last. A trial is too short to see that, so small steps go on
-with as many threads as had CPUs, and more are tried again later. CPU time alone does not tell: the clock is updated at
-ticks of milliseconds, which may keep falling between short jobs. So small steps must have become slower, too. All
-threads are best for *large* steps, unless they starve: only then are these tried on fewer.
+with as many threads as had CPUs, and more are tried again later. CPU time alone does not tell: its clock is updated only
+every few milliseconds, and if jobs are that short, threads may be asleep whenever it is. So small steps must have become
+slower, too. All threads are best for *large* steps, unless they starve: only then are these tried on fewer.
 """
 
 from collections import deque
@@ -57,16 +57,14 @@ class ThreadCount:
         self._unfinished = 0.0  # seconds of slices in which no step was completed, since one was
         self._step_time = 0.0  # seconds per step in the last slice
         self._wait = LEAST_WAIT  # seconds until the next trial
-        self._expected = inf  # seconds per step when the last trial ended
+        self._expected = inf  # seconds per step after the last trial or retreat
         self._large, self._starved = large, False  # whether threads starved over the last STARVED_SECONDS
         self._least_share = STARVED_LARGE if large else STARVED
         self._starved_wait, self._retreated = (
             STARVED_WAIT,
             False,
         )  # whether the last change was because they did
-        # Since then: seconds of all slices, of CPUs, of threads; and steps
-        self._observed = self._cpu_time = self._thread_time = 0.0
-        self._observed_steps = 0
+        self._watch_anew()
 
     @property
     def threads(self) -> int:
@@ -101,6 +99,8 @@ class ThreadCount:
                 self._end_trial(median(self._trial_times), median(self._best_times))
             return
         self._best_times.append(self._step_time)
+        if self._expected == inf and len(self._best_times) == BEST_SLICES:
+            self._expected = median(self._best_times)
         self._wait -= seconds
         slower = min(self._best_times) > SLOWDOWN * self._expected and not self._retreated
         useful = not self._large or self._starved or self._best + 1 < len(self._choices)
@@ -114,14 +114,19 @@ class ThreadCount:
         self._thread_time += seconds * self.threads
         self._observed_steps += steps
         if self._observed >= STARVED_SECONDS:
+            short = self._cpu_time < self._least_share * self._thread_time
             slow = self._observed > SLOWDOWN * self._expected * self._observed_steps
-            self._starved = self._cpu_time < self._least_share * self._thread_time and (slow or self._large)
+            self._starved = short and (slow or self._large)
             several = self._best > 0 and self._thread_time > 0.9 * self._observed * self._choices[self._best]
-            if several and not self._starved:
+            if several and not short:
                 self._starved_wait = STARVED_WAIT
             self._cpus = self._cpu_time / self._observed
-            self._observed = self._cpu_time = self._thread_time = 0.0
-            self._observed_steps = 0
+            self._watch_anew()
+
+    def _watch_anew(self) -> None:
+        """Begin to add up seconds of slices, of CPUs and of threads, and steps."""
+        self._observed = self._cpu_time = self._thread_time = 0.0
+        self._observed_steps = 0
 
     def _begin_trial(self) -> None:
         """Try the next choice in the current direction, or in the other where there is none."""
@@ -138,6 +143,7 @@ class ThreadCount:
         fewer = [i for i in range(self._best) if self._choices[i] <= max(1, round(self._cpus))]
         self._best = self._current = fewer[-1]
         self._best_times.clear()
+        self._expected = inf
         self._starved, self._retreated, self._direction = False, True, 1
         self._wait, self._starved_wait = self._starved_wait, min(2 * self._starved_wait, STARVED_WAIT_MOST)
 
@@ -149,6 +155,7 @@ class ThreadCount:
             self._best = self._current
             self._best_times.clear()
             self._wait = LEAST_WAIT
+            self._watch_anew()
         else:
             self._current = self._best
             self._direction = -self._direction

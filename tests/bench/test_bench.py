@@ -264,7 +264,7 @@ def test_own_work_is_not_that_of_others(monkeypatch):
     assert OtherWork().share() == pytest.approx((18 - 17) / 20)
 
 
-def test_a_peer_whose_times_vary_counts_with_its_best():
+def test_a_peer_whose_times_vary_counts_with_its_10th_percentile():
     of = comparison(fastae=1, numpy=4, torch=3)
     jumpy = replace(of, timings=of.timings | {"torch": Timing(0.4, 0.093, 0.749, 15)})
     assert jumpy.ratios == pytest.approx({"numpy": 4, "torch": 93})

@@ -104,3 +104,37 @@ def test_a_tile_in_the_middle_of_a_large_batch_counts_like_any_other():
     engine, parameters, X = autoencoder(20, 4, 20_000, "float64", n_threads=3)
     X[7000:7100] += 10
     assert_matches_reference(engine, parameters, X)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("n", "k", "m"), [(10, 3, 4096), (30, 8, 128), (33, 9, 2048), (1, 1, 1024)])
+def test_rows_that_are_copied_first_give_the_same_bits(n, k, m, dtype):
+    """A form may read whole tiles of contiguous rows itself; those of a strided matrix are gathered before."""
+    network = fastae.Network((n, k, n + 2), ("sigmoid", "identity"))
+    engine = fastae.Engine(network, 2, dtype)
+    params, X = problem(network, m, dtype)
+    rng = np.random.default_rng(0)
+    Y, index = rng.normal(size=(m, n + 2)).astype(dtype), rng.permutation(m)
+    Y[3, 1] = Y[-1, 0] = 1e3
+
+    def strided(matrix):
+        return np.repeat(matrix, 2, axis=1)[:, ::2]
+
+    for given in ({}, {"index": index}):
+        loss, gradient = engine.loss_and_gradient(params, X, Y=Y, **given)
+        bits = gradient.flat.copy()
+        assert np.isfinite(loss)
+        other, gradient = engine.loss_and_gradient(params, strided(X), Y=strided(Y), **given)
+        assert loss == other
+        assert np.array_equal(gradient.flat, bits)
+    assert np.array_equal(engine.reconstruct(params, X), engine.reconstruct(params, strided(X)))
+    Y[m // 2, 0] = np.nan
+    assert np.isnan(engine.loss_and_gradient(params, X, Y=Y)[0])
+    square = fastae.Network.autoencoder(n, k)
+    engine, params = fastae.Engine(square, 2, dtype), fastae.Parameters.random(square, dtype=dtype)
+    loss, gradient = engine.loss_and_gradient(params, X)
+    bits = gradient.flat.copy()
+    other, gradient = engine.loss_and_gradient(params, strided(X))
+    assert loss == other
+    assert np.array_equal(gradient.flat, bits)
+    assert np.array_equal(engine.errors(params, X), engine.errors(params, strided(X)))

@@ -126,6 +126,19 @@ def test_a_clock_of_cpu_time_that_ticks_between_short_jobs_changes_nothing():
     assert spent[2] > 0.9 * 10
 
 
+def test_a_retreat_ends_where_the_threads_have_cpus():
+    """Whatever a clock says that counts half of what helpers use: steps on fewer threads are slower anyway."""
+    count = ThreadCount(8)
+    simulate(count, {1: 200e-6, 2: 100e-6, 4: 50e-6, 8: 25e-6}.__getitem__, 1.0)
+    assert count.threads == 8
+    starved, spent = {1: 200e-6, 2: 100e-6, 4: 50e-6, 8: 400e-6}, {}
+    for _ in range(200):
+        threads, job = count.threads, 5e-3
+        spent[threads] = spent.get(threads, 0.0) + job
+        count.record(job, int(job / starved[threads]), job * (1 + 0.5 * (min(threads, 6) - 1)))
+    assert spent[4] > 0.6 * sum(spent.values())
+
+
 LARGE = {1: 100e-3, 2: 50e-3, 4: 100e-3, 8: 200e-3}  # of steps whose threads share two CPUs
 
 

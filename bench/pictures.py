@@ -149,7 +149,9 @@ def _draw_bars(axis: Any, comparison: Comparison) -> None:
             OURS if name == "fastae" else BEST if name == comparison.best_peer else PEER if exact else ROUGH
         )
         axis.barh(place, comparison.seconds(name), color=color, height=0.78)
-        words = f" {span(timing)} ms" + (f"   {speedup(comparison, name)}" if name != "fastae" and comparison.quotable else "")
+        words = f" {span(timing)} ms" + (
+            f"   {speedup(comparison, name)}" if name != "fastae" and comparison.quotable else ""
+        )
         axis.text(comparison.seconds(name), place, words, va="center", fontsize=8, color=TEXT)
     axis.set_xlim(0, 1.6 * max(map(comparison.seconds, timings)))
     axis.set_yticks(range(len(timings)), [label(name, case) for name in timings], fontsize=8, color=TEXT)

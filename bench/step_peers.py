@@ -338,7 +338,9 @@ PEERS = {
             "": partial(by_fastae, bfloat16=True),
             "prepared": partial(by_fastae, bfloat16=True, prepared=True),
         },
-        True, False, no_bfloat16,
+        True,
+        False,
+        no_bfloat16,
     ),  # fmt: skip
     "torch bf16": Peer("torch", {"": by_torch_bf16}, True),
 }

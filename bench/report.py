@@ -73,7 +73,7 @@ class Report:
 
     @property
     def mean_ratio(self) -> float | None:
-        """Geometric mean of the quotable cases' ratios to the best peer of our precision; at least that, as they are."""
+        """Geometric mean of the quotable cases' ratios to the best peer of our precision."""
         ratios = [c.ratios[c.best_peer] for c in self.comparisons if c.best_peer and c.quotable]
         return statistics.geometric_mean(ratios) if ratios else None
 
@@ -144,7 +144,8 @@ class Report:
             f"{WHAT[first.case.kind].format(epochs=first.case.epochs)} on {self.machine['threads']} threads in "
             f"{first.case.dtype}: medians of {first.timings['fastae'].rounds} interleaved rounds. Before "
             "timing, all libraries' results were checked to agree up to rounding. "
-            "fastae and each peer count with the fastest of its forms and thread counts (JAX and Keras always use all threads).",
+            "fastae and each peer count with the fastest of its forms and thread counts (JAX and Keras always use all "
+            "threads).",
             f"Peak rates of {self.machine['threads']} threads in the same run: FMA {min(peaks):.0f} to "
             f"{max(peaks):.0f} GF/s; one sigmoid in {1 / max(sigmoids):.3f} to {1 / min(sigmoids):.3f} ns.",
             "FMA: achieved share of the peak FMA rate. + sigmoid: share of the rate possible if the sigmoids ran after "
@@ -182,8 +183,8 @@ class Report:
         unsteady = [f"{name} at {'; '.join(where)}" for name, where in varying.items() if where]
         if unsteady:
             lines.append(
-                f"Times that vary, p90 over {STEADY:g} times p10: {'. '.join(unsteady)}. The table shows p10 to p90 instead "
-                "of the median. A peer then counts with p10: the speedup is at least the one given (≥). Where fastae's "
+                f"Times that vary, p90 over {STEADY:g} times p10: {'. '.join(unsteady)}. The table shows p10 to p90 "
+                "instead of the median. A peer then counts with p10: the speedup is at least the one given (≥). Where fastae's "
                 "times vary, none is given."
             )
         if (self.machine["load"] or 0) > 0.7:

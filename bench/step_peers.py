@@ -338,10 +338,10 @@ PEERS = {
             "": partial(by_fastae, bfloat16=True),
             "prepared": partial(by_fastae, bfloat16=True, prepared=True),
         },
-        True,
-        False,
-        no_bfloat16,
-    ),  # fmt: skip
+        bfloat16=True,
+        sized=False,
+        needs=no_bfloat16,
+    ),
     "torch bf16": Peer("torch", {"": by_torch_bf16}, True),
 }
 """By name; fastae comes first."""

@@ -180,7 +180,7 @@ def load_tile(out, job_at, matrix, by_form, clean, gathered, height, columns, fi
 
 @callee
 def _is_read_by_form(job, source, itemsize, rows, computed):  # type: ignore[no-untyped-def]
-    """Whether the form's ``from_rows`` may read rows of a source: whole register tiles, whose elements stay as they are.
+    """Whether the form's ``from_rows`` may read rows of a source: whole register tiles, with elements as they are.
 
     Where ``residual`` takes a blocked target, rows have to be blocked anyway.
     """

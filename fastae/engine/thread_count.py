@@ -8,9 +8,9 @@ threads are better only if they gain something: a thread that waits for work kee
 
 Threads may *starve*, that is, lack CPUs: other processes or a quota may take them. Then whoever waits for a thread
 waits for its CPU, too, for longer than many small steps last. A trial is too short to see that, so small steps go on
-with as many threads as had CPUs, and more are tried again later. CPU time alone does not tell: its clock is updated only
-every few milliseconds, and if jobs are that short, threads may be asleep whenever it is. So small steps must have become
-slower, too. All threads are best for *large* steps, unless they starve: only then are these tried on fewer.
+with as many threads as had CPUs, and more are tried again later. CPU time alone does not tell: its clock is updated
+only every few milliseconds, and if jobs are that short, threads may be asleep whenever it is. So small steps must have
+become slower, too. All threads are best for *large* steps, unless they starve: only then are these tried on fewer.
 """
 
 from collections import deque

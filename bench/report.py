@@ -184,8 +184,8 @@ class Report:
         if unsteady:
             lines.append(
                 f"Times that vary, p90 over {STEADY:g} times p10: {'. '.join(unsteady)}. The table shows p10 to p90 "
-                "instead of the median. A peer then counts with p10: the speedup is at least the one given (≥). Where fastae's "
-                "times vary, none is given."
+                "instead of the median. A peer then counts with p10: the speedup is at least the one given (≥). Where "
+                "fastae's times vary, none is given."
             )
         if (self.machine["load"] or 0) > 0.7:
             lines.append(

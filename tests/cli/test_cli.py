@@ -701,7 +701,8 @@ def test_bench_is_limited_to_some_cpus_and_to_a_dtype(monkeypatch):
     )
     (case,) = json.loads(ran.stdout)["cases"]
     assert case["dtype"] == "float64"
-    assert case["settings"] == {"fastae": "1", "numpy": "1"}
+    threads = {name: setting.partition(",")[0] for name, setting in case["settings"].items()}
+    assert threads == {"fastae": "1", "numpy": "1"}
     ran = call("bench", "--size", "12,5,300", "--peers", "numpy", "--threads", 1000)
     assert ran.exit_code == 2
     assert "1000 is not within 1 .. " in ran.output

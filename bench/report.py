@@ -74,8 +74,13 @@ class Report:
     @property
     def mean_ratio(self) -> float | None:
         """Geometric mean of the quotable cases' ratios to the best peer of our precision."""
-        ratios = [c.ratios[c.best_peer] for c in self.comparisons if c.best_peer and c.quotable]
+        ratios = [c.ratios[best] for c, best in self._counted]
         return statistics.geometric_mean(ratios) if ratios else None
+
+    @property
+    def _counted(self) -> list[tuple[Comparison, str]]:
+        """The quotable cases that have a peer of our precision, each with the best one."""
+        return [(c, best) for c in self.comparisons if c.quotable and (best := c.best_peer)]
 
     # -- JSON ---------------------------------------------------------------------------------------------------
 
@@ -165,10 +170,9 @@ class Report:
             )
         lines += [f"Skipped: {name} ({why})." for name, why in self.missing.items()]
         if self.mean_ratio:
-            counted = [c for c in self.comparisons if c.quotable and c.best_peer]
-            least = "" if all(c.timings[c.best_peer].steady for c in counted if c.best_peer) else "at least "
+            least = "" if all(c.timings[best].steady for c, best in self._counted) else "at least "
             lines.append(
-                f"Geometric mean of the speedups: {least}{self.mean_ratio:.2f}x over {len(counted)} sizes."
+                f"Geometric mean of the speedups: {least}{self.mean_ratio:.2f}x over {len(self._counted)} sizes."
             )
         shared = [f"{c.case.label} ({c.others:.0%})" for c in self.comparisons if c.shared_cores]
         if shared:

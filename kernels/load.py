@@ -15,6 +15,7 @@ from fastae.kernels.rows import (
     ITEM_SIZES,
     Source,
     column_of,
+    is_plain,
     load_rows,
     note_not_finite,
     prefetch_rows,
@@ -184,10 +185,9 @@ def _is_read_by_form(job, source, itemsize, rows, computed):  # type: ignore[no-
 
     Where ``residual`` takes a blocked target, rows have to be blocked anyway.
     """
-    as_they_are = source.kind == (0 if itemsize == 4 else 1) and source.column_stride == itemsize
-    plain = source.shift == 0 and job.sample_weight == 0 and job.not_finite == 0
     in_form = job.from_rows_at != 0 and job.target_in_form != 0
-    return in_form and as_they_are and plain and rows == computed
+    untouched = job.sample_weight == 0 and job.not_finite == 0
+    return in_form and is_plain(source, itemsize) and untouched and rows == computed
 
 
 @callee

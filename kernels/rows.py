@@ -50,6 +50,13 @@ def column_of(source, c):  # type: ignore[no-untyped-def]
 
 
 @callee
+def is_plain(source, itemsize):  # type: ignore[no-untyped-def]
+    """Whether each row is contiguous and holds elements as the engine's dtype, of `itemsize` bytes, has them."""
+    of_dtype = source.kind == (0 if itemsize == 4 else 1)
+    return of_dtype and source.column_stride == itemsize and source.shift == 0
+
+
+@callee
 def row_number(source, i):  # type: ignore[no-untyped-def]
     """The row of x that is row i of the source."""
     return load_int64(source.row_numbers + i * 8) if source.row_numbers != 0 else i
@@ -208,7 +215,7 @@ def load_rows(like, tile, height, source, first, rows, spare):  # type: ignore[n
     lanes = LINE // like.itemsize
     contiguous, scaled = column_stride == itemsize, source.shift != 0
     place = source.row_stride, source.row_numbers
-    if source.kind == (0 if like.itemsize == 4 else 1) and contiguous and not scaled:
+    if is_plain(source, like.itemsize):
         _copy_rows(like, (tile, height, source.x, *place, first, rows, source.columns))
         return
     for i in range(0, rows, TOGETHER):

@@ -128,8 +128,8 @@ def by_torch_compile(case: Case, threads: int) -> Work:
     return Work(run, lambda done: {name: tensor.numpy() for name, tensor in p.items()})
 
 
-def step_of_adam(state: Any, gradient: Any, rate: Any, beta_2: Any) -> Any:
-    """In JAX: (parameters, both moments, steps) after one more step."""
+def step_of_adam(state: Any, gradient: Any, rates: Any, beta_2: Any) -> Any:
+    """In JAX: (parameters, both moments, steps) after one more step; each array of parameters has a rate."""
     import jax
     import jax.numpy as jnp
 
@@ -137,8 +137,8 @@ def step_of_adam(state: Any, gradient: Any, rate: Any, beta_2: Any) -> Any:
     t = t + 1
     u = jax.tree.map(lambda a, b: BETA_1 * a + (1 - BETA_1) * b, u, gradient)
     s = jax.tree.map(lambda a, b: beta_2 * a + (1 - beta_2) * b * b, s, gradient)
-    rate = rate * jnp.sqrt(1 - beta_2**t) / (1 - BETA_1**t)
-    p = jax.tree.map(lambda a, b, c: a - rate * b / (jnp.sqrt(c) + EPSILON), p, u, s)
+    correction = jnp.sqrt(1 - beta_2**t) / (1 - BETA_1**t)
+    p = jax.tree.map(lambda a, b, c, r: a - r * correction * b / (jnp.sqrt(c) + EPSILON), p, u, s, rates)
     return p, u, s, t
 
 
@@ -150,7 +150,8 @@ def jax_work(case: Case, start: dict[str, np.ndarray], gradient: Callable[[Any, 
     batches = jnp.asarray(case.X.reshape(-1, case.batch, case.n))
 
     def step(state: Any, x: Any) -> Any:
-        return step_of_adam(state, gradient(state[0], x), RATE, BETA_2), None
+        rates = jax.tree.map(lambda array: RATE, state[0])
+        return step_of_adam(state, gradient(state[0], x), rates, BETA_2), None
 
     epoch = jax.jit(lambda state: jax.lax.scan(step, state, batches)[0])
     first = {name: jnp.asarray(array) for name, array in start.items()}

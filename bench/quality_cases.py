@@ -126,12 +126,18 @@ class Task:
         hidden = data_set.hidden or (max(X.shape[1] // 4, 1),)
         model = fastae.Autoencoder(hidden, **data_set.settings)
         network = model._network(X.shape[1], hidden)
-        budget = budget_of(model, m, network.widths, ROWS_PER_STEP)
+        unit = float(f"{train.std(axis=0).max():.2g}")  # as ``unit_of`` says
+        budget = budget_of(model, m, network.widths, ROWS_PER_STEP, unit=unit)
         return cls(data_set, train.astype(np.float32), test.astype(np.float32), hidden, network, budget)
 
     @property
     def steps_per_epoch(self) -> int:
         return self.budget.steps_per_epoch
+
+    @property
+    def factors(self) -> list[float]:
+        """What the learning rates of W1, b1, W2, ... are multiplied with."""
+        return [self.budget.rate_factors.get(name, 1.0) for name in self.network.shapes()]
 
     @property
     def unit(self) -> int:

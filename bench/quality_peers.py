@@ -4,9 +4,8 @@ A contender is called as start(task, seed, steps, compiled) and returns advance(
 and returns a function that reconstructs rows. `steps` is how many there will be; schedules need it. Everything from
 `start` on is timed, but not reconstruction.
 
-"same recipe": the network, the start at PCA, batch size, steps, learning rate, cosine schedule and decay rates of
+"same recipe": the network, the start at PCA, batch size, steps, learning rates, cosine schedule and decay rates of
 fastae's defaults. "defaults": the same network from the library's random weights, and Adam at a constant 0.001.
-fastae's L2 penalty of 1e-4/m is left out for torch and JAX, where it would only cost them time.
 """
 
 import types
@@ -97,6 +96,16 @@ def by_fastae(task: Task, seed: int, steps: int, compiled: bool) -> Advance:
     return advance
 
 
+def _multiply_updates(adam: Any, factors: list[float]) -> None:
+    """Give each array of scikit-learn's network a rate of its own."""
+    updates_of = adam._get_updates
+
+    def updates(gradients: Any) -> Any:
+        return [update * factor for update, factor in zip(updates_of(gradients), factors, strict=True)]
+
+    adam._get_updates = updates
+
+
 def by_sklearn(task: Task, seed: int, steps: int, compiled: bool, *, same: bool) -> Advance:
     """scikit-learn's MLPRegressor, one partial_fit per epoch; the rate of the same recipe falls from epoch to epoch."""
     from sklearn.neural_network import MLPRegressor
@@ -117,6 +126,8 @@ def by_sklearn(task: Task, seed: int, steps: int, compiled: bool, *, same: bool)
         for theirs, ours in zip(model.coefs_ + model.intercepts_, start[::2] + start[1::2], strict=True):
             theirs[...] = ours
     rates = cosine(task.rate(steps), max(1, round(steps / epoch)))
+    if same:
+        _multiply_updates(model._optimizer, task.factors[::2] + task.factors[1::2])
 
     def advance(steps: int) -> Reconstruct:
         for number in range(max(1, round(steps / epoch))):
@@ -149,9 +160,9 @@ def _torch_step(network: fastae.Network, batch: int, threads: int) -> Callable[.
 
     activations = network.activations
 
-    def step(p: Any, u: Any, s: Any, x: Any, rate: Any, root: Any, beta_2: Any) -> None:
+    def step(p: Any, u: Any, s: Any, x: Any, rates: Any, root: Any, beta_2: Any) -> None:
         gradient = torch.func.grad(lambda p: _torch_cost(activations, p, x))(p)
-        for a, b, c, g in zip(p, u, s, gradient, strict=True):
+        for a, b, c, g, rate in zip(p, u, s, gradient, rates, strict=True):
             b.mul_(BETA_1).add_(g * (1 - BETA_1))
             c.mul_(beta_2).add_(g * g * (1 - beta_2))
             a.sub_(rate * b / (c.sqrt() * root + EPSILON))
@@ -176,6 +187,7 @@ def by_torch(task: Task, seed: int, steps: int, compiled: bool, *, same: bool) -
     p = [torch.tensor(array, requires_grad=not compiled) for array in arrays]
     data, batch, activations = torch.from_numpy(task.train), task.budget.batch_size, task.network.activations
     rates = cosine(task.rate(steps), steps) if same else np.full(steps, DEFAULT_RATE)
+    factors = task.factors if same else [1.0] * len(arrays)
     beta_2 = BETA_2 if same else DEFAULT_BETA_2
     t = 0
     if compiled:
@@ -183,7 +195,8 @@ def by_torch(task: Task, seed: int, steps: int, compiled: bool, *, same: bool) -
         u, s = ([torch.zeros_like(array) for array in p] for _ in range(2))
         decay = torch.tensor(beta_2)
     else:
-        adam = torch.optim.Adam(p, lr=DEFAULT_RATE, betas=(BETA_1, beta_2), eps=EPSILON, fused=True)
+        groups: list[Any] = [{"params": [array]} for array in p] if same else p
+        adam = torch.optim.Adam(groups, lr=DEFAULT_RATE, betas=(BETA_1, beta_2), eps=EPSILON, fused=True)
 
     def advance(steps: int) -> Reconstruct:
         nonlocal t
@@ -192,13 +205,15 @@ def by_torch(task: Task, seed: int, steps: int, compiled: bool, *, same: bool) -
             number = np.arange(t + 1, t + steps + 1)
             # Adam of torch: epsilon is added to the corrected root
             heights = torch.from_numpy((rates[t : t + steps] / (1 - BETA_1**number)).astype(np.float32))
+            heights = heights[:, None] * torch.tensor(factors)
             roots = torch.from_numpy((1 / np.sqrt(1 - beta_2**number)).astype(np.float32))
             with torch.no_grad():
-                for rows, rate, root in zip(order, heights, roots, strict=True):
-                    step(p, u, s, data[rows], rate, root, decay)
+                for rows, height, root in zip(order, heights, roots, strict=True):
+                    step(p, u, s, data[rows], height, root, decay)
         else:
             for rows, rate in zip(order, rates[t : t + steps].tolist(), strict=True):
-                adam.param_groups[0]["lr"] = rate
+                for group, factor in zip(adam.param_groups, factors, strict=False):
+                    group["lr"] = rate * factor
                 adam.zero_grad()
                 _torch_cost(activations, p, data[rows]).backward()
                 adam.step()
@@ -222,10 +237,11 @@ def _jax_steps(activations: tuple[str, ...], widths: tuple[int, ...], m: int, st
             h = functions[name](h @ p[2 * layer] + p[2 * layer + 1])
         return jnp.sum((h - x) ** 2) / (2 * x.shape[0])
 
-    def run(state: Any, X: Any, order: Any, rates: Any, beta_2: Any) -> Any:
+    def run(state: Any, X: Any, order: Any, rates: Any, factors: Any, beta_2: Any) -> Any:
         def step(state: Any, of_step: Any) -> Any:
             rows, rate = of_step
-            return step_of_adam(state, jax.grad(cost)(state[0], X[rows]), rate, beta_2), None
+            of_arrays = [rate * factor for factor in factors]
+            return step_of_adam(state, jax.grad(cost)(state[0], X[rows]), of_arrays, beta_2), None
 
         return jax.lax.scan(step, state, (order, rates))[0]
 
@@ -235,7 +251,7 @@ def _jax_steps(activations: tuple[str, ...], widths: tuple[int, ...], m: int, st
     arrays = [of(*shape) for rows, units in pairwise(widths) for shape in ((rows, units), (units,))]
     state = (arrays, arrays, arrays, of())
     order = of(steps, batch, dtype="int32")
-    return jax.jit(run).lower(state, of(m, widths[0]), order, of(steps), of()).compile()
+    return jax.jit(run).lower(state, of(m, widths[0]), order, of(steps), [of()] * len(arrays), of()).compile()
 
 
 def by_jax(task: Task, seed: int, steps: int, compiled: bool, *, same: bool) -> Advance:
@@ -250,6 +266,7 @@ def by_jax(task: Task, seed: int, steps: int, compiled: bool, *, same: bool) -> 
     state: Any = (p, zeros, zeros, jnp.float32(0))
     data, batch = jnp.asarray(task.train), task.budget.batch_size
     rates = cosine(task.rate(steps), steps) if same else np.full(steps, DEFAULT_RATE)
+    factors = [np.float32(factor) for factor in (task.factors if same else [1.0] * len(arrays))]
     beta_2 = np.float32(BETA_2 if same else DEFAULT_BETA_2)
     t = 0
 
@@ -258,7 +275,7 @@ def by_jax(task: Task, seed: int, steps: int, compiled: bool, *, same: bool) -> 
         run = _jax_steps(task.network.activations, task.network.widths, len(data), steps, batch)
         order = batches(generator, len(data), batch, steps).astype(np.int32)
         state = jax.block_until_ready(
-            run(state, data, order, rates[t : t + steps].astype(np.float32), beta_2)
+            run(state, data, order, rates[t : t + steps].astype(np.float32), factors, beta_2)
         )
         t += steps
         return partial(forward, task, [np.asarray(array) for array in state[0]])

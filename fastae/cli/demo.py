@@ -16,7 +16,7 @@ from fastae.engine import thread_pool
 from fastae.engine.engine import Engine
 from fastae.engine.warmup import warm_up
 from fastae.estimator import Autoencoder
-from fastae.estimator.automatic import budget_of
+from fastae.estimator.automatic import budget_of, unit_of
 from fastae.training.gradient_descent import train
 from fastae.training.pca import principal_components, start_at_pca
 
@@ -97,14 +97,14 @@ def run(*, hidden: int = 32, epochs: int = 300, seed: int = 0, progress: bool = 
     X = digits()
     model = Autoencoder(hidden, max_iter=epochs, batch_size=BATCH_SIZE)
     network = model._network(X.shape[1], [hidden])
-    optimizer = model._optimizer(budget_of(model, len(X), network.widths, BATCH_SIZE))
     engine = Engine(network)
     components = principal_components(
         ArrayRows(X), hidden, np.float32, shift=None, scale=None, missing=False, n_threads=None
     )
     assert components is not None  # 64 columns in [0, 1]
+    budget = budget_of(model, len(X), network.widths, BATCH_SIZE, unit=unit_of(components))
     start = start_at_pca(network, components, seed, np.float32)
-    options: dict[str, Any] = {"optimizer": optimizer, "batch_size": BATCH_SIZE, "seed": seed}
+    options: dict[str, Any] = {"optimizer": model._optimizer(budget), "batch_size": BATCH_SIZE, "seed": seed}
     loss_before, _ = engine.loss_and_gradient(start, X)
     params = start.copy()
     train(params, X, engine=engine, epochs=epochs, progress=progress, **options)

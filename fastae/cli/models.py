@@ -122,7 +122,10 @@ def train(
     ] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option(help="Learning rate of the first step.", show_default="0.03, less for wide layers"),
+        typer.Option(
+            help="Learning rate of the first step.",
+            show_default="0.06, less for wide layers and in the first",
+        ),
     ] = None,
     schedule: Annotated[
         Literal["cosine", "constant", "invscaling", "adaptive"],
@@ -143,7 +146,7 @@ def train(
     ] = None,
     alpha: Annotated[
         float, typer.Option(help="L2 penalty on the weights; with adamw, decoupled weight decay.")
-    ] = 1e-4,
+    ] = 0.0,
     scale: Annotated[
         Literal["standard", "minmax", "none"],
         typer.Option(

@@ -20,6 +20,7 @@ from fastae.estimator.automatic import (
     automatic_code,
     budget_of,
     patience,
+    unit_of,
 )
 from fastae.estimator.callbacks import callbacks
 from fastae.estimator.fitted import FittedModel
@@ -81,9 +82,9 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         None. Validation losses and all errors of rows are of the squared error, whatever the loss.
     huber_delta : float, default 1.0
         The residual beyond which "huber" is linear, in the network's scale.
-    alpha : float, default 1e-4
+    alpha : float, default 0.0
         L2 penalty as in MLPRegressor: adds alpha/(2m) sum(W^2) to the loss of a batch of m rows. For "adamw", the
-        decoupled weight decay instead.
+        decoupled weight decay instead, of which 0.01 is usual.
     batch_size : int or "auto", default "auto"
         Rows per step. "auto": min(128, m); more where one epoch would otherwise exceed the steps of `max_iter`. Not
         used by "lbfgs".
@@ -92,15 +93,18 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         where r is the number of rows processed in earlier epochs. "adaptive" divides it by 5 whenever training would
         stop. "cosine" lowers it to 0 along half a cosine over `max_iter` epochs. Not used by "lbfgs".
     learning_rate_init : float or "auto", default "auto"
-        Learning rate of the first step. "auto": 0.03, or 0.01 for "sgd", times min(1, 64 / w)^(2/3) for a widest
-        layer of w units, times min(1, 3 / l)^2 for l layers. For "cosine" with fewer than 1000 steps s, also times
+        Learning rate of the first step, for all layers. "auto": 0.06 for sigmoid units and an eighth of it in the first
+        layer, 0.03 for "tanh" and half of it in the first layer, 0.03 for other activations, 0.01 for "sgd"; times
+        min(1, 64 / w)^(2/3) for a widest layer of w units, times min(1, 3 / l)^2 for l layers. Except for "sgd", the
+        rates of the first layer's weights are divided by `unit_`, and those of the last layer multiplied with it, so
+        that training is the same in any unit of measurement. For "cosine" with fewer than 1000 steps s, also times
         s / 1000 from "pca", and times (s / 1000)^(1/2) in a warm start. In ``partial_fit``, "cosine" keeps a tenth of
         the rate, for any number of steps.
     power_t : float, default 0.5
         Exponent of "invscaling".
     max_iter : int or "auto", default "auto"
-        Maximum number of epochs; of iterations for "lbfgs". "auto": as many as make up 11,000 sqrt(64 / w) steps for a
-        widest layer of w units, or 11,000 (64 / w) where w is below 64, and 50,000 at most; fewer for batches of more
+        Maximum number of epochs; of iterations for "lbfgs". "auto": as many as make up 10,000 sqrt(64 / w) steps for a
+        widest layer of w units, or 10,000 (64 / w) where w is below 64, and 50,000 at most; fewer for batches of more
         than 128 rows, by the square root of their size; and at most 5 steps per row. At least 1 epoch. For "lbfgs",
         1000.
     shuffle : bool, default True
@@ -186,8 +190,13 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         components of more than 1024 columns, PCA's error is an estimate, up to about 1% too large. None where that
         error is 0, where `error_over_mean_` is None, and for more than 1024 rows of more than 4096 columns.
     auto_ : dict
-        The values of the settings that are "auto", by name; empty for a model file of a version that did not store
+        The values of the settings that are "auto", by name, and `rate_factors`, what the learning rates of some
+        parameters are multiplied with, as for ``fastae.Adam``; empty for a model file of a version that did not store
         them. `n_iter_no_change` is None where training does not stop by it.
+    unit_ : float
+        What automatic learning rates go by: the largest standard deviation of a column of the training rows in the
+        network's scale, to two digits. 1 where all rows are alike or, of more than 4096 columns, on several machines,
+        and for several networks.
     n_iter_ : int
         Number of epochs, or of iterations for "lbfgs".
     stop_reason_ : "max_iter", "tol" or "callback"
@@ -300,7 +309,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             rows, validation = rows.split(self.validation_fraction, int(seed[2]))
             validation_weight = weight
         components, start = self._start(rows, seed[0], weight)
-        budget = budget_of(self, len(rows), self.network_.widths, rows.default_batch_size, start=start)
+        widths, batch = self.network_.widths, rows.default_batch_size
+        budget = budget_of(self, len(rows), widths, batch, start=start, unit=self.unit_)
         stops_after = patience(self, budget.epochs, validates=validation is not None)
         self.auto_ = self._chosen(budget, stops_after)
         tol = self._tolerance(components)
@@ -378,7 +388,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             self.params_, self._state = self.params_.copy(), self._state.copy()
         seed = int(self._seeds[1]) + self._state.epochs
         curve = [] if first else self.loss_curve_
-        budget = budget_of(self, len(rows), self.network_.widths, rows.default_batch_size, ends=False)
+        widths, batch = self.network_.widths, rows.default_batch_size
+        budget = budget_of(self, len(rows), widths, batch, ends=False, unit=self.unit_)
         self.auto_ = self._chosen(budget, None)
         history = self._train(rows, weight, budget, self._optimizer(budget, ends=False), epochs=1, seed=seed)
         history.loss = curve + history.loss
@@ -430,6 +441,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         else:
             self.params_, start = start_at_pca(network, components, int(seed), dtype), "pca"
         self._state = optimizers.State.zeros(self.params_)
+        self.unit_ = unit_of(components)
         self.network_ = network
         self._n_features_out = network.widths[network.code_layer]
         warn_if_code_is_wide(self, self._n_features_out, n)
@@ -473,7 +485,10 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         }
         if self.solver == "lbfgs":
             del values["batch_size"], values["learning_rate_init"]
-        return {name: value for name, value in values.items() if isinstance(getattr(self, name), str)}
+        chosen = {name: value for name, value in values.items() if isinstance(getattr(self, name), str)}
+        if "learning_rate_init" in chosen and budget.rate_factors:
+            chosen["rate_factors"] = budget.rate_factors
+        return chosen
 
     def _tolerance(self, components: PrincipalComponents | None) -> float:
         """The decrease of the loss that counts as an improvement."""

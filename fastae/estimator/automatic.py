@@ -4,7 +4,7 @@ The figures were chosen on 24 real data sets; docs/choosing.md has the tables.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, sqrt
 from typing import Any, Literal
 
@@ -12,14 +12,23 @@ import numpy as np
 
 from fastae.training.pca import PrincipalComponents
 
-STEPS = 11_000  # of a network of up to WIDTH columns
+STEPS = 10_000  # of a network of up to WIDTH columns
 STEPS_MOST = 50_000
 STEPS_LEAST = 200
 STEPS_PER_ROW = 5  # few rows are soon learned by heart
 WIDTH = 64
 ROWS_PER_STEP = 128
 ITERATIONS = 1000  # of L-BFGS
-RATE, SGD_RATE = 0.03, 0.01
+# Of Adam, by the activation of the hidden layers: the rate, and the share of it in the first layer, whose changes all
+# later layers pass on
+RATES = {
+    "sigmoid": (0.06, 0.125),
+    "logistic": (0.06, 0.125),
+    "tanh": (0.03, 0.5),
+    "relu": (0.03, 1.0),
+    "identity": (0.03, 1.0),
+}
+SGD_RATE = 0.01
 LAYERS = 3  # for these rates; in deeper networks, a step changes more layers at once
 ENOUGH_STEPS = 1000  # for these rates, from a start that is worth keeping
 UNENDING = 0.1  # share of these rates where a cosine has no end to fall to
@@ -32,6 +41,7 @@ ENSEMBLE_STEPS, ENSEMBLE_STEPS_LEAST = (
 )  # of up to ENSEMBLE_WIDTH columns; in more, fewer by their number
 ENSEMBLE_WIDTH = 40
 ENSEMBLE_ROWS_PER_STEP = 200
+ENSEMBLE_RATE = 0.03
 ENSEMBLE_UNITS_MOST = 1024
 FLOAT32_ROWS = 1000  # rows from which float32 is fast enough to matter, and what it rounds does not
 
@@ -54,6 +64,8 @@ class Budget:
         Epochs, or iterations of L-BFGS.
     rate : float
         The learning rate of the first step.
+    rate_factors : dict
+        What the rates of single arrays of parameters are multiplied with, by their names.
     """
 
     rows: int
@@ -61,6 +73,7 @@ class Budget:
     batch_size: int
     epochs: int
     rate: float
+    rate_factors: dict[str, float] = field(default_factory=dict)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -76,6 +89,7 @@ def budget_of(
     *,
     start: Start = "pca",
     ends: bool = True,
+    unit: float = 1.0,
 ) -> Budget:
     """The budget of a fit of `model`, whose own settings come first.
 
@@ -91,6 +105,8 @@ def budget_of(
         The parameters to start from: those of PCA, random ones, or those of the last fit.
     ends : bool, default True
         Whether the end of training is known. If not, this is the budget of the next epoch.
+    unit : float, default 1.0
+        What ``unit_of`` says of the rows.
     """
     # Narrow layers take little time; in wide ones, a step changes more weights at once
     narrowing, layers = WIDTH / max(widths), len(widths) - 1
@@ -104,9 +120,15 @@ def budget_of(
     epochs = model.max_iter if ends else 1
     if epochs == "auto":
         epochs = ITERATIONS if model.solver == "lbfgs" else max(round(steps / ceil(rows / batch)), 1)
-    rate = model.learning_rate_init
+    rate, factors = model.learning_rate_init, {}
     if rate == "auto":
-        rate = SGD_RATE if model.solver == "sgd" else RATE
+        rate = SGD_RATE
+        if model.solver != "sgd":
+            rate, first = RATES[model.activation]
+            # Adam's steps have the length of the rate, whatever the gradient: let weights from and to the columns
+            # change in the columns' units
+            last = 1.0 if model.loss == "bernoulli" else unit  # whose last layer puts out log odds
+            factors = {"W1": first / unit, "b1": first, f"W{layers}": last, f"b{layers}": last}
         rate *= min(narrowing, 1.0) ** (2 / 3) * min(LAYERS / layers, 1.0) ** 2
         if model.learning_rate == "cosine" and not ends:
             rate *= UNENDING  # it will not fall
@@ -114,7 +136,20 @@ def budget_of(
             # A few large steps would only lead away from PCA, or from a good model, though not from a poor one
             rate *= min(epochs * ceil(rows / batch) / ENOUGH_STEPS, 1.0) ** _CAUTION[start]
         rate = float(f"{rate:.2g}")
-    return Budget(rows, steps, batch, int(epochs), float(rate))
+    return Budget(
+        rows,
+        steps,
+        batch,
+        int(epochs),
+        float(rate),
+        {name: factor for name, factor in factors.items() if factor != 1},
+    )
+
+
+def unit_of(components: PrincipalComponents | None) -> float:
+    """The largest standard deviation of a column, of rows as the network sees them; 1 if they are alike or unknown."""
+    largest = 0.0 if components is None else float(components.deviation.max())
+    return float(f"{largest:.2g}") or 1.0  # rounded, so that a run is resumed where last bits differ
 
 
 def ensemble_budget_of(model: Any, rows: int, columns: int, *, ends: bool = True) -> Budget:
@@ -132,7 +167,7 @@ def ensemble_budget_of(model: Any, rows: int, columns: int, *, ends: bool = True
         epochs = ITERATIONS if model.solver == "lbfgs" else ceil(steps / ceil(rows / batch))
     rate = model.learning_rate_init
     if rate == "auto":
-        rate = SGD_RATE if model.solver == "sgd" else RATE
+        rate = SGD_RATE if model.solver == "sgd" else ENSEMBLE_RATE
         if model.learning_rate == "cosine" and not ends:
             rate *= UNENDING
         rate = float(f"{rate:.2g}")

@@ -120,6 +120,7 @@ class EnsembleFit(EnsembleMethods):
         code = self.network_.widths[self.network_.code_layer]
         self._n_features_out = code * len(trainees)
         warn_if_code_is_wide(self, code, self.network_.widths[0])
+        self.unit_ = 1.0
         self.auto_ = self._chosen(trainees[0].budget, stops_after)
         self.auto_ |= {name: self._value(name) for name in self._left_to_us()}
         if self.verbose and self.auto_:

@@ -26,6 +26,7 @@ _LATER: dict[str, tuple[Any, Any]] = {
     "auto_": ({}, {}),
     "error_over_mean_": (0.0, None),
     "error_over_pca_": (0.0, None),
+    "unit_": (0.0, 1.0),
 }
 _TENSORS = (
     "params_",
@@ -203,6 +204,8 @@ def _restore_fitted(model: Any, fitted: dict[str, Any], columns: int, detects: b
     for name, (example, otherwise) in _LATER.items():
         if fitted.get(name, otherwise) != otherwise:
             storage.check_like(name, fitted[name], example)
+    if not 0 < fitted.get("unit_", 1.0) < np.inf:
+        raise ValueError(f"unit_ must be positive and finite, got {fitted['unit_']}")
     if fitted["n_features_in_"] != columns:
         raise ValueError(
             f"n_features_in_ is {fitted['n_features_in_']}, but the network has {columns} inputs"

@@ -72,7 +72,7 @@ class Settings(BaseEstimator):
     solver: Literal["adam", "adamw", "sgd", "lbfgs"] = "adam"
     loss: Loss = "squared_error"
     huber_delta: float = 1.0
-    alpha: float = 1e-4
+    alpha: float = 0.0
     batch_size: int | Literal["auto"] = "auto"
     learning_rate: Literal["constant", "invscaling", "adaptive", "cosine"] = "cosine"
     learning_rate_init: float | Literal["auto"] = "auto"
@@ -159,10 +159,11 @@ class Settings(BaseEstimator):
                 momentum=self.momentum,
                 nesterov=self.nesterovs_momentum and self.momentum > 0,
             )
-        betas: dict[str, Any] = {"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
+        adam: dict[str, Any] = {"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
+        adam["rate_factors"] = budget.rate_factors or None
         if self.solver == "adamw":
-            return optimizers.AdamW(learning_rate=rate, weight_decay=self.alpha, **betas)
-        return optimizers.Adam(learning_rate=rate, **betas)
+            return optimizers.AdamW(learning_rate=rate, weight_decay=self.alpha, **adam)
+        return optimizers.Adam(learning_rate=rate, **adam)
 
     def _objective(self) -> Objective:
         if self.loss == "bernoulli" and self.scale == "standard":

@@ -15,6 +15,7 @@ from fastae.estimator.automatic import budget_of, patience
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(400, 4)) @ RNG.normal(size=(4, 12)) + 0.3 * RNG.normal(size=(400, 12))
+CURVED = np.column_stack((X[:, :6], X[:, :6] ** 2))  # what PCA alone cannot do
 
 
 @dataclass
@@ -28,18 +29,20 @@ class Asked:
     n_iter_no_change: object = "auto"
     early_stopping: bool = False
     solver: str = "adam"
+    activation: str = "sigmoid"
+    loss: str = "squared_error"
 
 
 @pytest.mark.parametrize(
     ("rows", "widest", "steps", "batch", "epochs", "rate"),
     [
-        (10, 5, 200, 10, 200, 0.006),  # the least
-        (300, 30, 1500, 128, 500, 0.03),  # five steps a row
-        (10_000, 64, 11_000, 128, 139, 0.03),
-        (10_000, 256, 5_500, 128, 70, 0.012),  # wide layers: fewer and smaller steps
-        (10_000, 32, 22_000, 128, 278, 0.03),
-        (100_000, 4, 50_000, 128, 64, 0.03),  # the most
-        (10_000_000, 64, 4_125, 910, 1, 0.03),  # all rows once, in larger batches
+        (10, 5, 200, 10, 200, 0.012),  # the least
+        (300, 30, 1500, 128, 500, 0.06),  # five steps a row
+        (10_000, 64, 10_000, 128, 127, 0.06),
+        (10_000, 256, 5_000, 128, 63, 0.024),  # wide layers: fewer and smaller steps
+        (10_000, 32, 20_000, 128, 253, 0.06),
+        (100_000, 4, 50_000, 128, 64, 0.06),  # the most
+        (10_000_000, 64, 3_578, 1000, 1, 0.06),  # all rows once, in larger batches
     ],
 )
 def test_the_budget_grows_with_rows_and_falls_with_columns(rows, widest, steps, batch, epochs, rate):
@@ -53,21 +56,55 @@ WIDTHS = (64, 16, 64, 64)
 
 def test_deep_networks_take_smaller_rates():
     deep = (64, 32, 16, 32, 64, 64)
-    assert budget_of(Asked(), 10_000, deep, 128).rate == 0.011  # 0.03 (3 / 5)^2
-    assert budget_of(Asked(), 10_000, (64, 16, 64), 128).rate == 0.03
+    assert budget_of(Asked(), 10_000, deep, 128).rate == 0.022  # 0.06 (3 / 5)^2
+    assert budget_of(Asked(), 10_000, (64, 16, 64), 128).rate == 0.06
+
+
+def test_the_first_layer_of_saturating_units_takes_smaller_rates():
+    def of(**settings):
+        budget = budget_of(Asked(**settings), 10_000, WIDTHS, 128)
+        return budget.rate, budget.rate_factors
+
+    assert of() == of(activation="logistic") == (0.06, {"W1": 0.125, "b1": 0.125})
+    assert of(activation="tanh") == (0.03, {"W1": 0.5, "b1": 0.5})
+    assert of(activation="relu") == (0.03, {})
+    assert of(solver="sgd") == (0.01, {})
+    assert of(learning_rate_init=0.02) == (0.02, {})  # as asked for, in all layers
+    optimizer = Autoencoder(16)._optimizer(budget_of(Asked(), 10_000, WIDTHS, 128))
+    assert optimizer.rate_factors == {"W1": 0.125, "b1": 0.125}
+    assert (
+        Autoencoder(16)._optimizer(budget_of(Asked(learning_rate_init=0.1), 500, WIDTHS, 128)).rate_factors
+        is None
+    )
+
+
+@pytest.mark.parametrize("unit", [0.001, 0.3, 1000])
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
+def test_training_is_the_same_in_any_unit_of_measurement(unit, activation):
+    def fitted(rows, **settings):
+        settings |= {"activation": activation, "epsilon": 1e-30, "max_iter": 100, "random_state": 0}
+        return Autoencoder(3, scale=None, dtype="float64", **settings).fit(rows)
+
+    in_ones = (CURVED - CURVED.mean(0)) / CURVED.std(0).max()
+    one, other = fitted(in_ones), fitted(in_ones * unit)
+    assert (one.unit_, other.unit_) == (1, unit)
+    difference = np.abs(other.reconstruct(in_ones * unit) / unit - one.reconstruct(in_ones))
+    assert difference.max() < 1e-3
+    fixed = fitted(in_ones * unit, learning_rate_init=one.auto_["learning_rate_init"])  # is not
+    assert np.abs(fixed.reconstruct(in_ones * unit) / unit - one.reconstruct(in_ones)).max() > 0.1
 
 
 def test_what_the_user_sets_is_taken_and_the_rest_follows():
     asked = Asked(batch_size=2048, learning_rate_init=0.5)
     budget = budget_of(asked, 100_000, WIDTHS, 128)
     assert (budget.batch_size, budget.rate) == (2048, 0.5)
-    assert budget.epochs == round(2750 / 49)  # four times fewer steps for batches sixteen times as large
+    assert budget.epochs == round(2500 / 49)  # four times fewer steps for batches sixteen times as large
     assert budget_of(Asked(max_iter=7), 100_000, WIDTHS, 128).epochs == 7
     assert (
-        budget_of(Asked(max_iter=7), 1000, WIDTHS, 128).rate == 0.0017
+        budget_of(Asked(max_iter=7), 1000, WIDTHS, 128).rate == 0.0034
     )  # 56 steps do not take it far from PCA
-    assert budget_of(Asked(max_iter=7), 1000, WIDTHS, 128, start="random").rate == 0.03
-    assert budget_of(Asked(max_iter=7), 1000, WIDTHS, 128, start="warm").rate == 0.0071
+    assert budget_of(Asked(max_iter=7), 1000, WIDTHS, 128, start="random").rate == 0.06
+    assert budget_of(Asked(max_iter=7), 1000, WIDTHS, 128, start="warm").rate == 0.014
     assert budget_of(Asked(solver="sgd"), 100_000, WIDTHS, 128).rate == 0.01
     assert budget_of(Asked(solver="lbfgs"), 100_000, WIDTHS, 128).epochs == 1000
     assert budget_of(Asked(batch_size=500), 20, WIDTHS, 20).batch_size == 20
@@ -90,13 +127,14 @@ def test_what_was_chosen_is_an_attribute_and_printed(capsys):
     assert model.auto_ == {
         "hidden_layer_sizes": [4],
         "batch_size": 128,
-        "learning_rate_init": 0.03,
+        "learning_rate_init": 0.06,
+        "rate_factors": {"W1": 0.125, "b1": 0.125},
         "max_iter": 500,
         "n_iter_no_change": None,
     }
     assert model.n_iter_ == 500
     said = capsys.readouterr().err
-    assert "auto: hidden_layer_sizes=[4], batch_size=128, learning_rate_init=0.03, max_iter=500" in said
+    assert "auto: hidden_layer_sizes=[4], batch_size=128, learning_rate_init=0.06, max_iter=500" in said
     model = Autoencoder(
         3, max_iter=5, batch_size=50, learning_rate_init=0.01, n_iter_no_change=5, verbose=1, random_state=0
     )
@@ -108,7 +146,7 @@ def test_what_was_chosen_is_an_attribute_and_printed(capsys):
         "n_iter_no_change",
     }
     model = Autoencoder(random_state=0).partial_fit(X)
-    assert (model.auto_["learning_rate_init"], model.auto_["max_iter"]) == (0.003, 1)
+    assert (model.auto_["learning_rate_init"], model.auto_["max_iter"]) == (0.006, 1)
 
 
 def test_a_patience_that_is_not_used_is_none():
@@ -128,18 +166,18 @@ def test_a_patience_that_is_not_used_is_none():
 
 def test_a_warm_start_takes_larger_steps_than_a_start_at_pca():
     model = Autoencoder(3, max_iter=5, warm_start=True, random_state=0).fit(X)
-    assert model.auto_["learning_rate_init"] == 0.0006  # 20 steps
-    assert model.fit(X).auto_["learning_rate_init"] == 0.0042
+    assert model.auto_["learning_rate_init"] == 0.0012  # 20 steps
+    assert model.fit(X).auto_["learning_rate_init"] == 0.0085
     other = Autoencoder(4, max_iter=5, warm_start=True, random_state=0).fit(X)
     other.set_params(hidden_layer_sizes=3).fit(X)  # another network: it starts at PCA
-    assert other.auto_["learning_rate_init"] == 0.0006
+    assert other.auto_["learning_rate_init"] == 0.0012
 
 
 @pytest.mark.parametrize("rows", [20, 400])
 def test_the_rate_of_partial_fit_depends_on_neither_max_iter_nor_the_rows_of_a_call(rows):
     for max_iter in ("auto", 1):
         model = Autoencoder(3, max_iter=max_iter, random_state=0).partial_fit(X[:rows])
-        assert model.auto_["learning_rate_init"] == 0.003
+        assert model.auto_["learning_rate_init"] == 0.006
 
 
 def test_the_code_holds_nine_tenths_of_the_variance():
@@ -188,7 +226,7 @@ def test_missing_cells_count_neither_in_the_models_error_nor_in_that_of_pca(kind
 
 
 def test_what_counts_as_an_improvement_does_not_depend_on_units():
-    small = 0.01 * X / X.std(0)  # its loss per feature is half of tol, and less
+    small = 0.01 * CURVED / CURVED.std(0)  # its loss per feature is half of tol, and less
     options = {"scale": None, "early_stopping": True, "max_iter": 300, "dtype": "float64", "random_state": 0}
     model = Autoencoder(3, **options).fit(small)
     assert model.n_iter_ > 100

@@ -155,7 +155,7 @@ def test_nothing_is_pickled(tmp_path, monkeypatch):
 
 def test_training_goes_on_after_loading(tmp_path):
     model, path = saved(tmp_path)
-    again = Autoencoder.load(path)
+    again = Autoencoder.load(path).set_params(learning_rate_init=1e-3)
     loss = again.loss_
     again.partial_fit(X)
     assert again.loss_ < loss
@@ -164,7 +164,12 @@ def test_training_goes_on_after_loading(tmp_path):
     assert again.fit(X).loss_curve_[0] < loss
 
 
-LATER = {"auto_": {}, "error_over_mean_": None, "error_over_pca_": None}  # what earlier versions did not have
+LATER = {
+    "auto_": {},
+    "error_over_mean_": None,
+    "error_over_pca_": None,
+    "unit_": 1.0,
+}  # what earlier versions did not have
 
 
 def test_models_of_earlier_versions_lack_what_came_later_and_load(tmp_path):

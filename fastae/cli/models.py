@@ -146,7 +146,7 @@ def train(
     ] = None,
     alpha: Annotated[
         float, typer.Option(help="L2 penalty on the weights; with adamw, decoupled weight decay.")
-    ] = 0.0,
+    ] = 1e-4,
     scale: Annotated[
         Literal["standard", "minmax", "none"],
         typer.Option(

@@ -82,9 +82,9 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         None. Validation losses and all errors of rows are of the squared error, whatever the loss.
     huber_delta : float, default 1.0
         The residual beyond which "huber" is linear, in the network's scale.
-    alpha : float, default 0.0
+    alpha : float, default 1e-4
         L2 penalty as in MLPRegressor: adds alpha/(2m) sum(W^2) to the loss of a batch of m rows. For "adamw", the
-        decoupled weight decay instead, of which 0.01 is usual.
+        decoupled weight decay instead.
     batch_size : int or "auto", default "auto"
         Rows per step. "auto": min(128, m); more where one epoch would otherwise exceed the steps of `max_iter`. Not
         used by "lbfgs".
@@ -105,8 +105,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     max_iter : int or "auto", default "auto"
         Maximum number of epochs; of iterations for "lbfgs". "auto": as many as make up 10,000 sqrt(64 / w) steps for a
         widest layer of w units, or 10,000 (64 / w) where w is below 64, and 50,000 at most; fewer for batches of more
-        than 128 rows, by the square root of their size; and at most 5 steps per row. At least 1 epoch. For "lbfgs",
-        1000.
+        than 128 rows, by the square root of their size; and at most 5 steps per row, or up to 20 where the rows have
+        14 to 56 times as many cells as the network has parameters. At least 1 epoch. For "lbfgs", 1000.
     shuffle : bool, default True
         Draw the rows of each batch at random, without replacement, in a new order each epoch.
     random_state : int, RandomState or None, default None

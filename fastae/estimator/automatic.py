@@ -5,6 +5,7 @@ The figures were chosen on 24 real data sets; docs/choosing.md has the tables.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import ceil, sqrt
 from typing import Any, Literal
 
@@ -15,7 +16,8 @@ from fastae.training.pca import PrincipalComponents
 STEPS = 10_000  # of a network of up to WIDTH columns
 STEPS_MOST = 50_000
 STEPS_LEAST = 200
-STEPS_PER_ROW = 5  # few rows are soon learned by heart
+STEPS_PER_ROW, STEPS_PER_ROW_MOST = 5, 20  # few rows are soon learned by heart
+CELLS_PER_PARAMETER = 14  # from which on rows bear more than the fewest steps
 WIDTH = 64
 ROWS_PER_STEP = 128
 ITERATIONS = 1000  # of L-BFGS
@@ -115,8 +117,11 @@ def budget_of(
     if batch == "auto":
         batch = max(default_batch, ceil(rows / most))
     batch = min(int(batch), rows)
+    parameters = sum((units + 1) * wider for units, wider in pairwise(widths))
+    per_row = STEPS_PER_ROW * rows * widths[0] / parameters / CELLS_PER_PARAMETER
+    per_row = min(max(per_row, STEPS_PER_ROW), STEPS_PER_ROW_MOST)
     # Larger batches have gradients of less noise, and need fewer steps
-    steps = max(min(round(most * min(1.0, sqrt(ROWS_PER_STEP / batch))), STEPS_PER_ROW * rows), STEPS_LEAST)
+    steps = max(round(min(most * min(1.0, sqrt(ROWS_PER_STEP / batch)), per_row * rows)), STEPS_LEAST)
     epochs = model.max_iter if ends else 1
     if epochs == "auto":
         epochs = ITERATIONS if model.solver == "lbfgs" else max(round(steps / ceil(rows / batch)), 1)

@@ -72,7 +72,7 @@ class Settings(BaseEstimator):
     solver: Literal["adam", "adamw", "sgd", "lbfgs"] = "adam"
     loss: Loss = "squared_error"
     huber_delta: float = 1.0
-    alpha: float = 0.0
+    alpha: float = 1e-4
     batch_size: int | Literal["auto"] = "auto"
     learning_rate: Literal["constant", "invscaling", "adaptive", "cosine"] = "cosine"
     learning_rate_init: float | Literal["auto"] = "auto"

@@ -134,7 +134,7 @@ def test_each_network_is_the_one_that_is_trained_alone():
         seed=step_seed,
         shift=model.shift_,
         scale=model.scale_,
-        objective=fastae.Objective(noise="mask", noise_level=0.3),
+        objective=fastae.Objective(alpha=1e-4, noise="mask", noise_level=0.3),
     )
     assert params.flat.tobytes() == model.all_params_[2].flat.tobytes()
 

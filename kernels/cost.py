@@ -332,7 +332,7 @@ def add_penalties(job, step, items):  # type: ignore[no-untyped-def]
     """
     losses = array_at(job.losses, (job.steps, 2), np.float64)
     total = 0.0
-    for norm in array_at(job.norms, (items,), np.float64):
+    for norm in array_at(job.norms, (8 * items,), np.float64):
         total += norm
     if losses[step, 1] > 0:
         losses[step, 0] += job.alpha * total / (2.0 * losses[step, 1])

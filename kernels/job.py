@@ -89,7 +89,7 @@ class Job(ctypes.Structure):
     n_parts: int  # the number of `gradients` to add up; 0: one per shard of the step
     gradient: int  # flat: the gradient of the last step
     totals: int  # float64 (ROWS_ITEMS_MOST + 1, 2): each shard's or band's loss and sum of row weights; last, a step's
-    norms: int  # float64 (stretches or patches,): the sum of squared weights of each
+    norms: int  # float64 (stretches or patches, 8): partial sums of the squared weights of each
     # float64 (1 + stretches or patches, 8): the factor that clips the gradient; then partial sums of the squares of the
     # gradient of each
     squares: int

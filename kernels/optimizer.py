@@ -66,32 +66,30 @@ def add_up(total, parts, count, first, factor):  # type: ignore[no-untyped-def]
         total[i] *= scale
 
 
-@callee
-def add_penalty(gradient, parameters, plan, first, factor):  # type: ignore[no-untyped-def]
-    """gradient += factor W for the weights, not the biases; return the sum of the squares of these weights.
+def _sums_of_squares(words, sums, lines, places, line_at):  # type: ignore[no-untyped-def]
+    """sums += the squares of `lines` lines, each in the lane that comes next in turn.
 
-    gradient     (elements,): those of the flat buffer from `first` on
-    parameters   (n_parameters,)      plan  LAYER (layers,)
+    `places` are addresses that move by a line each time, and ``line_at(*places)`` gives the line and where it lies.
+
+    sums  float64 (8,)
     """
-    total, last = 0.0, first + gradient.size
-    scale = gradient.dtype.type(factor)
-    for i in range(plan.shape[0]):
-        start, end = max(first, plan[i].weight), min(last, plan[i].bias)
-        if start < end:
-            g, w = gradient[start - first : end - first], parameters[start:end]
-            for j in range(w.size):
-                g[j] += scale * w[j]
-            # Four sums, because each addition waits for the one before in its sum
-            sum_0 = sum_1 = sum_2 = sum_3 = 0.0
-            for j in range(0, w.size - 3, 4):
-                sum_0 += float(w[j]) * float(w[j])
-                sum_1 += float(w[j + 1]) * float(w[j + 1])
-                sum_2 += float(w[j + 2]) * float(w[j + 2])
-                sum_3 += float(w[j + 3]) * float(w[j + 3])
-            for j in range(w.size // 4 * 4, w.size):
-                sum_0 += float(w[j]) * float(w[j])
-            total += (sum_0 + sum_1) + (sum_2 + sum_3)
-    return total
+    wide = words.wide()
+    parts = words.lanes // wide.lanes  # vectors of float64 that a line becomes
+
+    def add_line(*values):  # type: ignore[no-untyped-def]
+        places, totals = values[:-parts], values[-parts:]
+        source, added = line_at(*places), []
+        for part, total in enumerate(totals):
+            value = words.load_short(words.offset(source, part * (LINE // parts)), wide.lanes)
+            value = wide.convert(value, True)
+            added.append(wide.fma(value, value, total))
+        return [*(words.offset(place, LINE) for place in places), *added]
+
+    before = [wide.load(sums, aligned=False), *[wide.constant(0.0)] * (parts - 1)]
+    total, *others = words.loop(lines, [*places, *before], add_line)[-parts:]
+    for other in others:
+        total = wide.add(total, other)
+    wide.store(total, sums, aligned=False)
 
 
 def _write_add_squares(words, sums, values, lines):  # type: ignore[no-untyped-def]
@@ -99,23 +97,44 @@ def _write_add_squares(words, sums, values, lines):  # type: ignore[no-untyped-d
 
     sums  float64 (8,)     values  (lines, lanes)
     """
-    wide = words.wide()
-    parts = words.lanes // wide.lanes  # vectors of float64 that a line becomes
+    _sums_of_squares(words, sums, lines, [values], lambda values: values)
 
-    def add_line(values, *totals):  # type: ignore[no-untyped-def]
-        added = []
-        for part, total in enumerate(totals):
-            value = wide.convert(
-                words.load_short(words.offset(values, part * (LINE // parts)), wide.lanes), True
-            )
-            added.append(wide.fma(value, value, total))
-        return [words.offset(values, LINE), *added]
 
-    before = [wide.load(sums, aligned=False), *[wide.constant(0.0)] * (parts - 1)]
-    _, total, *others = words.loop(lines, [values, *before], add_line)
-    for other in others:
-        total = wide.add(total, other)
-    wide.store(total, sums, aligned=False)
+def _write_add_penalty(words, sums, gradient, weights, lines, factor):  # type: ignore[no-untyped-def]
+    """gradient += factor * weights; sums += the squares of `weights`, each in the lane that comes next in turn.
+
+    sums  float64 (8,)     gradient, weights  (lines, lanes)
+    """
+    scale = words.splat(factor)
+
+    def add_line(gradient, weights):  # type: ignore[no-untyped-def]
+        line = words.load(weights, aligned=False)
+        line = words.fma(scale, line, words.load(gradient, aligned=False))
+        words.store(line, gradient, aligned=False)
+        return weights
+
+    _sums_of_squares(words, sums, lines, [gradient, weights], add_line)
+
+
+_add_penalty = vector_kernel(_write_add_penalty)
+
+
+@callee
+def add_penalty(sums_at, gradient, parameters, plan, first, factor):  # type: ignore[no-untyped-def]
+    """gradient += factor W for the weights, not the biases; the sum of all 8 `sums` grows by those of their squares.
+
+    sums_at      float64 (8,)
+    gradient     (elements,): whole lines of the flat buffer, from element `first` on
+    parameters   (n_parameters,)      plan  LAYER (layers,)
+    """
+    itemsize, last = gradient.itemsize, first + gradient.size
+    scale = gradient.dtype.type(factor)
+    for i in range(plan.shape[0]):
+        start, end = max(first, plan[i].weight), min(last, plan[i].bias)
+        if start < end:
+            g = np.int64(gradient.ctypes.data) + (start - first) * itemsize
+            w = np.int64(parameters.ctypes.data) + start * itemsize
+            _add_penalty(gradient, (sums_at, g, w, (end - start) * itemsize // LINE, scale))
 
 
 _add_squares = vector_kernel(_write_add_squares)

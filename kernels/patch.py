@@ -12,7 +12,7 @@ from fastae.kernels.optimizer import add_up
 from fastae.kernels.rows import add_lines, zero_lines
 from fastae.kernels.simd import array_at, call_at, record_at
 from fastae.kernels.split import in_blocks, is_last_round, items_of, patch, round_up, rows_in_round, step_of
-from fastae.kernels.stretch import gradient_factor, penalise_and_update, prepare, squares_of
+from fastae.kernels.stretch import gradient_factor, penalise_and_update, prepare, zero_sums
 from fastae.kernels.target import LINE
 from fastae.kernels.tile import output_at
 
@@ -21,12 +21,11 @@ from fastae.kernels.tile import output_at
 def _finish(job, job_at, total, first, step, item):  # type: ignore[no-untyped-def]
     """Update the elements of the flat buffers from `first` on, whose gradient `total` is a sum over all rows.
 
-    They are a part of patch `item`. `total` becomes their gradient. Returns the sum of the squares of those that are
-    weights, if these have a penalty.
+    They are a part of patch `item`. `total` becomes their gradient.
     """
     factor = gradient_factor(job, step)
     add_up(total, array_at(np.int64(total.ctypes.data), (1, total.size), total.dtype), 1, 0, factor)
-    return penalise_and_update(job, job_at, total, first, step, factor, item)
+    penalise_and_update(job, job_at, total, first, step, factor, item)
 
 
 @ByAddress
@@ -54,7 +53,6 @@ def patch_item(out, job_at, item, round_):  # type: ignore[no-untyped-def]
     a = output_at(plan, layer - 1, job.kept, height, itemsize)
     deltas = job.kept if layer + 1 == plan.shape[0] else job.deltas
     delta = output_at(plan, layer, deltas, height, itemsize) + left * block
-    norm = 0.0
     fan_in = min(bottom * lanes, this.fan_in) - top * lanes
     if in_place:
         dw, dw_rows = job.gradient + (this.weight + (left * depth + top) * square) * itemsize, depth * lanes
@@ -65,12 +63,11 @@ def patch_item(out, job_at, item, round_):  # type: ignore[no-untyped-def]
     sizes = rows, height, dw_rows, fan_in, fan_out
     call_at(job.gradient_at, (dw, a + top * block, delta, np.int64(not is_first), *sizes))
     if is_last:
-        if clipped:
-            zero_lines(work, (squares_of(job, item), 1))
+        zero_sums(job, work, item)
         for j in range(left, right):
             total = array_at(dw + (j - left) * dw_rows * LINE, ((bottom - top) * square,), work.dtype)
             first = j * depth + top
-            norm += _finish(job, job_at, total, this.weight + first * square, step, item)
+            _finish(job, job_at, total, this.weight + first * square, step, item)
             if job.optimizer != NONE and not clipped and step + 1 < job.steps:
                 prepare(job, plan, itemsize, layer, first, first + bottom - top)
     if bottom == depth:
@@ -84,5 +81,3 @@ def patch_item(out, job_at, item, round_):  # type: ignore[no-untyped-def]
             add_lines(work, (db, sums + band * columns * itemsize, right - left, accumulate))
         if is_last:
             _finish(job, job_at, array_at(db, ((right - left) * lanes,), work.dtype), first, step, item)
-    if is_last and job.alpha > 0:
-        array_at(job.norms, (job.patches,), np.float64)[item] = norm

@@ -114,18 +114,32 @@ def squares_of(job, item):  # type: ignore[no-untyped-def]
 
 
 @callee
+def norms_of(job, item):  # type: ignore[no-untyped-def]
+    """The address of the sums of the squared weights of stretch or patch `item`."""
+    return job.norms + item * LINE
+
+
+@callee
+def zero_sums(job, like, item):  # type: ignore[no-untyped-def]
+    """Clear the sums of stretch or patch `item` that this step needs; `like` is an array of the dtype."""
+    if job.clip_norm > 0:
+        zero_lines(like, (squares_of(job, item), 1))
+    if job.alpha > 0:
+        zero_lines(like, (norms_of(job, item), 1))
+
+
+@callee
 def penalise_and_update(job, job_at, gradient, first, step, factor, item):  # type: ignore[no-untyped-def]
     """Add the penalty to the gradient of the elements of the flat buffers from `first` on, and update these.
 
     If the gradient is to be clipped, add its squares to those of stretch or patch `item` instead of the update; frozen
-    elements do not count. `factor` is what the rows' gradients were multiplied with. Returns the sum of the squares of
-    those elements that are weights, before the update, or 0 if there is no penalty.
+    elements do not count. `factor` is what the rows' gradients were multiplied with.
     """
     plan = array_at(job.plan, (job.layers,), LAYER)
     parameters = array_at(job.parameters, (job.n_parameters,), gradient.dtype)
-    norm, last = 0.0, first + gradient.size
+    last = first + gradient.size
     if job.alpha > 0:
-        norm = add_penalty(gradient, parameters, plan, first, job.alpha * factor)
+        add_penalty(norms_of(job, item), gradient, parameters, plan, first, job.alpha * factor)
     if job.clip_norm > 0 or job.rate_factors != 0:
         squares_at = squares_of(job, item) if job.clip_norm > 0 else np.int64(0)
         place = np.int64(gradient.ctypes.data)
@@ -134,7 +148,6 @@ def penalise_and_update(job, job_at, gradient, first, step, factor, item):  # ty
         moments = array_at(job.moments, (2, job.n_parameters), gradient.dtype)
         p, u, s = parameters[first:last], moments[0, first:last], moments[1, first:last]
         update(job, p, gradient, u, s, array_at(job.rates, (job.steps,), np.float64)[step], step)
-    return norm
 
 
 @ByAddress
@@ -158,11 +171,8 @@ def update_item(out, job_at, item, step):  # type: ignore[no-untyped-def]
     total_at = job.gradient + first * work.itemsize if in_place or clipped else np.int64(work.ctypes.data)
     total = array_at(total_at, (last - first,), work.dtype)
     add_up(total, gradients, n_parts, first, factor)
-    if clipped:
-        zero_lines(work, (squares_of(job, item), 1))
-    norm = penalise_and_update(job, job_at, total, first, step, factor, item)
-    if job.alpha > 0:
-        array_at(job.norms, (job.stretches,), np.float64)[item] = norm
+    zero_sums(job, work, item)
+    penalise_and_update(job, job_at, total, first, step, factor, item)
     if job.optimizer != NONE and not clipped and step + 1 < steps:
         prepare(job, plan, work.itemsize, layer, low, high)
 

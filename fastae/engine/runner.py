@@ -83,7 +83,7 @@ class Runner:
         self._gradients = layout.aligned_zeros(0, dtype).reshape(0, size)
         self._totals = np.zeros((split.ROWS_ITEMS_MOST + 1, 2))
         stretches, patches = int(split.stretches(self.plan, lanes)), int(split.patches(self.plan, lanes))
-        self._norms = np.zeros(max(stretches, patches))
+        self._norms = layout.aligned_zeros(8 * max(stretches, patches), np.float64)
         self._squares = layout.aligned_zeros(8 * (1 + max(stretches, patches)), np.float64)
         self._codes = np.zeros((split.SHARDS_MOST, code))
         self._slopes = jobs.padded(0.0, code, dtype)

@@ -126,7 +126,8 @@ class Task:
         hidden = data_set.hidden or (max(X.shape[1] // 4, 1),)
         model = fastae.Autoencoder(hidden, **data_set.settings)
         network = model._network(X.shape[1], hidden)
-        unit = float(f"{train.std(axis=0).max():.2g}")  # as ``unit_of`` says
+        unscaled = model.scale is None
+        unit = float(f"{train.std(axis=0).max():.2g}") if unscaled else 1.0  # as ``unit_of`` says
         budget = budget_of(model, m, network.widths, ROWS_PER_STEP, unit=unit)
         return cls(data_set, train.astype(np.float32), test.astype(np.float32), hidden, network, budget)
 

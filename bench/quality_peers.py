@@ -196,7 +196,7 @@ def by_torch(task: Task, seed: int, steps: int, compiled: bool, *, same: bool) -
         u, s = ([torch.zeros_like(array) for array in p] for _ in range(2))
         decay = torch.tensor(beta_2)
     else:
-        groups: list[Any] = [{"params": [array]} for array in p] if same else p
+        groups = [{"params": [array]} for array in p]
         adam = torch.optim.Adam(groups, lr=DEFAULT_RATE, betas=(BETA_1, beta_2), eps=EPSILON, fused=True)
 
     def advance(steps: int) -> Reconstruct:
@@ -213,7 +213,7 @@ def by_torch(task: Task, seed: int, steps: int, compiled: bool, *, same: bool) -
                     step(p, u, s, data[rows], height, root, decay)
         else:
             for rows, rate in zip(order, rates[t : t + steps].tolist(), strict=True):
-                for group, factor in zip(adam.param_groups, factors, strict=False):
+                for group, factor in zip(adam.param_groups, factors, strict=True):
                     group["lr"] = rate * factor
                 adam.zero_grad()
                 _torch_cost(activations, p, data[rows]).backward()

@@ -66,10 +66,11 @@ def add_up(total, parts, count, first, factor):  # type: ignore[no-untyped-def]
         total[i] *= scale
 
 
-def _sums_of_squares(words, sums, lines, places, line_at):  # type: ignore[no-untyped-def]
+def _sums_of_squares(words, sums, lines, places, visit):  # type: ignore[no-untyped-def]
     """sums += the squares of `lines` lines, each in the lane that comes next in turn.
 
-    `places` are addresses that move by a line each time, and ``line_at(*places)`` gives the line and where it lies.
+    `places` are addresses that move by a line each time. ``visit(*places)`` returns the address of the line to square,
+    and may load and store there before that.
 
     sums  float64 (8,)
     """
@@ -78,7 +79,7 @@ def _sums_of_squares(words, sums, lines, places, line_at):  # type: ignore[no-un
 
     def add_line(*values):  # type: ignore[no-untyped-def]
         places, totals = values[:-parts], values[-parts:]
-        source, added = line_at(*places), []
+        source, added = visit(*places), []
         for part, total in enumerate(totals):
             value = words.load_short(words.offset(source, part * (LINE // parts)), wide.lanes)
             value = wide.convert(value, True)
@@ -124,7 +125,7 @@ def add_penalty(sums_at, gradient, parameters, plan, first, factor):  # type: ig
     """gradient += factor W for the weights, not the biases; the sum of all 8 `sums` grows by those of their squares.
 
     sums_at      float64 (8,)
-    gradient     (elements,): whole lines of the flat buffer, from element `first` on
+    gradient     (elements,): those of the flat buffer from `first` on; whole lines, as stretches and patches are
     parameters   (n_parameters,)      plan  LAYER (layers,)
     """
     itemsize, last = gradient.itemsize, first + gradient.size

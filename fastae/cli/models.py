@@ -124,7 +124,7 @@ def train(
         float | None,
         typer.Option(
             help="Learning rate of the first step.",
-            show_default="0.06, less for wide layers and in the first",
+            show_default="0.03 for several networks; of one, by its columns and layers",
         ),
     ] = None,
     schedule: Annotated[

@@ -95,11 +95,11 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     learning_rate_init : float or "auto", default "auto"
         Learning rate of the first step, for all layers. "auto": 0.06 for sigmoid units and an eighth of it in the first
         layer, 0.03 for "tanh" and half of it in the first layer, 0.03 for other activations, 0.01 for "sgd"; times
-        min(1, 64 / w)^(2/3) for a widest layer of w units, times min(1, 3 / l)^2 for l layers. Except for "sgd", the
-        rates of the first layer's weights are divided by `unit_`, and those of the last layer multiplied with it, so
-        that training is the same in any unit of measurement. For "cosine" with fewer than 1000 steps s, also times
-        s / 1000 from "pca", and times (s / 1000)^(1/2) in a warm start. In ``partial_fit``, "cosine" keeps a tenth of
-        the rate, for any number of steps.
+        min(1, 64 / w)^(2/3) for a widest layer of w units, times min(1, 3 / l)^2 for l layers. For "adam", the rates of
+        the last layer are multiplied with `unit_`, except for the loss "bernoulli", and those of the first layer's
+        weights divided by it where it is above 1, because weights to and from columns differ by their unit. For
+        "cosine" with fewer than 1000 steps s, also times s / 1000 from "pca", and times (s / 1000)^(1/2) in a warm
+        start. In ``partial_fit``, "cosine" keeps a tenth of the rate, for any number of steps.
     power_t : float, default 0.5
         Exponent of "invscaling".
     max_iter : int or "auto", default "auto"
@@ -195,8 +195,10 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         them. `n_iter_no_change` is None where training does not stop by it.
     unit_ : float
         What automatic learning rates go by: the largest standard deviation of a column of the training rows in the
-        network's scale, to two digits. 1 where all rows are alike or, of more than 4096 columns, on several machines,
-        and for several networks.
+        network's scale, to two digits, where a missing cell counts as the mean; of more than 1024 columns and a narrow
+        code, an estimate. That of the first training holds in warm starts and ``partial_fit``. 1 with the scale
+        "standard", for several networks, where all rows are alike, and where it is not known: of more than 4096
+        columns on several machines, and in models of earlier versions.
     n_iter_ : int
         Number of epochs, or of iterations for "lbfgs".
     stop_reason_ : "max_iter", "tol" or "callback"
@@ -211,6 +213,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     error_over_mean_: float | None
     error_over_pca_: float | None
     _state: optimizers.State
+    unit_: float
 
     # -- fitting ------------------------------------------------------------------------------------------------
 
@@ -309,8 +312,9 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             rows, validation = rows.split(self.validation_fraction, int(seed[2]))
             validation_weight = weight
         components, start = self._start(rows, seed[0], weight)
-        widths, batch = self.network_.widths, rows.default_batch_size
-        budget = budget_of(self, len(rows), widths, batch, start=start, unit=self.unit_)
+        if saved is not None:
+            self.unit_ = saved.keep("unit", self.unit_)  # last bits may differ elsewhere
+        budget = self._budget(rows, start=start)
         stops_after = patience(self, budget.epochs, validates=validation is not None)
         self.auto_ = self._chosen(budget, stops_after)
         tol = self._tolerance(components)
@@ -388,8 +392,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             self.params_, self._state = self.params_.copy(), self._state.copy()
         seed = int(self._seeds[1]) + self._state.epochs
         curve = [] if first else self.loss_curve_
-        widths, batch = self.network_.widths, rows.default_batch_size
-        budget = budget_of(self, len(rows), widths, batch, ends=False, unit=self.unit_)
+        budget = self._budget(rows, ends=False)
         self.auto_ = self._chosen(budget, None)
         history = self._train(rows, weight, budget, self._optimizer(budget, ends=False), epochs=1, seed=seed)
         history.loss = curve + history.loss
@@ -441,7 +444,8 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         else:
             self.params_, start = start_at_pca(network, components, int(seed), dtype), "pca"
         self._state = optimizers.State.zeros(self.params_)
-        self.unit_ = unit_of(components)
+        if not again:
+            self.unit_ = unit_of(self, components)
         self.network_ = network
         self._n_features_out = network.widths[network.code_layer]
         warn_if_code_is_wide(self, self._n_features_out, n)
@@ -473,6 +477,11 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             return np.dtype(self.dtype)
         suffices = self.scale is not None and self.solver != "lbfgs" and len(X) >= FLOAT32_ROWS
         return np.dtype(np.float32 if suffices or X.dtype == np.float32 else np.float64)
+
+    def _budget(self, rows: RowSource, *, start: Start = "pca", ends: bool = True) -> Budget:
+        """How to train the network on these rows."""
+        widths, batch = self.network_.widths, rows.default_batch_size
+        return budget_of(self, len(rows), widths, batch, start=start, ends=ends, unit=self.unit_)
 
     def _chosen(self, budget: Budget, stops_after: int | None) -> dict[str, Any]:
         """What the settings that are "auto" stand for in this fit."""

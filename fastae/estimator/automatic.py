@@ -117,23 +117,21 @@ def budget_of(
     if batch == "auto":
         batch = max(default_batch, ceil(rows / most))
     batch = min(int(batch), rows)
-    parameters = sum((units + 1) * wider for units, wider in pairwise(widths))
-    per_row = STEPS_PER_ROW * rows * widths[0] / parameters / CELLS_PER_PARAMETER
-    per_row = min(max(per_row, STEPS_PER_ROW), STEPS_PER_ROW_MOST)
+    parameters = sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(widths))
+    cells_per_parameter = rows * widths[0] / parameters
+    steps_per_row = STEPS_PER_ROW * max(cells_per_parameter / CELLS_PER_PARAMETER, 1)
     # Larger batches have gradients of less noise, and need fewer steps
-    steps = max(round(min(most * min(1.0, sqrt(ROWS_PER_STEP / batch)), per_row * rows)), STEPS_LEAST)
+    steps = most * min(1.0, sqrt(ROWS_PER_STEP / batch))
+    steps = max(round(min(steps, rows * min(steps_per_row, STEPS_PER_ROW_MOST))), STEPS_LEAST)
     epochs = model.max_iter if ends else 1
     if epochs == "auto":
         epochs = ITERATIONS if model.solver == "lbfgs" else max(round(steps / ceil(rows / batch)), 1)
     rate, factors = model.learning_rate_init, {}
     if rate == "auto":
         rate = SGD_RATE
-        if model.solver != "sgd":
+        if model.solver in ("adam", "adamw"):
             rate, first = RATES[model.activation]
-            # Adam's steps have the length of the rate, whatever the gradient: let weights from and to the columns
-            # change in the columns' units
-            last = 1.0 if model.loss == "bernoulli" else unit  # whose last layer puts out log odds
-            factors = {"W1": first / unit, "b1": first, f"W{layers}": last, f"b{layers}": last}
+            factors = _rate_factors(model, first, unit, layers)
         rate *= min(narrowing, 1.0) ** (2 / 3) * min(LAYERS / layers, 1.0) ** 2
         if model.learning_rate == "cosine" and not ends:
             rate *= UNENDING  # it will not fall
@@ -151,10 +149,27 @@ def budget_of(
     )
 
 
-def unit_of(components: PrincipalComponents | None) -> float:
-    """The largest standard deviation of a column, of rows as the network sees them; 1 if they are alike or unknown."""
-    largest = 0.0 if components is None else float(components.deviation.max())
-    return float(f"{largest:.2g}") or 1.0  # rounded, so that a run is resumed where last bits differ
+def _rate_factors(model: Any, first: float, unit: float, layers: int) -> dict[str, float]:
+    """What Adam's rates are multiplied with, where the first layer takes a share `first`; those that are 1 included.
+
+    Adam's steps have the length of the rate, whatever the gradient is. So the last layer's change in the columns' unit,
+    and those of the first layer's weights in its inverse, but not faster than at a unit of 1: beside small gradients,
+    the L2 penalty would take them to 0. AdamW's decay is multiplied as well, and may only be lowered.
+    """
+    if model.solver == "adamw":
+        unit = 1.0
+    last = 1.0 if model.loss == "bernoulli" else unit  # whose last layer puts out log odds
+    return {"W1": first / max(unit, 1.0), "b1": first, f"W{layers}": last, f"b{layers}": last}
+
+
+def unit_of(model: Any, components: PrincipalComponents | None) -> float:
+    """The largest standard deviation of a column, to two digits, of rows as the network sees them.
+
+    A missing cell counts as the mean. 1 where columns are standardised, where all rows are alike, or where it is not
+    known.
+    """
+    largest = 1.0 if components is None or model.scale == "standard" else float(components.deviation.max())
+    return float(f"{largest:.2g}") or 1.0
 
 
 def ensemble_budget_of(model: Any, rows: int, columns: int, *, ends: bool = True) -> Budget:

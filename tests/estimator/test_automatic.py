@@ -88,20 +88,34 @@ def test_the_first_layer_of_saturating_units_takes_smaller_rates():
     )
 
 
-@pytest.mark.parametrize("unit", [0.001, 0.3, 1000])
-@pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
-def test_training_is_the_same_in_any_unit_of_measurement(unit, activation):
-    def fitted(rows, **settings):
-        settings |= {"activation": activation, "epsilon": 1e-30, "max_iter": 100, "random_state": 0}
-        return Autoencoder(3, scale=None, dtype="float64", alpha=0, **settings).fit(rows)
+def test_rates_of_first_and_last_layer_go_by_the_unit_of_the_columns():
+    def of(unit, widths=WIDTHS, **settings):
+        return budget_of(Asked(**settings), 10_000, widths, 128, unit=unit).rate_factors
 
+    last = {"W3": 4, "b3": 4}
+    assert of(4) == {"W1": 0.125 / 4, "b1": 0.125, **last}
+    assert of(4, activation="relu") == {"W1": 0.25, **last}
+    assert of(4, widths=(64, 16, 64)) == {"W1": 0.125 / 4, "b1": 0.125, "W2": 4, "b2": 4}
+    assert of(0.5) == {"W1": 0.125, "b1": 0.125, "W3": 0.5, "b3": 0.5}
+    assert of(0.5, loss="bernoulli") == of(4, solver="adamw") == {"W1": 0.125, "b1": 0.125}
+    assert of(4, solver="sgd") == of(4, solver="lbfgs") == of(4, learning_rate_init=0.1) == {}
+
+
+@pytest.mark.parametrize("unit", [0.01, 0.1, 10, 1000, 1e5])
+def test_unscaled_columns_are_trained_in_many_units(unit):
     in_ones = (CURVED - CURVED.mean(0)) / CURVED.std(0).max()
-    one, other = fitted(in_ones), fitted(in_ones * unit)
-    assert (one.unit_, other.unit_) == (1, unit)
-    difference = np.abs(other.reconstruct(in_ones * unit) / unit - one.reconstruct(in_ones))
-    assert difference.max() < 0.01
-    fixed = fitted(in_ones * unit, learning_rate_init=one.auto_["learning_rate_init"])  # is not
-    assert np.abs(fixed.reconstruct(in_ones * unit) / unit - one.reconstruct(in_ones)).max() > 0.1
+    model = Autoencoder(3, scale=None, random_state=0).fit(in_ones * unit)
+    assert model.unit_ == unit
+    assert model.error_over_pca_ < 1.1
+
+
+def test_the_unit_is_that_of_the_first_training():
+    columns = X / X.std(0).max()
+    model = Autoencoder(3, scale=None, max_iter=2, warm_start=True, random_state=0)
+    assert model.fit(3 * columns).unit_ == 3
+    assert model.fit(5 * columns).unit_ == model.partial_fit(columns).unit_ == 3
+    assert model.set_params(warm_start=False).fit(5 * columns).unit_ == 5
+    assert model.set_params(scale="standard").fit(5 * columns).unit_ == 1
 
 
 def test_what_the_user_sets_is_taken_and_the_rest_follows():

@@ -164,6 +164,24 @@ def test_training_goes_on_after_loading(tmp_path):
     assert again.fit(X).loss_curve_[0] < loss
 
 
+def test_the_unit_of_the_columns_is_kept(tmp_path):
+    path = tmp_path / "m.safetensors"
+    model = Autoencoder((4,), scale=None, max_iter=5, random_state=0).fit(100 * X)
+    model.save(path)
+    again = Autoencoder.load(path)
+    assert again.unit_ == model.unit_ > 1
+    assert (
+        again.partial_fit(100 * X).auto_["rate_factors"] == model.partial_fit(100 * X).auto_["rate_factors"]
+    )
+    stored = storage.read(path)
+    for wrong in (0.0, -1.0):
+        about = json.loads(json.dumps(stored.about))
+        about["fitted"]["unit_"] = wrong
+        storage.write(path, stored.kind, about, stored.tensors)
+        with pytest.raises(ValueError, match="unit_ must be positive"):
+            Autoencoder.load(path)
+
+
 LATER = {
     "auto_": {},
     "error_over_mean_": None,

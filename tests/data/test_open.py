@@ -743,7 +743,7 @@ def test_lbfgs_and_partial_fit_take_streams(tmp_path):
     options = {**QUICK, "solver": "lbfgs", "dtype": "float64"}
     ours, theirs = Autoencoder(**options).fit(rows), Autoencoder(**options).fit(BIG)
     np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-6)
-    model = Autoencoder(**QUICK).partial_fit(rows)
+    model = Autoencoder(learning_rate_init=1e-3, **QUICK).partial_fit(rows)
     assert model.partial_fit(rows).loss_curve_[1] < model.loss_curve_[0]
 
 

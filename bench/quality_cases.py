@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import fastae
-from fastae.estimator.automatic import ROWS_PER_STEP, Budget, budget_of
+from fastae.estimator.automatic import ROWS_PER_STEP, Budget, budget_of, unit_of
 
 DIRECTORY = "FASTAE_ADBENCH"
 """Environment variable that names the directory of the ADBench sets."""
@@ -126,8 +126,7 @@ class Task:
         hidden = data_set.hidden or (max(X.shape[1] // 4, 1),)
         model = fastae.Autoencoder(hidden, **data_set.settings)
         network = model._network(X.shape[1], hidden)
-        unscaled = model.scale is None
-        unit = float(f"{train.std(axis=0).max():.2g}") if unscaled else 1.0  # as ``unit_of`` says
+        unit = unit_of(model, train.std(axis=0))
         budget = budget_of(model, m, network.widths, ROWS_PER_STEP, unit=unit)
         return cls(data_set, train.astype(np.float32), test.astype(np.float32), hidden, network, budget)
 

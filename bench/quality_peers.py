@@ -39,6 +39,13 @@ def cosine(rate: float, steps: int) -> np.ndarray:
     return rate / 2 * (1 + np.cos(np.pi * np.arange(steps) / steps))
 
 
+def adam_of(task: Task, steps: int, *, same: bool) -> tuple[np.ndarray, list[float], float]:
+    """Adam of the same recipe or of the defaults: the rate of each step, its factor for each array, and beta_2."""
+    if same:
+        return cosine(task.rate(steps), steps), task.factors, BETA_2
+    return np.full(steps, DEFAULT_RATE), [1.0] * len(task.factors), DEFAULT_BETA_2
+
+
 def batches(generator: np.random.Generator, rows: int, batch: int, steps: int) -> np.ndarray:
     """The rows of each step, of shape (steps, batch): one random order after another, cut into batches of one size."""
     orders = [generator.permutation(rows) for _ in range(-(-steps * batch // rows))]
@@ -187,9 +194,7 @@ def by_torch(task: Task, seed: int, steps: int, compiled: bool, *, same: bool) -
                 arrays.append(generator.uniform(-(rows**-0.5), rows**-0.5, shape).astype(np.float32))
     p = [torch.tensor(array, requires_grad=not compiled) for array in arrays]
     data, batch, activations = torch.from_numpy(task.train), task.budget.batch_size, task.network.activations
-    rates = cosine(task.rate(steps), steps) if same else np.full(steps, DEFAULT_RATE)
-    factors = task.factors if same else [1.0] * len(arrays)
-    beta_2 = BETA_2 if same else DEFAULT_BETA_2
+    rates, factors, beta_2 = adam_of(task, steps, same=same)
     t = 0
     if compiled:
         step = _torch_step(task.network, batch, torch.get_num_threads())
@@ -266,9 +271,8 @@ def by_jax(task: Task, seed: int, steps: int, compiled: bool, *, same: bool) -> 
     zeros = [jnp.zeros_like(array) for array in p]
     state: Any = (p, zeros, zeros, jnp.float32(0))
     data, batch = jnp.asarray(task.train), task.budget.batch_size
-    rates = cosine(task.rate(steps), steps) if same else np.full(steps, DEFAULT_RATE)
-    factors = [np.float32(factor) for factor in (task.factors if same else [1.0] * len(arrays))]
-    beta_2 = np.float32(BETA_2 if same else DEFAULT_BETA_2)
+    rates, factors, beta_2 = adam_of(task, steps, same=same)
+    of_arrays = [np.float32(factor) for factor in factors]
     t = 0
 
     def advance(steps: int) -> Reconstruct:
@@ -276,7 +280,7 @@ def by_jax(task: Task, seed: int, steps: int, compiled: bool, *, same: bool) -> 
         run = _jax_steps(task.network.activations, task.network.widths, len(data), steps, batch)
         order = batches(generator, len(data), batch, steps).astype(np.int32)
         state = jax.block_until_ready(
-            run(state, data, order, rates[t : t + steps].astype(np.float32), factors, beta_2)
+            run(state, data, order, rates[t : t + steps].astype(np.float32), of_arrays, np.float32(beta_2))
         )
         t += steps
         return partial(forward, task, [np.asarray(array) for array in state[0]])

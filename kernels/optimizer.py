@@ -101,6 +101,18 @@ def _write_add_squares(words, sums, values, lines):  # type: ignore[no-untyped-d
     _sums_of_squares(words, sums, lines, [values], lambda values: values)
 
 
+_add_squares = vector_kernel(_write_add_squares)
+
+
+@callee
+def add_squares(sums_at, values):  # type: ignore[no-untyped-def]
+    """sums += the squares of `values`, so that the sum of all 8 `sums` grows by the sum of the squares.
+
+    sums_at   float64 (8,)        values   (elements,): whole lines
+    """
+    _add_squares(values, (sums_at, np.int64(values.ctypes.data), values.size * values.itemsize // LINE))
+
+
 def _write_add_penalty(words, sums, gradient, weights, lines, factor):  # type: ignore[no-untyped-def]
     """gradient += factor * weights; sums += the squares of `weights`, each in the lane that comes next in turn.
 
@@ -136,18 +148,6 @@ def add_penalty(sums_at, gradient, parameters, plan, first, factor):  # type: ig
             g = np.int64(gradient.ctypes.data) + (start - first) * itemsize
             w = np.int64(parameters.ctypes.data) + start * itemsize
             _add_penalty(gradient, (sums_at, g, w, (end - start) * itemsize // LINE, scale))
-
-
-_add_squares = vector_kernel(_write_add_squares)
-
-
-@callee
-def add_squares(sums_at, values):  # type: ignore[no-untyped-def]
-    """sums += the squares of `values`, so that the sum of all 8 `sums` grows by the sum of the squares.
-
-    sums_at   float64 (8,)        values   (elements,): whole lines
-    """
-    _add_squares(values, (sums_at, np.int64(values.ctypes.data), values.size * values.itemsize // LINE))
 
 
 def _write_adam(words, p, g, u, s, lines, *constants):  # type: ignore[no-untyped-def]

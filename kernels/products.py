@@ -96,8 +96,7 @@ The functions, and the shape of each array:
 To add a form:
 
     1. Write its functions in a file of its own, as ``ByAddress`` functions with these arguments, and its ``Form``. A
-       function that it lacks is None; ``supports`` then keeps it from jobs that need this function,
-       if any do.
+       function that it lacks is None; ``supports`` then keeps it from jobs that need this function, if any do.
     2. Add it to FORMS in forms.py. The engine, warmup.py and bench/stages.py go by that list.
     3. If it needs instructions that not every CPU has, set `available` by a field of ``Target`` (target.py). Numba must
        have been told of these instructions: an unknown one aborts the process.

@@ -102,7 +102,8 @@ def run(*, hidden: int = 32, epochs: int = 300, seed: int = 0, progress: bool = 
         ArrayRows(X), hidden, np.float32, shift=None, scale=None, missing=False, n_threads=None
     )
     assert components is not None  # 64 columns in [0, 1]
-    budget = budget_of(model, len(X), network.widths, BATCH_SIZE, unit=unit_of(model, components))
+    unit = unit_of(model, components.deviation)
+    budget = budget_of(model, len(X), network.widths, BATCH_SIZE, unit=unit)
     start = start_at_pca(network, components, seed, np.float32)
     options: dict[str, Any] = {"optimizer": model._optimizer(budget), "batch_size": BATCH_SIZE, "seed": seed}
     loss_before, _ = engine.loss_and_gradient(start, X)

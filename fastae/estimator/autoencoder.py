@@ -445,7 +445,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             self.params_, start = start_at_pca(network, components, int(seed), dtype), "pca"
         self._state = optimizers.State.zeros(self.params_)
         if not again:
-            self.unit_ = unit_of(self, components)
+            self.unit_ = unit_of(self, None if components is None else components.deviation)
         self.network_ = network
         self._n_features_out = network.widths[network.code_layer]
         warn_if_code_is_wide(self, self._n_features_out, n)

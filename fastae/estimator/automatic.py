@@ -139,18 +139,11 @@ def budget_of(
             # A few large steps would only lead away from PCA, or from a good model, though not from a poor one
             rate *= min(epochs * ceil(rows / batch) / ENOUGH_STEPS, 1.0) ** _CAUTION[start]
         rate = float(f"{rate:.2g}")
-    return Budget(
-        rows,
-        steps,
-        batch,
-        int(epochs),
-        float(rate),
-        {name: factor for name, factor in factors.items() if factor != 1},
-    )
+    return Budget(rows, steps, batch, int(epochs), float(rate), factors)
 
 
 def _rate_factors(model: Any, first: float, unit: float, layers: int) -> dict[str, float]:
-    """What Adam's rates are multiplied with, where the first layer takes a share `first`; those that are 1 included.
+    """What Adam's rates are multiplied with, where it is not 1; the first layer takes a share `first`.
 
     Adam's steps have the length of the rate, whatever the gradient is. So the last layer's change in the columns' unit,
     and those of the first layer's weights in its inverse, but not faster than at a unit of 1: beside small gradients,
@@ -159,16 +152,16 @@ def _rate_factors(model: Any, first: float, unit: float, layers: int) -> dict[st
     if model.solver == "adamw":
         unit = 1.0
     last = 1.0 if model.loss == "bernoulli" else unit  # whose last layer puts out log odds
-    return {"W1": first / max(unit, 1.0), "b1": first, f"W{layers}": last, f"b{layers}": last}
+    factors = {"W1": first / max(unit, 1.0), "b1": first, f"W{layers}": last, f"b{layers}": last}
+    return {name: factor for name, factor in factors.items() if factor != 1}
 
 
-def unit_of(model: Any, components: PrincipalComponents | None) -> float:
+def unit_of(model: Any, deviation: np.ndarray | None) -> float:
     """The largest standard deviation of a column, to two digits, of rows as the network sees them.
 
-    A missing cell counts as the mean. 1 where columns are standardised, where all rows are alike, or where it is not
-    known.
+    1 where columns are standardised, where all rows are alike, or where `deviation`, (n,), is not known.
     """
-    largest = 1.0 if components is None or model.scale == "standard" else float(components.deviation.max())
+    largest = 1.0 if deviation is None or model.scale == "standard" else float(deviation.max())
     return float(f"{largest:.2g}") or 1.0
 
 

@@ -177,7 +177,7 @@ class Workload:
             _, rows = split.rows_in_round(self.job, round_)
             flops = 2.0 * rows * down * across
             for band in range(split.items_of(self.job, round_, fields.ROWS)):
-                of_band = min(self.job.band, rows - band * self.job.band)
+                _, of_band = split.band_of(band, rows, self.job.row_multiple)
                 use(("h", layer, top, band), of_band * down)
                 use(("delta", layer, left, band), of_band * across)
             if self.job.slabs > 1 or not self.adam:

@@ -11,7 +11,7 @@ from fastae.kernels.layout import LAYER
 from fastae.kernels.load import load_input, load_target, load_weights
 from fastae.kernels.rows import zero_lines
 from fastae.kernels.simd import array_at, record_at
-from fastae.kernels.split import ROWS_ITEMS_MOST, epoch_of, round_up, step_of
+from fastae.kernels.split import ROWS_ITEMS_MOST, epoch_of, round_up, rows_in_round, step_of
 from fastae.kernels.target import LINE
 from fastae.kernels.tile import (
     TileMap,
@@ -43,7 +43,8 @@ def band_item(out, job_at, item, first, rows, round_, me_at):  # type: ignore[no
     slab = tile_map(plan, height, job.kept, itemsize)
     sums_bytes = own.row_weight - own.sums
     # Bytes above the band's first row in a stored matrix, and in a blocked one
-    stored, blocked = item * job.band * job.stored_row, item * job.band * LINE
+    above = first - rows_in_round(job, round_)[0]
+    stored, blocked = above * job.stored_row, above * LINE
     memory = TileMap(
         tiles=slab.tiles + stored,
         sums=job.band_sums + item * sums_bytes,

@@ -70,7 +70,6 @@ class Job(ctypes.Structure):
     cut: int  # BY_ROWS or BY_WEIGHTS; all that follows here is for BY_WEIGHTS only
     slab: int  # rows of a slab at most
     slabs: int  # slabs of a batch at most; 1 for BY_ROWS
-    band: int  # rows of a band
     patches: int
     slab_height: int  # rows of a slab in memory
     stored_row: int  # bytes from a row of a stored matrix to the next

@@ -173,15 +173,28 @@ def by_weights(n_parameters: int) -> bool:
     return n_parameters >= WEIGHTS_MANY
 
 
-def band_rows(rows: int, multiple: int) -> int:
-    """Rows of a band, for slabs of `rows` rows: as many as make 16, 32 or 64 bands, which so many threads share.
+@callee
+def bands_of(rows, multiple):  # type: ignore[no-untyped-def]
+    """The number of bands of a slab of `rows` rows: 16, 32 or 64, which so many threads share, or less if rows are few.
 
     A band has 16 to 32 rows, or 8 of up to 16. Fewer are slower, because every band reads all weights; more are not
-    faster.
+    faster. The number is even, so that two threads share them.
     """
-    bands = 16 if rows <= 512 else 32 if rows <= 1024 else BANDS_MOST
-    least = 8 if rows <= 16 else 16
-    return int(round_up(max(least, -(-rows // bands)), multiple))
+    tiles = (rows + multiple - 1) // multiple
+    most = 16 if rows <= 512 else 32 if rows <= 1024 else BANDS_MOST
+    least = ((8 if rows <= 16 else 16) + multiple - 1) // multiple  # register tiles of a band
+    return max(1, min(most, tiles, (tiles + least) // (2 * least) * 2))
+
+
+@callee
+def band_of(item, rows, multiple):  # type: ignore[no-untyped-def]
+    """First row and row count of band `item` of a slab of `rows` rows.
+
+    Bands are as equal as whole register tiles allow, and so are the shares of 2, 4, 8, ... threads.
+    """
+    tiles, bands = (rows + multiple - 1) // multiple, bands_of(rows, multiple)
+    first = item * tiles // bands * multiple
+    return first, min((item + 1) * tiles // bands * multiple, rows) - first
 
 
 def slab_height(rows: int, multiple: int) -> int:
@@ -259,10 +272,10 @@ def rows_of_item(job, round_, phase, item):  # type: ignore[no-untyped-def]
     """First row and row count of an item of ROWS or CODE: of a shard, or of a band."""
     if job.cut == BY_WEIGHTS and phase == ROWS:
         first, rows = rows_in_round(job, round_)
-        each = job.band
-    else:
-        first, rows = rows_in_step(job, step_of(job, round_))
-        each = shard_rows(rows, job.n_parameters, job.row_multiple)
+        before, count = band_of(item, rows, job.row_multiple)
+        return first + before, count
+    first, rows = rows_in_step(job, step_of(job, round_))
+    each = shard_rows(rows, job.n_parameters, job.row_multiple)
     return first + each * item, min(each, rows - each * item)
 
 
@@ -283,6 +296,6 @@ def items_of(job, round_, phase):  # type: ignore[no-untyped-def]
     if phase == CLIP:
         return job.stretches
     if job.cut == BY_WEIGHTS and phase == ROWS:
-        return in_blocks(rows, job.band)
+        return bands_of(rows, job.row_multiple)
     _, rows = rows_in_step(job, step_of(job, round_))
     return shards_of(rows, job.n_parameters, job.row_multiple)

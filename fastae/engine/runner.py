@@ -173,10 +173,8 @@ class Runner:
         split = self._split
         job.cut, job.slabs = fields.BY_WEIGHTS, -(-batch // split.SLAB)
         job.slab = int(split.round_up(-(-batch // job.slabs), job.row_multiple))
-        job.band, job.slab_height = (
-            rule(job.slab, job.row_multiple) for rule in (split.band_rows, split.slab_height)
-        )
-        bands = -(-job.slab // job.band)
+        job.slab_height = split.slab_height(job.slab, job.row_multiple)
+        bands = int(split.bands_of(job.slab, job.row_multiple))
         kept, deltas = self._tile_elements(job.slab_height), job.slab_height * int(self.plan[-1].output)
         if self._kept.size < kept:
             # Both or neither: prepared calls know by `_kept` whether the memory that they point to was replaced.

@@ -59,7 +59,6 @@ def test_other_calls_of_the_engine_in_between_do_no_harm(n):
 
 
 def test_memory_that_another_batch_replaces_is_not_used_any_more():
-    """177 rows have more bands than 257, although their slab needs less memory."""
     engine, params, X = autoencoder(240, 60, 257, "float64")
     sizes = [3, 257, 177, 2048, 1, 300, 4000]
     calls, wanted = [], []

@@ -203,7 +203,7 @@ def a_job_by_weights(rows, batch, *, multiple=16, **more):
     slabs = -(-batch // split.SLAB)
     slab = split.round_up(-(-batch // slabs), multiple)
     by_weights = {"cut": fields.BY_WEIGHTS, "slabs": slabs, "slab": slab, "patches": 9}
-    return a_job(rows, batch, multiple=multiple, band=split.band_rows(slab, multiple), **by_weights, **more)
+    return a_job(rows, batch, multiple=multiple, **by_weights, **more)
 
 
 @given(st.integers(1, 9000), st.integers(1, 9000), MULTIPLES)
@@ -213,14 +213,18 @@ def test_every_row_of_a_step_is_in_one_band(rows, batch, multiple):
     for step in {0, steps_an_epoch(rows, batch) - 1}:
         taken, rounds = [], range(step * job.slabs, (step + 1) * job.slabs)
         for round_ in rounds:
-            in_slab, (first, count) = [], split.rows_in_round(job, round_)
+            in_slab, tiles, (first, count) = [], [], split.rows_in_round(job, round_)
             bands = split.items_of(job, round_, fields.ROWS)
-            assert bands <= split.BANDS_MOST
+            assert bands <= split.bands_of(job.slab, multiple) <= split.BANDS_MOST
             for item in range(bands):
                 top, size = split.rows_of_item(job, round_, fields.ROWS, item)
-                assert 1 <= size <= job.band
+                assert size >= 1
                 assert (top - first) % multiple == 0, "a band begins within a register tile"
+                tiles.append(-(-size // multiple))
                 in_slab += range(top, top + size)
+            assert max(tiles, default=0) - min(tiles, default=0) <= 1, "bands are not equal"
+            half = bands // 2
+            assert abs(sum(tiles[:half]) - sum(tiles[half:])) <= 1 or bands == 1, "two threads differ"
             assert in_slab == list(range(first, first + count))
             assert count <= job.slab
             assert split.step_of(job, round_) == step
@@ -258,22 +262,27 @@ def test_patches_cover_each_square_once(widths, dtype):
 
 
 @pytest.mark.parametrize(
-    ("rows", "band"),
+    ("rows", "bands", "most"),
     [
-        (1, 8),
-        (16, 8),
-        (17, 16),
-        (256, 16),
-        (300, 24),
-        (512, 32),
-        (600, 24),
-        (1024, 32),
-        (1500, 24),
-        (2048, 32),
+        (1, 1, 1),
+        (8, 1, 8),
+        (16, 2, 8),
+        (17, 2, 9),
+        (100, 6, 20),
+        (200, 12, 24),
+        (256, 16, 16),
+        (300, 16, 24),
+        (512, 16, 32),
+        (600, 32, 24),
+        (1024, 32, 32),
+        (1500, 64, 24),
+        (2048, 64, 32),
     ],
 )
-def test_a_slab_has_16_32_or_64_bands_unless_it_has_few_rows(rows, band):
-    assert split.band_rows(rows, 8) == band
+def test_a_slab_has_16_32_or_64_bands_unless_it_has_few_rows(rows, bands, most):
+    """`most`: rows of the largest band."""
+    assert split.bands_of(rows, 8) == bands
+    assert max(split.band_of(item, rows, 8)[1] for item in range(bands)) == most
 
 
 def test_each_phase_by_weights_has_its_items():

@@ -227,7 +227,7 @@ def sigmoid_with_derivative(z: np.ndarray, h: np.ndarray, dh: np.ndarray) -> Non
 
     Notes
     -----
-    h is within 2.5 ulp in float32 and 3 ulp in float64, subnormal results included; +-inf give exactly 1 and 0.
+    h is within 3.25 ulp in float32 and 3 ulp in float64, subnormal results included; +-inf give exactly 1 and 0.
     """
     if not _small_sigmoid_with_derivative(z, h, dh):
         _run(_sigmoid_with_derivative, z=z, h=h, dh=dh)

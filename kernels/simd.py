@@ -26,20 +26,34 @@ Value = Any
 cgutils, types = of_numba("numba.core.cgutils"), of_numba("numba.core.types")
 populate_array = of_numba("numba.np.arrayobj.populate_array")
 
-# Tails (exp(r) - 1 - r) / r^2 on |r| <= ln2/2, lowest power first.
-_EXP_TAIL_F32 = (0.5, 0.16666576666119928, 0.04166655421298415, 0.008363232883682618, 0.0013926250831497611)
-_EXP_TAIL_F64 = (
-    0.5,
-    0.16666666666666669,
-    0.041666666666623824,
-    0.008333333333330039,
-    0.0013888888917367081,
-    0.00019841269863171557,
-    2.4801521057868204e-05,
-    2.7557268276905696e-06,
-    2.7620201591031547e-07,
-    2.5100472505694996e-08,
-)
+# Tails (exp(r) - 1 - r) / r^2, lowest power first, on |r| <= ln2 / 2^(k+1): by the k of ``Words.exp_table``
+_EXP_TAILS_F32 = {
+    0: (0.5, 0.16666576666119928, 0.04166655421298415, 0.008363232883682618, 0.0013926250831497611),
+    3: (0.5000651589738431, 0.16667382574452358),
+    4: (0.500016290988424, 0.16666845815010387),
+}
+_EXP_TAILS_F64 = {
+    0: (
+        0.5,
+        0.16666666666666669,
+        0.041666666666623824,
+        0.008333333333330039,
+        0.0013888888917367081,
+        0.00019841269863171557,
+        2.4801521057868204e-05,
+        2.7557268276905696e-06,
+        2.7620201591031547e-07,
+        2.5100472505694996e-08,
+    ),
+    3: (
+        0.5000000000000308,
+        0.16666666666664828,
+        0.041666666568411816,
+        0.008333333355583908,
+        0.0013889786503821985,
+        0.0001984108896460563,
+    ),
+}
 # tanh(z) = z + z s P(s), s = z^2, |z| < 0.625 (Cephes, tanhf.c and tanh.c; P is a quotient in float64).
 _TANH_F32 = (-3.33332819422e-1, 1.33314422036e-1, -5.37397155531e-2, 2.06390887954e-2, -5.70498872745e-3)
 _TANH_F64_P = (-1.61468768441708447952e3, -9.92877231001918586564e1, -9.64399179425052238628e-1)
@@ -341,35 +355,23 @@ class Words:
         high = self.constant(bound)
         return self.builder.select(self.builder.fcmp_ordered("<", high, x), high, x)
 
-    def reciprocal(self, x: Value) -> Value:
-        """1 / x for normal positive x, within 1 ulp: AVX-512's 14-bit estimate and Newton's method, else a division."""
-        if TARGET.isa != "avx512":
-            return self.builder.fdiv(self.constant(1.0), x)
-        name = f"llvm.x86.avx512.rcp14.{'pd' if self.double else 'ps'}.512"
-        bits = ir.IntType(self.lanes)
-        estimate = self._call(
-            name,
-            self.line,
-            [x, ir.Constant(self.line, None), bits(-1)],
-            [self.line, self.line, bits],
-        )
-        for _ in range(2 if self.double else 1):
-            error = self.fma(self.negative(x), estimate, self.constant(1.0))
-            estimate = self.fma(estimate, error, estimate)
-        return estimate
-
     def over_root(self, x: Value, y: Value, plus: Value) -> Value:
         """x / (sqrt(y) + plus), y >= 0, within 3 ulp: in float32 by AVX-512's 14-bit estimates and Newton's method."""
         if TARGET.isa != "avx512" or self.double:
             return self.builder.fdiv(x, self.add(self.sqrt(y), plus))
-        y = self.at_least(y, 2.0**-126)  # the estimate of 0 is infinite
-        bits = ir.IntType(self.lanes)
-        operands = [y, ir.Constant(self.line, None), bits(-1)]
-        root = self._call("llvm.x86.avx512.rsqrt14.ps.512", self.line, operands, [self.line, self.line, bits])
-        # Newton's method for 1 / sqrt(y): r becomes r (3 - y r^2) / 2
+        y, one, bits = self.at_least(y, 2.0**-126), self.constant(1.0), ir.IntType(self.lanes)
+
+        def estimate(name: str, of: Value) -> Value:  # infinite for 0
+            operands = [of, ir.Constant(self.line, None), bits(-1)]
+            return self._call(f"llvm.x86.avx512.{name}.ps.512", self.line, operands, [self.line, self.line, bits])
+
+        # Newton's method for 1 / sqrt(y): r becomes r (3 - y r^2) / 2; for 1 / d: r (2 - d r)
+        root = estimate("rsqrt14", y)
         half = self.mul(self.mul(y, root), self.constant(-0.5))
         root = self.fma(root, self.fma(half, root, self.constant(0.5)), root)
-        return self.mul(x, self.reciprocal(self.fma(y, root, plus)))
+        d = self.fma(y, root, plus)
+        inverse = estimate("rcp14", d)
+        return self.mul(x, self.fma(inverse, self.fma(self.negative(d), inverse, one), inverse))
 
     def polynomial(self, x: Value, coefficients: tuple[float, ...]) -> Value:
         """The sum of coefficients[i] x^i, by Horner's rule."""
@@ -378,13 +380,41 @@ class Words:
             result = self.fma(result, x, self.constant(coefficient))
         return result
 
-    def exp_parts(self, x: Value, sign: int) -> tuple[Value, Value]:
-        """exp(sign x) = p 2^n as (p, bits), n in the low bits of the integer line `bits`; x finite and clamped."""
-        tail = _EXP_TAIL_F64 if self.double else _EXP_TAIL_F32
+    @property
+    def exp_table(self) -> int:
+        """The k of a table of 2^k powers, 2^(j / 2^k), that fits in a register; 0 if there is no such lookup."""
+        if TARGET.isa == "avx512":
+            return 3 if self.double else 4
+        return 3 if TARGET.isa == "avx2" and not self.double else 0
+
+    def look_up(self, entries: list[int], index: Value) -> Value:
+        """entries[index mod len(entries)], a line of integers; `entries` fill a register (vpermd, vpermq)."""
+        b, count = self.builder, len(entries)
+        register = ir.VectorType(self.int_line.element, count)
+        table = ir.Constant(register, [ir.Constant(register.element, entry) for entry in entries])
+        one_register = f"avx512.permvar.{'di' if self.double else 'si'}.512"
+        name = "llvm.x86." + (one_register if count == self.lanes else "avx2.permd")
+        if count == self.lanes:
+            return self._call(name, register, [table, index], [register] * 2)
+
+        def lanes(first: int, last: int) -> Value:
+            return ir.Constant(ir.VectorType(I32, last - first), [I32(i) for i in range(first, last)])
+
+        halves = [b.shuffle_vector(index, index, lanes(first, first + count)) for first in (0, count)]
+        found = [self._call(name, register, [table, half], [register] * 2) for half in halves]
+        return b.shuffle_vector(*found, lanes(0, self.lanes))
+
+    def exp_parts(self, x: Value, sign: int, table: int) -> tuple[Value, Value]:
+        """exp(sign x) = p 2^(n / 2^table) as (p, bits), n in the low bits of the integer line `bits`; x clamped.
+
+        `table` is ``exp_table``, which makes the polynomial p short, or 0: more exact, since such powers are rounded.
+        """
+        tail = (_EXP_TAILS_F64 if self.double else _EXP_TAILS_F32)[table]
         high, low = (
             (6.93145751953125e-1, 1.42860682030941723212e-6) if self.double else (0.693359375, -2.12194440e-4)
         )
-        magic = self.constant(1.5 * 2.0**self.bits)  # adding it rounds to an integer, left in the low bits
+        # Adding it rounds to a multiple of 2^-table, and leaves n in the low bits
+        magic = self.constant(1.5 * 2.0 ** (self.bits - table))
         shifted = self.fma(x, self.constant(sign * math.log2(math.e)), magic)
         n = self.sub(shifted, magic)
         # s = sign r, so that no negation is needed
@@ -393,33 +423,39 @@ class Words:
         signed = (1.0, float(sign), *(c * sign**i for i, c in enumerate(tail, start=2)))
         return self.polynomial(s, signed), self.builder.bitcast(shifted, self.int_line)
 
-    def power_of_two(self, bits: Value, plus: int) -> Value:
-        """2^(n + plus), n in the low bits of `bits`; n + plus within the normal exponents."""
-        b = self.builder
-        exponent = b.shl(bits, self._int_line(self.bits))
-        return b.bitcast(b.add(exponent, self._int_line((self.bias + plus) << self.bits)), self.line)
+    def power_of_two(self, bits: Value, plus: int, table: int) -> Value:
+        """2^(n / 2^table + plus), n in the low bits of `bits`; a normal number."""
+        b, shift, base = self.builder, self.bits - table, (self.bias + plus) << self.bits
+        shifted = b.shl(bits, self._int_line(shift))
+        if table == 0:
+            return b.bitcast(b.add(shifted, self._int_line(base)), self.line)
+        # What the shift leaves in the significand, j = n mod 2^table, gives way to the significand of 2^(j / 2^table).
+        significands = (math.ldexp(2.0 ** (j / 2**table) - 1.0, self.bits) for j in range(2**table))
+        entries = [base + round(value) - (j << shift) for j, value in enumerate(significands)]
+        return b.bitcast(b.add(shifted, self.look_up(entries, bits)), self.line)
 
     def exp(self, x: Value) -> Value:
         """exp(x), within 1 ulp, subnormal results included; overflow gives inf, underflow 0, and NaN stays NaN."""
         low, high = (-746.0, 710.0) if self.double else (-104.0, 89.0)
-        p, bits = self.exp_parts(self.at_most(self.at_least(x, low), high), 1)
+        p, bits = self.exp_parts(self.at_most(self.at_least(x, low), high), 1, 0)
         b = self.builder
         # 2^n as two factors, neither of which overflows or underflows unless the product does
         signed = b.sub(bits, b.bitcast(self.constant(1.5 * 2.0**self.bits), self.int_line))
         first = b.ashr(signed, self._int_line(1))
-        return self.mul(self.mul(p, self.power_of_two(first, 0)), self.power_of_two(b.sub(signed, first), 0))
+        second = b.sub(signed, first)
+        return self.mul(self.mul(p, self.power_of_two(first, 0, 0)), self.power_of_two(second, 0, 0))
 
     def sigmoid(self, z: Value, one: Value | None = None) -> Value:
         """`one` / (1 + exp(-z)); `one` is 1, or 0 in padding lanes. Subnormal results keep their relative accuracy.
 
         1 + exp(-z) is computed as d = 2^-shift + 2^-shift exp(-z), so that exp(-z) never overflows; then 2^-shift / d.
         """
-        shift = 512 if self.double else 64
+        shift, table = 512 if self.double else 64, self.exp_table
         low, high = (-746.0, 40.0) if self.double else (-104.0, 40.0)
-        p, bits = self.exp_parts(self.at_most(self.at_least(z, low), high), -1)
+        p, bits = self.exp_parts(self.at_most(self.at_least(z, low), high), -1, table)
         scale = self.constant(2.0**-shift)
-        d = self.fma(p, self.power_of_two(bits, -shift), scale)
-        return self.mul(self.reciprocal(d), scale if one is None else self.mul(one, scale))
+        d = self.fma(p, self.power_of_two(bits, -shift, table), scale)
+        return self.builder.fdiv(scale if one is None else self.mul(one, scale), d)
 
     def sigmoid_and_log(self, z: Value) -> tuple[Value, Value]:
         """1 / (1 + exp(-z)), and log(1 + exp(-|z|)), each within a few ulp however large |z| is; z finite.
@@ -427,11 +463,11 @@ class Words:
         With e = exp(-|z|), 1 / (1 + e) and s = e / (2 + e) share a division, and log(1 + e) = 2 atanh(s), by Taylor's
         series in s^2 <= 1/9: where e is far below 1, 1 + e is not used. |z| is limited so that e does not underflow.
         """
-        b, one = self.builder, self.constant(1.0)
-        p, bits = self.exp_parts(self.at_most(self.magnitude(z), 708.0 if self.double else 87.0), -1)
-        e = self.mul(p, self.power_of_two(bits, 0))
+        b, one, table = self.builder, self.constant(1.0), self.exp_table
+        p, bits = self.exp_parts(self.at_most(self.magnitude(z), 708.0 if self.double else 87.0), -1, table)
+        e = self.mul(p, self.power_of_two(bits, 0, table))
         one_more, two_more = self.add(e, one), self.add(e, self.constant(2.0))
-        shared = self.reciprocal(self.mul(one_more, two_more))
+        shared = b.fdiv(one, self.mul(one_more, two_more))
         numerator = b.select(b.fcmp_ordered("<", z, self.constant(0.0)), e, one)
         s = self.mul(e, self.mul(shared, one_more))
         series = self.polynomial(self.mul(s, s), _ATANH_F64 if self.double else _ATANH_F32)
@@ -447,9 +483,9 @@ class Words:
         else:
             series = self.polynomial(s, _TANH_F32)
         small = self.fma(self.mul(z, s), series, z)
-        p, bits = self.exp_parts(self.at_most(self.add(size, size), 44.0), 1)
-        d = self.fma(p, self.power_of_two(bits, 0), self.constant(1.0))
-        large = self.fma(self.constant(-2.0), self.reciprocal(d), self.constant(1.0))
+        p, bits = self.exp_parts(self.at_most(self.add(size, size), 44.0), 1, self.exp_table)
+        d = self.fma(p, self.power_of_two(bits, 0, self.exp_table), self.constant(1.0))
+        large = self.sub(self.constant(1.0), b.fdiv(self.constant(2.0), d))
         return b.select(
             b.fcmp_unordered("<", size, self.constant(0.625)), small, self._same("copysign", large, z)
         )

@@ -405,9 +405,9 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
     def explain(self, X: Any, top: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """Report which features cause each row's error, the worst first.
 
-        Of several networks, one half of the shares are those of the networks' squared residuals, the other half those
-        of the squared distance to the nearest kept row. All n shares of a row add up to 1; times its error, they add
-        up to the error.
+        Of several networks, a third of the shares are those of the networks' squared residuals, a third those of the
+        squared distance to the nearest kept row, and a third those of the distances that the remoteness is averaged
+        over. All n shares of a row add up to 1; times its error, they add up to the error.
 
         Parameters
         ----------

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fastae.engine.engine import Engine
 from fastae.network import Network, Parameters
 
-ROWS = 1024  # of which the distances to all points are in memory together
+ROWS = 256  # of which the distances to all points are in memory together: few, so that these stay in the cache
 FLOOR = 1e-4  # added to squared distances per feature: smaller ones are all alike
 GROUPS, GROUP_SIZE = 64, 4  # the groups of points that the remoteness is averaged over
 ORDER = 8  # seed of the order that puts points into groups
@@ -91,11 +91,9 @@ class Neighbours:
         nearest, remoteness = np.empty(len(X)), np.empty(len(X))
         for part in self._parts(X, shift, scale, missing, own):
             nearest[part.here] = np.square(self._differences(part)).mean(axis=1) + FLOOR
-            squares = np.square(_seen(part.z, part.there)).mean(axis=1, keepdims=True)
-            of_groups = self._of_groups(part).min(axis=1) / part.z.shape[1]
-            if part.there is not None:
-                of_groups /= _share(part.there)
-            remoteness[part.here] = np.exp(np.log(np.maximum(squares + of_groups, 0) + FLOOR).mean(axis=1))
+            squares = np.square(_seen(part.z, part.there))
+            of_groups = _distances_of(self._of_groups(part).min(axis=1), squares, part.there)
+            remoteness[part.here] = np.exp(np.log(of_groups).mean(axis=1))
         return nearest, remoteness
 
     def shares(
@@ -109,20 +107,27 @@ class Neighbours:
         """What each feature adds to the distances, up to a factor for each row: two arrays of shape (m, n).
 
         Parameters are those of ``distances``. A feature adds to the logarithm of the remoteness its share of each of
-        the distances.
+        the distances d_g to the nearest points p of the groups: the sum of (z - p)^2 / d_g over the groups, which is
+        z^2 times the sum of 1 / d_g, less 2 z times that of p / d_g, plus that of p^2 / d_g.
         """
-        nearest, remoteness = np.empty(X.shape), np.zeros(X.shape)
+        nearest, remoteness = np.empty(X.shape), np.empty(X.shape)
+        points = self.points[: self._size * self._groups].astype(np.float64)
         for part in self._parts(X, shift, scale, missing, None):
             nearest[part.here] = np.square(self._differences(part))
-            members = self._of_groups(part).argmin(axis=1)
-            for group in range(self._groups):
-                points = self.points[members[:, group] * self._groups + group]
-                square = np.square(_seen(part.z - points, part.there))
-                distance = square.mean(axis=1, keepdims=True) + FLOOR
-                endless = np.isinf(distance)
-                remoteness[part.here] += np.where(
-                    endless, np.isinf(square), square / np.where(endless, 1.0, distance)
-                )
+            z, of_groups = _seen(part.z, part.there), self._of_groups(part)
+            closest, squares = of_groups.min(axis=1), np.square(z)
+            is_closest = of_groups == closest[:, None]
+            inverse = 1 / _distances_of(closest, squares, part.there)
+            # 1 / d_g of the nearest point of each group, shared by points that are equally near
+            weights = is_closest * (inverse / is_closest.sum(axis=1))[:, None]
+            weights = weights.reshape(len(z), len(points))
+            # Missing cells are left out of z and p alike
+            of_points, of_squares = (_seen(weights @ p, part.there) for p in (points, np.square(points)))
+            if part.there is not None:
+                of_squares = _seen(of_squares, part.there)
+            endless = np.isinf(squares)  # then d_g is infinite as well
+            sums = squares * inverse.sum(axis=1, keepdims=True) - 2 * z * of_points + of_squares
+            remoteness[part.here] = np.where(endless.any(axis=1, keepdims=True), endless, np.maximum(sums, 0))
         return nearest, remoteness
 
     def _parts(self, X: np.ndarray, shift: Any, scale: Any, missing: bool, own: Any) -> Iterator[_Part]:
@@ -155,6 +160,15 @@ class Neighbours:
         some = part.products[:, : self._groups * self._size].reshape(-1, self._size, self._groups)
         # Products that are too large for float32 say nothing: |z|^2 is larger still
         return np.where(np.abs(some) < np.inf, some, np.where(some == np.inf, np.inf, 0.0))
+
+
+def _distances_of(products: np.ndarray, squares: np.ndarray, there: np.ndarray | None) -> np.ndarray:
+    """The squared distances per feature, plus a floor, of these products and the squares of the rows' cells."""
+    products = products / squares.shape[1]
+    if there is not None:
+        products /= _share(there)
+    distances: np.ndarray = np.maximum(squares.mean(axis=1, keepdims=True) + products, 0) + FLOOR
+    return distances
 
 
 def groups_of(points: np.ndarray) -> np.ndarray:

@@ -438,8 +438,8 @@ class Words:
         # 2^n as two factors, neither of which overflows or underflows unless the product does
         signed = b.sub(bits, b.bitcast(self.constant(1.5 * 2.0**self.bits), self.int_line))
         first = b.ashr(signed, self._int_line(1))
-        second = b.sub(signed, first)
-        return self.mul(self.mul(p, self.power_of_two(first, 0, 0)), self.power_of_two(second, 0, 0))
+        p = self.mul(p, self.power_of_two(first, 0, 0))
+        return self.mul(p, self.power_of_two(b.sub(signed, first), 0, 0))
 
     def sigmoid(self, z: Value, one: Value | None = None) -> Value:
         """`one` / (1 + exp(-z)); `one` is 1, or 0 in padding lanes. Subnormal results keep their relative accuracy.

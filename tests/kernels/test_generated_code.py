@@ -29,13 +29,14 @@ CASES = [
 ]
 
 # Multiply-adds and loads of each register tile: per line, operands are read from memory once, and each element of the
-# other operand once. Column blocks: tiles of 3, 2 and 1 blocks; rows in lanes: the tile, the short tile, a gradient.
+# other operand once. Column blocks: tiles of 3, 2 and 1 blocks; rows in lanes: the tile, the short one, a gradient's.
 TILES = {
     "avx512": {
         "blocks": [(24, 11), (16, 10), (16, 17)],
         "lanes": (16, 10),
         "short": (10, 7),
         "gradient": (16, 8),
+        "gradient_taller": (20, 9),
     },
     "avx2": {"blocks": [(12, 8)], "lanes": (12, 8), "short": (8, 6), "gradient": (8, 8)},
     "neon": {"blocks": [(16, 8)], "lanes": (24, 14), "short": (16, 10), "gradient": (16, 16)},
@@ -49,7 +50,7 @@ GRADIENT_TILES = {
 # Accesses to the stack in an innermost loop, where there are any: a square of 16 x 16 lines, or the sums of eight
 # rows, are more than 16 registers of 32 bytes or 32 of 16 bytes hold.
 SPILLS = {  # of addresses
-    (f"gemm.{product}", cpu, dtype): 6 if (product, dtype) == ("forward", "float32") else 2
+    (f"gemm.{product}", cpu, dtype): {"float32": 6, "float64": 4}[dtype] if product == "forward" else 2
     for product in ("forward", "residual", "backward")
     for cpu in ("skylake-avx512", "x86-64-v4")
     for dtype in ("float32", "float64")
@@ -58,7 +59,7 @@ SPILLS_OF_ISA = {
     ("activations.exp_words", "neon", "float32"): 3,
     ("activations.sigmoid_with_derivative_words", "avx2", "float64"): 1,
     ("activations.tanh_words", "avx2", "float32"): 4,
-    ("activations.tanh_words", "avx2", "float64"): 1,
+    ("activations.tanh_words", "avx2", "float64"): 2,
     ("activations.tanh_words", "neon", "float32"): 12,
     ("activations.tanh_words", "neon", "float64"): 31,
     ("cost.output_delta", "avx512", "float32"): 1,  # these: constants of the logarithm
@@ -107,11 +108,13 @@ def kernels(cpu, dtype):
 def tiles(name, cpu, dtype):
     """(multiply-adds, loads) of the register tiles of a product, in the order of the code; None for other kernels."""
     module, kernel = name.split(".")
-    product, of = kernel.removesuffix("_short"), TILES[ISA[cpu]]
+    product, of = kernel.removesuffix("_short").removesuffix("_taller"), TILES[ISA[cpu]]
     if product not in ("forward", "residual", "backward", "gradient"):
         return None
     if module == "rowlanes":
-        return [of["gradient" if product == "gradient" else "short" if kernel != product else "lanes"]]
+        if product == "gradient":
+            return [of.get(kernel, of["gradient"])]
+        return [of["lanes" if kernel == product else "short"]]
     if product == "gradient":
         return GRADIENT_TILES[ISA[cpu]][dtype]
     return [tile for tile in of["blocks"] for _ in ("unrolled", "what is left")]

@@ -42,8 +42,9 @@ LINES, A_COLUMNS, B_COLUMNS = {
     "neon": (3, 2, 2),  # 24 of 32, 14 per 24; 16 of 32, 16 per 16
     "generic": (1, 1, 2),  # 8 of 16; 8 of 16
 }[TARGET.isa]
-# A gradient's taller tiles, with which most numbers of columns leave no rest: AVX-512 5 x 4, in 20 registers; else none
-TALLER = A_COLUMNS + 1 if TARGET.isa == "avx512" else A_COLUMNS
+# Columns of A in a gradient's second register tile, with which most numbers of columns need no padding: AVX-512 5 x 4
+# lines, accumulators in 20 of 32; other CPUs have no such tile
+A_COLUMNS_MORE = A_COLUMNS + 1 if TARGET.isa == "avx512" else A_COLUMNS
 SUM_COLUMNS = min(4, gemm.rows_of(1))  # whose sums over rows are computed together
 # Where LINES lines would be more than there are rows: AVX-512 5 instead of 8, which keep both FMA units busy, too
 SHORT = (LINES + 2) // 2
@@ -226,10 +227,10 @@ def _write_backward(count, words, c, h, a, stride, b, depth, activation):  # typ
                 words.store(delta, words.offset(c, (stride, j), s * LINE))
 
 
-def _write_gradient(height, words, c, a, b, stride, lines, accumulate, a_left, b_left):  # type: ignore[no-untyped-def]
-    """A register tile of ``gradient``: height x B_COLUMNS elements of C, or a_left x b_left if fewer are left.
+def _write_gradient(a_columns, words, c, a, b, stride, lines, accumulate, a_left, b_left):  # type: ignore[no-untyped-def]
+    """A register tile of ``gradient``: a_columns x B_COLUMNS elements of C, or a_left x b_left if fewer are left.
 
-    c  (height, B_COLUMNS), LINE bytes from row to row     a  (height, lines)     b  (B_COLUMNS, lines)
+    c  (a_columns, B_COLUMNS), LINE bytes from row to row     a  (a_columns, lines)     b  (B_COLUMNS, lines)
 
     Columns of a and b that are not left may hold anything.
     """
@@ -237,13 +238,13 @@ def _write_gradient(height, words, c, a, b, stride, lines, accumulate, a_left, b
     def add(a: Value, b: Value, *flat: Value) -> list[Value]:
         tile = unflatten(flat, B_COLUMNS)
         deltas = [words.load(words.offset(b, (stride, j))) for j in range(B_COLUMNS)]
-        for i in range(height):
+        for i in range(a_columns):
             line = words.load(words.offset(a, (stride, i)))
             tile[i] = [words.fma(line, deltas[j], tile[i][j]) for j in range(B_COLUMNS)]
         return [words.offset(a, LINE), words.offset(b, LINE), *flatten(tile)]
 
     # loop 7: C += A[p, :]' B[p, :], a line of rows p at a time
-    _, _, *flat = words.loop(lines, [a, b, *[words.constant(0.0)] * (height * B_COLUMNS)], add)
+    _, _, *flat = words.loop(lines, [a, b, *[words.constant(0.0)] * (a_columns * B_COLUMNS)], add)
     sums = []
     for first in range(0, len(flat), words.lanes):
         total = words.lane_sums(flat[first : first + words.lanes])
@@ -370,8 +371,8 @@ _column_sums, _from_rows, _store_rows, _row_errors = (
     vector_kernel(write)
     for write in (_write_column_sums, _write_from_rows, _write_store_rows, _write_row_errors)
 )
-_gradient, _gradient_taller = (
-    vector_kernel(partial(_write_gradient, columns)) for columns in (A_COLUMNS, TALLER)
+_gradient, _gradient_more = (
+    vector_kernel(partial(_write_gradient, columns)) for columns in (A_COLUMNS, A_COLUMNS_MORE)
 )
 _forward, _residual, _backward = (
     vector_kernel(partial(write, LINES)) for write in (_write_forward, _write_residual, _write_backward)
@@ -397,10 +398,13 @@ def _first_row(tile, tall, lanes):  # type: ignore[no-untyped-def]
 
 
 @callee
-def _taller_tiles(columns):  # type: ignore[no-untyped-def]
-    """How many of a gradient's register tiles of `columns` columns of A are taller: then those of A_COLUMNS fit."""
-    count = columns % A_COLUMNS
-    return count if TALLER > A_COLUMNS and count * TALLER <= columns else 0
+def _columns_of_more(columns):  # type: ignore[no-untyped-def]
+    """How many of `columns` columns of A go to a gradient's register tiles of A_COLUMNS_MORE.
+
+    The others are then a multiple of A_COLUMNS. None do if there are too few columns for that.
+    """
+    count = columns % A_COLUMNS * A_COLUMNS_MORE
+    return count if A_COLUMNS_MORE > A_COLUMNS and count <= columns else 0
 
 
 @callee
@@ -489,13 +493,13 @@ def gradient(out, a, delta, accumulate, rows, height, dw_rows, fan_in, fan_out):
     dw, itemsize = np.int64(like.ctypes.data), like.itemsize
     lanes, stride = LINE // itemsize, height * itemsize
     block, lines = dw_rows * LINE, in_blocks(rows, lanes)
-    taller = _taller_tiles(fan_in) * TALLER
+    more = _columns_of_more(fan_in)
     for j in range(0, fan_out, B_COLUMNS):  # loop 5: C[:, j : j + n]
         c, d = dw + j // lanes * block + j % lanes * itemsize, delta + j * stride
-        for i in range(0, taller, TALLER):  # loop 6: C[i : i + r, j : j + n]
+        for i in range(0, more, A_COLUMNS_MORE):  # loop 6: C[i : i + r, j : j + n]
             left = fan_in - i, fan_out - j
-            _gradient_taller(like, (c + i * LINE, a + i * stride, d, stride, lines, accumulate, *left))
-        for i in range(taller, fan_in, A_COLUMNS):
+            _gradient_more(like, (c + i * LINE, a + i * stride, d, stride, lines, accumulate, *left))
+        for i in range(more, fan_in, A_COLUMNS):
             left = fan_in - i, fan_out - j
             _gradient(like, (c + i * LINE, a + i * stride, d, stride, lines, accumulate, *left))
 

@@ -6,8 +6,10 @@ A *word* is a method of ``Words``. It emits the instructions of one operation on
 `like` is an array whose dtype determines the lanes; the numbers are addresses, sizes in bytes or elements, and scalars
 of that dtype.
 
-exp and sigmoid: exp(-z) = 2^n p(r), |r| <= ln2/2, by Cody and Waite's two-part ln2 (Software Manual for the Elementary
-Functions, 1980) and a Chebyshev polynomial, relative error 1.0e-8 (float32, degree 6) and 1.7e-17 (float64, degree 11).
+exp: exp(x) = 2^n p(r), |r| <= ln2/2, by Cody and Waite's two-part ln2 (Software Manual for the Elementary Functions,
+1980) and a Chebyshev polynomial, relative error 1.0e-8 (float32, degree 6) and 1.7e-17 (float64, degree 11).
+sigmoid, tanh: 2^(n / 2^k) p(r), |r| <= ln2 / 2^(k+1), with the powers 2^(j / 2^k) in a table (Tang, ACM TOMS 15, 1989)
+that fits in a register: k = 4 and 3 (float32, degree 3, 1.6e-9 and 2.6e-8), k = 3 (float64, degree 7, 3.0e-18).
 """
 
 import math
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 
 from fastae.kernels.compiler import intrinsic, of_numba
@@ -26,7 +29,7 @@ Value = Any
 cgutils, types = of_numba("numba.core.cgutils"), of_numba("numba.core.types")
 populate_array = of_numba("numba.np.arrayobj.populate_array")
 
-# Tails (exp(r) - 1 - r) / r^2, lowest power first, on |r| <= ln2 / 2^(k+1): by the k of ``Words.exp_table``
+# Tails (exp(r) - 1 - r) / r^2, lowest power first, on |r| <= ln2 / 2^(k+1), by k
 _EXP_TAILS_F32 = {
     0: (0.5, 0.16666576666119928, 0.04166655421298415, 0.008363232883682618, 0.0013926250831497611),
     3: (0.5000651589738431, 0.16667382574452358),
@@ -356,11 +359,15 @@ class Words:
         return self.builder.select(self.builder.fcmp_ordered("<", high, x), high, x)
 
     def over_root(self, x: Value, y: Value, plus: Value) -> Value:
-        """x / (sqrt(y) + plus), y >= 0, within 3 ulp. AVX-512: by a 14-bit estimate of 1 / sqrt(y)."""
+        """x / (sqrt(y) + plus), y >= 0, within 3 ulp. AVX-512: by a 14-bit estimate of 1 / sqrt(y), y a normal number.
+
+        There, y below the least normal number counts as that, and y above the largest one as the largest.
+        """
         if TARGET.isa != "avx512":
             return self.builder.fdiv(x, self.add(self.sqrt(y), plus))
-        name, least, steps = ("pd", 2.0**-1022, 2) if self.double else ("ps", 2.0**-126, 1)
-        y, bits = self.at_least(y, least), ir.IntType(self.lanes)  # the estimate of 0 is infinite
+        name, kind, steps = ("pd", np.float64, 2) if self.double else ("ps", np.float32, 1)
+        y = self.at_most(self.at_least(y, float(np.finfo(kind).tiny)), float(np.finfo(kind).max))
+        bits = ir.IntType(self.lanes)
         operands = [y, ir.Constant(self.line, None), bits(-1)]
         name = f"llvm.x86.avx512.rsqrt14.{name}.512"
         root = self._call(name, self.line, operands, [self.line, self.line, bits])
@@ -384,33 +391,38 @@ class Words:
         return 3 if TARGET.isa == "avx2" and not self.double else 0
 
     def look_up(self, entries: list[int], index: Value) -> Value:
-        """entries[index mod len(entries)], a line of integers; `entries` fill a register (vpermd, vpermq)."""
+        """entries[index mod len(entries)], a line of integers; `entries` fill a register (vpermd, vpermq).
+
+        With AVX2, a line is two registers: its halves are looked up one by one.
+        """
         b, count = self.builder, len(entries)
         register = ir.VectorType(self.int_line.element, count)
         table = ir.Constant(register, [ir.Constant(register.element, entry) for entry in entries])
-        one_register = f"avx512.permvar.{'di' if self.double else 'si'}.512"
-        name = "llvm.x86." + (one_register if count == self.lanes else "avx2.permd")
         if count == self.lanes:
+            name = f"llvm.x86.avx512.permvar.{'di' if self.double else 'si'}.512"
             return self._call(name, register, [table, index], [register] * 2)
 
-        def lanes(first: int, last: int) -> Value:
+        def numbers(first: int, last: int) -> Value:
             return ir.Constant(ir.VectorType(I32, last - first), [I32(i) for i in range(first, last)])
 
-        halves = [b.shuffle_vector(index, index, lanes(first, first + count)) for first in (0, count)]
-        found = [self._call(name, register, [table, half], [register] * 2) for half in halves]
-        return b.shuffle_vector(*found, lanes(0, self.lanes))
+        halves = [b.shuffle_vector(index, index, numbers(first, first + count)) for first in (0, count)]
+        found = [
+            self._call("llvm.x86.avx2.permd", register, [table, half], [register] * 2) for half in halves
+        ]
+        return b.shuffle_vector(*found, numbers(0, self.lanes))
 
-    def exp_parts(self, x: Value, sign: int, table: int) -> tuple[Value, Value]:
-        """exp(sign x) = p 2^(n / 2^table) as (p, bits), n in the low bits of the integer line `bits`; x clamped.
+    def exp_parts(self, x: Value, sign: int, k: int) -> tuple[Value, Value]:
+        """exp(sign x) = p 2^(n / 2^k) as (p, bits), n in the low bits of the integer line `bits`; x finite and clamped.
 
-        `table` is ``exp_table``, which makes the polynomial p short, or 0: more exact, since such powers are rounded.
+        k is ``exp_table``, with which the polynomial p is short, or 0, which is more exact: powers in a table are
+        rounded.
         """
-        tail = (_EXP_TAILS_F64 if self.double else _EXP_TAILS_F32)[table]
+        tail = (_EXP_TAILS_F64 if self.double else _EXP_TAILS_F32)[k]
         high, low = (
             (6.93145751953125e-1, 1.42860682030941723212e-6) if self.double else (0.693359375, -2.12194440e-4)
         )
-        # Adding it rounds to a multiple of 2^-table, and leaves n in the low bits
-        magic = self.constant(1.5 * 2.0 ** (self.bits - table))
+        # Adding it rounds to a multiple of 2^-k, and leaves n in the low bits
+        magic = self.constant(1.5 * 2.0 ** (self.bits - k))
         shifted = self.fma(x, self.constant(sign * math.log2(math.e)), magic)
         n = self.sub(shifted, magic)
         # s = sign r, so that no negation is needed
@@ -419,14 +431,14 @@ class Words:
         signed = (1.0, float(sign), *(c * sign**i for i, c in enumerate(tail, start=2)))
         return self.polynomial(s, signed), self.builder.bitcast(shifted, self.int_line)
 
-    def power_of_two(self, bits: Value, plus: int, table: int) -> Value:
-        """2^(n / 2^table + plus), n in the low bits of `bits`; a normal number."""
-        b, shift, base = self.builder, self.bits - table, (self.bias + plus) << self.bits
+    def power_of_two(self, bits: Value, plus: int, k: int) -> Value:
+        """2^(n / 2^k + plus), n in the low bits of `bits`; a normal number."""
+        b, shift, base = self.builder, self.bits - k, (self.bias + plus) << self.bits
         shifted = b.shl(bits, self._int_line(shift))
-        if table == 0:
+        if k == 0:
             return b.bitcast(b.add(shifted, self._int_line(base)), self.line)
-        # What the shift leaves in the significand, j = n mod 2^table, gives way to the significand of 2^(j / 2^table).
-        significands = (math.ldexp(2.0 ** (j / 2**table) - 1.0, self.bits) for j in range(2**table))
+        # What the shift leaves in the significand, j = n mod 2^k, gives way to the significand of 2^(j / 2^k)
+        significands = (math.ldexp(2.0 ** (j / 2**k) - 1.0, self.bits) for j in range(2**k))
         entries = [base + round(value) - (j << shift) for j, value in enumerate(significands)]
         return b.bitcast(b.add(shifted, self.look_up(entries, bits)), self.line)
 
@@ -446,11 +458,11 @@ class Words:
 
         1 + exp(-z) is computed as d = 2^-shift + 2^-shift exp(-z), so that exp(-z) never overflows; then 2^-shift / d.
         """
-        shift, table = 512 if self.double else 64, self.exp_table
+        shift, k = 512 if self.double else 64, self.exp_table
         low, high = (-746.0, 40.0) if self.double else (-104.0, 40.0)
-        p, bits = self.exp_parts(self.at_most(self.at_least(z, low), high), -1, table)
+        p, bits = self.exp_parts(self.at_most(self.at_least(z, low), high), -1, k)
         scale = self.constant(2.0**-shift)
-        d = self.fma(p, self.power_of_two(bits, -shift, table), scale)
+        d = self.fma(p, self.power_of_two(bits, -shift, k), scale)
         return self.builder.fdiv(scale if one is None else self.mul(one, scale), d)
 
     def sigmoid_and_log(self, z: Value) -> tuple[Value, Value]:
@@ -459,9 +471,9 @@ class Words:
         With e = exp(-|z|), 1 / (1 + e) and s = e / (2 + e) share a division, and log(1 + e) = 2 atanh(s), by Taylor's
         series in s^2 <= 1/9: where e is far below 1, 1 + e is not used. |z| is limited so that e does not underflow.
         """
-        b, one, table = self.builder, self.constant(1.0), self.exp_table
-        p, bits = self.exp_parts(self.at_most(self.magnitude(z), 708.0 if self.double else 87.0), -1, table)
-        e = self.mul(p, self.power_of_two(bits, 0, table))
+        b, one, k = self.builder, self.constant(1.0), self.exp_table
+        p, bits = self.exp_parts(self.at_most(self.magnitude(z), 708.0 if self.double else 87.0), -1, k)
+        e = self.mul(p, self.power_of_two(bits, 0, k))
         one_more, two_more = self.add(e, one), self.add(e, self.constant(2.0))
         shared = b.fdiv(one, self.mul(one_more, two_more))
         numerator = b.select(b.fcmp_ordered("<", z, self.constant(0.0)), e, one)

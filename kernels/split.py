@@ -175,10 +175,11 @@ def by_weights(n_parameters: int) -> bool:
 
 @callee
 def bands_of(rows, multiple):  # type: ignore[no-untyped-def]
-    """The number of bands of a slab of `rows` rows: 16, 32 or 64, which so many threads share, or less if rows are few.
+    """The number of bands of a slab: 16, 32 or 64, which so many threads share, or fewer if `rows` are few.
 
-    A band has 16 to 32 rows, or 8 of up to 16. Fewer are slower, because every band reads all weights; more are not
-    faster. The number is even, so that two threads share them.
+    A band then has about 16 rows, or 8 of up to 16: fewer rows are slower, because every band reads all weights, and
+    more are not faster. The number is even, unless each band is one register tile or there is only one band, so that
+    the work of two threads differs by at most a register tile.
     """
     tiles = (rows + multiple - 1) // multiple
     most = 16 if rows <= 512 else 32 if rows <= 1024 else BANDS_MOST
@@ -190,7 +191,7 @@ def bands_of(rows, multiple):  # type: ignore[no-untyped-def]
 def band_of(item, rows, multiple):  # type: ignore[no-untyped-def]
     """First row and row count of band `item` of a slab of `rows` rows.
 
-    Bands are as equal as whole register tiles allow, and so are the shares of 2, 4, 8, ... threads.
+    Bands are as equal as whole register tiles allow.
     """
     tiles, bands = (rows + multiple - 1) // multiple, bands_of(rows, multiple)
     first = item * tiles // bands * multiple

@@ -14,7 +14,9 @@ import numpy.typing as npt
 from fastae.engine.engine import Engine
 from fastae.network import Network, Parameters
 
-ROWS = 256  # of which the distances to all points are in memory together: few, so that these stay in the cache
+ROWS = (
+    256  # of which the distances to all points are in memory together: few, so that these stay in the cache
+)
 FLOOR = 1e-4  # added to squared distances per feature: smaller ones are all alike
 GROUPS, GROUP_SIZE = 64, 4  # the groups of points that the remoteness is averaged over
 ORDER = 8  # seed of the order that puts points into groups
@@ -52,12 +54,21 @@ class Neighbours:
             len(points)
         )  # member j of group g is point j * groups + g
         self._network = Network((points.shape[1], len(points)), ("identity",), 1)
+        self._n_threads = n_threads
         self._engine = Engine(self._network, n_threads, "float32")
         self._products = self._layer(-2 * self.points, np.square(self.points).sum(axis=1))  # -2 z'p + |p|^2
 
     def _layer(self, weight: np.ndarray, bias: npt.ArrayLike = 0.0) -> Parameters:
         bias = np.broadcast_to(bias, len(self.points))
         return Parameters.from_arrays(self._network, {"W1": weight.T, "b1": bias})
+
+    @cached_property
+    def _grouped(self) -> tuple["_Product", "_Product"]:
+        """Of all points p in groups: (z, cells) to -2 z'p + cells' p^2, and weights to their sums of p and of p^2."""
+        points = self.points[: self._size * self._groups].astype(np.float64)
+        weights = np.vstack([-2 * points.T, np.square(points.T)]), np.hstack([points, np.square(points)])
+        to_points, from_points = (_Product(weight, self._n_threads) for weight in weights)
+        return to_points, from_points
 
     @cached_property
     def _products_of_seen(self) -> tuple[Parameters, Parameters]:
@@ -91,8 +102,11 @@ class Neighbours:
         nearest, remoteness = np.empty(len(X)), np.empty(len(X))
         for part in self._parts(X, shift, scale, missing, own):
             nearest[part.here] = np.square(self._differences(part)).mean(axis=1) + FLOOR
-            squares = np.square(_seen(part.z, part.there))
-            of_groups = _distances_of(self._of_groups(part).min(axis=1), squares, part.there)
+            squares = np.square(_seen(part.z, part.there)).sum(axis=1, keepdims=True)
+            products = self._of_groups(part).min(axis=1)
+            if part.there is not None:
+                products /= _share(part.there)
+            of_groups = _per_feature(squares + products, part.z.shape[1])
             remoteness[part.here] = np.exp(np.log(of_groups).mean(axis=1))
         return nearest, remoteness
 
@@ -106,28 +120,31 @@ class Neighbours:
     ) -> tuple[np.ndarray, np.ndarray]:
         """What each feature adds to the distances, up to a factor for each row: two arrays of shape (m, n).
 
-        Parameters are those of ``distances``. A feature adds to the logarithm of the remoteness its share of each of
-        the distances d_g to the nearest points p of the groups: the sum of (z - p)^2 / d_g over the groups, which is
-        z^2 times the sum of 1 / d_g, less 2 z times that of p / d_g, plus that of p^2 / d_g.
+        Parameters are those of ``distances``, and distances are in float64. A feature adds to the logarithm of the
+        remoteness its share of the distances d_g to the nearest points p of the groups: the sum over the groups of
+        (z - p)^2 / d_g, which is z^2 times the sum of 1 / d_g, less 2 z times that of p / d_g, plus that of p^2 / d_g.
+        Points of a group that are equally near count as one.
         """
         nearest, remoteness = np.empty(X.shape), np.empty(X.shape)
-        points = self.points[: self._size * self._groups].astype(np.float64)
+        to_points, from_points = self._grouped
         for part in self._parts(X, shift, scale, missing, None):
             nearest[part.here] = np.square(self._differences(part))
-            z, of_groups = _seen(part.z, part.there), self._of_groups(part)
-            closest, squares = of_groups.min(axis=1), np.square(z)
-            is_closest = of_groups == closest[:, None]
-            inverse = 1 / _distances_of(closest, squares, part.there)
-            # 1 / d_g of the nearest point of each group, shared by points that are equally near
-            weights = is_closest * (inverse / is_closest.sum(axis=1))[:, None]
-            weights = weights.reshape(len(z), len(points))
-            # Missing cells are left out of z and p alike
-            of_points, of_squares = (_seen(weights @ p, part.there) for p in (points, np.square(points)))
-            if part.there is not None:
-                of_squares = _seen(of_squares, part.there)
-            endless = np.isinf(squares)  # then d_g is infinite as well
-            sums = squares * inverse.sum(axis=1, keepdims=True) - 2 * z * of_points + of_squares
-            remoteness[part.here] = np.where(endless.any(axis=1, keepdims=True), endless, np.maximum(sums, 0))
+            cells = np.ones_like(part.z) if part.there is None else part.there / _share(part.there)
+            endless = np.isinf(np.square(part.z))
+            is_finite = ~endless.any(axis=1, keepdims=True)
+            z = np.where(is_finite & (cells > 0), part.z, 0.0)
+            distances = (cells * np.square(z)).sum(axis=1, keepdims=True) + to_points(
+                np.hstack([cells * z, cells])
+            )
+            distances = distances.reshape(-1, self._size, self._groups)
+            closest = distances.min(axis=1, keepdims=True)
+            is_closest = distances == closest
+            weights = is_closest / (is_closest.sum(axis=1, keepdims=True) * _per_feature(closest, z.shape[1]))
+            weights = weights.reshape(len(z), -1)
+            of_points, of_squares = np.split(from_points(weights), 2, axis=1)
+            total = weights.sum(axis=1, keepdims=True)
+            sums = cells * np.maximum(np.square(z) * total - 2 * z * of_points + of_squares, 0)
+            remoteness[part.here] = np.where(is_finite, sums, endless)
         return nearest, remoteness
 
     def _parts(self, X: np.ndarray, shift: Any, scale: Any, missing: bool, own: Any) -> Iterator[_Part]:
@@ -162,13 +179,22 @@ class Neighbours:
         return np.where(np.abs(some) < np.inf, some, np.where(some == np.inf, np.inf, 0.0))
 
 
-def _distances_of(products: np.ndarray, squares: np.ndarray, there: np.ndarray | None) -> np.ndarray:
-    """The squared distances per feature, plus a floor, of these products and the squares of the rows' cells."""
-    products = products / squares.shape[1]
-    if there is not None:
-        products /= _share(there)
-    distances: np.ndarray = np.maximum(squares.mean(axis=1, keepdims=True) + products, 0) + FLOOR
-    return distances
+class _Product:
+    """X @ weight in float64, by the engine."""
+
+    def __init__(self, weight: np.ndarray, n_threads: int | None) -> None:
+        network = Network((weight.shape[0], weight.shape[1]), ("identity",), 1)
+        bias = np.zeros(weight.shape[1])
+        self._params = Parameters.from_arrays(network, {"W1": weight, "b1": bias}, "float64")
+        self._engine = Engine(network, n_threads, "float64")
+
+    def __call__(self, X: np.ndarray) -> np.ndarray:
+        return self._engine.reconstruct(self._params, X)
+
+
+def _per_feature(distances: np.ndarray, features: int) -> np.ndarray:
+    """Squared distances, which rounding may have made negative, divided by the number of features, plus a floor."""
+    return np.asarray(np.maximum(distances, 0) / features + FLOOR)
 
 
 def groups_of(points: np.ndarray) -> np.ndarray:

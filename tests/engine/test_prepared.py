@@ -59,8 +59,9 @@ def test_other_calls_of_the_engine_in_between_do_no_harm(n):
 
 
 def test_memory_that_another_batch_replaces_is_not_used_any_more():
+    """513 rows have twice as many bands as 512, in a slab of the same height."""
     engine, params, X = autoencoder(240, 60, 257, "float64")
-    sizes = [3, 257, 177, 2048, 1, 300, 4000]
+    sizes = [3, 512, 513, 177, 2048, 1, 300, 4000]
     calls, wanted = [], []
     for rows in sizes:
         there = np.resize(X, (rows, 240))

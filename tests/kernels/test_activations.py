@@ -60,7 +60,12 @@ def stratified(count=1 << 20):
     return x[np.isfinite(x)]
 
 
-LIMITS = {"exp": 1.0 if TARGET.fma else 1.25, "sigmoid": 3.25, "tanh": 2.5}
+# With AVX-512 and AVX2, sigmoid and tanh look up powers that are rounded.
+LIMITS = {
+    "exp": 1.0 if TARGET.fma else 1.25,
+    "sigmoid": {"avx512": 3.25, "avx2": 2.75}.get(TARGET.isa, 2.5),
+    "tanh": 1.75,
+}
 
 
 @pytest.mark.parametrize("name", LIMITS)

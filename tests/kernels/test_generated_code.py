@@ -36,7 +36,7 @@ TILES = {
         "lanes": (16, 10),
         "short": (10, 7),
         "gradient": (16, 8),
-        "gradient_taller": (20, 9),
+        "gradient_more": (20, 9),
     },
     "avx2": {"blocks": [(12, 8)], "lanes": (12, 8), "short": (8, 6), "gradient": (8, 8)},
     "neon": {"blocks": [(16, 8)], "lanes": (24, 14), "short": (16, 10), "gradient": (16, 16)},
@@ -48,7 +48,7 @@ GRADIENT_TILES = {
     "neon": {"float32": [(16, 8)], "float64": [(16, 8)]},
 }
 # Accesses to the stack in an innermost loop, where there are any: a square of 16 x 16 lines, or the sums of eight
-# rows, are more than 16 registers of 32 bytes or 32 of 16 bytes hold.
+# rows, are more than 16 registers of 32 bytes or 32 of 16 bytes hold; of products, constants of the activations.
 SPILLS = {  # of addresses
     (f"gemm.{product}", cpu, dtype): {"float32": 6, "float64": 4}[dtype] if product == "forward" else 2
     for product in ("forward", "residual", "backward")
@@ -108,7 +108,7 @@ def kernels(cpu, dtype):
 def tiles(name, cpu, dtype):
     """(multiply-adds, loads) of the register tiles of a product, in the order of the code; None for other kernels."""
     module, kernel = name.split(".")
-    product, of = kernel.removesuffix("_short").removesuffix("_taller"), TILES[ISA[cpu]]
+    product, of = kernel.removesuffix("_short").removesuffix("_more"), TILES[ISA[cpu]]
     if product not in ("forward", "residual", "backward", "gradient"):
         return None
     if module == "rowlanes":

@@ -90,12 +90,22 @@ def test_updates_are_their_formulas_within_a_stretch(dtype, name, stretch):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_adam_moves_by_the_rate_however_small_the_gradient(dtype):
-    for size in (1e-12, 1e-6, 1.0, 1e6, 1e15):
+    for size in (1e-12, 1e-6, 1.0, 1e6, 1e15) if dtype == "float32" else (1e-22, 1e-12, 1.0, 1e15, 1e150):
         p, u, s = np.zeros(32, dtype), np.zeros(32, dtype), np.zeros(32, dtype)
         g = np.full(32, size, dtype)
         o = job.Job(optimizer=job.ADAM, beta_1=0.9, beta_2=0.999, epsilon=1e-30)
         update(ctypes.addressof(o), p, g, u, s, 0.01, 0)
         np.testing.assert_allclose(p, -0.01, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_parameters_stay_finite_where_adams_second_moment_overflows(dtype):
+    p, g, u, s = buffers(dtype)
+    before = p.copy()
+    s[:] = np.inf
+    o = job.Job(optimizer=job.ADAM, beta_1=0.9, beta_2=0.999, epsilon=1e-8)
+    update(ctypes.addressof(o), p, g, u, s, 0.01, 0)
+    np.testing.assert_array_equal(p, before)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -223,6 +223,7 @@ def test_every_row_of_a_step_is_in_one_band(rows, batch, multiple):
                 tiles.append(-(-size // multiple))
                 in_slab += range(top, top + size)
             assert max(tiles, default=0) - min(tiles, default=0) <= 1, "bands are not equal"
+            assert bands % 2 == 0 or bands in (1, sum(tiles))
             half = bands // 2
             assert abs(sum(tiles[:half]) - sum(tiles[half:])) <= 1 or bands == 1, "two threads differ"
             assert in_slab == list(range(first, first + count))

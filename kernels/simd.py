@@ -369,8 +369,8 @@ class Words:
         y = self.at_most(self.at_least(y, float(np.finfo(kind).tiny)), float(np.finfo(kind).max))
         bits = ir.IntType(self.lanes)
         operands = [y, ir.Constant(self.line, None), bits(-1)]
-        name = f"llvm.x86.avx512.rsqrt14.{name}.512"
-        root = self._call(name, self.line, operands, [self.line, self.line, bits])
+        estimate = f"llvm.x86.avx512.rsqrt14.{name}.512"
+        root = self._call(estimate, self.line, operands, [self.line, self.line, bits])
         for _ in range(steps):  # Newton's method for 1 / sqrt(y): r becomes r (3 - y r^2) / 2
             half = self.mul(self.mul(y, root), self.constant(-0.5))
             root = self.fma(root, self.fma(half, root, self.constant(0.5)), root)

@@ -14,9 +14,8 @@ import numpy.typing as npt
 from fastae.engine.engine import Engine
 from fastae.network import Network, Parameters
 
-ROWS = (
-    256  # of which the distances to all points are in memory together: few, so that these stay in the cache
-)
+# Rows of which the distances to all points are in memory together: few, so that these stay in the cache
+ROWS = 256
 FLOOR = 1e-4  # added to squared distances per feature: smaller ones are all alike
 GROUPS, GROUP_SIZE = 64, 4  # the groups of points that the remoteness is averaged over
 ORDER = 8  # seed of the order that puts points into groups

@@ -496,12 +496,16 @@ def gradient(out, a, delta, accumulate, rows, height, dw_rows, fan_in, fan_out):
     more = _columns_of_more(fan_in)
     for j in range(0, fan_out, B_COLUMNS):  # loop 5: C[:, j : j + n]
         c, d = dw + j // lanes * block + j % lanes * itemsize, delta + j * stride
-        for i in range(0, more, A_COLUMNS_MORE):  # loop 6: C[i : i + r, j : j + n]
+        i = 0
+        while i < fan_in:  # loop 6: C[i : i + r, j : j + n]
             left = fan_in - i, fan_out - j
-            _gradient_more(like, (c + i * LINE, a + i * stride, d, stride, lines, accumulate, *left))
-        for i in range(more, fan_in, A_COLUMNS):
-            left = fan_in - i, fan_out - j
-            _gradient(like, (c + i * LINE, a + i * stride, d, stride, lines, accumulate, *left))
+            arguments = (c + i * LINE, a + i * stride, d, stride, lines, accumulate, *left)
+            if i < more:
+                _gradient_more(like, arguments)
+                i += A_COLUMNS_MORE
+            else:
+                _gradient(like, arguments)
+                i += A_COLUMNS
 
 
 @ByAddress

@@ -181,9 +181,9 @@ def bands_of(rows, multiple):  # type: ignore[no-untyped-def]
     more are not faster. The number is even, unless each band is one register tile or there is only one band, so that
     the work of two threads differs by at most a register tile.
     """
-    tiles = (rows + multiple - 1) // multiple
+    tiles = in_blocks(rows, multiple)
     most = 16 if rows <= 512 else 32 if rows <= 1024 else BANDS_MOST
-    least = ((8 if rows <= 16 else 16) + multiple - 1) // multiple  # register tiles of a band
+    least = in_blocks(8 if rows <= 16 else 16, multiple)  # register tiles of a band
     return max(1, min(most, tiles, (tiles + least) // (2 * least) * 2))
 
 
@@ -193,7 +193,7 @@ def band_of(item, rows, multiple):  # type: ignore[no-untyped-def]
 
     Bands are as equal as whole register tiles allow.
     """
-    tiles, bands = (rows + multiple - 1) // multiple, bands_of(rows, multiple)
+    tiles, bands = in_blocks(rows, multiple), bands_of(rows, multiple)
     first = item * tiles // bands * multiple
     return first, min((item + 1) * tiles // bands * multiple, rows) - first
 

@@ -6,7 +6,7 @@ on all threads in float32. For the nearest point, they only select it; the diffe
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -52,27 +52,25 @@ class Neighbours:
         self._size, self._groups = _members_and_groups(
             len(points)
         )  # member j of group g is point j * groups + g
-        self._network = Network((points.shape[1], len(points)), ("identity",), 1)
         self._n_threads = n_threads
-        self._engine = Engine(self._network, n_threads, "float32")
-        self._products = self._layer(-2 * self.points, np.square(self.points).sum(axis=1))  # -2 z'p + |p|^2
-
-    def _layer(self, weight: np.ndarray, bias: npt.ArrayLike = 0.0) -> Parameters:
-        bias = np.broadcast_to(bias, len(self.points))
-        return Parameters.from_arrays(self._network, {"W1": weight.T, "b1": bias})
+        self._products = _Linear(  # -2 z'p + |p|^2
+            -2 * self.points.T, n_threads, "float32", np.square(self.points).sum(axis=1)
+        )
 
     @cached_property
-    def _grouped(self) -> tuple["_Product", "_Product"]:
+    def _grouped(self) -> tuple["_Linear", "_Linear"]:
         """Of all points p in groups: (z, cells) to -2 z'p + cells' p^2, and weights to their sums of p and of p^2."""
         points = self.points[: self._size * self._groups].astype(np.float64)
         weights = np.vstack([-2 * points.T, np.square(points.T)]), np.hstack([points, np.square(points)])
-        to_points, from_points = (_Product(weight, self._n_threads) for weight in weights)
+        to_points, from_points = (_Linear(weight, self._n_threads, "float64") for weight in weights)
         return to_points, from_points
 
     @cached_property
-    def _products_of_seen(self) -> tuple[Parameters, Parameters]:
+    def _products_of_seen(self) -> tuple["_Linear", "_Linear"]:
         """-2 z'p, and the sum of p^2 over the cells that are there."""
-        return self._layer(-2 * self.points), self._layer(np.square(self.points))
+        weights = -2 * self.points.T, np.square(self.points.T)
+        products, squares = (_Linear(weight, self._n_threads, "float32") for weight in weights)
+        return products, squares
 
     def distances(
         self,
@@ -159,11 +157,11 @@ class Neighbours:
     def _products_of(self, X: np.ndarray, shift: Any, scale: Any, missing: bool) -> np.ndarray:
         """(rows, K): the squared distances, less |z|^2."""
         if not missing or not np.isnan(X).any():
-            out = self._engine.reconstruct(self._products, X, shift=shift, scale=scale)
+            out = self._products(X, shift=shift, scale=scale)
         else:
             products, squares = self._products_of_seen
-            out = self._engine.reconstruct(products, X, shift=shift, scale=scale, missing=True)
-            out += self._engine.reconstruct(squares, (~np.isnan(X)).astype(np.float32))
+            out = products(X, shift=shift, scale=scale, missing=True)
+            out += squares((~np.isnan(X)).astype(np.float32))
         return out
 
     def _differences(self, part: _Part) -> np.ndarray:
@@ -178,17 +176,24 @@ class Neighbours:
         return np.where(np.abs(some) < np.inf, some, np.where(some == np.inf, np.inf, 0.0))
 
 
-class _Product:
-    """X @ weight in float64, by the engine."""
+class _Linear:
+    """A linear layer, X @ weight + bias, that the engine runs."""
 
-    def __init__(self, weight: np.ndarray, n_threads: int | None) -> None:
+    def __init__(
+        self,
+        weight: np.ndarray,
+        n_threads: int | None,
+        dtype: Literal["float32", "float64"],
+        bias: npt.ArrayLike = 0.0,
+    ) -> None:
         network = Network((weight.shape[0], weight.shape[1]), ("identity",), 1)
-        bias = np.zeros(weight.shape[1])
-        self._params = Parameters.from_arrays(network, {"W1": weight, "b1": bias}, "float64")
-        self._engine = Engine(network, n_threads, "float64")
+        arrays = {"W1": weight, "b1": np.broadcast_to(bias, weight.shape[1])}
+        self._params = Parameters.from_arrays(network, arrays, dtype)
+        self._engine = Engine(network, n_threads, dtype)
 
-    def __call__(self, X: np.ndarray) -> np.ndarray:
-        return self._engine.reconstruct(self._params, X)
+    def __call__(self, X: np.ndarray, **inputs: Any) -> np.ndarray:
+        """`inputs` are those of ``Engine.reconstruct``."""
+        return self._engine.reconstruct(self._params, X, **inputs)
 
 
 def _per_feature(distances: np.ndarray, features: int) -> np.ndarray:

@@ -8,6 +8,7 @@ A map, from the call down:
     stretch.py      a stretch of the weights: adds the shards' gradients, updates, transposes
     optimizer.py    the updates of SGD and Adam
     infer.py        outputs or reconstruction errors of rows
+    nearest.py      the nearest of many points to each row
 
     load.py         turns rows into tiles: reads, scales, corrupts and converts them
     tile.py         takes a tile through the layers, forwards and backwards; the map of a thread's memory

@@ -7,7 +7,7 @@ numbers them from 1) continue here:
 
     loop 5    panels of C: 3, 2 or 1 blocks of columns            C[:, j : j + n]          panels
     loop 6    register tiles of a panel: rows of C                C[i : i + r, j : j + n]  register_tiles
-    loop 7    columns of A; for a gradient, rows of A             C += A[:, p] B[p, :]     _product, _gradient_product
+    loop 7    columns of A; for a gradient, rows of A             C += A[:, p] B[p, :]     product, _gradient_product
 
 A ``Storage`` describes how the rows of a tile lie within a block, and how they are multiplied: as float32 or float64
 lines here, as pairs of bfloat16 in bfloat16.py. Everything else is the same for both.
@@ -104,7 +104,7 @@ def unflatten(flat: list[Value] | tuple[Value, ...], width: int) -> RegisterTile
     return [list(flat[i : i + width]) for i in range(0, len(flat), width)]
 
 
-def _product(
+def product(
     storage: Storage, start: RegisterTile, a: Value, b: Value, b_block: Value, depth: Value
 ) -> RegisterTile:
     """start + A B, one register tile, over `depth` multiply-adds: UNROLL at a time, then the rest.
@@ -199,7 +199,7 @@ def gradient_columns(blocks: int, lanes: int) -> int:
 # What is computed from a register tile of a product. Addresses are those of its first row and block.
 
 
-def _lines(words: Words, place: Value, count: int) -> list[Value]:
+def lines(words: Words, place: Value, count: int) -> list[Value]:
     """Load `count` lines, one after the other."""
     return [words.load(words.offset(place, k * LINE)) for k in range(count)]
 
@@ -229,7 +229,7 @@ def _residual_epilogue(
     """Store row_weight c of ``residual``; add its column sums to `sums` and the weighted costs to `loss`."""
     words, n = storage.words, len(xhat[0])
     limit = None if bound is None else words.broadcast(bound)
-    total, column_sums = words.load(loss), _lines(words, sums, n)
+    total, column_sums = words.load(loss), lines(words, sums, n)
     for i in range(0, len(xhat), storage.together):
         weights = [
             words.broadcast(words.offset(row_weight, (i + r) * words.itemsize))
@@ -294,8 +294,8 @@ def forward_writer(storage_of: type[Storage]) -> Any:
             bias_j, one_j = words.offset(bias, (j, LINE)), words.offset(one, (j, LINE))
             strides = [storage.result_stride(rows_of(n), leaves), rows_of(n) * storage.row]
             for h_ij, a_i in register_tiles(words, rows, rows_of(n), [h_j, a], strides):
-                start = [_lines(words, bias_j, n)] * rows_of(n)
-                z = _product(storage, start, a_i, w_j, w_block, depth)
+                start = [lines(words, bias_j, n)] * rows_of(n)
+                z = product(storage, start, a_i, w_j, w_block, depth)
                 for activation_id in words.cases(activation, len(ACTIVATIONS)):
                     _forward_epilogue(storage, z, activation_id, h_ij, one_j, leaves)
 
@@ -315,8 +315,8 @@ def residual_writer(storage_of: type[Storage]) -> Any:
             strides = [size * rows_of(n) for size in (storage.row, storage.row, LINE, words.itemsize)]
             places = [delta_j, a, x_j, row_weight]
             for delta_ij, a_i, x_ij, weight_i in register_tiles(words, rows, rows_of(n), places, strides):
-                start = [_lines(words, bias_j, n)] * rows_of(n)
-                xhat = _product(storage, start, a_i, w_j, w_block, depth)
+                start = [lines(words, bias_j, n)] * rows_of(n)
+                xhat = product(storage, start, a_i, w_j, w_block, depth)
                 for limited in (False, True):
                     with words.when(bound, "!=" if limited else "==", 0):
                         limit = bound if limited else None
@@ -339,7 +339,7 @@ def backward_writer(storage_of: type[Storage]) -> Any:
                 words, rows, rows_of(n), [below_j, h_j, delta], strides
             ):
                 zeros = [[words.constant(0.0)] * n] * rows_of(n)
-                slope = _product(storage, zeros, delta_i, wt_j, wt_block, depth)
+                slope = product(storage, zeros, delta_i, wt_j, wt_block, depth)
                 for activation_id in words.cases(activation, len(ACTIVATIONS)):
                     _backward_epilogue(storage, slope, activation_id, below_ij, h_ij, sums_j)
 

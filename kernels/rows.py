@@ -129,7 +129,7 @@ def _write_copy_rows(words: Words, tile, height, x, row_stride, row_numbers, fir
             words.store(words.load_first(source, left), target)
 
 
-_copy_rows = vector_kernel(_write_copy_rows)
+copy_rows = vector_kernel(_write_copy_rows)
 
 
 def _write_store_rows(words: Words, out, stride, tile, height, columns, rows):  # type: ignore[no-untyped-def]
@@ -147,7 +147,7 @@ def _write_store_rows(words: Words, out, stride, tile, height, columns, rows):  
             words.store_first(words.load(line), target, left)
 
 
-_store_rows = vector_kernel(_write_store_rows)
+write_rows = vector_kernel(_write_store_rows)
 
 
 def _write_zero(words: Words, target, lines):  # type: ignore[no-untyped-def]
@@ -216,7 +216,7 @@ def load_rows(like, tile, height, source, first, rows, spare):  # type: ignore[n
     contiguous, scaled = column_stride == itemsize, source.shift != 0
     place = source.row_stride, source.row_numbers
     if is_plain(source, like.itemsize):
-        _copy_rows(like, (tile, height, source.x, *place, first, rows, source.columns))
+        copy_rows(like, (tile, height, source.x, *place, first, rows, source.columns))
         return
     for i in range(0, rows, TOGETHER):
         here = min(rows - i, TOGETHER)
@@ -287,4 +287,4 @@ def prefetch_rows(like, source, first, rows):  # type: ignore[no-untyped-def]
 def store_rows(out, stride, tile, columns, rows, height):  # type: ignore[no-untyped-def]
     """Write rows of a blocked matrix to a dense row-major one: ``store_rows`` of the contract (products.py)."""
     like = carray(out, (1,))
-    _store_rows(like, (np.int64(like.ctypes.data), stride, tile, height, columns, rows))
+    write_rows(like, (np.int64(like.ctypes.data), stride, tile, height, columns, rows))

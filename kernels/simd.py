@@ -520,6 +520,10 @@ class Words:
         tail = self.fma(self.mul(f, square), self.polynomial(f, _LOG), self.mul(square, self.constant(-0.5)))
         return self.fma(b.sitofp(exponent, self.line), self.constant(math.log(2)), self.add(f, tail))
 
+    def where(self, x: Value, comparison: str, y: Value, value: Value, other: Value) -> Value:
+        """`value` in the lanes where x compares so with y; `other` where not, or where either is NaN."""
+        return self.builder.select(self.builder.fcmp_ordered(comparison, x, y), value, other)
+
     def is_nan(self, x: Value) -> Value:
         """The mask of the lanes that are NaN."""
         return self.builder.fcmp_unordered("uno", x, x)

@@ -9,6 +9,7 @@ crew.py          the threads that work on a job: wakes them, times them, handles
 turn.py          one call of an engine at a time
 thread_count.py  how many threads are fastest for one kind of step, found by trying
 thread_pool.py   the idle threads of the process, and how many CPUs it may use
+nearest.py       the nearest of many points to each row, as units of a linear layer
 many.py          errors and reconstructions of many networks; checks of arguments that are one per network
 side_by_side.py  tasks that one thread each does, such as training one of many networks
 warmup.py        compiles all kernels ahead of use

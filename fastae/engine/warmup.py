@@ -75,7 +75,7 @@ def _parts(dtype: str) -> list[tuple[str, str]]:
 
     element = "float32" if dtype == "bfloat16" else dtype
     forms = [(form.name, element) for form in forms_of(dtype)]
-    return [("items", element), *forms, ("threads", ""), ("functions", element)]
+    return [("items", element), *forms, ("threads", ""), ("functions", element), ("nearest", "")]
 
 
 def _compile(part: str, element: str) -> None:
@@ -133,5 +133,17 @@ def _functions(element: str) -> None:
         exp(x, x.copy())
 
 
+def _nearest(_: str) -> None:
+    """The distances of a detector of several networks, which are in float32 for every dtype."""
+    from fastae.kernels.nearest import nearest
+
+    nearest.address("float32")
+
+
 # The parts beside the forms of products
-PARTS: dict[str, Callable[[str], None]] = {"items": _items, "threads": _threads, "functions": _functions}
+PARTS: dict[str, Callable[[str], None]] = {
+    "items": _items,
+    "threads": _threads,
+    "functions": _functions,
+    "nearest": _nearest,
+}

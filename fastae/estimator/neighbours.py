@@ -1,21 +1,24 @@
 """Neighbours: how far rows are from a few thousand points, in memory that is bounded.
 
-The squared distances to all points, |z|^2 - 2 z'p + |p|^2, but for |z|^2, are one linear layer, which the engine runs
-on all threads in float32. For the nearest point, they only select it; the difference from it is computed exactly.
+The squared distances to all points, |z|^2 - 2 z'p + |p|^2, but for |z|^2, are one linear layer, whose outputs are
+compared in float32 (engine/nearest.py). For the nearest point, they only select it; the difference from it is computed
+exactly.
 """
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fastae.engine.engine import Engine
+from fastae.engine.many import check_threads
+from fastae.engine.nearest import Units
+from fastae.engine.side_by_side import SideBySide
 from fastae.network import Network, Parameters
 
-# Rows of which the distances to all points are in memory together: few, so that these stay in the cache
-ROWS = 256
+ROWS_LEAST, ROWS_MOST = 64, 256  # that a thread processes at a time
 FLOOR = 1e-4  # added to squared distances per feature: smaller ones are all alike
 GROUPS, GROUP_SIZE = 64, 4  # the groups of points that the remoteness is averaged over
 ORDER = 8  # seed of the order that puts points into groups
@@ -24,10 +27,12 @@ ORDER = 8  # seed of the order that puts points into groups
 class _Part(NamedTuple):
     """Some rows, and what is known of them."""
 
-    here: slice  # which rows they are
-    z: np.ndarray  # (rows, n), float64, in the scale of the network
-    there: np.ndarray | None  # (rows, n), bool: the cells that are not missing
-    products: np.ndarray  # (rows, K): the squared distances to all points, less |z|^2
+    z: np.ndarray  # (rows, n), float64, in the scale of the network; 0 in missing cells
+    there: np.ndarray | None  # (rows, n), bool: the cells that are not missing, if some are
+    # (rows, n), float64: from the nearest point; 0 in missing cells, the others larger for it
+    differences: np.ndarray
+    # (rows, groups), float64: the least squared distance to a member, less |z|^2
+    of_groups: np.ndarray
 
 
 class Neighbours:
@@ -49,28 +54,25 @@ class Neighbours:
         order = _order(len(points))
         self._place = np.argsort(order)  # of each point among those in order
         self.points = points[order]
-        self._size, self._groups = _members_and_groups(
-            len(points)
-        )  # member j of group g is point j * groups + g
-        self._n_threads = n_threads
-        self._products = _Linear(  # -2 z'p + |p|^2
-            -2 * self.points.T, n_threads, "float32", np.square(self.points).sum(axis=1)
-        )
+        # Member j of group g is point j * groups + g
+        self._size, self._groups = _members_and_groups(len(points))
+        self._threads = check_threads(n_threads)
+        squares = np.square(self.points).sum(axis=1)
+        self._units = Units(-2 * self.points.T, squares, self._size, self._groups)  # z to -2 z'p + |p|^2
+
+    @cached_property
+    def _units_of_seen(self) -> Units:
+        """(z, cells) to -2 z'p + cells' p^2: over the cells that are there."""
+        weights = np.vstack([-2 * self.points.T, np.square(self.points.T)])
+        return Units(weights, np.zeros(len(self.points), np.float32), self._size, self._groups)
 
     @cached_property
     def _grouped(self) -> tuple["_Linear", "_Linear"]:
         """Of all points p in groups: (z, cells) to -2 z'p + cells' p^2, and weights to their sums of p and of p^2."""
         points = self.points[: self._size * self._groups].astype(np.float64)
         weights = np.vstack([-2 * points.T, np.square(points.T)]), np.hstack([points, np.square(points)])
-        to_points, from_points = (_Linear(weight, self._n_threads, "float64") for weight in weights)
+        to_points, from_points = map(_Linear, weights)
         return to_points, from_points
-
-    @cached_property
-    def _products_of_seen(self) -> tuple["_Linear", "_Linear"]:
-        """-2 z'p, and the sum of p^2 over the cells that are there."""
-        weights = -2 * self.points.T, np.square(self.points.T)
-        products, squares = (_Linear(weight, self._n_threads, "float32") for weight in weights)
-        return products, squares
 
     def distances(
         self,
@@ -97,14 +99,16 @@ class Neighbours:
         nearest, remoteness : ndarrays of shape (m,), float64
         """
         nearest, remoteness = np.empty(len(X)), np.empty(len(X))
-        for part in self._parts(X, shift, scale, missing, own):
-            nearest[part.here] = np.square(self._differences(part)).mean(axis=1) + FLOOR
+
+        def measure(here: slice) -> None:
+            part = self._part(X[here], shift, scale, missing, None if own is None else own[here])
+            nearest[here] = np.square(part.differences).mean(axis=1) + FLOOR
             squares = np.square(_seen(part.z, part.there)).sum(axis=1, keepdims=True)
-            products = self._of_groups(part).min(axis=1)
-            if part.there is not None:
-                products /= _share(part.there)
-            of_groups = _per_feature(squares + products, part.z.shape[1])
-            remoteness[part.here] = np.exp(np.log(of_groups).mean(axis=1))
+            of_groups = part.of_groups if part.there is None else part.of_groups / _share(part.there)
+            distances = _per_feature(squares + of_groups, part.z.shape[1])
+            remoteness[here] = np.exp(np.log(distances).mean(axis=1))
+
+        self._side_by_side(measure, X, missing)
         return nearest, remoteness
 
     def shares(
@@ -124,12 +128,15 @@ class Neighbours:
         """
         nearest, remoteness = np.empty(X.shape), np.empty(X.shape)
         to_points, from_points = self._grouped
-        for part in self._parts(X, shift, scale, missing, None):
-            nearest[part.here] = np.square(self._differences(part))
-            cells = np.ones_like(part.z) if part.there is None else part.there / _share(part.there)
-            endless = np.isinf(np.square(part.z))
+
+        def share(here: slice) -> None:
+            part = self._part(X[here], shift, scale, missing, None)
+            nearest[here] = np.square(part.differences)
+            z = part.z
+            cells = np.ones_like(z) if part.there is None else part.there / _share(part.there)
+            endless = np.isinf(np.square(z))
             is_finite = ~endless.any(axis=1, keepdims=True)
-            z = np.where(is_finite & (cells > 0), part.z, 0.0)
+            z = np.where(is_finite, z, 0.0)
             distances = (cells * np.square(z)).sum(axis=1, keepdims=True) + to_points(
                 np.hstack([cells * z, cells])
             )
@@ -141,59 +148,59 @@ class Neighbours:
             of_points, of_squares = np.split(from_points(weights), 2, axis=1)
             total = weights.sum(axis=1, keepdims=True)
             sums = cells * np.maximum(np.square(z) * total - 2 * z * of_points + of_squares, 0)
-            remoteness[part.here] = np.where(is_finite, sums, endless)
+            remoteness[here] = np.where(is_finite, sums, endless)
+
+        self._side_by_side(share, X, missing)
         return nearest, remoteness
 
-    def _parts(self, X: np.ndarray, shift: Any, scale: Any, missing: bool, own: Any) -> Iterator[_Part]:
-        for first in range(0, len(X), ROWS):
-            here = slice(first, first + ROWS)
-            part = X[here]
-            products = self._products_of(part, shift, scale, missing)
-            if own is not None:
-                products[np.arange(len(part)), self._place[own[here]]] = np.inf
-            z = part.astype(np.float64) if scale is None else (part - shift) * scale
-            yield _Part(here, z, ~np.isnan(part) if missing else None, products)
+    def _side_by_side(self, task: Callable[[slice], None], X: np.ndarray, missing: bool) -> None:
+        """Call `task` with some rows of `X` after others, on all threads."""
+        if missing and np.isnan(X).any():
+            self._units_of_seen  # noqa: B018  which is made here, by one thread
 
-    def _products_of(self, X: np.ndarray, shift: Any, scale: Any, missing: bool) -> np.ndarray:
-        """(rows, K): the squared distances, less |z|^2."""
-        if not missing or not np.isnan(X).any():
-            out = self._products(X, shift=shift, scale=scale)
-        else:
-            products, squares = self._products_of_seen
-            out = products(X, shift=shift, scale=scale, missing=True)
-            out += squares((~np.isnan(X)).astype(np.float32))
-        return out
+        rows = min(ROWS_MOST, max(ROWS_LEAST, -(-len(X) // self._threads)))
+        count = -(-len(X) // rows)
 
-    def _differences(self, part: _Part) -> np.ndarray:
-        """(rows, n), float64: the differences from the nearest points; 0 in missing cells, the others larger for it."""
-        # A row that is too far for float32 has a neighbour, whichever, at its exact distance
-        return _seen(part.z - self.points[part.products.argmin(axis=1)], part.there)
+        def task_of(number: int) -> None:
+            with np.errstate(over="ignore", invalid="ignore"):  # of this thread
+                task(slice(number * rows, (number + 1) * rows))
 
-    def _of_groups(self, part: _Part) -> np.ndarray:
-        """(rows, members, groups), float64: the products of the points of each group."""
-        some = part.products[:, : self._groups * self._size].reshape(-1, self._size, self._groups)
-        # Products that are too large for float32 say nothing: |z|^2 is larger still
-        return np.where(np.abs(some) < np.inf, some, np.where(some == np.inf, np.inf, 0.0))
+        SideBySide(task_of, count, threading.Event()).run(min(self._threads, count))
+
+    def _part(self, X: np.ndarray, shift: Any, scale: Any, missing: bool, own: np.ndarray | None) -> _Part:
+        z, there = _scaled(X, shift, scale, missing)
+        units = self._units if there is None else self._units_of_seen
+        inputs = z if there is None else np.hstack([z, there])
+        index, of_groups = units.least(inputs.astype(np.float32), None if own is None else self._place[own])
+        # A row that is too far for float32 has a neighbour, whichever, at its exact distance; and products that are
+        # too large for it say nothing, because |z|^2 is larger still
+        of_groups = np.where(np.isfinite(of_groups), of_groups, 0.0).astype(np.float64)
+        return _Part(z, there, _seen(z - self.points[index], there), of_groups)
 
 
 class _Linear:
-    """A linear layer, X @ weight + bias, that the engine runs."""
+    """A linear layer in float64, X @ weight, that an engine of each thread runs."""
 
-    def __init__(
-        self,
-        weight: np.ndarray,
-        n_threads: int | None,
-        dtype: Literal["float32", "float64"],
-        bias: npt.ArrayLike = 0.0,
-    ) -> None:
-        network = Network((weight.shape[0], weight.shape[1]), ("identity",), 1)
-        arrays = {"W1": weight, "b1": np.broadcast_to(bias, weight.shape[1])}
-        self._params = Parameters.from_arrays(network, arrays, dtype)
-        self._engine = Engine(network, n_threads, dtype)
+    def __init__(self, weight: np.ndarray) -> None:
+        self._network = Network((weight.shape[0], weight.shape[1]), ("identity",), 1)
+        arrays = {"W1": weight, "b1": np.zeros(weight.shape[1])}
+        self._params = Parameters.from_arrays(self._network, arrays, "float64")
+        self._own = threading.local()
 
-    def __call__(self, X: np.ndarray, **inputs: Any) -> np.ndarray:
-        """`inputs` are those of ``Engine.reconstruct``."""
-        return self._engine.reconstruct(self._params, X, **inputs)
+    def __call__(self, X: np.ndarray) -> np.ndarray:
+        if not hasattr(self._own, "engine"):
+            self._own.engine = Engine(self._network, 1, "float64")
+        result: np.ndarray = self._own.engine.reconstruct(self._params, X)
+        return result
+
+
+def _scaled(X: np.ndarray, shift: Any, scale: Any, missing: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """(rows, n) each: rows in the scale of the network, 0 in missing cells; and which cells are there, or None: all."""
+    z = X.astype(np.float64) if scale is None else (X - shift) * scale
+    there = ~np.isnan(X) if missing else None
+    if there is None or there.all():
+        return z, None
+    return np.where(there, z, 0.0), there
 
 
 def _per_feature(distances: np.ndarray, features: int) -> np.ndarray:

@@ -54,6 +54,10 @@ SPILLS = {  # of addresses
     for product in ("forward", "residual", "backward")
     for cpu in ("skylake-avx512", "x86-64-v4")
     for dtype in ("float32", "float64")
+} | {
+    ("nearest.compare", cpu, dtype): 2
+    for cpu in ("skylake-avx512", "x86-64-v4")
+    for dtype in ("float32", "float64")
 }
 SPILLS_OF_ISA = {
     ("activations.exp_words", "neon", "float32"): 3,
@@ -109,7 +113,7 @@ def tiles(name, cpu, dtype):
     """(multiply-adds, loads) of the register tiles of a product, in the order of the code; None for other kernels."""
     module, kernel = name.split(".")
     product, of = kernel.removesuffix("_short").removesuffix("_more"), TILES[ISA[cpu]]
-    if product not in ("forward", "residual", "backward", "gradient"):
+    if name != "nearest.compare" and product not in ("forward", "residual", "backward", "gradient"):
         return None
     if module == "rowlanes":
         if product == "gradient":

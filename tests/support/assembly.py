@@ -33,7 +33,7 @@ CPUS = {
     "apple-m1": ("arm64-apple-macosx", []),
 }
 SCALARS = {"factor": 1, "constants": 7}  # arguments of kernels that are numbers of the dtype, not integers
-MODULES = "activations bfloat16 cost dense_layer gemm noise optimizer rowlanes rows"
+MODULES = "activations bfloat16 cost dense_layer gemm nearest noise optimizer rowlanes rows"
 
 
 class Loop(NamedTuple):

@@ -32,6 +32,12 @@ def check_number(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
+def check_flag(value: Any, name: str) -> None:
+    """Raise a TypeError unless `value` is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def check_seed(seed: int | np.random.Generator, most: int | None = None) -> None:
     """Raise a TypeError or ValueError unless `seed` is a Generator or an integer of at least 0 and at most `most`."""
     if isinstance(seed, np.random.Generator) and most is None:

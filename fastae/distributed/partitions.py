@@ -16,7 +16,6 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from fastae.checks import check_count
 from fastae.data.column_statistics import ColumnStatistics
 from fastae.data.row_source import ArrayRows, Rows, RowSource
 from fastae.distributed.reduction_tree import Node, Sum
@@ -283,8 +282,6 @@ class PartitionedEngine(ABC):
         """As ``train``, with its options as one object."""
         optimizer, state = check_start(params, optimizer, state)
         rows = sum(self.partition_sizes)
-        if options.batch_size is not None:
-            check_count("batch_size", options.batch_size)
         steps_per_epoch = -(-rows // min(options.batch_size or rows, rows))
         generator = np.random.default_rng(options.seed)
         noise_seed = draw_noise_seed(generator, self.setup.objective)

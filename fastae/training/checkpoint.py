@@ -62,7 +62,7 @@ class Checkpoint:
     SHARE = 20  # at least this many times the duration of the last write, between two writes
 
     def __init__(self, path: str | os.PathLike[str], resume: bool = False) -> None:
-        self.path = os.fspath(path)
+        self.path = os.fspath(_path_of(path))
         storage.check_place(path)
         self._stored = storage.read(path) if resume and os.path.exists(path) else None
         if self._stored is not None and self._stored.kind != self.KIND:
@@ -90,7 +90,7 @@ class Checkpoint:
     def check_not_input(checkpoint: "str | os.PathLike[str] | Checkpoint | None", X: Any) -> None:
         """Raise a ValueError if `checkpoint` is a file that `X` is read from."""
         if checkpoint is not None:
-            path = checkpoint.path if isinstance(checkpoint, Checkpoint) else checkpoint
+            path = checkpoint.path if isinstance(checkpoint, Checkpoint) else _path_of(checkpoint)
             if name := storage.overwritten_input(path, files_of(X)):
                 raise ValueError(f"checkpoint is the same file as the input {name}, which would be lost")
 
@@ -175,6 +175,13 @@ class Checkpoint:
         params.flat[:], state.moments[:], state.steps, state.epochs = flat, moments, steps, epochs
         self._stored = None
         return best
+
+
+def _path_of(checkpoint: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The argument `checkpoint` of a training function, if it is a path; else a TypeError."""
+    if not isinstance(checkpoint, (str, os.PathLike)):
+        raise TypeError(f"checkpoint must be a path or a Checkpoint, got {checkpoint!r}")
+    return checkpoint
 
 
 def _named(value: Any) -> Any:

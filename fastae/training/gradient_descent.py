@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastae.checks import check_count, check_index, check_matrix, check_seed, check_target
+from fastae.checks import check_index, check_matrix, check_target
 from fastae.data.row_source import ArrayRows, Rows
 from fastae.engine.engine import Engine
 from fastae.engine.jobs import check_loss
@@ -234,13 +234,9 @@ def train_on(
         Empty, or Y, checked, and its `target_shift` and `target_scale`: only for arrays.
     """
     rows: Rows = source.loaded()
-    batch = options.batch_size
-    if batch is not None:
-        check_count("batch_size", batch)
-    batch = min(batch or len(rows), len(rows))
+    batch = min(options.batch_size or len(rows), len(rows))
     shuffle = options.shuffle and batch < len(rows)
     local_engine = engine()
-    check_seed(options.seed)
     generator = np.random.default_rng(options.seed)
     noise_seed = draw_noise_seed(generator, objective)
     checkpoint = options.open_checkpoint()

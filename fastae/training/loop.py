@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fastae.checks import check_count
 from fastae.network import Parameters
 from fastae.objective import Objective
 from fastae.optimizers import Adam, InKernels, Optimizer, State
@@ -82,11 +81,7 @@ def descend(
     params, optimizer, state, options, checkpoint
         As for ``train``, which also says what is returned and raised.
     """
-    epochs = options.epochs
-    check_count("epochs", epochs)
-    if options.patience is not None:
-        check_count("patience", options.patience)
-    epochs_per_run = 1
+    epochs, epochs_per_run = options.epochs, 1
     if many_epochs_per_run and not options.decides:
         most = STEPS_PER_RUN // max(steps_per_epoch, 1), ROWS_PER_RUN // max(rows, 1)
         epochs_per_run = max(1, min(EPOCHS_PER_RUN, *most))

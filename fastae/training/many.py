@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fastae.checks import check_count, check_matrix, check_seed, check_vector, check_weights
+from fastae.checks import check_matrix, check_vector, check_weights
 from fastae.data.row_source import Rows
 from fastae.engine.engine import Engine
 from fastae.engine.many import WIDE, Naming, arrays, check_networks, check_threads, refuse_shared, values
@@ -219,11 +219,6 @@ def _training(params: Parameters, X: np.ndarray, own: dict[str, Any]) -> _Traini
         raise TypeError(f"objective must be an Objective, got {objective!r}")
     names = "epochs", "batch_size", "shuffle", "seed", "validate", "patience", "tol", "adaptive"
     options = TrainingOptions(**{name: own[name] for name in names})
-    check_count("epochs", options.epochs)
-    for name in ("batch_size", "patience"):
-        if own[name] is not None:
-            check_count(name, own[name])
-    check_seed(options.seed)
     columns = X.shape[1]
     rows = rows_of(X, columns, own["index"], None)
     for name in ("shift", "scale"):

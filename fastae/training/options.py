@@ -1,5 +1,6 @@
 """TrainingOptions: how long to train, in what batches, when to stop, callback and progress."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastae.checks import check_count, check_flag, check_number, check_seed
 from fastae.network import Parameters
 from fastae.objective import Objective
 from fastae.optimizers import Optimizer
@@ -16,7 +18,10 @@ from fastae.training.history import Epoch
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """The options that every kind of training has; each is described in ``fastae.train``."""
+    """The options that every kind of training has; each is described in ``fastae.train``.
+
+    They are checked here, before anything runs: a TypeError or ValueError names the option.
+    """
 
     epochs: int = 100
     batch_size: int | None = None
@@ -32,6 +37,21 @@ class TrainingOptions:
     resume: bool = False
     tied: tuple[tuple[str, str], ...] = ()
     restores: bool = True  # whether `params` and `state` are restored after a divergence
+
+    def __post_init__(self) -> None:
+        check_count("epochs", self.epochs)
+        for name in ("batch_size", "patience"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_seed(self.seed)
+        check_number("tol", self.tol)
+        if not (self.tol >= 0 and math.isfinite(self.tol)):
+            raise ValueError(f"tol must be finite and not negative, got {self.tol!r}")
+        for name in ("validate", "callback"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise TypeError(f"{name} must be callable or None, got {getattr(self, name)!r}")
+        for name in ("shuffle", "adaptive", "progress", "resume"):
+            check_flag(getattr(self, name), name)
 
     @property
     def decides(self) -> bool:

@@ -422,7 +422,7 @@ def test_what_has_no_checkpoints_says_so(tmp_path):
         detector({"solver": "lbfgs"}).fit(X, checkpoint=tmp_path / "a")
     with pytest.raises(ValueError, match="resume=True needs checkpoint"):
         detector({}).fit(X, resume=True)
-    with pytest.raises(TypeError, match="int"):
+    with pytest.raises(TypeError, match="checkpoint must be a path or a Checkpoint, got 5"):
         detector({}).fit(X, checkpoint=5)
 
 

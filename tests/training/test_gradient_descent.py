@@ -2,6 +2,7 @@
 
 import _thread
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from threads import pretend_cpus
 
 import fastae
 from fastae import reference
+from fastae.distributed.partitions import LocalEngine
 from fastae.optimizers import State, cosine, inverse_scaling
 
 NETWORK = fastae.Network.autoencoder(12, 5)
@@ -329,14 +331,34 @@ def test_progress_shows_the_loss_on_stderr(capsys, monkeypatch):
 
 MOMENTS = (2, start().flat.size)
 
+# Each is refused before anything is done, by every way to train
+WRONG_OPTIONS = [
+    ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
+    ({"epochs": 1.5}, TypeError, "epochs must be an integer"),
+    ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+    ({"batch_size": True}, TypeError, "batch_size must be an integer"),
+    ({"patience": 0}, ValueError, "patience must be at least 1, got 0"),
+    ({"patience": 1.5}, TypeError, "patience must be an integer, got 1.5"),
+    ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+    ({"seed": "x"}, TypeError, "seed must be an integer or a Generator, got 'x'"),
+    ({"tol": "x", "patience": 1}, TypeError, "tol must be a number, got 'x'"),
+    ({"tol": np.nan}, ValueError, "tol must be finite and not negative, got nan"),
+    ({"tol": np.inf}, ValueError, "tol must be finite and not negative, got inf"),
+    ({"tol": -5}, ValueError, "tol must be finite and not negative, got -5"),
+    ({"validate": 3}, TypeError, "validate must be callable or None, got 3"),
+    ({"callback": 3}, TypeError, "callback must be callable or None, got 3"),
+    ({"shuffle": "no"}, TypeError, "shuffle must be True or False, got 'no'"),
+    ({"adaptive": 1}, TypeError, "adaptive must be True or False, got 1"),
+    ({"progress": None}, TypeError, "progress must be True or False, got None"),
+    ({"resume": "no"}, TypeError, "resume must be True or False, got 'no'"),
+    ({"resume": True}, ValueError, "resume=True needs checkpoint"),
+    ({"checkpoint": 5}, TypeError, "checkpoint must be a path or a Checkpoint, got 5"),
+]
+
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
-        ({"epochs": 1.5}, TypeError, "epochs must be an integer"),
-        ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
-        ({"batch_size": True}, TypeError, "batch_size must be an integer"),
         ({"optimizer": "adam"}, TypeError, "optimizer must be an Optimizer"),
         (
             {"optimizer": fastae.Adam(rate_factors={"W4": 0})},
@@ -375,6 +397,31 @@ def test_wrong_arguments_are_named_and_change_nothing(arguments, error, message)
     with pytest.raises(error, match=message):
         fastae.train(**{"params": params, "X": X, **arguments})
     assert np.array_equal(params.flat, before)
+
+
+@pytest.mark.parametrize(("options", "error", "message"), WRONG_OPTIONS)
+@pytest.mark.parametrize("machine", ["array", "partitions"])
+def test_wrong_options_are_named_and_change_nothing(machine, options, error, message):
+    params = start()
+    state = fastae.train(params, X, epochs=1).state
+    before, moments, steps = params.flat.copy(), state.moments.copy(), (state.steps, state.epochs)
+    engine = LocalEngine(NETWORK, [X], n_threads=1, dtype="float64")
+    train = partial(fastae.train, X=X) if machine == "array" else engine.train
+    with pytest.raises(error, match=message):
+        train(params, state=state, **options)
+    assert np.array_equal(params.flat, before)
+    assert np.array_equal(state.moments, moments)
+    assert (state.steps, state.epochs) == steps
+
+
+def test_flags_may_be_of_numpy():
+    params, ours = start(), start()
+    fastae.train(params, X, epochs=2, batch_size=100, shuffle=False)
+    fastae.train(
+        ours, X, epochs=np.int32(2), batch_size=np.int64(100), shuffle=np.False_, adaptive=np.True_,
+        progress=np.False_, resume=np.False_, tol=np.float32(0), patience=np.int8(9),
+    )  # fmt: skip
+    assert np.array_equal(params.flat, ours.flat)
 
 
 @pytest.mark.parametrize(

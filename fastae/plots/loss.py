@@ -105,7 +105,7 @@ class LossCurveDisplay(Display):
                 linestyle="none",
                 label=f"best, kept: {lowest:.4g} in epoch {self.best_epoch}",
             )
-        ax.set(xlabel="epoch", ylabel="loss: mean over rows of half the squared error")
+        ax.set(xlabel="epoch", ylabel="loss")
         shown = self.loss if self.validation_loss is None else np.append(self.loss, self.validation_loss)
         if shown.min() > 0 and self.loss.max() > 3 * self.loss.min():
             ax.set_yscale("log")

@@ -32,7 +32,7 @@ class Epoch:
     epochs : int
         Number of epochs that were requested.
     loss : float
-        Mean over the epoch's rows of half the squared error, each batch's before its step.
+        What training minimises, the loss with its penalties: mean over the epoch's rows, each batch's before its step.
     learning_rate : float
         Learning rate of the epoch's last step.
     seconds : float
@@ -61,7 +61,8 @@ class History:
     state : State
         The optimizer's state, with which training can continue.
     loss : list of float
-        By epoch: mean over its rows of half the squared error, each batch's before its step.
+        By epoch, what training minimises, the loss with its penalties (``fastae.Objective``): mean over the epoch's
+        rows by their weights, each batch's before its step. By iteration of "lbfgs": that of all rows after it.
     validation_loss : list of float
         By epoch: validation loss after it. Empty if there is none.
     best_epoch : int

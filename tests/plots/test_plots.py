@@ -63,6 +63,7 @@ def test_loss_curves_are_those_of_the_fit_with_the_best_epoch_marked(model, ax):
     display = render(plots.LossCurveDisplay.from_estimator(model, ax=ax))
     assert display.ax_ is ax
     assert display.figure_ is ax.figure
+    assert ax.get_ylabel() == "loss"  # whatever it is: of "huber", "bernoulli", with penalties
     np.testing.assert_array_equal(display.line_.get_xdata(), np.arange(1, 13))
     np.testing.assert_array_equal(display.line_.get_ydata(), model.loss_curve_)
     np.testing.assert_array_equal(display.validation_line_.get_ydata(), model.validation_loss_curve_)

@@ -156,11 +156,11 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     message = next(iter(str(error).splitlines()), "")
-    if "contains NaN" in message:
-        from fastae.data.row_source import NAN_ADVICE
+    if isinstance(error, ValueError):
+        from fastae.data.row_source import NanError
 
-        what = message.removesuffix(NAN_ADVICE).rstrip(".")
-        message = f"{what}: if cells are missing, train with --missing"
+        if isinstance(error, NanError):
+            message = f"{error.args[0]}: if cells are missing, train with --missing"
     if isinstance(error, (ArithmeticError, ImportError, MemoryError, OSError, TypeError, ValueError)):
         return message or type(error).__name__
     return f"{type(error).__name__}: {message} (--debug shows the traceback)"

@@ -18,7 +18,13 @@ from fastae.data.columns import matrix_shape, numeric
 from fastae.data.read_ahead import ahead
 
 SLICE_ROWS = 4096  # rows that statistics are computed from at a time
-NAN_ADVICE = ": missing='mask' allows missing cells"  # the end of a model's error about NaN
+
+
+class NanError(ValueError):
+    """Rows hold NaN where cells may not be missing; its one argument says where, and its message how to allow it."""
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}: missing='mask' allows missing cells"
 
 
 class RowSource(ABC):
@@ -300,9 +306,9 @@ class Rows(RowSource):
             return
         column = int(bad.any(axis=0).argmax())
         is_nan = np.isnan(rows[bad[:, column], column]).any()
-        value, advice = ("NaN", NAN_ADVICE) if is_nan else ("infinity", "")
         column_name = column + 1 if self.feature_names is None else repr(self.feature_names[column])
-        raise ValueError(f"{self.name} contains {value} in column {column_name}{advice}")
+        error, value = (NanError, "NaN") if is_nan else (ValueError, "infinity")
+        raise error(f"{self.name} contains {value} in column {column_name}")
 
     def checked(self, *, allow_nan: bool) -> Self:
         """The same rows; iterating over them raises a ValueError for infinity or, unless allowed, NaN."""

@@ -34,7 +34,7 @@ from fastae.network import MOST_UNITS, Activation, Network, Parameters
 from fastae.training import lbfgs
 from fastae.training.checkpoint import Checkpoint
 from fastae.training.gradient_descent import train_on
-from fastae.training.history import DivergenceError, History
+from fastae.training.history import DivergenceError, History, naming_rate
 from fastae.training.options import TrainingOptions
 from fastae.training.pca import (
     RANK_TOLERANCE,
@@ -600,8 +600,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
             except DivergenceError as error:
                 for _ in rows if isinstance(rows, Rows) else ():
                     pass  # an error if they hold NaN or infinity, which names the column
-                message = str(error).replace("lower the learning rate", "lower learning_rate_init")
-                raise DivergenceError(message) from None
+                raise naming_rate(error, "learning_rate_init") from None
 
     def _finish(self, history: History) -> None:
         self.loss_curve_, self.validation_loss_curve_ = history.loss, history.validation_loss

@@ -38,7 +38,7 @@ from fastae.estimator.quality import warn_if_code_is_wide
 from fastae.estimator.scaling import shift_and_scale
 from fastae.estimator.sklearn_types import with_callbacks
 from fastae.training.checkpoint import Checkpoint
-from fastae.training.history import DivergenceError, Epoch, History
+from fastae.training.history import DivergenceError, Epoch, History, naming_rate
 from fastae.training.progress import progress_bar
 
 
@@ -170,8 +170,7 @@ class EnsembleFit(EnsembleMethods):
                         saved.write_networks(trainees[:done])
                     if not isinstance(error, DivergenceError):
                         raise
-                    message = str(error).replace("lower the learning rate", "lower learning_rate_init")
-                    raise DivergenceError(message) from None
+                    raise naming_rate(error, "learning_rate_init") from None
                 done += len(some)
                 if saved is not None and (saved.due or done == len(trainees)):
                     saved.write_networks(trainees[:done])

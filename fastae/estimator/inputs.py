@@ -1,7 +1,5 @@
 """X, as users pass it to an estimator: checked as scikit-learn does, and made a RowSource."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,7 +8,7 @@ from sklearn.utils.validation import _check_feature_names, check_array, check_is
 
 from fastae.checks import check_weights, is_masked, refuse_paths
 from fastae.data.columns import refuse_columns
-from fastae.data.row_source import NAN_ADVICE, ArrayRows, Rows, RowSource
+from fastae.data.row_source import ArrayRows, NanError, Rows, RowSource
 from fastae.distributed.partitions import is_dask
 from fastae.estimator.inference import check_columns
 
@@ -25,10 +23,7 @@ def check(
     """
     if finite_later and _needs_no_check(model, X):
         return ArrayRows(X)
-    checks: dict[str, Any] = {
-        "dtype": (np.float64, np.float32),
-        "ensure_all_finite": "allow-nan" if model.missing else True,
-    }
+    checks: dict[str, Any] = {"dtype": (np.float64, np.float32), "ensure_all_finite": False}
     if is_masked(X):
         raise TypeError(f"{name} is a masked array: pass {name}.filled(np.nan), with missing='mask'")
     refuse_paths(X, name)
@@ -37,17 +32,20 @@ def check(
         check_columns(model, X.shape[1], X.feature_names, reset=reset, name=name, source=X.name)
         X.check_not_empty(name)
         rows = X.checked(allow_nan=model.missing is not None)
-        return ArrayRows(check_array(rows.resident(), input_name=name, **checks)) if rows.in_memory else rows
+        if not rows.in_memory:
+            return rows
+        array = check_array(rows.resident(), input_name=name, **checks)
+        refuse_not_finite(model, array, name)
+        return ArrayRows(array)
     refuse_columns(X, name)
     if name == "X":
-        if finite_later:
-            checks["ensure_all_finite"] = False
-        with _suggesting_missing():
-            return ArrayRows(validate_data(model, X, reset=reset, **checks))
-    _check_feature_names(model, X, reset=False)
-    with _suggesting_missing():
+        array = validate_data(model, X, reset=reset, **checks)
+    else:
+        _check_feature_names(model, X, reset=False)
         array = check_array(X, input_name=name, **checks)
-    if array.shape[1] != model.n_features_in_:
+    if not finite_later:
+        refuse_not_finite(model, array, name)
+    if name != "X" and array.shape[1] != model.n_features_in_:
         raise ValueError(f"{name} has {array.shape[1]} features, but X has {model.n_features_in_}")
     return ArrayRows(array, name)
 
@@ -64,27 +62,14 @@ def _needs_no_check(model: Any, X: Any) -> bool:
     )
 
 
-def refuse_not_finite(model: Any, X: np.ndarray) -> None:
-    """Raise scikit-learn's ValueError if an array holds infinity or, unless cells may be missing, NaN."""
-    with _suggesting_missing():
-        assert_all_finite(
-            X,
-            allow_nan=model.missing is not None,
-            estimator_name=type(model).__name__,
-            input_name="X",
-        )
-
-
-@contextmanager
-def _suggesting_missing() -> Iterator[None]:
-    """A context that adds to scikit-learn's error about NaN how to allow it, in place of its advice."""
+def refuse_not_finite(model: Any, X: np.ndarray, name: str = "X") -> None:
+    """Raise a ValueError if an array of floats holds infinity or, unless cells may be missing, NaN."""
     try:
-        yield
-    except ValueError as error:
-        first_line = str(error).partition("\n")[0].rstrip(".")
-        if "contains NaN" not in first_line:
-            raise
-        raise ValueError(first_line + NAN_ADVICE) from None
+        assert_all_finite(X, allow_nan=model.missing is not None, input_name=name)
+    except ValueError:
+        if model.missing is None and np.isnan(X).any():
+            raise NanError(f"Input {name} contains NaN") from None
+        raise
 
 
 def check_weight(rows: RowSource, sample_weight: Any) -> np.ndarray | None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from fastae.network import Parameters
 from fastae.optimizers import State
 
+LOWER_RATE = "lower the learning rate"  # the advice of a DivergenceError, where it may help
+
 
 class DivergenceError(ArithmeticError):
     """The loss became infinite or NaN.
@@ -19,6 +21,11 @@ class DivergenceError(ArithmeticError):
     """
 
     history: "History | None" = None
+
+
+def naming_rate(error: DivergenceError, setting: str) -> DivergenceError:
+    """The same error without `history`; its advice calls the learning rate by the name of the user's setting."""
+    return DivergenceError(str(error).replace(LOWER_RATE, f"lower {setting}"))
 
 
 @dataclass(frozen=True)

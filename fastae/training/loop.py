@@ -13,7 +13,7 @@ from fastae.network import Parameters
 from fastae.objective import Objective
 from fastae.optimizers import Adam, InKernels, Optimizer, State
 from fastae.training.checkpoint import Checkpoint
-from fastae.training.history import DivergenceError, History
+from fastae.training.history import LOWER_RATE, DivergenceError, History
 from fastae.training.options import TrainingOptions
 from fastae.training.progress import progress_bar
 from fastae.training.watch import Watch
@@ -211,4 +211,4 @@ def _advice(
         return f"{when}, before any step: X holds NaN or infinity, or values too large; clean or scale it"
     if not is_finite():
         return f"{when}: X holds NaN or infinity; clean it"
-    return f"{when}: lower the learning rate, or scale the data"
+    return f"{when}: {LOWER_RATE}, or scale the data"

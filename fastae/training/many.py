@@ -204,21 +204,22 @@ def train_many(
         each[name] = arrays(name, value, count)
     refuse_shared("state", [None if s is None else getattr(s, "moments", None) for s in each["state"]])
     _refuse_shared_generators(each["seed"])
-    trainings = []
+    trainings, keep_diverged = [], on_divergence == "keep"
     for i, network in enumerate(networks):
         with Naming(i):
-            trainings.append(_training(network, array, {name: value[i] for name, value in each.items()}))
-    return _train_all(trainings, threads, on_divergence == "keep")
+            own = {name: value[i] for name, value in each.items()}
+            trainings.append(_training(network, array, own, keep_diverged))
+    return _train_all(trainings, threads, keep_diverged)
 
 
-def _training(params: Parameters, X: np.ndarray, own: dict[str, Any]) -> _Training:
+def _training(params: Parameters, X: np.ndarray, own: dict[str, Any], keep_diverged: bool) -> _Training:
     """The training of one network, checked as far as that takes no work."""
     optimizer, state = check_start(params, own["optimizer"], own["state"])
     objective = own["objective"]
     if not isinstance(objective, Objective):
         raise TypeError(f"objective must be an Objective, got {objective!r}")
     names = "epochs", "batch_size", "shuffle", "seed", "validate", "patience", "tol", "adaptive"
-    options = TrainingOptions(**{name: own[name] for name in names})
+    options = TrainingOptions(**{name: own[name] for name in names}, restores=keep_diverged)
     columns = X.shape[1]
     rows = rows_of(X, columns, own["index"], None)
     for name in ("shift", "scale"):

@@ -1,11 +1,13 @@
 """RowSource: an array and a file that is read chunk by chunk answer alike what training and models ask."""
 
+import pickle
+
 import numpy as np
 import pytest
 
 from fastae import open_rows
 from fastae.data.column_statistics import ColumnStatistics
-from fastae.data.row_source import ArrayRows
+from fastae.data.row_source import ArrayRows, NanError
 
 X = np.random.default_rng(0).normal(size=(5000, 3))
 NUMBERED = np.arange(5000.0).repeat(3).reshape(5000, 3)
@@ -62,8 +64,12 @@ def test_checked_rows_are_refused_for_what_is_not_finite(kind, tmp_path):
     holed[4900, 1] = np.nan
     rows = source(kind, tmp_path, holed)
     assert len(list(rows.checked(allow_nan=True))) >= 1
-    with pytest.raises(ValueError, match="contains NaN in column 2"):
+    with pytest.raises(
+        NanError, match=r"contains NaN in column 2: missing='mask' allows missing cells$"
+    ) as caught:
         list(rows.checked(allow_nan=False))
+    travelled = pickle.loads(pickle.dumps(caught.value))  # as from a Dask worker
+    assert (type(travelled), str(travelled)) == (NanError, str(caught.value))
 
 
 def test_an_array_is_never_copied_nor_are_its_parts():

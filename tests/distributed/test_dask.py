@@ -289,7 +289,7 @@ def test_wrong_arguments_are_named(client):
         DistributedEngine("tcp://", NETWORK, array())
     with pytest.raises(ValueError, match="X has 9 features, but the network takes 5"):
         DistributedEngine(client, fastae.Network.autoencoder(5, 2), array())
-    with pytest.raises(ValueError, match="X contains NaN"):
+    with pytest.raises(ValueError, match=r"X contains NaN in column 1: missing='mask' allows missing cells$"):
         fastae.Autoencoder((2,)).fit(da.where(array() > 1, np.nan, array()))
     blocks = [da.from_array(X[:450]), da.from_delayed(dask.delayed(X[:450, :8]), (450, 9), float)]
     narrow = da.concatenate(blocks)

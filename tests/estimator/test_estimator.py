@@ -22,6 +22,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fastae
 from fastae import Autoencoder, AutoencoderDetector
+from fastae.data.row_source import NanError
 
 X = np.random.default_rng(0).normal(size=(260, 7)) @ np.random.default_rng(1).normal(size=(7, 12)) + 5
 HOLED = np.where(np.random.default_rng(2).random(X.shape) < 0.1, np.nan, X)
@@ -565,6 +566,18 @@ def test_a_progress_bar_only_where_asked_for(capsys):
     assert "20/20" in capsys.readouterr().err
 
 
+def test_the_error_about_nan_does_not_go_by_the_words_of_scikit_learn(monkeypatch):
+    def reworded(X, **_):
+        raise ValueError("not finite")
+
+    monkeypatch.setattr("fastae.estimator.inputs.assert_all_finite", reworded)
+    for data in (HOLED, HOLED.tolist(), pd.DataFrame(HOLED), pd.DataFrame(HOLED, dtype="Float64")):
+        with pytest.raises(NanError, match=r"^Input X contains NaN: missing='mask' allows missing cells$"):
+            Autoencoder(**QUICK).fit(data)
+    with pytest.raises(ValueError, match=r"^not finite$"):
+        Autoencoder(**QUICK).fit(X * np.inf)
+
+
 def test_a_divergence_says_what_to_do():
     options = {
         "solver": "sgd",
@@ -574,7 +587,8 @@ def test_a_divergence_says_what_to_do():
         "random_state": 0,
         "dtype": "float32",
     }
-    for model in (Autoencoder((4,), **options), one_network((4,), **options)):
+    several = AutoencoderDetector((4,), n_estimators=3, **options)
+    for model in (Autoencoder((4,), **options), one_network((4,), **options), several):
         with pytest.raises(
             fastae.DivergenceError, match=r"epoch \d+, at learning rate 1e\+06: lower learning_rate_init"
         ) as caught:

@@ -9,19 +9,25 @@ import numpy.typing as npt
 
 from fastae.kernels.job import KINDS
 
+REAL = "fiub"  # kinds of dtype that hold real numbers
+
+
+def check_integer(value: Any, name: str) -> None:
+    """Raise a TypeError unless `value` is an integer; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+
 
 def check_count(name: str, value: int) -> None:
     """Raise a TypeError or ValueError unless `value` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+    check_integer(value, name)
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def check_ordinal(name: str, value: int) -> None:
     """Raise a TypeError or ValueError unless `value`, the number of an epoch or of a row, is an integer from 0 on."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+    check_integer(value, name)
     if not 0 <= value < 1 << 62:
         raise ValueError(f"{name} must be at least 0 and less than 2^62, got {value}")
 
@@ -95,11 +101,16 @@ def check_target(Y: npt.ArrayLike, X: np.ndarray, columns: int, name: str = "Y")
     return array
 
 
+def check_real(dtype: "np.dtype[Any]", name: str) -> None:
+    """Raise a TypeError unless arrays of this dtype hold real numbers."""
+    if dtype.kind not in REAL:
+        raise TypeError(f"{name} has dtype {dtype}, but real numbers are needed")
+
+
 def check_vector(value: npt.ArrayLike, size: int, name: str) -> np.ndarray:
     """`value` as a contiguous float64 array (size,)."""
     array = np.asarray(value)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} has dtype {array.dtype}, but real numbers are needed")
+    check_real(array.dtype, name)
     if array.shape != (size,):
         raise ValueError(f"{name} has shape {array.shape}, but ({size},) is needed")
     return np.ascontiguousarray(array, np.float64)

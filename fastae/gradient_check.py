@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastae import reference
-from fastae.checks import check_seed
+from fastae.checks import check_count, check_number, check_seed
 from fastae.engine.engine import Engine
 from fastae.network import Activation, Network, Parameters
 from fastae.objective import Loss, Objective
@@ -84,8 +84,8 @@ def check_gradients(
     Raises
     ------
     ValueError, TypeError
-        As `fastae.reference.forward` and `fastae.reference.cost`, or `step` or `n_samples` is not positive, or `seed`
-        is not an integer of at least 0.
+        As `fastae.reference.forward` and `fastae.reference.cost`, or `step` is not a positive number, `n_samples` is
+        not an integer of at least 1, or `seed` not one of at least 0.
 
     Notes
     -----
@@ -111,10 +111,11 @@ def check_gradients(
     True
     """
     check_seed(seed)
-    if not step > 0:
-        raise ValueError(f"step is {step}, but a positive number is wanted")
-    if n_samples is not None and n_samples < 1:
-        raise ValueError(f"n_samples is {n_samples}, but a positive number is wanted")
+    check_number("step", step)
+    if not 0 < step < np.inf:
+        raise ValueError(f"step must be positive and finite, got {step!r}")
+    if n_samples is not None:
+        check_count("n_samples", n_samples)
     if activations is None:
         activations = getattr(getattr(params, "network", None), "activations", None)
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastae import storage
-from fastae.checks import check_seed
+from fastae.checks import check_count, check_integer, check_real, check_seed
 from fastae.kernels import layout
 
 MOST_UNITS = (1 << 31) - 1  # of a layer
@@ -59,13 +59,10 @@ class Network:
     code_layer: int = 0
 
     def __post_init__(self) -> None:
-        for width in self.widths:
-            if isinstance(width, bool) or not isinstance(width, (int, np.integer)):
-                raise TypeError(f"widths must be integers, got {width!r}")
-            if width < 1:
-                raise ValueError(f"widths must be at least 1, got {width}")
+        for i, width in enumerate(self.widths):
+            check_count(f"widths[{i}]", width)
             if width > MOST_UNITS:
-                raise ValueError(f"widths must be at most {MOST_UNITS}, got {width}")
+                raise ValueError(f"widths[{i}] must be at most {MOST_UNITS}, got {width}")
         if len(self.widths) < 2:
             raise ValueError(f"widths must name the input and at least one layer, got {tuple(self.widths)}")
         object.__setattr__(self, "widths", tuple(int(width) for width in self.widths))
@@ -78,8 +75,7 @@ class Network:
                 f"activations has {len(self.activations)} names, but widths make {len(self.widths) - 1} layers"
             )
 
-        if isinstance(self.code_layer, bool) or not isinstance(self.code_layer, (int, np.integer)):
-            raise TypeError(f"code_layer must be an integer, got {self.code_layer!r}")
+        check_integer(self.code_layer, "code_layer")
         if self.code_layer == 0:
             object.__setattr__(self, "code_layer", 1 + int(np.argmin(self.widths[1:])))
         if not 1 <= self.code_layer <= len(self.activations):
@@ -319,8 +315,7 @@ class Parameters(Mapping[str, np.ndarray]):
             raise ValueError(
                 f"vector has shape {dense.shape}, but the network has {size} parameters: ({size},)"
             )
-        if dense.dtype.kind not in "fiub":
-            raise TypeError(f"vector has dtype {dense.dtype}, but real numbers are needed")
+        check_real(dense.dtype, "vector")
         if not self.flat.flags.writeable:
             raise ValueError("flat is read-only")
         values = dense.astype(self.dtype)  # a copy, because `vector` may be a view of the buffer
@@ -471,8 +466,7 @@ class Parameters(Mapping[str, np.ndarray]):
         dense = np.asarray(value)
         if dense.shape != self._shapes[name]:
             raise ValueError(f"{name} has shape {dense.shape}, but the network needs {self._shapes[name]}")
-        if dense.dtype.kind not in "fiub":
-            raise TypeError(f"{name} has dtype {dense.dtype}, but real numbers are needed")
+        check_real(dense.dtype, name)
         if dense.ndim == 1:
             blocked[: dense.size] = dense
         else:

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from fastae.checks import check_real
+
 if TYPE_CHECKING:
     from fastae.network import Activation
 
@@ -503,8 +505,7 @@ def _floats(arrays: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
     """The same arrays in the one dtype, float32 or larger, that NumPy promotes them to."""
     converted = {name: np.asarray(array) for name, array in arrays.items()}
     for name, array in converted.items():
-        if array.dtype.kind not in "fiub":
-            raise TypeError(f"{name} has dtype {array.dtype}, but real numbers are wanted")
+        check_real(array.dtype, name)
     dtype = np.result_type(np.float32, *(array.dtype for array in converted.values()))
     return {name: array.astype(dtype, copy=False) for name, array in converted.items()}
 

@@ -166,10 +166,15 @@ def test_errors_name_the_argument():
     def damage(params, X, t, d):
         d["db2"] = d["db2"][:, np.newaxis]
 
-    with pytest.raises(ValueError, match="step is 0, but a positive number is wanted"):
+    with pytest.raises(ValueError, match="step must be positive and finite, got 0"):
         check_gradients(params, X, step=0)
-    with pytest.raises(ValueError, match="n_samples is 0, but a positive number is wanted"):
+    with pytest.raises(TypeError, match="step must be a number, got 'a'"):
+        check_gradients(params, X, step="a")
+    with pytest.raises(ValueError, match="n_samples must be at least 1, got 0"):
         check_gradients(params, X, n_samples=0)
+    for n_samples in (2.5, True):
+        with pytest.raises(TypeError, match=f"n_samples must be an integer, got {n_samples}"):
+            check_gradients(params, X, n_samples=n_samples)
     with pytest.raises(TypeError, match=r"seed must be an integer or a Generator, got -3.7"):
         check_gradients(params, X, seed=-3.7)
     with pytest.raises(ValueError, match="x has 4 features, but W1 takes 5"):

@@ -41,9 +41,9 @@ def test_network_takes_lists_and_numpy_integers_and_compares_by_value():
 @pytest.mark.parametrize(
     ("widths", "activations", "error", "message"),
     [
-        ((4, 2.0, 4), ("tanh", "tanh"), TypeError, "widths must be integers, got 2.0"),
-        ((4, True, 4), ("tanh", "tanh"), TypeError, "widths must be integers, got True"),
-        ((4, 0, 4), ("tanh", "tanh"), ValueError, "widths must be at least 1, got 0"),
+        ((4, 2.0, 4), ("tanh", "tanh"), TypeError, r"widths\[1\] must be an integer, got 2.0"),
+        ((4, True, 4), ("tanh", "tanh"), TypeError, r"widths\[1\] must be an integer, got True"),
+        ((4, 0, 4), ("tanh", "tanh"), ValueError, r"widths\[1\] must be at least 1, got 0"),
         ((4,), (), ValueError, r"widths must name the input and at least one layer, got \(4,\)"),
         ((4, 4), ("softmax",), ValueError, "activations must be among sigmoid, .*, got 'softmax'"),
         ((4, 4), ("tanh", "tanh"), ValueError, "activations has 2 names, but widths make 1 layers"),
@@ -333,7 +333,7 @@ def test_parameters_that_memory_cannot_hold_name_the_widths(monkeypatch):
 def test_widths_and_seeds_that_no_machine_takes_are_named():
     network = fastae.Network.autoencoder(4, 2)
     params, X = fastae.Parameters.random(network), np.zeros((10, 4), "f4")
-    with pytest.raises(ValueError, match=f"widths must be at most {2**31 - 1}, got {2**62}"):
+    with pytest.raises(ValueError, match=rf"widths\[1\] must be at most {2**31 - 1}, got {2**62}"):
         fastae.Network.autoencoder(4, 2**62)
     with pytest.raises(ValueError, match=f"hidden_layer_sizes must be at most {2**31 - 1}, got {2**62}"):
         fastae.Autoencoder(2**62).fit(X)

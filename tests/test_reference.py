@@ -251,7 +251,7 @@ def test_errors_name_the_argument(params, x, change, message):
 def test_params_without_layers_and_complex_rows_are_refused(params, x):
     with pytest.raises(ValueError, match="params lacks W1, b1"):
         reference.forward(x, {})
-    with pytest.raises(TypeError, match="x has dtype complex128, but real numbers are wanted"):
+    with pytest.raises(TypeError, match="x has dtype complex128, but real numbers are needed"):
         reference.forward(x * 1j, params)
     with pytest.raises(ValueError, match=r"xhat has shape \(7, 4\), but x has shape \(7, 5\)"):
         reference.cost(x, x[:, :4])

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from fastae.checks import REAL
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -163,6 +165,6 @@ def matrix_shape(shape: tuple[int, ...], name: str) -> tuple[int, int]:
 
 def numeric(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
     """The dtype in native byte order, if the engine can read such numbers; else a TypeError."""
-    if dtype.kind not in "fiub" or dtype.itemsize > 8:
+    if dtype.kind not in REAL or dtype.itemsize > 8:
         raise TypeError(f"{name} has dtype {dtype}, but floats, integers or bools are needed")
     return dtype.newbyteorder("=")

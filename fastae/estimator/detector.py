@@ -425,7 +425,7 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
 
         Raises
         ------
-        ValueError
+        TypeError, ValueError
             `top` is not an integer of at least 1.
         """
         return self._explain(check_here(self, X), top)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from fastae.checks import check_count
 from fastae.data.columns import difference_of_names
 from fastae.data.row_source import Rows
 from fastae.network import DType, Parameters
@@ -115,8 +116,7 @@ class Inference:
 
     def _explain(self, rows: Rows, top: int) -> tuple[np.ndarray, np.ndarray]:
         """See ``AutoencoderDetector.explain``."""
-        if top < 1 or top % 1:
-            raise ValueError(f"top must be an integer of at least 1, got {top!r}")
+        check_count("top", top)
         shape = (len(rows), min(int(top), rows.shape[1]))
         features, shares, first = np.empty(shape, np.intp), np.empty(shape), 0
         for part in rows.slices():

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from fastae.checks import check_count
 from fastae.estimator import AutoencoderDetector
 from fastae.plots.display import Display, check_detector, classes, label_logarithmic, rows_of, short
 
@@ -211,13 +212,12 @@ class WorstRowsDisplay(Display):
 
         Raises
         ------
-        ValueError
-            `count` or `top` is less than 1.
+        TypeError, ValueError
+            `count` or `top` is not an integer of at least 1.
         """
         check_detector(estimator)
-        for name, number in (("count", count), ("top", top)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number!r}")
+        check_count("count", count)
+        check_count("top", top)
         error = -estimator.score_samples(X)
         rows = np.argsort(-error, kind="stable")[:count]
         names, shares = estimator.explain(rows_of(X, rows), top=estimator.n_features_in_)

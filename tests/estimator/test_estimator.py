@@ -976,8 +976,10 @@ def test_explain_names_the_features_that_made_a_row_an_outlier():
     assert everything.shape == (5, 12)
     np.testing.assert_allclose(shares.sum(axis=1), 1)
     assert one_network(**QUICK).fit(X).explain(X[:2])[0].dtype.kind == "i"
-    for top in (0, 2.5):
-        with pytest.raises(ValueError, match="top must be an integer of at least 1"):
+    with pytest.raises(ValueError, match="top must be at least 1, got 0"):
+        model.explain(odd, top=0)
+    for top in (2.5, "3", True):
+        with pytest.raises(TypeError, match=f"top must be an integer, got {top!r}"):
             model.explain(odd, top=top)
 
 

@@ -380,3 +380,5 @@ def test_worst_rows_count_and_top_are_checked(detector, tumours):
     for name in ("count", "top"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             plots.WorstRowsDisplay.from_estimator(detector, tumours.data, **{name: 0})
+        with pytest.raises(TypeError, match=f"{name} must be an integer, got 1.5"):
+            plots.WorstRowsDisplay.from_estimator(detector, tumours.data, **{name: 1.5})

@@ -12,6 +12,7 @@ import numpy as np
 from dask.base import flatten
 from dask.distributed import Client, KilledWorker, futures_of, wait
 
+from fastae.checks import check_real
 from fastae.data.columns import refuse_columns
 from fastae.data.open import open_rows, paths_of
 from fastae.data.row_source import ArrayRows, Rows
@@ -60,8 +61,7 @@ class DaskPartitions(Partitions):
             raise TypeError(f"X must be a Dask array or DataFrame, got {type(X).__name__}")
         self.feature_names = names_of(X)
         array = in_rows(X)
-        if array.dtype.kind not in "fiub":
-            raise TypeError(f"X has dtype {array.dtype}, but floats or integers are needed")
+        check_real(array.dtype, "X")
         self.dtype = array.dtype
         futures = {future.key: future for future in futures_of(client.persist(array))}
         self.futures = [futures[key] for key in flatten(array.__dask_keys__())]

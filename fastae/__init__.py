@@ -27,9 +27,12 @@ from fastae import _moved
 if TYPE_CHECKING:  # what type checkers see; at run time __getattr__ loads each name when it is first used
     from fastae import bench as bench
     from fastae import data as data
+    from fastae import distributed as distributed
     from fastae import engine as engine
+    from fastae import estimator as estimator
     from fastae import kernels as kernels
     from fastae import network as network
+    from fastae import objective as objective
     from fastae import optimizers as optimizers
     from fastae import plots as plots
     from fastae import reference as reference
@@ -78,11 +81,14 @@ _HOME = {
 _MODULES = (
     "reference",
     "network",
+    "objective",
+    "optimizers",
     "engine",
     "data",
     "rows",
-    "optimizers",
     "training",
+    "distributed",
+    "estimator",
     "plots",
     "kernels",
     "bench",
@@ -105,7 +111,7 @@ if not TYPE_CHECKING:  # which would take it to have every name
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES})
+    return sorted({*__all__, *_MODULES})
 
 
 if os.path.isfile(os.path.join(os.path.dirname(__file__), "kernels")):

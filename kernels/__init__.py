@@ -3,9 +3,11 @@
 A map, from the call down:
 
     step.py         gradient steps by a crew of threads: the jitted call that each thread makes; the loops of a step
-    split.py        how a batch is divided into shards, and the weights into stretches
+    split.py        how a step is divided into items: shards and stretches, or bands and patches
     shard.py        the loss and gradient of a shard of rows, tile by tile
     stretch.py      a stretch of the weights: adds the shards' gradients, updates, transposes
+    band.py         a band of rows, through the network and back, with all activations and deltas kept
+    patch.py        a patch of the weights: its gradient over the rows of all bands, and its update
     optimizer.py    the updates of SGD and Adam
     infer.py        outputs or reconstruction errors of rows
     nearest.py      the nearest of many points to each row

@@ -93,6 +93,21 @@ def test_the_map_of_the_package_lists_the_layers_in_this_order():
     assert [set(names) for names in listed] == [names - {"_moved"} for names in LAYERS]
 
 
+@pytest.mark.parametrize("package", [name for name, path in modules().items() if path.stem == "__init__"])
+def test_the_map_of_a_package_lists_its_files(package):
+    path = modules()[package]
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    files = {file.name for file in path.parent.glob("*.py")} - {"__init__.py"}
+    assert files - set(re.findall(r"\w+\.py\b", text)) == set(), "not in the map"
+    assert set(re.findall(r"^ *(\w+\.py)\b", text, re.MULTILINE)) - files == set(), "no such file"
+
+
+def test_what_dir_lists_is_there_and_is_of_the_package():
+    listed = {"__version__", "estimator", "distributed", "objective", *fastae._HOME, *fastae._MODULES}
+    assert set(dir(fastae)) == listed
+    assert all(hasattr(fastae, name) for name in listed)
+
+
 def test_no_module_imports_from_a_later_layer():
     assert from_later_layers(graph()) == []
 

@@ -9,6 +9,7 @@ gone.
     machine.py  check-gradients, doctor, demo, bench, warmup
     outputs.py  files of arrays and tables, written chunk by chunk
     figures.py  the plots of train and score
+    labels.py   the work of score --label
     demo.py     the work of demo
     doctor.py   the work of doctor
 """

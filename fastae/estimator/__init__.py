@@ -9,9 +9,13 @@ stored.py         the same for a model in a file, without scikit-learn
 dask_methods.py   the same on Dask collections, as lazy Dask arrays
 callbacks.py      the user's callback and scikit-learn's
 autoencoder.py    fitting
+automatic.py      what the settings that are "auto" stand for
+quality.py        warnings about models that train without an error but are not what the user wants
+whole.py          a fit takes effect as a whole, or not at all
 detector.py       scores and their threshold
 ensemble_fit.py   fitting the networks of a detector; the files beside it hold the parts:
     ensemble_methods.py     what a fitted estimator with several networks does
+    ensemble_inference.py   the part of it that needs no scikit-learn: codes, reconstructions, errors
     ensemble.py             several networks and the rows that distances are measured from: errors and shares
     neighbours.py           the nearest of those rows
     ensemble_training.py    which rows each network leaves out; training side by side

@@ -1,10 +1,10 @@
 """Plots in scikit-learn's Display style: ``XDisplay.from_estimator(...)`` computes and draws, ``plot`` draws again.
 
-    loss.py            the loss of each epoch
-    reconstruction.py  rows beside their reconstructions, as images or profiles
-    code.py            the codes of rows, in two dimensions
-    errors.py          the histogram of errors, and the rows with the largest
-    display.py         what these share: axes, colours, checks
+    loss.py            LossCurveDisplay: the loss by epoch
+    reconstruction.py  ReconstructionDisplay: rows beside their reconstructions; save_reconstructions, to a file
+    code.py            CodeDisplay: codes as points in the plane
+    errors.py          ErrorHistogramDisplay and WorstRowsDisplay: the rows' errors, and the features that cause them
+    display.py         what they share: axes, colours, checks of arguments
 
 matplotlib (the extra ``plot``) is imported when a plot is drawn. Every ``plot`` takes the axes to draw on; without
 them it makes a figure with pyplot, as scikit-learn does. To write a file without a display and without pyplot, pass
@@ -16,12 +16,6 @@ axes of a figure that you made:
 
 Colours are those of Okabe and Ito, which colour-blind readers can tell apart; classes also differ in shape or
 hatching.
-
-    loss.py            LossCurveDisplay: the loss by epoch
-    reconstruction.py  ReconstructionDisplay: rows beside their reconstructions; save_reconstructions, to a file
-    code.py            CodeDisplay: codes as points in the plane
-    errors.py          ErrorHistogramDisplay and WorstRowsDisplay: the rows' errors, and the features that cause them
-    display.py         what they share: axes, colours, checks of arguments
 """
 
 from fastae.plots.code import CodeDisplay

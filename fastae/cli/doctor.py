@@ -26,14 +26,15 @@ def report() -> dict[str, dict[str, Any]]:
     """Collect the facts, by section."""
     from fastae import __version__
     from fastae.engine import thread_pool
-    from fastae.kernels.target import TARGET
+    from fastae.kernels.target import TARGET, host_features
 
+    features = host_features()
     versions = {"fastae": __version__, "python": platform.python_version()}
     return {
         "versions": versions | {name: _version(name) for name in (*PACKAGES, *EXTRAS)},
         "cpu": {
             "machine": f"{platform.system()} {platform.machine()}",
-            "features": _host_features(),
+            "features": [name for name in FEATURES if name in features],
             "compiled_for": f"{TARGET.cpu}, {TARGET.isa}",
             "register_tiles": [f"{rows}x{blocks}" for blocks, rows in sorted(TARGET.register_tiles.items())],
         },
@@ -51,13 +52,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _host_features() -> list[str]:
-    from llvmlite import binding
-
-    features = binding.get_host_cpu_features()
-    return [name for name in FEATURES if features.get(name)]
 
 
 def _kernels() -> dict[str, Any]:

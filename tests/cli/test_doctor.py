@@ -7,7 +7,10 @@ import stat
 import sys
 
 import pytest
+from llvmlite import binding
 from processes import HOME, run
+
+from fastae.cli import doctor
 
 COMMAND = [sys.executable, "-c", "from fastae.cli import main; main()"]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
@@ -71,3 +74,11 @@ def test_a_directory_that_others_can_write_to_is_named(files, tmp_path):
     assert any(refused in line and "others can write to it" in line for line in facts["not_used"])
     assert stat.S_IMODE(os.stat(facts["place"]).st_mode) == 0o700
     shutil.rmtree(refused)
+
+
+def test_features_that_llvm_cannot_tell_are_none(monkeypatch):
+    def cannot_tell():
+        raise RuntimeError("failed to get host cpu features.")
+
+    monkeypatch.setattr(binding, "get_host_cpu_features", cannot_tell)
+    assert doctor.report()["cpu"]["features"] == []

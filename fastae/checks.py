@@ -107,6 +107,12 @@ def check_real(dtype: "np.dtype[Any]", name: str) -> None:
         raise TypeError(f"{name} has dtype {dtype}, but real numbers are needed")
 
 
+def refuse_target_scale(target_shift: Any, target_scale: Any) -> None:
+    """Raise a ValueError if either is given, where there is no `Y` to be shifted and scaled."""
+    if target_shift is not None or target_scale is not None:
+        raise ValueError("target_shift and target_scale are of Y, which is not given")
+
+
 def check_vector(value: npt.ArrayLike, size: int, name: str) -> np.ndarray:
     """`value` as a contiguous float64 array (size,)."""
     array = np.asarray(value)
@@ -114,6 +120,14 @@ def check_vector(value: npt.ArrayLike, size: int, name: str) -> np.ndarray:
     if array.shape != (size,):
         raise ValueError(f"{name} has shape {array.shape}, but ({size},) is needed")
     return np.ascontiguousarray(array, np.float64)
+
+
+def check_finite_vector(value: npt.ArrayLike, size: int, name: str) -> np.ndarray:
+    """`value` as ``check_vector`` returns it, without NaN and infinity."""
+    vector = check_vector(value, size, name)
+    if not np.isfinite(vector).all():
+        raise ValueError(f"{name} must be finite, but holds NaN or infinity")
+    return vector
 
 
 def check_weights(sample_weight: npt.ArrayLike, rows: int) -> np.ndarray:

@@ -19,7 +19,7 @@ that NumPy promotes them to.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,7 @@ from fastae.checks import check_real
 
 if TYPE_CHECKING:
     from fastae.network import Activation
-
-    Loss = Literal["squared_error", "huber", "bernoulli"]
+    from fastae.objective import Loss
 
 __all__ = ["ACTIVATIONS", "backward", "cost", "forward", "sigmoid", "step", "train", "vjp"]
 

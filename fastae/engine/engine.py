@@ -25,6 +25,7 @@ from fastae.checks import (
     check_vector,
     check_weights,
     in_units,
+    refuse_target_scale,
 )
 from fastae.engine import jobs
 from fastae.engine.activations import Held, check_names, read
@@ -583,10 +584,10 @@ class Engine(Runner):
         outputs = self.network.widths[-1]
         if not isinstance(objective, Objective):
             raise TypeError(f"objective must be an Objective, got {objective!r}")
+        if Y is None:
+            refuse_target_scale(target_shift, target_scale)
         if Y is not None:
             Y = check_target(Y, X, outputs)
-        elif target_shift is not None or target_scale is not None:
-            raise ValueError("target_shift and target_scale are of Y, which is not given")
         elif outputs != X.shape[1]:
             raise ValueError(
                 f"network puts out {outputs} features, but X has {X.shape[1]}: pass targets of {outputs} features as Y"

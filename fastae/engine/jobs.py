@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastae.checks import check_vector
+from fastae.checks import check_finite_vector
 from fastae.kernels import job as fields
 from fastae.kernels import layout
 from fastae.kernels.job import Job
@@ -30,14 +30,6 @@ def padded(vector: npt.ArrayLike, columns: int, dtype: npt.DTypeLike) -> np.ndar
     result = np.zeros(layout.blocks(columns, dtype) * layout.lanes(dtype))
     result[:columns] = vector
     return result
-
-
-def _finite(vector: npt.ArrayLike, columns: int, name: str) -> np.ndarray:
-    """A float64 vector of one finite number per column, or an error that names it."""
-    checked = check_vector(vector, columns, name)
-    if not np.isfinite(checked).all():
-        raise ValueError(f"{name} must be finite, but holds NaN or infinity")
-    return checked
 
 
 def line_address(params: Parameters) -> int:
@@ -76,7 +68,9 @@ def set_matrix(
 def _padded_scale(columns: int, dtype: npt.DTypeLike, **vectors: npt.ArrayLike | None) -> list[np.ndarray]:
     """The shift and the scale of columns, given by the names of the arguments, as kernels read them."""
     return [
-        padded(float(default) if vector is None else _finite(vector, columns, name), columns, dtype)
+        padded(
+            float(default) if vector is None else check_finite_vector(vector, columns, name), columns, dtype
+        )
         for default, (name, vector) in enumerate(vectors.items())
     ]
 
@@ -215,10 +209,14 @@ class OutsideRange:
         """Raise a ValueError if any was noted."""
         if self.noted.item(0):
             self.noted[0] = 0
-            raise ValueError(
-                f"{self._name} has cells outside [0, 1], as they are scaled, but the loss 'bernoulli' needs targets in "
-                "[0, 1]"
-            )
+            raise outside_range(self._name)
+
+
+def outside_range(name: str) -> ValueError:
+    """The error about targets, the argument `name`, that the loss "bernoulli" cannot take."""
+    return ValueError(
+        f"{name} has cells outside [0, 1], as they are scaled, but the loss 'bernoulli' needs targets in [0, 1]"
+    )
 
 
 def kind_of(job: Job, steps: int, rows: int) -> tuple[Any, ...]:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastae.checks import check_index, check_matrix, check_target
+from fastae.checks import check_index, check_matrix, check_target, refuse_target_scale
 from fastae.data.row_source import ArrayRows, Rows
 from fastae.engine.engine import Engine
-from fastae.engine.jobs import check_loss
+from fastae.engine.jobs import check_loss, outside_range
 from fastae.kernels.job import BERNOULLI_SLACK
 from fastae.network import Parameters
 from fastae.objective import PLAIN, Objective
@@ -174,8 +174,8 @@ def train(
             raise ValueError("Y needs X in memory, but X is Rows of many chunks")
         Y = check_target(Y, rows.array, params.network.widths[-1])
         target = {"Y": Y, "target_shift": target_shift, "target_scale": target_scale}
-    elif target_shift is not None or target_scale is not None:
-        raise ValueError("target_shift and target_scale are of Y, which is not given")
+    else:
+        refuse_target_scale(target_shift, target_scale)
     return train_on(
         rows,
         params,
@@ -316,6 +316,4 @@ def _check_range(
         first += len(part)
         seen = ((counted - minus) * factor).astype(dtype)
         if ((seen < -slack) | (seen > 1 + slack)).any():  # NaN is found by the run
-            raise ValueError(
-                f"{name} has cells outside [0, 1], as they are scaled, but the loss 'bernoulli' needs targets in [0, 1]"
-            )
+            raise outside_range(name)

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fastae.checks import check_matrix, check_vector, check_weights
+from fastae.checks import check_finite_vector, check_matrix, check_weights
 from fastae.data.row_source import Rows
 from fastae.engine.engine import Engine
 from fastae.engine.many import WIDE, Naming, arrays, check_networks, check_threads, refuse_shared, values
@@ -223,8 +223,8 @@ def _training(params: Parameters, X: np.ndarray, own: dict[str, Any], keep_diver
     columns = X.shape[1]
     rows = rows_of(X, columns, own["index"], None)
     for name in ("shift", "scale"):
-        if own[name] is not None and not np.isfinite(check_vector(own[name], columns, name)).all():
-            raise ValueError(f"{name} must be finite, but holds NaN or infinity")
+        if own[name] is not None:
+            check_finite_vector(own[name], columns, name)
     if own["sample_weight"] is not None:
         check_weights(own["sample_weight"], len(X))
     data = {name: own[name] for name in ("shift", "scale", "sample_weight")}

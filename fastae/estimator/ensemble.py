@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from fastae.engine.engine import Engine
+from fastae.estimator.inference import cells_of
 from fastae.estimator.neighbours import FLOOR, Neighbours
 from fastae.network import Parameters
 
@@ -102,7 +103,7 @@ class EnsembleModel:
 
     def network_errors(self, X: np.ndarray) -> np.ndarray:
         """(m, T), float64: e_i, the mean squared error over the cells that are there, plus a floor."""
-        cells, inputs = self.cells(X), self._checked_inputs(X)
+        cells, inputs = cells_of(X, self.inputs["missing"]), self._checked_inputs(X)
         errors = [
             self.engine.errors(params, X, **inputs) / cells + FLOOR for params in self.ensemble.networks
         ]
@@ -142,10 +143,6 @@ class EnsembleModel:
 
     def _checked_inputs(self, X: np.ndarray) -> dict[str, Any]:
         return {**self.inputs, "on_not_finite": partial(self._refuse, X)}
-
-    def cells(self, X: np.ndarray) -> Any:
-        """The number of cells of each row that are there, 1 at least."""
-        return np.maximum((~np.isnan(X)).sum(axis=1), 1) if self.inputs["missing"] else X.shape[1]
 
 
 def combined(error: np.ndarray, distance: np.ndarray, remoteness: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 
 from fastae.estimator.alarms import Calibration
 from fastae.estimator.ensemble import CHUNK, Ensemble, EnsembleModel
-from fastae.estimator.inference import Inference
+from fastae.estimator.inference import Inference, cells_of
 from fastae.network import Parameters
 from fastae.storage import Stored, check_like
 
@@ -53,7 +53,7 @@ class EnsembleInference(Inference):
         result, weight = np.empty(len(X)), np.ones(X.shape[1]) if column_weight is None else column_weight
         for first in range(0, len(X), CHUNK):
             result[first : first + CHUNK] = self._cell_errors(X[first : first + CHUNK]) @ weight
-        return np.asarray(result / self._ensemble_model().cells(X))
+        return np.asarray(result / cells_of(X, bool(self.missing)))
 
     def _detection_errors(self, X: np.ndarray) -> np.ndarray:
         """(m,): minus the scores."""

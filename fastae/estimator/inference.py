@@ -89,19 +89,15 @@ class Inference:
         return rows.map_rows(lambda part: self._mean_errors_of(part, column_weight))
 
     def _mean_errors_of(self, X: np.ndarray, column_weight: np.ndarray | None = None) -> np.ndarray:
-        cells: Any = X.shape[1]
-        if self.missing:
-            cells = np.maximum((~np.isnan(X)).sum(axis=1), 1)
         errors = self._engine().errors(self.params_, X, column_weight=column_weight, **self._checked_in(X))
-        errors /= cells
+        errors /= cells_of(X, bool(self.missing))
         return errors
 
-    def _errors_and_cells(self, X: np.ndarray, column_weight: np.ndarray | None = None) -> np.ndarray:
+    def _errors_and_cells(self, X: np.ndarray) -> np.ndarray:
         """(m, 2): the sum of squared errors of each row, and the number of its cells that are not missing."""
-        result = np.full((len(X), 2), X.shape[1], np.float64)
-        if self.missing:
-            result[:, 1] = np.maximum((~np.isnan(X)).sum(axis=1), 1)
-        result[:, 0] = self._engine().errors(self.params_, X, column_weight=column_weight, **self._in())
+        result = np.empty((len(X), 2))
+        result[:, 0] = self._engine().errors(self.params_, X, **self._in())
+        result[:, 1] = cells_of(X, bool(self.missing))
         return result
 
     def _detection_errors(self, X: np.ndarray) -> np.ndarray:
@@ -128,6 +124,11 @@ class Inference:
             first += len(part)
         names = getattr(self, "feature_names_in_", None)
         return (features if names is None else np.asarray(names, object)[features]), shares
+
+
+def cells_of(X: np.ndarray, missing: bool) -> Any:
+    """The number of cells of each row that are there, 1 at least: (m,), or n for all rows where none may be missing."""
+    return np.maximum((~np.isnan(X)).sum(axis=1), 1) if missing else X.shape[1]
 
 
 def check_columns(

@@ -1,30 +1,16 @@
 """EnsembleCheckpoint: the trained networks of an ensemble in a file; an interrupted fit goes on with the next one."""
 
-import time
-from typing import Any
+from typing import Any, cast
 
-from fastae import storage
 from fastae.estimator.ensemble_training import Trainee
 from fastae.training.checkpoint import Checkpoint
-from fastae.training.history import History
-
-_HISTORY = {
-    "loss": [0.0],
-    "validation_loss": [0.0],
-    "best_epoch": 0,
-    "learning_rate": [0.0],
-    "seconds": 0.0,
-    "rows": 0,
-    "stop_reason": "",
-    "steps": 0,
-    "epochs": 0,
-}
+from fastae.training.history import STORED, History, stored_history
 
 
 class EnsembleCheckpoint(Checkpoint):
     """As ``Checkpoint``, for whole networks: a network that was in training begins anew, with the same bits."""
 
-    KIND, CONTENT = "EnsembleCheckpoint", {"run": {}, "histories": [_HISTORY]}
+    KIND, CONTENT = "EnsembleCheckpoint", {"run": {}, "histories": [{**STORED, "steps": 0, "epochs": 0}]}
 
     def restore_networks(self, trainees: list[Trainee]) -> int:
         """Set the networks that are in the file to what they were; returns their number."""
@@ -45,13 +31,10 @@ class EnsembleCheckpoint(Checkpoint):
 
     def write_networks(self, trainees: list[Trainee]) -> None:
         """Write the networks that are trained."""
-        began = time.perf_counter()
         histories: list[dict[str, Any]] = []
         tensors: dict[str, Any] = {}
         for i, trainee in enumerate(trainees):
-            history = {name: value for name, value in vars(trainee.history).items() if name != "state"}
+            history = stored_history(cast(History, trainee.history))
             histories.append(history | {"steps": trainee.state.steps, "epochs": trainee.state.epochs})
             tensors |= {f"{i}.params": trainee.params.flat, f"{i}.moments": trainee.state.moments}
-        storage.write(self.path, self.KIND, {"run": self._run, "histories": histories}, tensors)
-        ended = time.perf_counter()
-        self._due = ended + max(self.SECONDS, self.SHARE * (ended - began))
+        self._write({"histories": histories}, tensors)

@@ -17,6 +17,7 @@ from fastae import storage
 from fastae.data.open import files_of
 from fastae.network import Parameters
 from fastae.optimizers import State
+from fastae.training.history import STORED
 
 # What the JSON of a checkpoint holds, besides the settings of the run and the state of the generator
 _CONTENT = {
@@ -26,15 +27,7 @@ _CONTENT = {
     "generator": {},
     "loop": {
         "watch": (0.0, 0, 0, 1.0),
-        "history": {
-            "loss": [0.0],
-            "validation_loss": [0.0],
-            "best_epoch": 0,
-            "learning_rate": [0.0],
-            "seconds": 0.0,
-            "rows": 0,
-            "stop_reason": "",
-        },
+        "history": STORED,
         "rate": (0, 0.0),
     },
 }
@@ -143,11 +136,7 @@ class Checkpoint:
         loop: dict[str, Any],
     ) -> None:
         """Write the file; `best` are the best parameters, as ``Parameters.flat``, and `loop` is stored as JSON."""
-        if self.read_only:
-            return
-        began = time.perf_counter()
         about = {
-            "run": self._run,
             "steps": state.steps,
             "epochs": state.epochs,
             "generator": generator.bit_generator.state,
@@ -156,7 +145,14 @@ class Checkpoint:
         tensors = {"params": params.flat, "moments": state.moments}
         if best is not None:
             tensors["best"] = best
-        storage.write(self.path, "Checkpoint", about, tensors)
+        self._write(about, tensors)
+
+    def _write(self, about: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        """Write the file with the settings of the run, and note when it is next due."""
+        if self.read_only:
+            return
+        began = time.perf_counter()
+        storage.write(self.path, self.KIND, {"run": self._run, **about}, tensors)
         ended = time.perf_counter()
         self._due = ended + max(self.SECONDS, self.SHARE * (ended - began))
 

@@ -1,6 +1,7 @@
 """What training reports: each epoch, the whole run, and a divergence."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
 
 from fastae.network import Parameters
 from fastae.optimizers import State
@@ -99,3 +100,16 @@ class History:
     def rows_per_second(self) -> float:
         """Rows processed per second."""
         return self.rows / self.seconds if self.seconds > 0 else 0.0
+
+
+# What a checkpoint stores of a History: all but its state; with examples of each kind for ``storage.check_like``
+STORED: dict[str, Any] = {
+    own.name: [0.0] if own.default is MISSING else own.default
+    for own in fields(History)
+    if own.name != "state"
+}
+
+
+def stored_history(history: History) -> dict[str, Any]:
+    """What a checkpoint stores of a History, by name."""
+    return {name: getattr(history, name) for name in STORED}

@@ -13,7 +13,7 @@ from fastae.network import Parameters
 from fastae.objective import Objective
 from fastae.optimizers import Adam, InKernels, Optimizer, State
 from fastae.training.checkpoint import Checkpoint
-from fastae.training.history import LOWER_RATE, DivergenceError, History
+from fastae.training.history import LOWER_RATE, DivergenceError, History, stored_history
 from fastae.training.options import TrainingOptions
 from fastae.training.progress import progress_bar
 from fastae.training.watch import Watch
@@ -98,7 +98,7 @@ def descend(
     def write_checkpoint(checkpoint: Checkpoint) -> None:
         loop = {
             "watch": watch.stored,
-            "history": {name: value for name, value in vars(history).items() if name != "state"},
+            "history": stored_history(history),
             "rate": (state.steps - 1, optimizer.rates(state.steps - 1, 1)[0]),
         }
         checkpoint.write(params, state, generator, watch.best_flat, loop)

@@ -29,6 +29,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from fastae.bench import machine
 from fastae.bench.quality_cases import DIRECTORY, directory
+from fastae.storage import written_whole
 
 PROTOCOLS = "normal", "unlabelled"
 Fit = Callable[[np.ndarray, int], Callable[[np.ndarray], np.ndarray]]
@@ -251,7 +252,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             }
             for protocol, by_set in results.items()
         }
-        asked.out.write_text(json.dumps({"machine": about, "seeds": asked.seeds, **content}, indent=1) + "\n")
+        with written_whole(asked.out) as temporary:
+            temporary.write_text(
+                json.dumps({"machine": about, "seeds": asked.seeds, **content}, indent=1) + "\n"
+            )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ gone.
 
     shared.py   the application, its errors and the printing of results, for all commands
     models.py   train, encode, reconstruct, score, inspect
-    machine.py  check-gradients, doctor, demo, bench, warmup
+    machine.py  check-gradients, doctor, demo, warmup
+    bench.py    bench
     outputs.py  files of arrays and tables, written chunk by chunk
     figures.py  the plots of train and score
     labels.py   the work of score --label
@@ -17,13 +18,10 @@ gone.
 import sys
 from io import TextIOWrapper
 
-from fastae.cli import (
-    machine,
-    models,
-)
+from fastae.cli import bench, machine, models
 from fastae.cli.shared import app, drop_output, print_error
 
-__all__ = ["app", "machine", "main", "models"]
+__all__ = ["app", "bench", "machine", "main", "models"]
 
 
 def main() -> None:

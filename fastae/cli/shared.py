@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -113,6 +114,17 @@ def command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., Non
         return run
 
     return make
+
+
+def check_output(option: str, path: Path | None) -> None:
+    """Raise a BadParameter about `option` if no file can be written at `path`; None passes."""
+    from fastae.storage import check_place
+
+    if path is not None:
+        try:
+            check_place(path)
+        except OSError as error:
+            raise typer.BadParameter(_one_line(error), param_hint=option) from None
 
 
 def notice(text: str) -> None:

@@ -663,6 +663,8 @@ def test_bench_prints_tables_and_writes_all_files(tmp_path, monkeypatch):
         (("--size", "12,0,5"), "at least 1"),
         (("--out", "nowhere/x.json"), "not a directory"),
         (("--markdown", "nowhere.md"), "nowhere.md"),
+        (("--markdown", "."), ". is a directory"),
+        (("--plot", "x.png", "--out", "x.png"), "x.png is also the file of --plot"),
         (("--small", "--many"), "cannot be combined with --small"),
         (("--deep", "--quality"), "cannot be combined with --deep"),
         (("--quality", "--threads", "1"), "cannot be combined with --quality"),

@@ -4,24 +4,26 @@ Results go to standard output, as text or with --json as JSON; progress and erro
 status is 0 for success, 1 for an error, 2 for a wrong argument, 130 if interrupted, 141 if the reader of the pipe is
 gone.
 
-    shared.py   the application, its errors and the printing of results, for all commands
-    models.py   train, encode, reconstruct, score, inspect
-    machine.py  check-gradients, doctor, demo, warmup
-    bench.py    bench
-    outputs.py  files of arrays and tables, written chunk by chunk
-    figures.py  the plots of train and score
-    labels.py   the work of score --label
-    demo.py     the work of demo
-    doctor.py   the work of doctor
+    shared.py     the application, its errors and the printing of results, for all commands
+    arguments.py  the arguments that several commands have
+    train.py      train
+    models.py     encode, reconstruct, score, inspect
+    machine.py    check-gradients, doctor, demo, warmup
+    bench.py      bench
+    outputs.py    files of arrays and tables, written chunk by chunk
+    figures.py    the plots of train and score
+    labels.py     the work of score --label
+    demo.py       the work of demo
+    doctor.py     the work of doctor
 """
 
 import sys
 from io import TextIOWrapper
 
-from fastae.cli import bench, machine, models
+from fastae.cli import bench, machine, models, train
 from fastae.cli.shared import app, drop_output, print_error
 
-__all__ = ["app", "bench", "machine", "main", "models"]
+__all__ = ["app", "bench", "machine", "main", "models", "train"]
 
 
 def main() -> None:

@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastae
+from fastae import reference
 from fastae.bench.epoch_peers import BETA_1, EPSILON, step_of_adam
 from fastae.bench.quality_cases import Task
+from fastae.optimizers import cosine
 from fastae.training.pca import PrincipalComponents, start_at_pca
 
 Reconstruct = Callable[[np.ndarray], np.ndarray]
@@ -34,15 +36,15 @@ DEFAULT_RATE = 0.001
 # -- what the recipes have in common ----------------------------------------------------------------------------------
 
 
-def cosine(rate: float, steps: int) -> np.ndarray:
-    """The learning rate of each step."""
-    return rate / 2 * (1 + np.cos(np.pi * np.arange(steps) / steps))
+def falling(rate: float, steps: int) -> np.ndarray:
+    """The learning rate of each step of a cosine schedule."""
+    return np.asarray(cosine(rate, steps)(np.arange(steps)))
 
 
 def adam_of(task: Task, steps: int, *, same: bool) -> tuple[np.ndarray, list[float], float]:
     """Adam of the same recipe or of the defaults: the rate of each step, its factor for each array, and beta_2."""
     if same:
-        return cosine(task.rate(steps), steps), task.factors, BETA_2
+        return falling(task.rate(steps), steps), task.factors, BETA_2
     return np.full(steps, DEFAULT_RATE), [1.0] * len(task.factors), DEFAULT_BETA_2
 
 
@@ -71,22 +73,17 @@ def start_of(task: Task, seed: int) -> list[np.ndarray]:
 
 def _arrays(params: fastae.Parameters) -> list[np.ndarray]:
     dense = dict(params)
-    return [dense[f"{kind}{layer}"] for layer in range(1, params.network.n_layers + 1) for kind in "Wb"]
+    return [dense[name] for name in _names(params.network)]
+
+
+def _names(network: fastae.Network) -> list[str]:
+    return [f"{kind}{layer}" for layer in range(1, network.n_layers + 1) for kind in "Wb"]
 
 
 def forward(task: Task, arrays: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
     """The reconstruction of rows by these parameters, in NumPy."""
-    functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
-        "tanh": np.tanh,
-        "relu": lambda z: np.maximum(z, 0),
-        "identity": lambda z: z,
-    }
-    h = rows.astype(np.float64)
-    with np.errstate(over="ignore"):
-        for layer, name in enumerate(task.network.activations):
-            h = functions[name](h @ arrays[2 * layer] + arrays[2 * layer + 1])
-    return h
+    params = dict(zip(_names(task.network), arrays, strict=True))
+    return reference.forward(rows.astype(np.float64), params, task.network.activations)["xhat"]
 
 
 # -- the libraries ----------------------------------------------------------------------------------------------------
@@ -133,7 +130,7 @@ def by_sklearn(task: Task, seed: int, steps: int, compiled: bool, *, same: bool)
         start = start_of(task, seed)
         for theirs, ours in zip(model.coefs_ + model.intercepts_, start[::2] + start[1::2], strict=True):
             theirs[...] = ours
-    rates = cosine(task.rate(steps), max(1, round(steps / epoch)))
+    rates = falling(task.rate(steps), max(1, round(steps / epoch)))
     if same:
         _multiply_updates(model._optimizer, task.factors[::2] + task.factors[1::2])
 

@@ -156,7 +156,7 @@ def test_each_row_is_used_as_often_as_any_other():
     order = quality_peers.batches(np.random.default_rng(0), 7, 3, 14)
     assert order.shape == (14, 3)
     assert np.bincount(order.ravel()).tolist() == 7 * [6]
-    assert quality_peers.cosine(0.4, 4) == pytest.approx(
+    assert quality_peers.falling(0.4, 4) == pytest.approx(
         [0.4, 0.2 * (1 + 0.5**0.5), 0.2, 0.2 * (1 - 0.5**0.5)]
     )
 

@@ -288,25 +288,16 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         resume: bool,
     ) -> None:
         """See ``fit``, for the copy that it works on."""
-        rows = check(self, X, reset=True)
-        weight = check_weight(rows, sample_weight)
+        rows, weight = self._rows_and_weight(X, sample_weight)
         validation = None if X_val is None else check(self, X_val, name="X_val")
-        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3).tolist()
         for data in (X, X_val):
             Checkpoint.check_not_input(checkpoint, data)
         saved = Checkpoint.at(checkpoint, resume)
-        if saved is not None:
-            if self.solver == "lbfgs":
-                raise ValueError(
-                    "checkpoint needs solver 'adam', 'adamw' or 'sgd', got 'lbfgs', which has no checkpoints"
-                )
-            settings = {name: value for name, value in self._settings().items() if name not in MAY_DIFFER}
-            saved.agree(
-                "estimator", {**settings, "X_val.shape": None if validation is None else validation.shape}
+        if saved is not None and self.solver == "lbfgs":
+            raise ValueError(
+                "checkpoint needs solver 'adam', 'adamw' or 'sgd', got 'lbfgs', which has no checkpoints"
             )
-            seed = saved.keep("seed", seed)  # random_state may be None
-        if self.solver == "lbfgs" and not rows.is_local:
-            raise ValueError("solver 'lbfgs' needs X on one machine; 'adam', 'adamw' and 'sgd' do not")
+        seed = self._seed_of_fit(saved, validation, {})
         whole, validation_weight = rows, None
         if self.early_stopping and validation is None:
             rows, validation = rows.split(self.validation_fraction, int(seed[2]))
@@ -318,9 +309,7 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         stops_after = patience(self, budget.epochs, validates=validation is not None)
         self.auto_ = self._chosen(budget, stops_after)
         tol = self._tolerance(components)
-        if self.verbose and self.auto_:
-            chosen = (f"{name}={value}" for name, value in self.auto_.items() if value is not None)
-            print("auto:", ", ".join(chosen), file=sys.stderr)
+        self._print_auto()
         validate = None if validation is None else self._validation_loss(validation, validation_weight)
         self._finish(
             self._train(
@@ -379,13 +368,9 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
     @with_callbacks
     def _partial_fit(self, X: Any, sample_weight: Any) -> None:
         """See ``partial_fit``, for the copy that it works on."""
-        if self.early_stopping:
-            raise ValueError("partial_fit cannot be combined with early_stopping=True")
-        first = not hasattr(self, "params_")
-        rows = check(self, X, reset=first)
-        weight = check_weight(rows, sample_weight)
-        if first or not hasattr(self, "_seeds"):
-            self._seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3)
+        first = self._is_first_part()
+        rows, weight = self._rows_and_weight(X, sample_weight, reset=first)
+        self._seed_parts(first)
         if first:
             self._start(rows, self._seeds[0], weight)
         else:  # copies, because the steps write to them
@@ -398,6 +383,56 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         history.loss = curve + history.loss
         self._finish(history)
         self.error_over_mean_ = self.error_over_pca_ = None
+
+    # -- parts of a fit, also of several networks ---------------------------------------------------------------
+
+    def _rows_and_weight(
+        self, X: Any, sample_weight: Any, *, reset: bool = True
+    ) -> tuple[RowSource, np.ndarray | None]:
+        """`X` and `sample_weight`, checked; rows on several machines are refused where they cannot be trained on."""
+        rows = check(self, X, reset=reset)
+        weight = check_weight(rows, sample_weight)
+        if not rows.is_local and self.solver == "lbfgs":
+            raise ValueError("solver 'lbfgs' needs X on one machine; 'adam', 'adamw' and 'sgd' do not")
+        if not rows.is_local and self._in_bfloat16:
+            raise ValueError("dtype 'bfloat16' needs X on one machine; 'float32' does not")
+        return rows, weight
+
+    def _drawn_seeds(self) -> np.ndarray:
+        """Three seeds, drawn from `random_state`."""
+        return np.asarray(check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3))
+
+    def _seed_of_fit(
+        self, saved: Checkpoint | None, validation: RowSource | None, more: dict[str, Any]
+    ) -> list[int]:
+        """The seeds of a fit; those of the run that is resumed, whose settings and `more` must be the same."""
+        seed: list[int] = self._drawn_seeds().tolist()
+        if saved is None:
+            return seed
+        settings = {name: value for name, value in self._settings().items() if name not in MAY_DIFFER}
+        shape = None if validation is None else validation.shape
+        saved.agree("estimator", settings | more | {"X_val.shape": shape})
+        kept: list[int] = saved.keep("seed", seed)  # random_state may be None
+        return kept
+
+    def _is_first_part(self) -> bool:
+        """Whether ``partial_fit`` is called for the first time; a ValueError if a setting does not go with it."""
+        if self.early_stopping:
+            raise ValueError("partial_fit cannot be combined with early_stopping=True")
+        return not hasattr(self, "params_")
+
+    def _seed_parts(self, first: bool) -> None:
+        """Draw the seeds of all calls of ``partial_fit``."""
+        if first or not hasattr(self, "_seeds"):
+            self._seeds = self._drawn_seeds()
+
+    def _print_auto(self) -> None:
+        """Print what the settings that are "auto" stand for, where the user wants to see progress."""
+        if self.verbose and self.auto_:
+            chosen = (f"{name}={value}" for name, value in self.auto_.items() if value is not None)
+            print("auto:", ", ".join(chosen), file=sys.stderr)
+
+    # -- parts of a fit of one network --------------------------------------------------------------------------
 
     def _start(
         self, X: RowSource, seed: int, weight: np.ndarray | None
@@ -568,8 +603,6 @@ class Autoencoder(ModelFiles, CallbackSupportMixin, FittedModel):
         **options: Any,
     ) -> History:
         """By epochs or by L-BFGS; options are those of ``TrainingOptions`` that are not settings."""
-        if self._in_bfloat16 and not rows.is_local:
-            raise ValueError("dtype 'bfloat16' needs X on one machine; 'float32' does not")
         data: dict[str, Any] = {"shift": self.shift_, "scale": self.scale_, "objective": self._objective()}
         if weight is not None:
             data["sample_weight"] = weight

@@ -1,18 +1,15 @@
 """EnsembleFit: fitting the networks of a detector."""
 
 import os
-import sys
 import time
 from typing import Any, cast
 
 import numpy as np
-from sklearn.utils import check_random_state
 
 from fastae.data.row_source import ArrayRows, RowSource
 from fastae.data.weighted import counted
 from fastae.distributed.spread import train_spread
 from fastae.engine import thread_pool
-from fastae.estimator.autoencoder import MAY_DIFFER
 from fastae.estimator.automatic import patience
 from fastae.estimator.callbacks import callbacks
 from fastae.estimator.ensemble import Ensemble, combined
@@ -32,12 +29,11 @@ from fastae.estimator.ensemble_training import (
     training_array,
     typical_errors,
 )
-from fastae.estimator.inputs import check, check_weight
+from fastae.estimator.inputs import check
 from fastae.estimator.neighbours import FLOOR
 from fastae.estimator.quality import warn_if_code_is_wide
 from fastae.estimator.scaling import shift_and_scale
 from fastae.estimator.sklearn_types import with_callbacks
-from fastae.training.checkpoint import Checkpoint
 from fastae.training.history import DivergenceError, Epoch, History, naming_rate
 from fastae.training.progress import progress_bar
 
@@ -65,17 +61,10 @@ class EnsembleFit(EnsembleMethods):
         """As ``_fit``, for several networks."""
         rows, weight = self._checked(X, sample_weight)
         validation = None if X_val is None else check(self, X_val, name="X_val")
-        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3).tolist()
         for data in (X, X_val):
-            Checkpoint.check_not_input(checkpoint, data)
-        if checkpoint is None and resume:
-            raise ValueError("resume=True needs checkpoint, the file to resume from")
-        saved = None if checkpoint is None else EnsembleCheckpoint(checkpoint, resume)
-        if saved is not None:
-            settings = {name: value for name, value in self._settings().items() if name not in MAY_DIFFER}
-            shapes = {"X.shape": rows.shape, "X_val.shape": None if validation is None else validation.shape}
-            saved.agree("estimator", settings | {"max_iter": self.max_iter} | shapes)
-            seed = saved.keep("seed", seed)  # random_state may be None
+            EnsembleCheckpoint.check_not_input(checkpoint, data)
+        saved = EnsembleCheckpoint.at(checkpoint, resume)
+        seed = self._seed_of_fit(saved, validation, {"max_iter": self.max_iter, "X.shape": rows.shape})
         bags = Bags.drawn(self.n_estimators, len(rows), seed[:1])
         array, numbers = training_array(rows, seed[:1])
         before = self._all_params if self.warm_start and hasattr(self, "params_") else None
@@ -95,14 +84,9 @@ class EnsembleFit(EnsembleMethods):
         self, X: Any, sample_weight: Any, *, reset: bool = True
     ) -> tuple[RowSource, np.ndarray | None]:
         """`X` and `sample_weight`, if an ensemble can be trained on them."""
-        rows = check(self, X, reset=reset)
-        weight = check_weight(rows, sample_weight)
+        rows, weight = self._rows_and_weight(X, sample_weight, reset=reset)
         if not rows.is_local and not hasattr(rows, "take"):
             raise ValueError("n_estimators must be 1 where X is spread over MPI ranks")
-        if self.solver == "lbfgs" and not rows.is_local:
-            raise ValueError("solver 'lbfgs' needs X on one machine; 'adam', 'adamw' and 'sgd' do not")
-        if self._in_bfloat16 and not rows.is_local:
-            raise ValueError("dtype 'bfloat16' needs X on one machine; 'float32' does not")
         if len(rows) < 2:
             raise ValueError(
                 f"X has too few rows: n_samples = {len(rows)}, but each of several networks leaves some out; "
@@ -123,9 +107,7 @@ class EnsembleFit(EnsembleMethods):
         self.unit_ = 1.0
         self.auto_ = self._chosen(trainees[0].budget, stops_after)
         self.auto_ |= {name: self._value(name) for name in self._left_to_us()}
-        if self.verbose and self.auto_:
-            chosen = (f"{name}={value}" for name, value in self.auto_.items() if value is not None)
-            print("auto:", ", ".join(chosen), file=sys.stderr)
+        self._print_auto()
 
     def _train_networks(
         self,
@@ -269,17 +251,14 @@ class EnsembleFit(EnsembleMethods):
     @with_callbacks
     def _partial_fit_ensemble(self, X: Any, sample_weight: Any) -> None:
         """As ``_partial_fit``, for several networks: each leaves out a part of these rows."""
-        if self.early_stopping:
-            raise ValueError("partial_fit cannot be combined with early_stopping=True")
-        first = not hasattr(self, "params_")
+        first = self._is_first_part()
         if not first and len(self._all_params) != self.n_estimators:
             there = len(self._all_params)
             raise ValueError(
                 f"n_estimators is {self.n_estimators}, but the detector has {there} networks: fit it anew"
             )
         rows, weight = self._checked(X, sample_weight, reset=first)
-        if first or not hasattr(self, "_seeds"):
-            self._seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3)
+        self._seed_parts(first)
         epochs = 0 if first else self._state.epochs
         seed = [int(self._seeds[0]), epochs]
         if first:

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -69,15 +69,13 @@ class Checkpoint:
         self._due = time.perf_counter() + self.SECONDS
 
     @classmethod
-    def at(
-        cls, checkpoint: "str | os.PathLike[str] | Checkpoint | None", resume: bool
-    ) -> "Checkpoint | None":
+    def at(cls, checkpoint: "str | os.PathLike[str] | Checkpoint | None", resume: bool) -> Self | None:
         """The checkpoint for the arguments `checkpoint` and `resume` of a training function."""
         if checkpoint is None and resume:
             raise ValueError("resume=True needs checkpoint, the file to resume from")
-        if checkpoint is None or isinstance(checkpoint, Checkpoint):
+        if checkpoint is None or isinstance(checkpoint, cls):
             return checkpoint
-        return cls(checkpoint, resume)
+        return cls(_path_of(checkpoint), resume)
 
     @staticmethod
     def check_not_input(checkpoint: "str | os.PathLike[str] | Checkpoint | None", X: Any) -> None:
@@ -173,7 +171,7 @@ class Checkpoint:
         return best
 
 
-def _path_of(checkpoint: str | os.PathLike[str]) -> str | os.PathLike[str]:
+def _path_of(checkpoint: str | os.PathLike[str] | Checkpoint) -> str | os.PathLike[str]:
     """The argument `checkpoint` of a training function, if it is a path; else a TypeError."""
     if not isinstance(checkpoint, (str, os.PathLike)):
         raise TypeError(f"checkpoint must be a path or a Checkpoint, got {checkpoint!r}")

@@ -65,9 +65,7 @@ def start_of(task: Task, seed: int) -> list[np.ndarray]:
     variances, directions = variances[::-1][:rank], directions[:, ::-1][:, :rank]
     directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(rank)])
     components = PrincipalComponents(mean, np.sqrt(np.diagonal(covariance)), directions, variances)
-    drawn = np.random.RandomState(seed).randint(np.iinfo(np.int32).max, size=3)[
-        0
-    ]  # as ``Autoencoder.fit`` does
+    drawn, *_ = np.random.RandomState(seed).randint(np.iinfo(np.int32).max, size=3)  # as ``Autoencoder.fit``
     return _arrays(start_at_pca(task.network, components, int(drawn), "float32"))
 
 

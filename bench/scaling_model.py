@@ -35,9 +35,8 @@ THREADS = 1, 2, 4, 8, 16, 32, 64, 96, 128, 192
 LANES = 16  # of float32
 CLAIMS_PER_LINE = LINE // 8  # of job.taken
 
-Use = Callable[
-    ..., None
-]  # use(data, elements, write=False): read elements of some data, or write them as well
+# use(data, elements, write=False): read elements of some data, or write them as well
+Use = Callable[..., None]
 
 
 class Machine(NamedTuple):
@@ -63,9 +62,7 @@ class Machine(NamedTuple):
     broadcast: float = 5e-9  # per further core that reads the same line
     local_atomic: float = 6e-9
     load: float = 0.5e-9
-    hand_over: float = (
-        30e-6  # until waiting threads run on: what reproduces the small steps that were measured
-    )
+    hand_over: float = 30e-6  # until waiting threads run on, by the small steps that were measured
 
     def speed(self, busy: int) -> float:
         """The speed of each of `busy` cores, as a share of that of a single one."""

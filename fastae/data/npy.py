@@ -57,10 +57,7 @@ def _header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], bool, np.dtype
         version = np.lib.format.read_magic(file)
         if version == (1, 0):
             header = np.lib.format.read_array_header_1_0(file)
-        elif version in (
-            (2, 0),
-            (3, 0),
-        ):  # 3.0 differs in the encoding of field names, which a matrix has none of
+        elif version in ((2, 0), (3, 0)):  # 3.0 differs in the encoding of field names: a matrix has none
             header = np.lib.format.read_array_header_2_0(file)
         else:
             raise ValueError(f"version {version[0]}.{version[1]} of the format is not known")

@@ -162,9 +162,8 @@ class Rows(RowSource):
     is_local = True
     ignored: tuple[str, ...] = ()
     kept: Any = None
-    reads_ahead = (
-        False  # whether the next chunk is read while one is in use: reading takes time, and twice the memory
-    )
+    # Whether the next chunk is read while one is in use: reading takes time, and twice the memory
+    reads_ahead = False
     _allow_nan: bool | None = None  # what iterating checks the rows for; None: nothing
 
     @abstractmethod

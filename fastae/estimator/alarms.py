@@ -24,9 +24,8 @@ class Calibration:
         weight = weight * max(min(unit, 2.0**60), np.count_nonzero(weight) / weight.sum())
         order = np.argsort(error, kind="stable")
         self.error = error[order]
-        self.above = np.append(
-            np.cumsum(weight[order][::-1])[::-1], 0.0
-        )  # rows with this error or a larger one
+        # Rows with this error or a larger one
+        self.above = np.append(np.cumsum(weight[order][::-1])[::-1], 0.0)
         self.rows = float(self.above[0])
 
     def p_values(self, error: np.ndarray) -> np.ndarray:

@@ -37,10 +37,8 @@ UNENDING = 0.1  # share of these rates where a cosine has no end to fall to
 CODE_VARIANCE = 0.9  # share of the variance that as many components as an automatic code has units hold
 CODE_MOST = 256  # units of an automatic code
 # Of each network of a detector's ensemble; docs/detection.md has the tables
-ENSEMBLE_STEPS, ENSEMBLE_STEPS_LEAST = (
-    3000,
-    200,
-)  # of up to ENSEMBLE_WIDTH columns; in more, fewer by their number
+# Steps where there are up to ENSEMBLE_WIDTH columns; where there are more, fewer by their number, and at least so many
+ENSEMBLE_STEPS, ENSEMBLE_STEPS_LEAST = 3000, 200
 ENSEMBLE_WIDTH = 40
 ENSEMBLE_ROWS_PER_STEP = 200
 ENSEMBLE_RATE = 0.03

@@ -1,6 +1,6 @@
 """Settings: the estimators' constructor, the values of its arguments, and the optimizer and objective they select.
 
-``Autoencoder`` documents the arguments.
+``Autoencoder`` documents the arguments. ``AutoencoderDetector`` has two more, and "auto" for four of these.
 """
 
 from collections.abc import Callable, Sequence

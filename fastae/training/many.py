@@ -1,4 +1,4 @@
-"""Many networks on the same rows: trained side by side, and run side by side.
+"""Many networks trained on the same rows, side by side. What they compute of rows is in ``engine/many.py``.
 
 Each network is trained exactly as ``train`` trains it alone; only the threads are divided differently. This file checks
 the arguments, divides the threads among the networks, and restores all networks after an error.

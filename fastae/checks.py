@@ -18,21 +18,21 @@ def check_integer(value: Any, name: str) -> None:
         raise TypeError(f"{name} must be an integer, got {value!r}")
 
 
-def check_count(name: str, value: int) -> None:
+def check_count(value: int, name: str) -> None:
     """Raise a TypeError or ValueError unless `value` is an integer of at least 1."""
     check_integer(value, name)
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def check_ordinal(name: str, value: int) -> None:
+def check_ordinal(value: int, name: str) -> None:
     """Raise a TypeError or ValueError unless `value`, the number of an epoch or of a row, is an integer from 0 on."""
     check_integer(value, name)
     if not 0 <= value < 1 << 62:
         raise ValueError(f"{name} must be at least 0 and less than 2^62, got {value}")
 
 
-def check_number(name: str, value: Any) -> None:
+def check_number(value: Any, name: str) -> None:
     """Raise a TypeError unless `value` is a real number."""
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
@@ -69,8 +69,13 @@ def is_masked(X: Any) -> bool:
     return other and np.ma.isMaskedArray(X)
 
 
-def check_matrix(X: npt.ArrayLike, columns: int, name: str) -> np.ndarray:
-    """`X` as an array (rows, columns) of a dtype that the kernels read; not copied if it is an array."""
+def check_matrix(
+    X: npt.ArrayLike, columns: int, name: str, needed_by: str = "the network takes"
+) -> np.ndarray:
+    """`X` as an array (rows, columns) of a dtype that the kernels read; not copied if it is an array.
+
+    A message says "X has 3 features, but the network takes 4"; `needed_by` are its words before the second number.
+    """
     refuse_paths(X, name)
     if is_masked(X):
         raise TypeError(f"{name} is a masked array, but its mask would be ignored: fill it with NaN")
@@ -86,16 +91,15 @@ def check_matrix(X: npt.ArrayLike, columns: int, name: str) -> np.ndarray:
     if array.shape[0] == 0:
         raise ValueError(f"{name} has no rows")
     if array.shape[1] != columns:
-        wanted = {"X": "the network takes", "code": "the decoder takes", "d_code": "the code has"}
-        raise ValueError(
-            f"{name} has {array.shape[1]} features, but {wanted.get(name, 'the network puts out')} {columns}"
-        )
+        raise ValueError(f"{name} has {array.shape[1]} features, but {needed_by} {columns}")
     return array
 
 
-def check_target(Y: npt.ArrayLike, X: np.ndarray, columns: int, name: str = "Y") -> np.ndarray:
+def check_target(
+    Y: npt.ArrayLike, X: np.ndarray, columns: int, name: str = "Y", needed_by: str = "the network puts out"
+) -> np.ndarray:
     """`Y` as ``check_matrix`` returns it, with as many rows as `X`."""
-    array = check_matrix(Y, columns, name)
+    array = check_matrix(Y, columns, name, needed_by)
     if len(array) != len(X):
         raise ValueError(f"{name} has {len(array)} rows, but X has {len(X)}")
     return array

@@ -111,11 +111,11 @@ def check_gradients(
     True
     """
     check_seed(seed)
-    check_number("step", step)
+    check_number(step, "step")
     if not 0 < step < np.inf:
         raise ValueError(f"step must be positive and finite, got {step!r}")
     if n_samples is not None:
-        check_count("n_samples", n_samples)
+        check_count(n_samples, "n_samples")
     if activations is None:
         activations = getattr(getattr(params, "network", None), "activations", None)
 
@@ -149,7 +149,7 @@ def check_gradients(
     for name, array in theta.items():
         g = np.array(gradient[name], dtype=np.float64)
         if g.shape != array.shape:
-            raise ValueError(f"the gradient of {name} has shape {g.shape}, but {array.shape} is wanted")
+            raise ValueError(f"the gradient of {name} has shape {g.shape}, but {array.shape} is needed")
 
         entries = np.arange(array.size)
         if n_samples is not None and n_samples < array.size:

@@ -60,7 +60,7 @@ class Network:
 
     def __post_init__(self) -> None:
         for i, width in enumerate(self.widths):
-            check_count(f"widths[{i}]", width)
+            check_count(width, f"widths[{i}]")
             if width > MOST_UNITS:
                 raise ValueError(f"widths[{i}] must be at most {MOST_UNITS}, got {width}")
         if len(self.widths) < 2:

@@ -64,7 +64,7 @@ class Objective:
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be among {', '.join(LOSSES)}, got {self.loss!r}")
         for name in ("huber_delta", "alpha", "sparsity_weight", "noise_level", "sparsity_target"):
-            check_number(name, getattr(self, name))
+            check_number(getattr(self, name), name)
         for name in ("alpha", "sparsity_weight", "noise_level"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):

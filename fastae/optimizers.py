@@ -342,6 +342,6 @@ def inverse_scaling(rate: float, power: float = 0.5) -> Schedule:
 
 def _check(name: str, value: float, is_good: Callable[[float], bool], wanted: str) -> None:
     """Raise a TypeError or ValueError that names `name` unless the value is a good and finite number."""
-    check_number(name, value)
+    check_number(value, name)
     if not is_good(value) or not np.isfinite(value):
         raise ValueError(f"{name} must be {wanted} and finite, got {value!r}")

@@ -475,7 +475,7 @@ def _check(
     for layer in range(1, last + 1):
         W, b = arrays[f"W{layer}"], arrays[f"b{layer}"]
         if W.ndim != 2:
-            raise ValueError(f"W{layer} has {W.ndim} dimensions, but 2 are wanted")
+            raise ValueError(f"W{layer} has {W.ndim} dimensions, but 2 are needed")
         if W.shape[0] != width:
             raise ValueError(f"{source} {width} features, but W{layer} takes {W.shape[0]}")
         if b.shape != W.shape[1:]:
@@ -495,9 +495,9 @@ def _check(
 
 def _check_rows(x: Array) -> None:
     if x.ndim != 2:
-        raise ValueError(f"x has {x.ndim} dimensions, but 2 are wanted: rows and features")
+        raise ValueError(f"x has {x.ndim} dimensions, but 2 are needed: rows and features")
     if x.shape[0] == 0:
-        raise ValueError("x has 0 rows, but at least 1 is wanted")
+        raise ValueError("x has 0 rows, but at least 1 is needed")
 
 
 def _floats(arrays: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
@@ -519,7 +519,7 @@ def _weights(sample_weight: npt.ArrayLike | None, x: Array) -> tuple[Any, Any]:
         raise ValueError(f"sample_weight has shape {w.shape}, but x has {m} rows")
     if not (np.all(np.isfinite(w)) and np.all(w >= 0) and np.any(w > 0)):
         raise ValueError(
-            "sample_weight has a negative or not finite entry or is all zero, but w >= 0 is wanted"
+            "sample_weight has a negative or not finite entry or is all zero, but w >= 0 is needed"
         )
     w = (w / w.max()).astype(x.dtype)
     return w[:, np.newaxis], w.sum()

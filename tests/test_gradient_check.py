@@ -179,5 +179,5 @@ def test_errors_name_the_argument():
         check_gradients(params, X, seed=-3.7)
     with pytest.raises(ValueError, match="x has 4 features, but W1 takes 5"):
         check_gradients(params, X[:, :4])
-    with pytest.raises(ValueError, match=r"gradient of b2 has shape \(5, 1\), but \(5,\) is wanted"):
+    with pytest.raises(ValueError, match=r"gradient of b2 has shape \(5, 1\), but \(5,\) is needed"):
         check_gradients(params, X, engine=BrokenEngine(damage))

@@ -216,10 +216,10 @@ def test_activations_are_the_networks_unless_given(params, x):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": np.ones(5)}, "x has 1 dimensions, but 2 are wanted: rows and features"),
-        ({"x": np.ones((0, 5))}, "x has 0 rows, but at least 1 is wanted"),
+        ({"x": np.ones(5)}, "x has 1 dimensions, but 2 are needed: rows and features"),
+        ({"x": np.ones((0, 5))}, "x has 0 rows, but at least 1 is needed"),
         ({"x": np.ones((2, 4))}, "x has 4 features, but W1 takes 5"),
-        ({"W1": np.ones(5)}, "W1 has 1 dimensions, but 2 are wanted"),
+        ({"W1": np.ones(5)}, "W1 has 1 dimensions, but 2 are needed"),
         ({"W2": np.ones((4, 5))}, "W1 gives 3 features, but W2 takes 4"),
         ({"W3": np.ones((5, 4)), "b3": np.ones(4)}, "W3 gives 4 features, but x has 5"),
         ({"b2": np.ones((1, 5))}, r"b2 has shape \(1, 5\), but W2 wants \(5,\)"),

@@ -88,7 +88,7 @@ def open_selected(
     """``open_rows`` for a selection of columns; those that `selection` keeps are the rows' `kept`."""
     names = None if feature_names is None else tuple(map(str, feature_names))
     drop = selection.drop
-    check_count("chunk_bytes", chunk_bytes)
+    check_count(chunk_bytes, "chunk_bytes")
     rows: Rows
     if paths := paths_of(source):
         spool = Spool(chunk_bytes)

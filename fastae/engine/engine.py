@@ -296,7 +296,7 @@ class Engine(Runner):
                 raise ValueError(
                     "d_code must be None, because the network's code is its output: add it to d_xhat"
                 )
-            d_code = check_target(d_code, X, network.widths[network.code_layer], "d_code")
+            d_code = check_target(d_code, X, network.widths[network.code_layer], "d_code", "the code has")
         gradient, rows = Parameters(network, self.dtype), len(X)
         form = self._form_for(rows, codes=d_code is not None)
         job = self._steps_job(form, rows)
@@ -595,7 +595,7 @@ class Engine(Runner):
         if sums and (objective.alpha or objective.sparsity_weight):
             raise ValueError("sums are of rows: objective must have neither alpha nor sparsity_weight")
         if batch_size is not None:
-            check_count("batch_size", batch_size)
+            check_count(batch_size, "batch_size")
         rates = np.ascontiguousarray(rates, np.float64)
         chosen = None if orders is None else check_orders(orders, X.shape[0])
         if index is not None:
@@ -631,7 +631,7 @@ class Engine(Runner):
         alive += jobs.set_objective(job, objective, self.network, self.dtype, unit)
         check_seed(seed, MOST_SEED)
         for name, number in ("epoch", epoch), ("first_row", first_row):
-            check_ordinal(name, number)
+            check_ordinal(number, name)
         job.seed, job.epoch = seed, epoch
         job.first_row, job.as_sums = first_row, sums
         job.weights = address(params.flat if self._weights is None else self._weights)
@@ -711,7 +711,7 @@ class Engine(Runner):
         if not isinstance(missing, (bool, np.bool_)):
             raise TypeError(f"missing must be True or False, got {missing!r}")
         columns = self.network.widths[first]
-        X = check_matrix(X, columns, name)
+        X = check_matrix(X, columns, name, "the decoder takes" if first else "the network takes")
         chosen = None if index is None else check_index(index, X.shape[0])
         rows = X.shape[0] if chosen is None else chosen.shape[-1]
         job = self._new_job(self._form_for_inference(rows, first, last))

@@ -248,7 +248,7 @@ def check_networks(params: Sequence[Parameters], *, written: bool) -> list[Param
 def check_threads(n_threads: int | None) -> int:
     """The number of threads to use."""
     if n_threads is not None:
-        check_count("n_threads", n_threads)
+        check_count(n_threads, "n_threads")
     most = thread_pool.available_cpus()
     return most if n_threads is None else min(int(n_threads), most)
 

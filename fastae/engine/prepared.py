@@ -81,7 +81,7 @@ class PreparedCall:
         if self._is_dirty(self._gradient_flat, self._plan):  # which not all kernels overwrite
             self.gradient.clear_padding()
         if epoch is not None:
-            check_ordinal("epoch", epoch)
+            check_ordinal(epoch, "epoch")
         with engine._turn.take():
             if epoch is not None:
                 self._job.epoch = epoch

@@ -373,7 +373,7 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
         if fdr is None:
             return np.where(self.decision_function(X) < 0, -1, 1)
         check_is_fitted(self)
-        check_number("fdr", fdr)
+        check_number(fdr, "fdr")
         if not 0 < fdr < 1:
             raise ValueError(f"fdr must be in (0, 1), got {fdr!r}")
         if self._ensemble is None:

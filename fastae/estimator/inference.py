@@ -112,7 +112,7 @@ class Inference:
 
     def _explain(self, rows: Rows, top: int) -> tuple[np.ndarray, np.ndarray]:
         """See ``AutoencoderDetector.explain``."""
-        check_count("top", top)
+        check_count(top, "top")
         shape = (len(rows), min(int(top), rows.shape[1]))
         features, shares, first = np.empty(shape, np.intp), np.empty(shape), 0
         for part in rows.slices():

@@ -216,8 +216,8 @@ class WorstRowsDisplay(Display):
             `count` or `top` is not an integer of at least 1.
         """
         check_detector(estimator)
-        check_count("count", count)
-        check_count("top", top)
+        check_count(count, "count")
+        check_count(top, "top")
         error = -estimator.score_samples(X)
         rows = np.argsort(-error, kind="stable")[:count]
         names, shares = estimator.explain(rows_of(X, rows), top=estimator.n_features_in_)

@@ -39,12 +39,12 @@ class TrainingOptions:
     restores: bool = True  # whether `params` and `state` are restored after a divergence
 
     def __post_init__(self) -> None:
-        check_count("epochs", self.epochs)
+        check_count(self.epochs, "epochs")
         for name in ("batch_size", "patience"):
             if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
+                check_count(getattr(self, name), name)
         check_seed(self.seed)
-        check_number("tol", self.tol)
+        check_number(self.tol, "tol")
         if not (self.tol >= 0 and math.isfinite(self.tol)):
             raise ValueError(f"tol must be finite and not negative, got {self.tol!r}")
         for name in ("validate", "callback"):

@@ -30,7 +30,7 @@ A map, from the call down:
     layout.py       the data layout: column blocks, each one cache line wide
     padding.py      whether the padding of a flat buffer is zero
     rows.py         reads rows of any dtype and stride into lines, and writes them back
-    simd.py         vector operations; the only file that writes LLVM IR, with
+    simd.py         vector operations, the words that vector kernels are written in
     tile_unit.py    the tile registers of AMX, their emulation, and permission to use them
     target.py       the CPU that kernels are compiled for, and its register tiles
     compiler.py     the decorators of jitted functions, and the boundary through which Python calls them

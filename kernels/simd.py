@@ -1,7 +1,9 @@
-"""Vector operations: load, store, fma, broadcast, exp, ... It knows no layers. Only tile_unit.py writes LLVM IR, too.
+"""Vector operations: load, store, fma, broadcast, exp, ... It knows no layers.
 
 A *word* is a method of ``Words``. It emits the instructions of one operation on a **line**: a vector of one cache line,
-16 lanes of float32 or 8 of float64. LLVM splits a line into 2 ymm or 4 xmm registers if the CPU has no zmm.
+16 lanes of float32 or 8 of float64. LLVM splits a line into 2 ymm or 4 xmm registers if the CPU has no zmm. Kernels in
+other files are written in words and, where they compute integers and masks, with ``words.builder``, the builder of LLVM
+IR that words use, too. Instructions of one kind of CPU are called here and in tile_unit.py alone.
 ``vector_kernel`` turns a function written in words into one that jitted functions call as ``f(like, (numbers...))``:
 `like` is an array whose dtype determines the lanes; the numbers are addresses, sizes in bytes or elements, and scalars
 of that dtype.

@@ -7,7 +7,7 @@ There are eight tile registers, of 16 lines each. A product C += A B takes
 
 In memory, the lines of a tile register lie one after the other. A kernel uses the registers within a ``with`` statement
 over ``Amx(words)`` or ``Emulation(words)``, which have the same methods: they belong to a thread, and are set up and
-released there. This file and simd.py alone write LLVM IR.
+released there.
 """
 
 import ctypes

@@ -10,7 +10,8 @@ built with (``prebuilt.py``), or are compiled when they are first needed (``in_p
     intrinsic    emits LLVM IR
     jitted       called from Python with any arguments: Numba compiles it on first use
 
-The last three are Numba's own decorators. What they return is made when Numba first asks for it.
+The last three are Numba's own decorators. What ``inlined`` and ``intrinsic`` return is made when Numba first asks for
+it; ``jitted`` imports Numba and makes its dispatcher at once.
 """
 
 import ctypes

@@ -31,9 +31,9 @@ The loops of a step, and the slice that each selects. The files repeat the numbe
     loop 3    the tiles of a shard                up to `height` rows of the shard          shard.py, infer.py
               (a band is one tile)                                                          band.py
     loop 4    the layers, forwards and backwards  the tile's matrices of one layer          tile.py
-    loop 5    panels of 3, 2 or 1 blocks          C[:, j : j + n]                           gemm.py, rowlanes.py
-    loop 6    register tiles of rows              C[i : i + r, j : j + n]                   gemm.py, rowlanes.py
-    loop 7    columns of A                        C += A[:, p] B[p, :]                      gemm.py, rowlanes.py
+    loop 5    panels of 3, 2 or 1 blocks          C[:, j : j + n]                           gemm.py, rowlanes.py, amx.py
+    loop 6    register tiles of rows              C[i : i + r, j : j + n]                   the same
+    loop 7    columns of A                        C += A[:, p] B[p, :]                      the same
 
 The leader, member 0, opens a job to helpers with ``open_job``. A member is always in one of these states:
 

@@ -38,10 +38,9 @@ TileUnit = Amx if TARGET.amx else Emulation
 STRIP = 32  # rows
 PAIRS = STRIP // 2  # pairs of rows of a strip
 SQUARE = LANES * ROW  # bytes of 16 x 16 weights
-HEIGHT, HEIGHT_WIDE = (
-    160,
-    96,
-)  # rows of a tile that fits in L2, and of one that does not: odd multiples of a strip
+# Rows of a tile that fits in L2, and of one that does not: odd multiples of a strip
+HEIGHT = 160
+HEIGHT_WIDE = 96
 Lines = list[list[Value]]  # [row][block], each a line
 
 # Multiplying 16 x 16 x K takes 16 cycles for each 32 of K on a tile unit, and 8 K with vectors (two lines of float32 a

@@ -114,9 +114,8 @@ class _Method(ctypes.Structure):
     )
 
 
-_FASTCALL = (
-    0x80  # METH_FASTCALL: the function gets self, the address of an array of arguments, and their number
-)
+# METH_FASTCALL: the function gets self, the address of an array of arguments, and their number
+_FASTCALL = 0x80
 _facts_of_process = _facts()
 
 

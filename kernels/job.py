@@ -101,9 +101,8 @@ class Job(ctypes.Structure):
     optimizer: int  # NONE, SGD or ADAM
     moments: int  # (2, n_parameters)
     rates: int  # float64 (steps,)
-    rate_factors: (
-        int  # float64 (layers, 2): of the rates of each W and b, 0 if it is frozen; no array: all are 1
-    )
+    # float64 (layers, 2): of the rates of each W and b, 0 if it is frozen; no array: all are 1
+    rate_factors: int
     clip_norm: float  # the gradient's norm at most; 0: it is not clipped
     momentum: float
     nesterov: int
@@ -115,9 +114,8 @@ class Job(ctypes.Structure):
 
     # Objective
     loss: int  # SQUARED_ERROR, HUBER, BERNOULLI or GIVEN
-    bound: (
-        int  # (1,): from which absolute value on a residual counts linearly; absent unless the loss is HUBER
-    )
+    # (1,): from which absolute value on a residual counts linearly; absent unless the loss is HUBER
+    bound: int
     out_of_range: int  # int64 (1,): set to 1 if a target of BERNOULLI is outside [0, 1]
     alpha: float
     missing: int  # 1: NaN stands for a missing cell
@@ -205,9 +203,8 @@ MEMBER = np.dtype(
 STEPS_TASK, INFER_TASK, ERRORS_TASK = range(3)  # job.task
 NONE, SGD, ADAM = range(3)  # job.optimizer
 SQUARED_ERROR, HUBER, BERNOULLI, GIVEN, LOSSES = range(5)  # job.loss, and their number
-BERNOULLI_SLACK = (
-    8  # machine epsilons by which a target of BERNOULLI may lie outside [0, 1], as scaling rounds
-)
+# Machine epsilons by which a target of BERNOULLI may lie outside [0, 1], as scaling rounds
+BERNOULLI_SLACK = 8
 INPUT, TARGET, GIVEN_CODE = range(3)  # the matrices whose rows are loaded: X, Y and job.given_code
 NO_NOISE, GAUSSIAN, MASK, SWAP = range(4)  # job.noise
 TRANSPOSE, CODE, ROWS, WEIGHTS, CLIP, PHASES = range(6)  # the phases of a round (step.py), and their number

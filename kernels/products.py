@@ -146,15 +146,13 @@ class Form:
     most_height: Callable[[Widths, npt.DTypeLike], int] | None = None  # of these tiles
     # Whether inference is faster, given the widths of the layers that run, the rows and the dtype
     pays_in_inference: Callable[[Widths, int, np.dtype[Any]], bool] = lambda *_: True
-    own_weights: bool = (
-        False  # the form has a W of its own; else products read the weights of the flat buffer
-    )
+    # The form has a W of its own; else products read the weights of the flat buffer
+    own_weights: bool = False
     target_in_form: bool = False  # `residual` takes a stored target
     # Bytes from a row of a stored matrix to the next, within a block; None if steps cannot be cut by weights (split.py)
     stored_row: int | None = None
-    leaves: bool = (
-        True  # `forward` can write a blocked result, for a nonlinear last layer and the mean code in steps
-    )
+    # `forward` can write a blocked result, for a nonlinear last layer and the mean code in steps
+    leaves: bool = True
     on_tile_registers: bool = False  # the products are computed by AMX
     available: bool = True  # the CPU that kernels are compiled for has the instructions
 

@@ -556,9 +556,8 @@ class Words:
         A single line is paired with itself.
         """
         count, quarter = len(lines), self.lanes // 4
-        of = [
-            [i] * self.lanes for i in range(count)
-        ]  # for each lane, the input line whose partial sum it holds
+        # For each lane, the input line whose partial sum it holds
+        of = [[i] * self.lanes for i in range(count)]
         rounds = [(self.lanes, quarter)] * 2 + [(quarter, 1)] * (quarter.bit_length() - 1)
         for span, part in rounds:
             first, second = (
@@ -912,9 +911,8 @@ def pause(typingctx):  # type: ignore[no-untyped-def]
     return types.void(), generate
 
 
-_FLUSH = (
-    0x8000  # the bit of MXCSR that flushes subnormal results to zero; subnormal operands keep their value
-)
+# The bit of MXCSR that flushes subnormal results to zero; subnormal operands keep their value
+_FLUSH = 0x8000
 
 
 @intrinsic

@@ -119,12 +119,10 @@ class _Slab:
         stored = self._blocks(memory[engine.plan[layer].output * self._job.slab_height :], layer)
         if self._form.stored_row == 64:
             return self._dense(stored, layer)
-        halves = stored.view(np.uint16).reshape(
-            len(stored), -1, self._lanes
-        )  # bfloat16, row by row, then in pairs
-        return self._dense(
-            (halves[:, : self._job.slab_height].astype(np.uint32) << 16).view(np.float32), layer
-        )
+        # bfloat16, row by row, then in pairs
+        halves = stored.view(np.uint16).reshape(len(stored), -1, self._lanes)
+        by_rows = halves[:, : self._job.slab_height].astype(np.uint32) << 16
+        return self._dense(by_rows.view(np.float32), layer)
 
     def _output(self, layer: int, activation: int) -> np.ndarray:
         """g(a W + b), given a, the stored output of the layer below, or the input."""

@@ -22,10 +22,10 @@ TRIAL_STEPS = 8  # steps that it should contain at least, because it may begin a
 TRIAL_SLICES = 3  # slices of a trial; their median counts, because threads may have to be woken in the first
 LONG = 0.2  # seconds of a slice from which a trial needs only one
 BEST_SLICES = 5  # slices on the best number that a trial is compared with
-GAIN = 0.9  # more threads are better if a step takes less than this share of the time;
-KEPT_GAIN = (
-    0.95  # they stay as long as it takes less than this share. In between, whichever number is used stays
-)
+# More threads are better if a step takes less than GAIN of the time, and stay as long as it takes less than KEPT_GAIN.
+# In between, whichever number is used stays.
+GAIN = 0.9
+KEPT_GAIN = 0.95
 BUSY = 0.5  # seconds lost, for each second that a trial on more threads kept as many again busy in vain
 RARITY = 100  # a trial that lost t seconds is followed by RARITY t seconds without one,
 SLOWDOWN = 1.25  # unless steps become this many times slower: then the next trial begins at once
@@ -60,10 +60,8 @@ class ThreadCount:
         self._expected = inf  # seconds per step after the last trial or retreat
         self._large, self._starved = large, False  # whether threads starved over the last STARVED_SECONDS
         self._least_share = STARVED_LARGE if large else STARVED
-        self._starved_wait, self._retreated = (
-            STARVED_WAIT,
-            False,
-        )  # whether the last change was because they did
+        self._starved_wait = STARVED_WAIT
+        self._retreated = False  # whether the last change was because they starved
         self._watch_anew()
 
     @property

@@ -335,9 +335,8 @@ def test_one_compilation_a_dtype_whatever_the_network(dtype):
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 def test_a_terminal_shows_once_that_kernels_are_compiled_and_where_they_are_cached(copy):
-    by_address = (
-        "\nfrom fastae.kernels import stretch\nstretch.transpose_item.address('f4')\n"  # it has callees
-    )
+    # It has callees
+    by_address = "\nfrom fastae.kernels import stretch\nstretch.transpose_item.address('f4')\n"
 
     def printed_on(terminal, before="", **environment):
         reader, writer = os.openpty() if terminal else os.pipe()

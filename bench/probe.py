@@ -16,8 +16,9 @@ import numpy as np
 from fastae.engine import thread_pool
 from fastae.kernels import activations
 from fastae.kernels.compiler import jitted
+from fastae.kernels.layout import LINE
 from fastae.kernels.simd import vector_kernel
-from fastae.kernels.target import LINE, TARGET
+from fastae.kernels.target import TARGET
 
 # Lines of accumulators that fit in registers beside two operands: 24 zmm, 12 ymm, 24 NEON q or 12 xmm registers. Two
 # FMA pipes of latency 4 or 5 need 8 to 10.

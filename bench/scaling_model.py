@@ -28,7 +28,7 @@ from fastae.engine.engine import Engine
 from fastae.kernels import job as fields
 from fastae.kernels import split
 from fastae.kernels.job import Job
-from fastae.kernels.target import LINE
+from fastae.kernels.layout import LINE
 from fastae.network import Activation
 
 THREADS = 1, 2, 4, 8, 16, 32, 64, 96, 128, 192

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastae.kernels.job import KINDS
+from fastae.kernels.job import DTYPE_IDS
 
 REAL = "fiub"  # kinds of dtype that hold real numbers
 
@@ -84,7 +84,7 @@ def check_matrix(
     array = np.asarray(X)
     if array.ndim != 2:
         raise ValueError(f"{name} must be two-dimensional (rows, features), got {array.ndim} dimensions")
-    if array.dtype not in KINDS:
+    if array.dtype not in DTYPE_IDS:
         raise TypeError(
             f"{name} has dtype {array.dtype}, but floats or integers of native byte order are needed"
         )

@@ -9,9 +9,8 @@ import numpy as np
 
 from fastae.kernels.array_header import HEADER, builtin, facts_of, is_output, returned, size_of
 from fastae.kernels.compiler import ByAddress, callee, carray, kernel
-from fastae.kernels.layout import DTYPES, RELU, SIGMOID, TANH, address
+from fastae.kernels.layout import DTYPES, LINE, RELU, SIGMOID, TANH, address
 from fastae.kernels.simd import Value, Words, array_at, load_int64, record_at, vector_kernel
-from fastae.kernels.target import LINE
 
 
 def activate(words: Words, activation_id: int, z: Value, one: Value) -> Value:

@@ -27,11 +27,11 @@ from fastae.kernels import cost, gemm, rows
 from fastae.kernels.activations import activate, times_derivative
 from fastae.kernels.bfloat16 import LANES, ROW, _weights
 from fastae.kernels.compiler import ByAddress, carray
-from fastae.kernels.layout import ACTIVATIONS
+from fastae.kernels.layout import ACTIVATIONS, LINE
 from fastae.kernels.products import Form, Widths
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.split import in_blocks
-from fastae.kernels.target import LINE, TARGET
+from fastae.kernels.target import TARGET
 from fastae.kernels.tile_unit import TILE, Amx, Emulation
 
 TileUnit = Amx if TARGET.amx else Emulation

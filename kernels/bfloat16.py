@@ -15,11 +15,11 @@ over rows (gradient) multiplies pairs of rows of two tiles.
 from fastae.kernels import cost, gemm, rows
 from fastae.kernels.activations import times_derivative
 from fastae.kernels.compiler import ByAddress, carray
-from fastae.kernels.layout import ACTIVATIONS
+from fastae.kernels.layout import ACTIVATIONS, LINE
 from fastae.kernels.products import Form
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.split import in_blocks
-from fastae.kernels.target import LINE, TARGET
+from fastae.kernels.target import TARGET
 
 LANES = 16
 ROW = LINE // 2  # bytes of one row of a block

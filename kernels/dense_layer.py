@@ -26,10 +26,9 @@ import numpy.typing as npt
 from fastae.kernels import layout
 from fastae.kernels.compiler import ByAddress, carray
 from fastae.kernels.gemm import ROW_MULTIPLE, backward, forward, gradient, prepare_weights
-from fastae.kernels.layout import ACTIVATIONS, DTYPES, address, aligned_zeros, blocks, lanes
+from fastae.kernels.layout import ACTIVATIONS, DTYPES, LINE, address, aligned_zeros, blocks, lanes
 from fastae.kernels.simd import Words, vector_kernel
 from fastae.kernels.split import round_up
-from fastae.kernels.target import LINE
 
 Activation = Literal["sigmoid", "tanh", "relu", "identity"]
 

@@ -27,10 +27,9 @@ from fastae.kernels.gemm import ROW_MULTIPLE
 from fastae.kernels.gemm import _backward as backward_words
 from fastae.kernels.gemm import _forward as forward_words
 from fastae.kernels.gemm import _gradient as gradient_words
-from fastae.kernels.layout import ACTIVATIONS
+from fastae.kernels.layout import ACTIVATIONS, LINE
 from fastae.kernels.optimizer import transpose_squares
 from fastae.kernels.split import round_up
-from fastae.kernels.target import LINE
 
 FLOATS = types.float32, types.float64
 

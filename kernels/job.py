@@ -32,10 +32,10 @@ class Job(ctypes.Structure):
     code_layer: int  # the layer whose output is the code, counted from 0
 
     # The matrix X
-    x: int  # (rows of X, columns), of any dtype in KINDS
+    x: int  # (rows of X, columns), of any dtype in DTYPE_IDS
     row_stride: int
     column_stride: int
-    kind: int  # the id of X's dtype, by KINDS
+    kind: int  # the id of X's dtype, by DTYPE_IDS
     index: int  # int64 (orders, rows): the rows of X to use, in the order of each epoch
     orders: int  # epochs of the steps that have an order of their own, or 1
     sample_weight: int  # float64 (rows of X,)
@@ -47,7 +47,7 @@ class Job(ctypes.Structure):
 
     # The matrix Y, which the network's output is compared with; its rows are numbered as X's. Absent: X itself. For
     # GIVEN, it holds the derivatives of the cost with respect to the output
-    y: int  # (rows of X, columns of the output), of any dtype in KINDS
+    y: int  # (rows of X, columns of the output), of any dtype in DTYPE_IDS
     y_row_stride: int
     y_column_stride: int
     y_kind: int
@@ -128,7 +128,7 @@ class Job(ctypes.Structure):
     slopes: int  # float64 (k,), padded: the derivative of the cost with respect to each unit's mean
 
     # GIVEN: derivatives of the cost that the caller gives, besides Y, and wants
-    given_code: int  # (rows of X, k), of any dtype in KINDS: with respect to the code; absent: 0
+    given_code: int  # (rows of X, k), of any dtype in DTYPE_IDS: with respect to the code; absent: 0
     given_row_stride: int
     given_column_stride: int
     given_kind: int
@@ -210,9 +210,10 @@ NO_NOISE, GAUSSIAN, MASK, SWAP = range(4)  # job.noise
 TRANSPOSE, CODE, ROWS, WEIGHTS, CLIP, PHASES = range(6)  # the phases of a round (step.py), and their number
 BY_ROWS, BY_WEIGHTS = range(2)  # job.cut
 
-_KINDS = "f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"
-KINDS = {np.dtype(name): kind for kind, name in enumerate(_KINDS)}  # dtype of X -> job.kind
-KINDS[np.dtype(bool)] = KINDS[np.dtype("u1")]
+# The dtypes of matrices whose rows are read; the id of each is its place. A bool is read as a uint8.
+SOURCE_DTYPES = tuple(map(np.dtype, ("f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")))
+DTYPE_IDS = {dtype: id_ for id_, dtype in enumerate(SOURCE_DTYPES)}
+DTYPE_IDS[np.dtype(bool)] = DTYPE_IDS[np.dtype("u1")]
 
 # The control words, which a crew shares: int64 values, APART. These are their offsets in bytes:
 #   OPEN        members with a number below this may work on the job; 0: it is closed

@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+LINE = 64  # bytes in a cache line: one block of columns
 DTYPES = np.dtype(np.float32), np.dtype(np.float64)  # of the lines that products are computed from
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "identity")
 SIGMOID, TANH, RELU, IDENTITY = range(4)
@@ -38,7 +39,7 @@ LAYER = np.dtype(
 
 def lanes(dtype: npt.DTypeLike) -> int:
     """Elements of `dtype` in a cache line."""
-    return 64 // np.dtype(dtype).itemsize
+    return LINE // np.dtype(dtype).itemsize
 
 
 def blocks(columns: int, dtype: npt.DTypeLike) -> int:
@@ -57,8 +58,8 @@ def address(array: np.ndarray) -> int:
 def aligned_zeros(size: int, dtype: npt.DTypeLike) -> np.ndarray:
     """A one-dimensional array of `size` zeros that starts on a cache line."""
     dtype = np.dtype(dtype)
-    raw = np.zeros(size * dtype.itemsize + 64, np.uint8)
-    start = -address(raw) % 64
+    raw = np.zeros(size * dtype.itemsize + LINE, np.uint8)
+    start = -address(raw) % LINE
     return raw[start : start + size * dtype.itemsize].view(dtype)
 
 

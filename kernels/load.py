@@ -10,6 +10,7 @@ import numpy as np
 
 from fastae.kernels.compiler import ByAddress, callee, carray, inlined
 from fastae.kernels.job import GIVEN, INPUT, JOB, NO_NOISE, STEPS_TASK, SWAP, TARGET
+from fastae.kernels.layout import LINE
 from fastae.kernels.noise import corrupt_row, row_key, swapped
 from fastae.kernels.rows import (
     ITEM_SIZES,
@@ -24,7 +25,6 @@ from fastae.kernels.rows import (
 )
 from fastae.kernels.simd import array_at, call_at, load_float64, load_int64, record_at
 from fastae.kernels.split import in_blocks, round_up
-from fastae.kernels.target import LINE
 
 
 class _Memory(NamedTuple):

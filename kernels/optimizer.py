@@ -14,9 +14,9 @@ import numpy as np
 
 from fastae.kernels.compiler import callee
 from fastae.kernels.job import ADAM, SGD
+from fastae.kernels.layout import LINE
 from fastae.kernels.simd import vector_kernel
 from fastae.kernels.split import in_blocks
-from fastae.kernels.target import LINE
 
 
 def _write_add_up(words, total, parts, stride, others, lines, factor):  # type: ignore[no-untyped-def]

@@ -1,8 +1,8 @@
 """Reads rows of a caller's matrix into a tile, and writes a tile's rows to a matrix. No noise, no forms of products.
 
-A source is any float or integer matrix (m, n): an address, a row and a column stride in bytes, and the id of its dtype
-in KINDS. It is read once and never written. A row becomes one line in each block of a tile (blocks, height, lanes):
-converted, shifted and scaled in float64, and rounded once to the engine's dtype; padding becomes zero.
+A source is any float or integer matrix (m, n): an address, a row and a column stride in bytes, and the id of its dtype,
+its place in SOURCE_DTYPES. It is read once and never written. A row becomes one line in each block of a tile (blocks,
+height, lanes): converted, shifted and scaled in float64, and rounded once to the engine's dtype; padding becomes zero.
 """
 
 from typing import NamedTuple
@@ -11,19 +11,19 @@ import numpy as np
 from llvmlite import ir
 
 from fastae.kernels.compiler import ByAddress, callee, carray
-from fastae.kernels.job import KINDS
+from fastae.kernels.job import SOURCE_DTYPES
+from fastae.kernels.layout import LINE
 from fastae.kernels.simd import F32, F64, I16, I64, Value, Words, load_int64, vector_kernel
 from fastae.kernels.split import in_blocks
-from fastae.kernels.target import LINE
 
 TOGETHER = 16  # rows of a block that are loaded one after the other, with the same shift and scale
-ITEM_SIZES = tuple(dtype.itemsize for dtype in list(KINDS)[:11])
+ITEM_SIZES = tuple(dtype.itemsize for dtype in SOURCE_DTYPES)
 
 
 class Source(NamedTuple):
     """A matrix whose rows are read, as a job describes X."""
 
-    x: int  # the address of (m, columns), of the dtype KINDS[kind]
+    x: int  # the address of (m, columns), of the dtype SOURCE_DTYPES[kind]
     columns: int
     row_stride: int  # in bytes
     column_stride: int
@@ -91,9 +91,9 @@ def _write_load_lines(
 ):  # type: ignore[no-untyped-def]
     """One block of some rows of a tile, from `count` contiguous elements each: (x - shift) scale, or x if `shift` is 0.
 
-    target  lines (rows, lanes)     x  of the dtype KINDS[kind]     shift, scale  float64 (count,), or 0
+    target  lines (rows, lanes)     x  of the dtype SOURCE_DTYPES[kind]     shift, scale  float64 (count,), or 0
     """
-    b, dtypes = words.builder, list(KINDS)[:11]
+    b, dtypes = words.builder, SOURCE_DTYPES
     source = x, row_stride, row_numbers, first, rows
     with words.when(shift, "==", 0):
         for case in words.cases(kind, len(dtypes)):

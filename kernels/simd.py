@@ -23,7 +23,8 @@ import numpy as np
 from llvmlite import ir
 
 from fastae.kernels.compiler import intrinsic, of_numba
-from fastae.kernels.target import LINE, TARGET
+from fastae.kernels.layout import LINE
+from fastae.kernels.target import TARGET
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()

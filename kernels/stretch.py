@@ -7,12 +7,11 @@ import numpy as np
 
 from fastae.kernels.compiler import ByAddress, callee, carray, kernel
 from fastae.kernels.job import JOB, NONE, ROWS
-from fastae.kernels.layout import LAYER
+from fastae.kernels.layout import LAYER, LINE
 from fastae.kernels.optimizer import add_penalty, add_squares, add_up, update
 from fastae.kernels.rows import zero_lines
 from fastae.kernels.simd import array_at, call_at, record_at
 from fastae.kernels.split import items_of, round_up, step_of, stretch
-from fastae.kernels.target import LINE
 
 
 @callee

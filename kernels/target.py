@@ -18,8 +18,6 @@ from dataclasses import dataclass
 
 from llvmlite import binding
 
-LINE = 64  # bytes in a cache line: one block of columns
-
 
 @dataclass(frozen=True)
 class Target:

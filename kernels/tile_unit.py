@@ -17,8 +17,8 @@ from typing import Self
 
 from llvmlite import ir
 
+from fastae.kernels.layout import LINE
 from fastae.kernels.simd import I8, I64, Value, Words, cgutils
-from fastae.kernels.target import LINE
 
 ROWS = 16  # lines of a tile register
 TILE = ROWS * LINE  # bytes of a tile register

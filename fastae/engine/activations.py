@@ -117,7 +117,7 @@ class _Slab:
         # The last layer's delta has taken the place of its output
         memory = engine._kept if layer == engine.network.n_layers - 1 else engine._deltas
         stored = self._blocks(memory[engine.plan[layer].output * self._job.slab_height :], layer)
-        if self._form.stored_row == 64:
+        if self._form.stored_row == layout.LINE:
             return self._dense(stored, layer)
         # bfloat16, row by row, then in pairs
         halves = stored.view(np.uint16).reshape(len(stored), -1, self._lanes)

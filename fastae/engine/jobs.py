@@ -35,7 +35,7 @@ def padded(vector: npt.ArrayLike, columns: int, dtype: npt.DTypeLike) -> np.ndar
 def line_address(params: Parameters) -> int:
     """The address of the buffer of `params`; a ValueError if it does not start on a cache line."""
     place = address(params.flat)
-    if place % 64:
+    if place % layout.LINE:
         raise ValueError(
             "params.flat does not start on a cache line: it is not the array that params were made with"
         )
@@ -54,7 +54,7 @@ def set_matrix(
     """The rows that a job is about, with checked row numbers; returns the arrays that must outlive the job."""
     job.x, (job.row_stride, job.column_stride) = address(X), _strides(X)
     columns = X.shape[1]
-    job.kind, job.rows = fields.KINDS[X.dtype], X.shape[0]
+    job.kind, job.rows = fields.DTYPE_IDS[X.dtype], X.shape[0]
     alive = [X]
     if index is not None:
         alive.append(index)
@@ -84,7 +84,7 @@ def set_target(
     scale: npt.ArrayLike | None = None,
 ) -> list[np.ndarray]:
     """Set Y, which has X's row numbers; returns the arrays that must outlive the job."""
-    job.y, job.y_kind = address(Y), fields.KINDS[Y.dtype]
+    job.y, job.y_kind = address(Y), fields.DTYPE_IDS[Y.dtype]
     job.y_row_stride, job.y_column_stride = _strides(Y)
     alive = [Y]
     if shift is not None or scale is not None:
@@ -104,7 +104,7 @@ def set_given(
     alive = set_target(job, d_xhat, dtype)
     if d_code is not None:
         alive.append(d_code)
-        job.given_code, job.given_kind = address(d_code), fields.KINDS[d_code.dtype]
+        job.given_code, job.given_kind = address(d_code), fields.DTYPE_IDS[d_code.dtype]
         job.given_row_stride, job.given_column_stride = _strides(d_code)
     return alive
 

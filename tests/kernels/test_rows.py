@@ -34,7 +34,7 @@ def load(X, dtype, *, index=None, first=0, count=None, shift=None, scale=None):
     padded = [np.pad(np.asarray(v, "f8"), (0, -len(v) % lanes)) for v in (shift, scale) if v is not None]
     addresses = [v.ctypes.data for v in padded] or [0, 0]
     at = 0 if index is None else index.ctypes.data
-    kind = job.KINDS[X.dtype]
+    kind = job.DTYPE_IDS[X.dtype]
     strides = np.array(X.strides, "i8")
     if X.shape[1] == 1:
         strides[1] = X.itemsize

@@ -59,8 +59,8 @@ def load_by_form_times(times, at, stored, x, row_stride, last, m, height, column
 
 def source_of(X: np.ndarray) -> rows.Source:
     """The rows of X, neither shifted nor scaled."""
-    kind, (row_stride, column_stride) = job.DTYPE_IDS[X.dtype], X.strides
-    return rows.Source(X.ctypes.data, X.shape[1], row_stride, column_stride, kind, 0, 0, 0)
+    dtype_id, (row_stride, column_stride) = job.DTYPE_IDS[X.dtype], X.strides
+    return rows.Source(X.ctypes.data, X.shape[1], row_stride, column_stride, dtype_id, 0, 0, 0)
 
 
 @jitted

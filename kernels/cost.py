@@ -162,7 +162,7 @@ def output_delta(like, job, h, x, row_weight, one, sums, loss, activation, rows,
     """
     for j in range(blocks):
         k = j * height * LINE
-        lines = h + k, x + k, row_weight, one + j * LINE, job.bound, sums + j * LINE, loss
+        lines = h + k, x + k, row_weight, one + j * LINE, job.huber_delta, sums + j * LINE, loss
         _output_delta(like, (job.loss, activation, *lines, job.out_of_range, rows))
 
 
@@ -331,7 +331,7 @@ def add_penalties(job, step, items):  # type: ignore[no-untyped-def]
     """
     losses = array_at(job.losses, (job.steps, 2), np.float64)
     total = 0.0
-    for norm in array_at(job.norms, (8 * items,), np.float64):
-        total += norm
+    for squares in array_at(job.weight_squares, (8 * items,), np.float64):
+        total += squares
     if losses[step, 1] > 0:
         losses[step, 0] += job.alpha * total / (2.0 * losses[step, 1])

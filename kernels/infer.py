@@ -20,7 +20,7 @@ from fastae.kernels.tile import forward_layers, output_at, tile_map
 def _share_of_fetch(job, columns, first, layers):  # type: ignore[no-untyped-def]
     """The rows of the tile from row `first` on to fetch before each of `layers` layers; 0 if it is left alone."""
     rows = min(job.batch, job.rows - first)
-    if rows <= 0 or rows * columns * ITEM_SIZES[job.kind] > FETCHED_MOST:
+    if rows <= 0 or rows * columns * ITEM_SIZES[job.dtype_id] > FETCHED_MOST:
         return 0
     return (rows + layers - 1) // layers
 

@@ -35,7 +35,7 @@ class Job(ctypes.Structure):
     x: int  # (rows of X, columns), of any dtype in DTYPE_IDS
     row_stride: int
     column_stride: int
-    kind: int  # the id of X's dtype, by DTYPE_IDS
+    dtype_id: int  # the id of X's dtype, by DTYPE_IDS
     index: int  # int64 (orders, rows): the rows of X to use, in the order of each epoch
     orders: int  # epochs of the steps that have an order of their own, or 1
     sample_weight: int  # float64 (rows of X,)
@@ -50,7 +50,7 @@ class Job(ctypes.Structure):
     y: int  # (rows of X, columns of the output), of any dtype in DTYPE_IDS
     y_row_stride: int
     y_column_stride: int
-    y_kind: int
+    y_dtype_id: int
     y_shift: int  # float64 (columns,), padded
     y_scale: int  # float64 (columns,), padded
 
@@ -88,10 +88,10 @@ class Job(ctypes.Structure):
     n_parts: int  # the number of `gradients` to add up; 0: one per shard of the step
     gradient: int  # flat: the gradient of the last step
     totals: int  # float64 (ROWS_ITEMS_MOST + 1, 2): each shard's or band's loss and sum of row weights; last, a step's
-    norms: int  # float64 (stretches or patches, 8): partial sums of the squared weights of each
+    weight_squares: int  # float64 (stretches or patches, 8): partial sums of the squared weights of each
     # float64 (1 + stretches or patches, 8): the factor that clips the gradient; then partial sums of the squares of the
     # gradient of each
-    squares: int
+    gradient_squares: int
     losses: int  # float64 (steps, 2): each step's loss and sum of row weights
     stretches: int
     taken: int  # int64 (most items of a phase,): the phase for which each item was last claimed
@@ -109,13 +109,13 @@ class Job(ctypes.Structure):
     beta_1: float
     beta_2: float
     epsilon: float
-    decay: float  # weight decay
+    weight_decay: float
     steps_before: int  # steps that the optimizer took before this job
 
     # Objective
     loss: int  # SQUARED_ERROR, HUBER, BERNOULLI or GIVEN
     # (1,): from which absolute value on a residual counts linearly; absent unless the loss is HUBER
-    bound: int
+    huber_delta: int
     out_of_range: int  # int64 (1,): set to 1 if a target of BERNOULLI is outside [0, 1]
     alpha: float
     missing: int  # 1: NaN stands for a missing cell
@@ -131,7 +131,7 @@ class Job(ctypes.Structure):
     given_code: int  # (rows of X, k), of any dtype in DTYPE_IDS: with respect to the code; absent: 0
     given_row_stride: int
     given_column_stride: int
-    given_kind: int
+    given_dtype_id: int
     input_delta: int  # (rows, columns): written: with respect to the network's input; absent: not wanted
     input_delta_stride: int
     first_transposed: int  # W' of the first layer, prepared by the form, for that

@@ -49,20 +49,20 @@ def _is_corrupted(job):  # type: ignore[no-untyped-def]
 @callee
 def source_of(job, columns, matrix):  # type: ignore[no-untyped-def]
     """The Source that a job describes: for INPUT, X or the codes to decode; for TARGET, Y; or the GIVEN_CODE."""
-    x, row_stride, column_stride, kind = job.x, job.row_stride, job.column_stride, job.kind
+    x, row_stride, column_stride, dtype_id = job.x, job.row_stride, job.column_stride, job.dtype_id
     shift, scale = job.shift, job.scale
     if matrix == TARGET:
-        x, row_stride, column_stride, kind = job.y, job.y_row_stride, job.y_column_stride, job.y_kind
+        x, row_stride, column_stride, dtype_id = job.y, job.y_row_stride, job.y_column_stride, job.y_dtype_id
         shift, scale = job.y_shift, job.y_scale
     elif matrix != INPUT:
         x, row_stride, column_stride = job.given_code, job.given_row_stride, job.given_column_stride
-        kind, shift, scale = job.given_kind, 0, 0
+        dtype_id, shift, scale = job.given_dtype_id, 0, 0
     return Source(
         x=x,
         columns=columns,
         row_stride=row_stride,
         column_stride=column_stride,
-        kind=kind,
+        dtype_id=dtype_id,
         row_numbers=job.index,
         shift=shift,
         scale=scale,
@@ -76,7 +76,7 @@ def _prefetch_next(like, job, source, first, rows):  # type: ignore[no-untyped-d
     A thread processes the same part of each batch. The rows in the same place of the next batch are fetched if those
     of a whole batch stay in the cache, else the rows that follow.
     """
-    row_bytes = source.columns * ITEM_SIZES[source.kind]
+    row_bytes = source.columns * ITEM_SIZES[source.dtype_id]
     first += job.batch if job.batch * row_bytes <= AHEAD_MOST else rows
     rows = min(rows, job.orders * job.rows - first)
     if rows > 0 and rows * row_bytes <= FETCHED_MOST:

@@ -184,7 +184,7 @@ def update(job, p, g, u, s, rate, step):  # type: ignore[no-untyped-def]
     one = real(1)
     if job.optimizer == SGD:
         momentum, learning = real(job.momentum), real(rate)
-        keep = one - real(rate * job.decay)
+        keep = one - real(rate * job.weight_decay)
         if job.nesterov != 0:
             for i in range(p.size):
                 u[i] = momentum * u[i] - learning * g[i]
@@ -197,7 +197,7 @@ def update(job, p, g, u, s, rate, step):  # type: ignore[no-untyped-def]
         t = float(job.steps_before + step + 1)
         beta_1, beta_2, epsilon = real(job.beta_1), real(job.beta_2), real(job.epsilon)
         learning = real(rate * np.sqrt(1 - job.beta_2**t) / (1 - job.beta_1**t))
-        keep = one - real(rate * job.decay)
+        keep = one - real(rate * job.weight_decay)
         lines = p.size * p.itemsize // LINE
         arrays = p.ctypes.data, g.ctypes.data, u.ctypes.data, s.ctypes.data
         constants = beta_1, one - beta_1, beta_2, one - beta_2, epsilon, learning, keep

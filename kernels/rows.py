@@ -23,11 +23,11 @@ ITEM_SIZES = tuple(dtype.itemsize for dtype in SOURCE_DTYPES)
 class Source(NamedTuple):
     """A matrix whose rows are read, as a job describes X."""
 
-    x: int  # the address of (m, columns), of the dtype SOURCE_DTYPES[kind]
+    x: int  # the address of (m, columns), of the dtype SOURCE_DTYPES[dtype_id]
     columns: int
     row_stride: int  # in bytes
     column_stride: int
-    kind: int
+    dtype_id: int
     row_numbers: int  # the address of int64 (rows,): the rows of x to use; 0: all
     shift: int  # the address of float64 (columns,), padded; 0: neither shift nor scale
     scale: int
@@ -42,7 +42,7 @@ def column_of(source, c):  # type: ignore[no-untyped-def]
         columns=1,
         row_stride=source.row_stride,
         column_stride=source.column_stride,
-        kind=source.kind,
+        dtype_id=source.dtype_id,
         row_numbers=source.row_numbers,
         shift=source.shift + c * 8 if scaled else 0,
         scale=source.scale + c * 8 if scaled else 0,
@@ -52,7 +52,7 @@ def column_of(source, c):  # type: ignore[no-untyped-def]
 @callee
 def is_plain(source, itemsize):  # type: ignore[no-untyped-def]
     """Whether each row is contiguous and holds elements as the engine's dtype, of `itemsize` bytes, has them."""
-    of_dtype = source.kind == (0 if itemsize == 4 else 1)
+    of_dtype = source.dtype_id == (0 if itemsize == 4 else 1)
     return of_dtype and source.column_stride == itemsize and source.shift == 0
 
 
@@ -62,13 +62,13 @@ def row_number(source, i):  # type: ignore[no-untyped-def]
     return load_int64(source.row_numbers + i * 8) if source.row_numbers != 0 else i
 
 
-def _source_line(words: Words, kind: np.dtype, source: Value, count: Value, to: ir.Type) -> Value:
-    """The first `count` lanes from elements of dtype `kind` at `source`, converted to `to`; zero in the others."""
-    bits = kind.itemsize * 8
-    if kind.kind == "f" and bits == 16:
+def _source_line(words: Words, dtype: np.dtype, source: Value, count: Value, to: ir.Type) -> Value:
+    """The first `count` lanes from elements of `dtype` at `source`, converted to `to`; zero in the others."""
+    bits = dtype.itemsize * 8
+    if dtype.kind == "f" and bits == 16:
         return words.convert(words.half_to_single(words.load_first(source, count, I16, 1)), True, to)
-    element = ir.IntType(bits) if kind.kind in "iu" else (F64 if bits == 64 else F32)
-    return words.convert(words.load_first(source, count, element, 1), kind.kind == "i", to)
+    element = ir.IntType(bits) if dtype.kind in "iu" else (F64 if bits == 64 else F32)
+    return words.convert(words.load_first(source, count, element, 1), dtype.kind == "i", to)
 
 
 def _row_places(words: Words, x, row_stride, row_numbers, first, rows, moves):  # type: ignore[no-untyped-def]
@@ -87,21 +87,21 @@ def _row_places(words: Words, x, row_stride, row_numbers, first, rows, moves):  
 
 
 def _write_load_lines(
-    words: Words, target, x, row_stride, row_numbers, first, rows, count, kind, shift, scale
+    words: Words, target, x, row_stride, row_numbers, first, rows, count, dtype_id, shift, scale
 ):  # type: ignore[no-untyped-def]
     """One block of some rows of a tile, from `count` contiguous elements each: (x - shift) scale, or x if `shift` is 0.
 
-    target  lines (rows, lanes)     x  of the dtype SOURCE_DTYPES[kind]     shift, scale  float64 (count,), or 0
+    target  lines (rows, lanes)     x  of the dtype SOURCE_DTYPES[dtype_id]     shift, scale  float64 (count,), or 0
     """
     b, dtypes = words.builder, SOURCE_DTYPES
     source = x, row_stride, row_numbers, first, rows
     with words.when(shift, "==", 0):
-        for case in words.cases(kind, len(dtypes)):
+        for case in words.cases(dtype_id, len(dtypes)):
             for row, line in _row_places(words, *source, [(target, LINE)]):
                 words.store(_source_line(words, dtypes[case], row, count, words.scalar), line)
     with words.when(shift, "!=", 0):
         minus, factor = (words.load_first(vector, count, F64, 8) for vector in (shift, scale))
-        for case in words.cases(kind, len(dtypes)):
+        for case in words.cases(dtype_id, len(dtypes)):
             for row, line in _row_places(words, *source, [(target, LINE)]):
                 shifted = b.fsub(_source_line(words, dtypes[case], row, count, F64), minus)
                 words.store(words.convert(b.fmul(shifted, factor), True), line)
@@ -211,7 +211,7 @@ def load_rows(like, tile, height, source, first, rows, spare):  # type: ignore[n
     source   Source
     spare    16 elements of 8 bytes: gathers columns
     """
-    itemsize, column_stride = ITEM_SIZES[source.kind], source.column_stride
+    itemsize, column_stride = ITEM_SIZES[source.dtype_id], source.column_stride
     lanes = LINE // like.itemsize
     contiguous, scaled = column_stride == itemsize, source.shift != 0
     place = source.row_stride, source.row_numbers
@@ -227,13 +227,15 @@ def load_rows(like, tile, height, source, first, rows, spare):  # type: ignore[n
             shift = source.shift + j * lanes * 8 if scaled else 0
             scale = source.scale + j * lanes * 8 if scaled else 0
             if contiguous:
-                _load_lines(like, (target, part, *place, first + i, here, count, source.kind, shift, scale))
+                _load_lines(
+                    like, (target, part, *place, first + i, here, count, source.dtype_id, shift, scale)
+                )
                 continue
             for r in range(here):
                 row_at = part + row_number(source, first + i + r) * source.row_stride
                 _copy_elements(like, (spare, row_at, count, column_stride, itemsize))
                 line = spare, 0, 0, 0, 1
-                _load_lines(like, (target + r * LINE, *line, count, source.kind, shift, scale))
+                _load_lines(like, (target + r * LINE, *line, count, source.dtype_id, shift, scale))
 
 
 def _write_note_not_finite(words: Words, noted, tile, height, blocks, rows, missing):  # type: ignore[no-untyped-def]
@@ -277,7 +279,7 @@ _prefetch_rows = vector_kernel(_write_prefetch_rows)
 @callee
 def prefetch_rows(like, source, first, rows):  # type: ignore[no-untyped-def]
     """Begin to fetch rows first .. first + rows of a source into L2, unless each column lies apart."""
-    itemsize = ITEM_SIZES[source.kind]
+    itemsize = ITEM_SIZES[source.dtype_id]
     if source.column_stride == itemsize:
         place = source.x, source.row_stride, source.columns * itemsize
         _prefetch_rows(like, (*place, source.row_numbers, first, rows))

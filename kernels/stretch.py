@@ -107,24 +107,24 @@ def update_parts(out, job_at, first, count, step, squares_at):  # type: ignore[n
 
 
 @callee
-def squares_of(job, item):  # type: ignore[no-untyped-def]
+def gradient_squares_of(job, item):  # type: ignore[no-untyped-def]
     """The address of the sums of squares of the gradient of stretch or patch `item`."""
-    return job.squares + (1 + item) * LINE
+    return job.gradient_squares + (1 + item) * LINE
 
 
 @callee
-def norms_of(job, item):  # type: ignore[no-untyped-def]
+def weight_squares_of(job, item):  # type: ignore[no-untyped-def]
     """The address of the sums of the squared weights of stretch or patch `item`."""
-    return job.norms + item * LINE
+    return job.weight_squares + item * LINE
 
 
 @callee
 def zero_sums(job, like, item):  # type: ignore[no-untyped-def]
     """Clear the sums of stretch or patch `item` that this step needs; `like` is an array of the dtype."""
     if job.clip_norm > 0:
-        zero_lines(like, (squares_of(job, item), 1))
+        zero_lines(like, (gradient_squares_of(job, item), 1))
     if job.alpha > 0:
-        zero_lines(like, (norms_of(job, item), 1))
+        zero_lines(like, (weight_squares_of(job, item), 1))
 
 
 @callee
@@ -138,9 +138,9 @@ def penalise_and_update(job, job_at, gradient, first, step, factor, item):  # ty
     parameters = array_at(job.parameters, (job.n_parameters,), gradient.dtype)
     last = first + gradient.size
     if job.alpha > 0:
-        add_penalty(norms_of(job, item), gradient, parameters, plan, first, job.alpha * factor)
+        add_penalty(weight_squares_of(job, item), gradient, parameters, plan, first, job.alpha * factor)
     if job.clip_norm > 0 or job.rate_factors != 0:
-        squares_at = squares_of(job, item) if job.clip_norm > 0 else np.int64(0)
+        squares_at = gradient_squares_of(job, item) if job.clip_norm > 0 else np.int64(0)
         place = np.int64(gradient.ctypes.data)
         call_at(job.update_parts_at, (place, job_at, first, gradient.size, step, squares_at))
     elif job.optimizer != NONE:
@@ -182,7 +182,7 @@ def close_gradient(job, items):  # type: ignore[no-untyped-def]
 
     `items` is the number of stretches or patches, in whose order their squares are added up.
     """
-    squares, total = array_at(job.squares, (1 + items, 8), np.float64), 0.0
+    squares, total = array_at(job.gradient_squares, (1 + items, 8), np.float64), 0.0
     for item in range(items):
         for lane in range(8):
             total += squares[1 + item, lane]
@@ -201,7 +201,7 @@ def clip_item(out, job_at, item, round_):  # type: ignore[no-untyped-def]
     work, step = carray(out, (1,)), step_of(job, round_)
     layer, low, high, first, last = stretch(plan, item, LINE // work.itemsize)
     gradient = array_at(job.gradient + first * work.itemsize, (last - first,), work.dtype)
-    factor = array_at(job.squares, (1,), np.float64)[0]
+    factor = array_at(job.gradient_squares, (1,), np.float64)[0]
     if factor != 1:
         add_up(
             gradient, array_at(np.int64(gradient.ctypes.data), (1, last - first), work.dtype), 1, 0, factor

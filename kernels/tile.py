@@ -146,7 +146,7 @@ def backward_layers(
         source = output_at(plan, last - 1, memory.tiles, height, itemsize)
         w, b = job.weights + plan[last].weight * itemsize, job.parameters + plan[last].bias * itemsize
         sizes = computed, height, plan[last].fan_in, plan[last].fan_out
-        vectors = memory.row_weight, job.bound, top_sums, memory.loss
+        vectors = memory.row_weight, job.huber_delta, top_sums, memory.loss
         call_at(job.residual_at, (top, source, w, b, target, *vectors, *sizes))
     else:
         blocks = in_blocks(plan[last].fan_out, lanes)

@@ -54,7 +54,7 @@ def set_matrix(
     """The rows that a job is about, with checked row numbers; returns the arrays that must outlive the job."""
     job.x, (job.row_stride, job.column_stride) = address(X), _strides(X)
     columns = X.shape[1]
-    job.kind, job.rows = fields.DTYPE_IDS[X.dtype], X.shape[0]
+    job.dtype_id, job.rows = fields.DTYPE_IDS[X.dtype], X.shape[0]
     alive = [X]
     if index is not None:
         alive.append(index)
@@ -84,7 +84,7 @@ def set_target(
     scale: npt.ArrayLike | None = None,
 ) -> list[np.ndarray]:
     """Set Y, which has X's row numbers; returns the arrays that must outlive the job."""
-    job.y, job.y_kind = address(Y), fields.DTYPE_IDS[Y.dtype]
+    job.y, job.y_dtype_id = address(Y), fields.DTYPE_IDS[Y.dtype]
     job.y_row_stride, job.y_column_stride = _strides(Y)
     alive = [Y]
     if shift is not None or scale is not None:
@@ -104,7 +104,7 @@ def set_given(
     alive = set_target(job, d_xhat, dtype)
     if d_code is not None:
         alive.append(d_code)
-        job.given_code, job.given_kind = address(d_code), fields.DTYPE_IDS[d_code.dtype]
+        job.given_code, job.given_dtype_id = address(d_code), fields.DTYPE_IDS[d_code.dtype]
         job.given_row_stride, job.given_column_stride = _strides(d_code)
     return alive
 
@@ -140,8 +140,8 @@ def set_steps(
     if state is None:
         raise TypeError("state must be given with an optimizer, got None")
     state.check(params)
-    job.moments, job.steps_before, job.decay = address(state.moments), state.steps, optimizer.weight_decay
-    job.clip_norm = optimizer.clip_norm or 0.0
+    job.moments, job.steps_before = address(state.moments), state.steps
+    job.weight_decay, job.clip_norm = optimizer.weight_decay, optimizer.clip_norm or 0.0
     factors = optimizer.factors(params.network)
     if factors is not None:
         job.rate_factors = address(factors)
@@ -171,7 +171,7 @@ def set_objective(
         if bound < float(info.tiny):
             raise ValueError(f"huber_delta must be at least {info.tiny} in {info.dtype}, got {bound!r}")
         alive.append(np.array([min(bound, float(info.max))], dtype))  # no finite residual is beyond `max`
-        job.bound = address(alive[0])
+        job.huber_delta = address(alive[0])
     job.alpha, job.missing = objective.alpha / unit, objective.missing
     if not np.isfinite(job.alpha):
         raise ValueError(f"sample_weight is too small: alpha divided by weights of {unit:.0e} is infinite")

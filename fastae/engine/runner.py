@@ -83,8 +83,8 @@ class Runner:
         self._gradients = layout.aligned_zeros(0, dtype).reshape(0, size)
         self._totals = np.zeros((split.ROWS_ITEMS_MOST + 1, 2))
         stretches, patches = int(split.stretches(self.plan, lanes)), int(split.patches(self.plan, lanes))
-        self._norms = layout.aligned_zeros(8 * max(stretches, patches), np.float64)
-        self._squares = layout.aligned_zeros(8 * (1 + max(stretches, patches)), np.float64)
+        self._weight_squares = layout.aligned_zeros(8 * max(stretches, patches), np.float64)
+        self._gradient_squares = layout.aligned_zeros(8 * (1 + max(stretches, patches)), np.float64)
         self._codes = np.zeros((split.SHARDS_MOST, code))
         self._slopes = jobs.padded(0.0, code, dtype)
         self._kept = self._deltas = self._band_sums = layout.aligned_zeros(0, dtype)
@@ -110,8 +110,8 @@ class Runner:
             orders=1,
             ones=address(self._ones),
             totals=address(self._totals),
-            norms=address(self._norms),
-            squares=address(self._squares),
+            weight_squares=address(self._weight_squares),
+            gradient_squares=address(self._gradient_squares),
             codes=address(self._codes),
             slopes=address(self._slopes),
             height=form.height(self.network.widths, self.dtype),

@@ -45,7 +45,7 @@ def buffers(dtype, count=4, size=200):
 def wanted(p, g, u, s, rate, t, o):
     """The formulas of the module's docstring, in float64."""
     p, g, u, s = (array.astype("f8") for array in (p, g, u, s))
-    keep = 1 - rate * o.decay
+    keep = 1 - rate * o.weight_decay
     if o.optimizer == job.SGD:
         momentum = o.momentum
         u = momentum * u - rate * g
@@ -59,10 +59,10 @@ def wanted(p, g, u, s, rate, t, o):
 
 CASES = {
     "sgd": job.Job(optimizer=job.SGD),
-    "momentum": job.Job(optimizer=job.SGD, momentum=0.9, decay=0.1),
+    "momentum": job.Job(optimizer=job.SGD, momentum=0.9, weight_decay=0.1),
     "nesterov": job.Job(optimizer=job.SGD, momentum=0.9, nesterov=1),
     "adam": job.Job(optimizer=job.ADAM, beta_1=0.9, beta_2=0.999, epsilon=1e-8, steps_before=6),
-    "adamw": job.Job(optimizer=job.ADAM, beta_1=0.8, beta_2=0.99, epsilon=1e-3, decay=0.2),
+    "adamw": job.Job(optimizer=job.ADAM, beta_1=0.8, beta_2=0.99, epsilon=1e-3, weight_decay=0.2),
 }
 
 

@@ -16,8 +16,8 @@ REAL = ["float32", "float64"]
 
 
 @jitted
-def _load(tile, x, strides, kind, columns, index, first, count, shift, scale, spare):
-    source = rows.Source(x, columns, strides[0], strides[1], kind, index, shift, scale)
+def _load(tile, x, strides, dtype_id, columns, index, first, count, shift, scale, spare):
+    source = rows.Source(x, columns, strides[0], strides[1], dtype_id, index, shift, scale)
     rows.load_rows(
         tile, np.int64(tile.ctypes.data), tile.shape[1], source, first, count, np.int64(spare.ctypes.data)
     )
@@ -34,11 +34,11 @@ def load(X, dtype, *, index=None, first=0, count=None, shift=None, scale=None):
     padded = [np.pad(np.asarray(v, "f8"), (0, -len(v) % lanes)) for v in (shift, scale) if v is not None]
     addresses = [v.ctypes.data for v in padded] or [0, 0]
     at = 0 if index is None else index.ctypes.data
-    kind = job.DTYPE_IDS[X.dtype]
+    dtype_id = job.DTYPE_IDS[X.dtype]
     strides = np.array(X.strides, "i8")
     if X.shape[1] == 1:
         strides[1] = X.itemsize
-    _load(tile, X.ctypes.data, strides, kind, X.shape[1], at, first, count, *addresses, np.zeros(16))
+    _load(tile, X.ctypes.data, strides, dtype_id, X.shape[1], at, first, count, *addresses, np.zeros(16))
     assert (tile[:, count:] == 77).all(), "rows below are left alone"
     flat = tile.transpose(1, 0, 2).reshape(height, -1)
     assert not flat[:count, X.shape[1] :].any(), "padding is not zero"

@@ -36,7 +36,7 @@ from fastae.kernels.tile_unit import TILE, Amx, Emulation
 
 TileUnit = Amx if TARGET.amx else Emulation
 STRIP = 32  # rows
-PAIRS = STRIP // 2  # pairs of rows of a strip
+STRIP_PAIRS = STRIP // 2  # pairs of rows of a strip
 SQUARE = LANES * ROW  # bytes of 16 x 16 weights
 # Rows of a tile that fits in L2, and of one that does not: odd multiples of a strip
 HEIGHT = 160
@@ -45,7 +45,8 @@ Lines = list[list[Value]]  # [row][block], each a line
 
 # Multiplying 16 x 16 x K takes 16 cycles for each 32 of K on a tile unit, and 8 K with vectors (two lines of float32 a
 # cycle; the dot instruction of Intel is no faster). Storing the result, loading it again and turning it into columns
-# takes some 80 cycles that vectors do not need, so tiles should pay from K = 11 on. Not measured: three times that.
+# takes some 80 cycles that vectors do not need, so tile registers should pay from K = 11 on. Not measured: three times
+# that.
 LEAST_DEPTH = 32
 
 
@@ -64,7 +65,8 @@ class Layout:
         if n == 1:
             line = words.offset(strip, (i, LINE))
             return [[line], [words.offset(line, ROW)]]
-        second = words.builder.sdiv(i, words.count(PAIRS // 2))  # 1 if these rows lie in the second block
+        # 1 if these rows lie in the second block
+        second = words.builder.sdiv(i, words.count(STRIP_PAIRS // 2))
         row = words.offset(strip, (i, 2 * LINE), (second, self._to_neighbour))
         return [[words.offset(row, r * LINE + k * ROW) for k in (0, 1)] for r in (0, 1)]
 
@@ -100,7 +102,7 @@ class Layout:
         """Turn the pairs of a strip into its columns: a transpose of pairs. `pairs` is as Scratch holds them."""
         words = self.words
         for k in range(n):
-            lines = [words.load(words.offset(pairs, k * 2 * TILE + i * LINE)) for i in range(PAIRS)]
+            lines = [words.load(words.offset(pairs, k * 2 * TILE + i * LINE)) for i in range(STRIP_PAIRS)]
             for c, line in enumerate(words.transposed(lines)):
                 words.store(line, words.offset(strip, (self.block, k), self.half, c * LINE))
 
@@ -115,11 +117,11 @@ class Scratch:
         """Load a pair of rows of `n` blocks."""
         return lines_at(self.words, self.place, n, i, 2 * TILE)
 
-    def store(self, tiles: Amx | Emulation, n: int) -> None:
+    def store(self, unit: Amx | Emulation, n: int) -> None:
         """Store tile registers 2 r + k: r = 1 holds rows 16 .. 31, k the block."""
         for r in (0, 1):
             for k in range(n):
-                tiles.store(2 * r + k, self.words.offset(self.place, k * 2 * TILE + r * TILE))
+                unit.store(2 * r + k, self.words.offset(self.place, k * 2 * TILE + r * TILE))
 
 
 def lines_at(words: Words, place: Value, n: int, i: Value, block: Value | int) -> Lines:
@@ -155,20 +157,18 @@ class Operand:
             source = words.offset(a, (self.whole, words.times(self.block, 2)))
             words.loop(words.quotient(rows, 2), [self.last, source], pair)
 
-    def product(
-        self, tiles: Amx | Emulation, n: int, a: Value, last: Value, b: Value, b_block: Value
-    ) -> None:
+    def product(self, unit: Amx | Emulation, n: int, a: Value, last: Value, b: Value, b_block: Value) -> None:
         """Set tile registers 2 r + k to a strip of A times `n` blocks of B; `last` is the strip of the last block."""
         words = self.words
 
         def add(first: Value, second: Value, b_p: Value) -> None:
-            tiles.load(4, first)
+            unit.load(4, first)
             for k in range(n):
-                tiles.load(6 + k, words.offset(b_p, (b_block, k)))
-            tiles.load(5, second)
+                unit.load(6 + k, words.offset(b_p, (b_block, k)))
+            unit.load(5, second)
             for r in (0, 1):
                 for k in range(n):
-                    tiles.multiply_add(2 * r + k, 4 + r, 6 + k)
+                    unit.multiply_add(2 * r + k, 4 + r, 6 + k)
 
         def columns(a_p: Value, b_p: Value) -> list[Value]:
             add(a_p, words.offset(a_p, self.block), b_p)
@@ -176,7 +176,7 @@ class Operand:
 
         for r in (0, 1):
             for k in range(n):
-                tiles.zero(2 * r + k)
+                unit.zero(2 * r + k)
         _, b_p = words.loop(self.whole, [a, b], columns)  # loop 7: C += A[:, p : p + 32] B[p : p + 32, :]
         with words.when(self.left, "==", 1):
             add(last, words.offset(last, TILE), b_p)
@@ -202,7 +202,7 @@ def each_pair(words: Words, carried: list[Value], body: Callable[..., list[Value
     def pair(i: Value, *values: Value) -> list[Value]:
         return [words.offset(i, 1), *body(i, *values)]
 
-    _, *last = words.loop(words.count(PAIRS), [words.count(0), *carried], pair)
+    _, *last = words.loop(words.count(STRIP_PAIRS), [words.count(0), *carried], pair)
     return last
 
 
@@ -223,15 +223,15 @@ def store_vector(words: Words, values: list[Value], place: Value) -> None:
 def _write_forward(words, h, a, w, bias, one, activation, leaves, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
     layout, scratch, w_block = Layout(words, height), Scratch(words), weight_block(words, fan_in)
     operand = Operand(layout, a, rows, fan_in)
-    with TileUnit(words) as tiles:
+    with TileUnit(words) as unit:
         for n, j in panels(words, words.quotient(fan_out, LANES)):
             h_j, w_j = words.offset(h, (j, layout.block)), words.offset(w, (j, w_block))
             biases, masks = (vector_at(words, words.offset(x, (j, LINE)), n) for x in (bias, one))
             places, strides = [h_j, h_j, a, operand.last], [TILE, 2 * TILE, TILE, 2 * TILE]
             strips = words.quotient(rows, STRIP)
             for h_ij, out_ij, a_i, last_i in words.walk(strips, places, strides):
-                operand.product(tiles, n, a_i, last_i, w_j, w_block)
-                scratch.store(tiles, n)
+                operand.product(unit, n, a_i, last_i, w_j, w_block)
+                scratch.store(unit, n)
                 for id_ in words.cases(activation, len(ACTIVATIONS)):
                     _forward_epilogue(layout, scratch, id_, h_ij, out_ij, biases, masks, leaves)
 
@@ -273,7 +273,7 @@ def _write_residual(
 ):  # type: ignore[no-untyped-def]
     layout, scratch, w_block = Layout(words, height), Scratch(words), weight_block(words, fan_in)
     operand = Operand(layout, a, rows, fan_in)
-    with TileUnit(words) as tiles:
+    with TileUnit(words) as unit:
         for n, j in panels(words, words.quotient(fan_out, LANES)):
             delta_j, x_j = (words.offset(matrix, (j, layout.block)) for matrix in (delta, x))
             w_j, sums_j = words.offset(w, (j, w_block)), words.offset(sums, (j, LINE))
@@ -282,8 +282,8 @@ def _write_residual(
             strides = [TILE, 2 * TILE, STRIP * words.itemsize, TILE, 2 * TILE]
             strips = words.quotient(rows, STRIP)
             for delta_ij, x_ij, weight_i, a_i, last_i in words.walk(strips, places, strides):
-                operand.product(tiles, n, a_i, last_i, w_j, w_block)
-                scratch.store(tiles, n)
+                operand.product(unit, n, a_i, last_i, w_j, w_block)
+                scratch.store(unit, n)
                 for limited in (False, True):
                     with words.when(bound, "!=" if limited else "==", 0):
                         limit = words.broadcast(bound) if limited else None
@@ -330,15 +330,15 @@ def _residual_epilogue(
 def _write_backward(words, below, h, delta, wt, sums, activation, rows, height, fan_in, fan_out):  # type: ignore[no-untyped-def]
     layout, scratch, wt_block = Layout(words, height), Scratch(words), weight_block(words, fan_out)
     operand = Operand(layout, delta, rows, fan_out)
-    with TileUnit(words) as tiles:
+    with TileUnit(words) as unit:
         for n, j in panels(words, words.quotient(fan_in, LANES)):
             below_j, h_j = (words.offset(matrix, (j, layout.block)) for matrix in (below, h))
             wt_j, sums_j = words.offset(wt, (j, wt_block)), words.offset(sums, (j, LINE))
             places, strides = [below_j, h_j, delta, operand.last], [TILE, TILE, TILE, 2 * TILE]
             strips = words.quotient(rows, STRIP)
             for below_ij, h_ij, delta_i, last_i in words.walk(strips, places, strides):
-                operand.product(tiles, n, delta_i, last_i, wt_j, wt_block)
-                scratch.store(tiles, n)
+                operand.product(unit, n, delta_i, last_i, wt_j, wt_block)
+                scratch.store(unit, n)
                 for id_ in words.cases(activation, len(ACTIVATIONS)):
                     _backward_epilogue(layout, scratch, n, id_, below_ij, h_ij, sums_j)
 
@@ -365,7 +365,7 @@ def _backward_epilogue(
 def _write_gradient(words, dw, a, delta, accumulate, rows, height, dw_rows, fan_in, fan_out):  # type: ignore[no-untyped-def]
     layout, dw_block = Layout(words, height), words.times(dw_rows, LINE)
     block, strips = layout.block, words.quotient(rows, STRIP)
-    with TileUnit(words) as tiles:
+    with TileUnit(words) as unit:
         for n, j in panels(words, words.quotient(fan_out, LANES)):
             dw_j, delta_j = (
                 words.offset(dw, (j, dw_block)),
@@ -379,18 +379,18 @@ def _write_gradient(words, dw, a, delta, accumulate, rows, height, dw_rows, fan_
                 for add in words.cases(accumulate, 2):
                     for (r, k), place in places.items():
                         if add:
-                            tiles.load(2 * r + k, place)
+                            unit.load(2 * r + k, place)
                         else:
-                            tiles.zero(2 * r + k)
+                            unit.zero(2 * r + k)
                 for a_p, delta_p in words.walk(strips, [a_i, delta_j], [TILE, TILE]):
                     for r in range(m):
-                        tiles.load(4 + r, words.offset(a_p, (block, r)))
+                        unit.load(4 + r, words.offset(a_p, (block, r)))
                     for k in range(n):
-                        tiles.load(6 + k, words.offset(delta_p, (block, k)))
+                        unit.load(6 + k, words.offset(delta_p, (block, k)))
                     for r, k in places:  # loop 7: C += A[p : p + 32, :]' B[p : p + 32, :]
-                        tiles.multiply_add(2 * r + k, 4 + r, 6 + k)
+                        unit.multiply_add(2 * r + k, 4 + r, 6 + k)
                 for (r, k), place in places.items():
-                    tiles.store(2 * r + k, place)
+                    unit.store(2 * r + k, place)
 
 
 # -- between float32 and bfloat16 -------------------------------------------------------------------------------------
@@ -615,7 +615,7 @@ def pays_in_inference(widths: Widths, *_: object) -> bool:
     return products >= LEAST_DEPTH * sum(widths[1:])
 
 
-TILES = Form(
+AMX = Form(
     name="tiles in bfloat16",
     dtypes=("bfloat16",),
     forward=forward,

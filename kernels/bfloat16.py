@@ -253,7 +253,7 @@ def add_delta(out, added, sums, rows, height, blocks):  # type: ignore[no-untype
         _add_delta(delta, (delta.ctypes.data + k, added + k, sums + j * LINE, height * ROW, rows // 2))
 
 
-PAIRS = Form(
+BFLOAT16 = Form(
     name="bfloat16",
     dtypes=("bfloat16",),
     forward=forward,

@@ -1,6 +1,6 @@
 """The forms of products that there are, and the choice among them. What a form promises is in products.py.
 
-amx.TILES is listed, imported and compiled only where AMX may be used: ``forms_of`` adds it.
+amx.AMX is listed, imported and compiled only where AMX may be used: ``forms_of`` adds it.
 """
 
 from typing import Any
@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fastae.kernels import fork
-from fastae.kernels.bfloat16 import PAIRS
+from fastae.kernels.bfloat16 import BFLOAT16
 from fastae.kernels.gemm import COLUMN_BLOCKS
 from fastae.kernels.products import Form, Widths
 from fastae.kernels.rowlanes import ROW_LANES
 from fastae.kernels.target import TARGET
 
-FORMS = COLUMN_BLOCKS, ROW_LANES, PAIRS
+FORMS = COLUMN_BLOCKS, ROW_LANES, BFLOAT16
 
 
 def forms_of(dtype: str) -> list[Form]:
@@ -26,9 +26,9 @@ def forms_of(dtype: str) -> list[Form]:
             from fastae.kernels import tile_unit
 
             if tile_unit.granted():
-                from fastae.kernels.amx import TILES
+                from fastae.kernels.amx import AMX
 
-                found.append(TILES)
+                found.append(AMX)
     return found
 
 

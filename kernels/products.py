@@ -6,8 +6,8 @@ layer. There are four (forms.py lists them and chooses):
     gemm.COLUMN_BLOCKS    column blocks, one cache line wide; any network
     rowlanes.ROW_LANES    rows in lanes, for few columns: inference, and steps without sparsity of networks whose last
                           layer is linear
-    bfloat16.PAIRS        column blocks in bfloat16, products added up in float32
-    amx.TILES             the same on the tile registers of AMX; only there it is imported
+    bfloat16.BFLOAT16     column blocks in bfloat16, products added up in float32
+    amx.AMX               the same on the tile registers of AMX; only there it is imported
 
 Two words for matrices: a *blocked* one has the layout of layout.py in the engine's dtype, (blocks, height, lanes), in
 which rows are loaded and results leave the network. A *stored* one is as the form stores it; deltas may be stored in

@@ -19,7 +19,7 @@ from threads import pretend_cpus
 
 import fastae
 from fastae.kernels import amx, build, forms, prebuilt, split, target, tile_unit
-from fastae.kernels.bfloat16 import PAIRS
+from fastae.kernels.bfloat16 import BFLOAT16
 from fastae.kernels.target import TARGET
 
 
@@ -40,8 +40,8 @@ def test_is_used_where_the_cpu_has_amx_and_the_system_grants_it(has, granted, mo
     asked = []
     monkeypatch.setattr(forms, "TARGET", replace(TARGET, amx=has))
     monkeypatch.setattr(tile_unit, "granted", lambda: asked.append(1) or granted)
-    assert (amx.TILES in forms.forms_of("bfloat16")) == (has and granted)
-    assert amx.TILES not in forms.forms_of("float32") + forms.forms_of("float64")
+    assert (amx.AMX in forms.forms_of("bfloat16")) == (has and granted)
+    assert amx.AMX not in forms.forms_of("float32") + forms.forms_of("float64")
     assert len(asked) == has, "asked for a CPU without AMX, or for another dtype"
 
 
@@ -130,7 +130,7 @@ def test_object_files_do_not_hold_it_and_do_not_depend_on_it():
 
 
 def test_products_of_small_depth_are_left_to_the_first_form():
-    both = [PAIRS, amx.TILES]
+    both = [BFLOAT16, amx.AMX]
     for widths, pays in {
         (784, 64, 784, 784): True,
         (128, 64, 128, 128): True,
@@ -139,19 +139,19 @@ def test_products_of_small_depth_are_left_to_the_first_form():
         (10, 3, 10, 10): False,
         (784, 4, 784): False,
     }.items():
-        form = amx.TILES if pays else PAIRS
+        form = amx.AMX if pays else BFLOAT16
         for batch in (1, 200, 5000):
             assert forms.choose(both, widths, batch, 0, "float32", linear=True, codes=False) is form
             assert forms.choose(both, widths, batch, 0, "float32", linear=False, codes=True) is form
-    assert forms.choose_for_inference(both, (784, 64), 100, np.dtype("f4")) is amx.TILES
-    assert forms.choose_for_inference(both, (8, 784), 100, np.dtype("f4")) is PAIRS
+    assert forms.choose_for_inference(both, (784, 64), 100, np.dtype("f4")) is amx.AMX
+    assert forms.choose_for_inference(both, (8, 784), 100, np.dtype("f4")) is BFLOAT16
 
 
 @pytest.mark.filterwarnings("error")
 def test_no_warning_where_tile_registers_are_used(monkeypatch):
     """Of bfloat16 on Intel's CPUs, which gains nothing without them, as in narrow networks."""
     monkeypatch.setattr(target, "TARGET", replace(TARGET, cpu="graniterapids"))
-    monkeypatch.setattr(forms, "forms_of", lambda dtype: [PAIRS, amx.TILES])
+    monkeypatch.setattr(forms, "forms_of", lambda dtype: [BFLOAT16, amx.AMX])
     fastae.Engine(fastae.Network.autoencoder(128, 64), dtype="bfloat16")
     with pytest.warns(RuntimeWarning, match="the network is too narrow"):
         fastae.Engine(fastae.Network.autoencoder(30, 8), dtype="bfloat16")
@@ -164,7 +164,7 @@ def test_no_warning_where_tile_registers_are_used(monkeypatch):
 @pytest.mark.parametrize("name", [None, *OBJECTIVES])
 def test_a_gradient_by_weights_is_that_by_rows(name, last, monkeypatch):
     """In several slabs, bands and patches, up to guard pages, with the same bits for any number of threads."""
-    monkeypatch.setattr(forms, "forms_of", lambda _: [amx.TILES])
+    monkeypatch.setattr(forms, "forms_of", lambda _: [amx.AMX])
     monkeypatch.setattr(split, "SLAB", 64)
     pretend_cpus(monkeypatch, 3)
     guard_buffers(monkeypatch)
@@ -200,7 +200,7 @@ ASSEMBLY = """
     from fastae.kernels.target import TARGET
     assert TARGET.amx
     for name in ("forward", "residual", "backward", "gradient"):
-        llvm, body, _ = in_place.llvm_of(getattr(amx.TILES, name).function, "float32")
+        llvm, body, _ = in_place.llvm_of(getattr(amx.AMX, name).function, "float32")
         module = binding.parse_assembly(llvm)
         code = in_place.target_machine().emit_assembly(module).split(f"{body}:")[1].split(".Lfunc_end")[0]
         print(f"== {name}", code, sep="\\n")

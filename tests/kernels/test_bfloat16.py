@@ -18,8 +18,8 @@ from threads import pretend_cpus
 import fastae
 from fastae import reference
 from fastae.kernels import forms, layout, target
-from fastae.kernels.amx import TILES
-from fastae.kernels.bfloat16 import PAIRS
+from fastae.kernels.amx import AMX
+from fastae.kernels.bfloat16 import BFLOAT16
 from fastae.kernels.target import TARGET
 
 needs_bfloat16 = pytest.mark.skipif(not TARGET.bfloat16, reason="needs AVX512_BF16")
@@ -36,7 +36,7 @@ def form(request, monkeypatch):
 
 def every_form(test):
     """Run a test in each form of products in bfloat16."""
-    cases = pytest.param(PAIRS, id="pairs", marks=needs_bfloat16), pytest.param(TILES, id="tiles")
+    cases = pytest.param(BFLOAT16, id="bfloat16", marks=needs_bfloat16), pytest.param(AMX, id="amx")
     return pytest.mark.usefixtures("form")(pytest.mark.parametrize("form", cases, indirect=True)(test))
 
 

@@ -11,13 +11,13 @@ from layers import TOLERANCE, blocked, close, draw, vector
 from fastae import reference
 from fastae.bench.stages import layer_times
 from fastae.kernels import forms, job, layout, products
-from fastae.kernels.amx import TILES  # with emulated tile registers, unless this CPU has AMX
-from fastae.kernels.bfloat16 import PAIRS
+from fastae.kernels.amx import AMX  # with emulated tile registers, unless this CPU has AMX
+from fastae.kernels.bfloat16 import BFLOAT16
 from fastae.kernels.gemm import COLUMN_BLOCKS
 from fastae.kernels.rowlanes import ROW_LANES
 from fastae.kernels.step import ITEMS
 
-FORMS = *forms.FORMS, TILES
+FORMS = *forms.FORMS, AMX
 SIZES = [(1, 1), (1, 5), (5, 1), (3, 10), (16, 8), (17, 3), (30, 30), (51, 13), (13, 51)]
 
 
@@ -56,11 +56,11 @@ def rows_of_strips(buffer, height, _):
 READ = {
     COLUMN_BLOCKS: rows_of_blocks,
     ROW_LANES: rows_of_columns,
-    PAIRS: rows_of_bfloat16,
-    TILES: rows_of_strips,
+    BFLOAT16: rows_of_bfloat16,
+    AMX: rows_of_strips,
 }
-OPERAND = {COLUMN_BLOCKS: np.asarray, ROW_LANES: np.asarray, PAIRS: rounded, TILES: rounded}
-STORED = {COLUMN_BLOCKS: 0.0, ROW_LANES: 0.0, PAIRS: 2.0**-8, TILES: 2.0**-8}
+OPERAND = {COLUMN_BLOCKS: np.asarray, ROW_LANES: np.asarray, BFLOAT16: rounded, AMX: rounded}
+STORED = {COLUMN_BLOCKS: 0.0, ROW_LANES: 0.0, BFLOAT16: 2.0**-8, AMX: 2.0**-8}
 
 
 class Harness:

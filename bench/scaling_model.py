@@ -29,6 +29,7 @@ from fastae.kernels import job as fields
 from fastae.kernels import split
 from fastae.kernels.job import Job
 from fastae.kernels.layout import LINE
+from fastae.kernels.rounding import in_blocks
 from fastae.network import Activation
 
 THREADS = 1, 2, 4, 8, 16, 32, 64, 96, 128, 192
@@ -293,7 +294,7 @@ def _phase(
         time, _, thread, holds = heapq.heappop(events)
         if holds:  # 1 + the item that is done: count it
             group, size = split.group_of(holds - 1, items)
-            for counter, full in ((group, size), (-1, split.in_blocks(items, split.GROUP))):
+            for counter, full in ((group, size), (-1, in_blocks(items, split.GROUP))):
                 free, owner, counted = counters.get(counter, (0.0, thread, 0))
                 time = max(time, free) + (hop if owner != thread else machine.local_atomic)
                 counters[counter] = time, thread, counted + 1

@@ -22,6 +22,7 @@ from fastae.kernels import forms, job, layout, optimizer, rows
 from fastae.kernels.compiler import ByAddress, jitted
 from fastae.kernels.simd import call_at, flush_subnormals, restore_float_state
 from fastae.kernels.split import shards_of
+from fastae.kernels.transpose import transpose_squares
 
 # Each of these calls its kernel `times` times.
 
@@ -76,7 +77,7 @@ def transpose_times(times, source, target, fan_in, fan_out, lanes):
     for _ in range(times):
         squares = source.size // (lanes * lanes)
         places = target.ctypes.data, source.ctypes.data
-        optimizer.transpose_squares(source, *places, fan_in, fan_out, 0, squares)
+        transpose_squares(source, *places, fan_in, fan_out, 0, squares)
 
 
 class Stage(NamedTuple):

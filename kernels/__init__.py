@@ -29,7 +29,10 @@ A map, from the call down:
     job.py          the records that describe a job to its threads
     layout.py       the data layout: column blocks, each one cache line wide
     padding.py      whether the padding of a flat buffer is zero
+    rounding.py     numbers rounded up to whole blocks
     rows.py         reads rows of any dtype and stride into lines, and writes them back
+    lines.py        sets lines to zero, adds lines to others
+    transpose.py    transposes W
     simd.py         vector operations, the words that vector kernels are written in
     tile_unit.py    the tile registers of AMX, their emulation, and permission to use them
     target.py       the CPU that kernels are compiled for, and its register tiles

@@ -28,9 +28,10 @@ from fastae.kernels.activations import activate, times_derivative
 from fastae.kernels.bfloat16 import LANES, ROW, _weights
 from fastae.kernels.compiler import ByAddress, carray
 from fastae.kernels.layout import ACTIVATIONS, LINE
+from fastae.kernels.lines import zero_lines
 from fastae.kernels.products import Form, Widths
+from fastae.kernels.rounding import in_blocks
 from fastae.kernels.simd import Value, Words, vector_kernel
-from fastae.kernels.split import in_blocks
 from fastae.kernels.target import TARGET
 from fastae.kernels.tile_unit import TILE, Amx, Emulation
 
@@ -569,10 +570,10 @@ def prepare_weights(out, wt, source, fan_in, fan_out, first, last):  # type: ign
         to = wt + row * wt_block + column * SQUARE if wt != 0 else 0
         _weights(w, (place, to, wt_block, source + square * 2 * SQUARE, count))
         if row + count == down and down % 2 == 1:
-            rows.zero_lines(w, (place + count * SQUARE, SQUARE // LINE))
+            zero_lines(w, (place + count * SQUARE, SQUARE // LINE))
         if wt != 0 and column + 1 == across and across % 2 == 1:
             for i in range(count):
-                rows.zero_lines(w, (to + i * wt_block + SQUARE, SQUARE // LINE))
+                zero_lines(w, (to + i * wt_block + SQUARE, SQUARE // LINE))
         square += count
 
 

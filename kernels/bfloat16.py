@@ -17,8 +17,8 @@ from fastae.kernels.activations import times_derivative
 from fastae.kernels.compiler import ByAddress, carray
 from fastae.kernels.layout import ACTIVATIONS, LINE
 from fastae.kernels.products import Form
+from fastae.kernels.rounding import in_blocks
 from fastae.kernels.simd import Value, Words, vector_kernel
-from fastae.kernels.split import in_blocks
 from fastae.kernels.target import TARGET
 
 LANES = 16

@@ -21,8 +21,9 @@ from fastae.kernels.activations import times_derivative
 from fastae.kernels.compiler import ByAddress, callee, carray
 from fastae.kernels.job import BERNOULLI, BERNOULLI_SLACK, GIVEN, HUBER, LOSSES
 from fastae.kernels.layout import ACTIVATIONS, LAYER, LINE
+from fastae.kernels.rounding import in_blocks
 from fastae.kernels.simd import I64, Value, Words, array_at, vector_kernel
-from fastae.kernels.split import ROWS_ITEMS_MOST, SHARDS_MOST, in_blocks
+from fastae.kernels.split import ROWS_ITEMS_MOST, SHARDS_MOST
 
 # -- on one tile, blocked (products.py) -------------------------------------------------------------------------------
 

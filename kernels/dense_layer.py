@@ -27,8 +27,8 @@ from fastae.kernels import layout
 from fastae.kernels.compiler import ByAddress, carray
 from fastae.kernels.gemm import ROW_MULTIPLE, backward, forward, gradient, prepare_weights
 from fastae.kernels.layout import ACTIVATIONS, DTYPES, LINE, address, aligned_zeros, blocks, lanes
+from fastae.kernels.rounding import round_up
 from fastae.kernels.simd import Words, vector_kernel
-from fastae.kernels.split import round_up
 
 Activation = Literal["sigmoid", "tanh", "relu", "identity"]
 

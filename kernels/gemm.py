@@ -23,11 +23,11 @@ from fastae.kernels import cost
 from fastae.kernels.activations import activate, times_derivative
 from fastae.kernels.compiler import ByAddress, carray
 from fastae.kernels.layout import ACTIVATIONS, LINE, blocks, lanes
-from fastae.kernels.optimizer import transpose_squares
 from fastae.kernels.products import Form, Widths
 from fastae.kernels.rows import store_rows
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import TARGET
+from fastae.kernels.transpose import transpose_squares
 
 RegisterTile = list[list[Value]]  # a register tile: [row][block], each a line
 UNROLL = 8  # columns of A per iteration of loop 7; measured: 4 is up to 10% slower at n = 784, 16 a little everywhere

@@ -28,8 +28,8 @@ from fastae.kernels.gemm import _backward as backward_words
 from fastae.kernels.gemm import _forward as forward_words
 from fastae.kernels.gemm import _gradient as gradient_words
 from fastae.kernels.layout import ACTIVATIONS, LINE
-from fastae.kernels.optimizer import transpose_squares
-from fastae.kernels.split import round_up
+from fastae.kernels.rounding import round_up
+from fastae.kernels.transpose import transpose_squares
 
 FLOATS = types.float32, types.float64
 

@@ -11,7 +11,9 @@ import numpy as np
 from fastae.kernels.compiler import ByAddress, callee, carray, inlined
 from fastae.kernels.job import GIVEN, INPUT, JOB, NO_NOISE, STEPS_TASK, SWAP, TARGET
 from fastae.kernels.layout import LINE
+from fastae.kernels.lines import zero_lines
 from fastae.kernels.noise import corrupt_row, row_key, swapped
+from fastae.kernels.rounding import in_blocks, round_up
 from fastae.kernels.rows import (
     ITEM_SIZES,
     Source,
@@ -21,10 +23,8 @@ from fastae.kernels.rows import (
     note_not_finite,
     prefetch_rows,
     row_number,
-    zero_lines,
 )
 from fastae.kernels.simd import array_at, call_at, load_float64, load_int64, record_at
-from fastae.kernels.split import in_blocks, round_up
 
 
 class _Memory(NamedTuple):

@@ -13,8 +13,8 @@ from llvmlite import ir
 from fastae.kernels.compiler import callee
 from fastae.kernels.job import GAUSSIAN, MASK
 from fastae.kernels.layout import LINE
+from fastae.kernels.rounding import in_blocks
 from fastae.kernels.simd import I32, I64, Value, Words, vector_kernel
-from fastae.kernels.split import in_blocks
 
 _ERFINV_CENTRAL = (
     1.50140941, 0.246640727, -0.00417768164, -0.00125372503, 0.00021858087, -4.39150654e-06, -3.5233877e-06,

@@ -1,4 +1,4 @@
-"""SGD and Adam on a stretch or a part of a patch; also: adding up gradients and squares, the L2 penalty, transposing W.
+"""SGD and Adam on a stretch or a part of a patch; also: adding up gradients and squares, and the L2 penalty.
 
 No learning rates or state are kept here: the job has them. Arrays are parts of flat buffers, (elements,).
 
@@ -16,7 +16,6 @@ from fastae.kernels.compiler import callee
 from fastae.kernels.job import ADAM, SGD
 from fastae.kernels.layout import LINE
 from fastae.kernels.simd import vector_kernel
-from fastae.kernels.split import in_blocks
 
 
 def _write_add_up(words, total, parts, stride, others, lines, factor):  # type: ignore[no-untyped-def]
@@ -207,39 +206,3 @@ def update(job, p, g, u, s, rate, step):  # type: ignore[no-untyped-def]
             u[i] = beta_1 * u[i] + (one - beta_1) * g[i]
             s[i] = beta_2 * s[i] + (one - beta_2) * (g[i] * g[i])
             p[i] = keep * p[i] - learning * u[i] / (np.sqrt(s[i]) + epsilon)
-
-
-def _write_transpose(words, target, line_stride, square_stride, source, squares):  # type: ignore[no-untyped-def]
-    """Transpose squares of lanes x lanes that lie one below the other in `source`.
-
-    target   (squares, lanes, lanes), `square_stride` bytes from square to square, `line_stride` from line to line
-    source   (squares x lanes, lanes)
-    """
-
-    def square(target, source):  # type: ignore[no-untyped-def]
-        lines = words.transposed([words.load(words.offset(source, i * LINE)) for i in range(words.lanes)])
-        for i, line in enumerate(lines):
-            words.store(line, words.offset(target, (line_stride, i)))
-        return [words.offset(target, square_stride), words.offset(source, words.lanes * LINE)]
-
-    words.loop(squares, [target, source], square)
-
-
-transpose = vector_kernel(_write_transpose)
-
-
-@callee
-def transpose_squares(like, target, source, fan_in, fan_out, first, last):  # type: ignore[no-untyped-def]
-    """Write squares first .. last - 1 of W to W': lanes x lanes each, counted in the order of memory.
-
-    target   W', lines (fan_out, fan_in)      source   W, lines (fan_in, fan_out); `like` is an array of their dtype
-    """
-    lanes = LINE // like.itemsize
-    down, across = in_blocks(fan_in, lanes), in_blocks(fan_out, lanes)  # squares of W
-    square = first
-    while square < last:
-        column, row = square // down, square % down
-        count = min(down - row, last - square)
-        place = target + (row * across + column) * lanes * LINE
-        transpose(like, (place, LINE, across * lanes * LINE, source + square * lanes * LINE, count))
-        square += count

@@ -27,11 +27,12 @@ from fastae.kernels.compiler import ByAddress, callee, carray
 from fastae.kernels.cost import weighted_residual, weighted_square
 from fastae.kernels.gemm import RegisterTile, flatten, prepare_weights, unflatten
 from fastae.kernels.layout import ACTIVATIONS, LINE
-from fastae.kernels.optimizer import transpose
 from fastae.kernels.products import Form, Widths
+from fastae.kernels.rounding import in_blocks, round_up
 from fastae.kernels.simd import Value, Words, vector_kernel
-from fastae.kernels.split import ROWS_OF_MANY, in_blocks, round_up, shard_rows
+from fastae.kernels.split import ROWS_OF_MANY, shard_rows
 from fastae.kernels.target import TARGET
+from fastae.kernels.transpose import transpose
 
 # Register tiles: COLUMNS columns of LINES lines of rows; for a gradient, A_COLUMNS x B_COLUMNS lines, one per element.
 # Most FMAs per load whose operands fit in registers: a line is 1 zmm, 2 ymm or 4 xmm/NEON registers (target.py).

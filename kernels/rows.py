@@ -13,8 +13,8 @@ from llvmlite import ir
 from fastae.kernels.compiler import ByAddress, callee, carray
 from fastae.kernels.job import SOURCE_DTYPES
 from fastae.kernels.layout import LINE
+from fastae.kernels.rounding import in_blocks
 from fastae.kernels.simd import F32, F64, I16, I64, Value, Words, load_int64, vector_kernel
-from fastae.kernels.split import in_blocks
 
 TOGETHER = 16  # rows of a block that are loaded one after the other, with the same shift and scale
 ITEM_SIZES = tuple(dtype.itemsize for dtype in SOURCE_DTYPES)
@@ -148,38 +148,6 @@ def _write_store_rows(words: Words, out, stride, tile, height, columns, rows):  
 
 
 write_rows = vector_kernel(_write_store_rows)
-
-
-def _write_zero(words: Words, target, lines):  # type: ignore[no-untyped-def]
-    """Set target (lines, lanes) to zero."""
-
-    def line(target):  # type: ignore[no-untyped-def]
-        words.store(words.constant(0.0), target)
-        return [words.offset(target, LINE)]
-
-    words.loop(lines, [target], line)
-
-
-zero_lines = vector_kernel(_write_zero)
-
-
-def _write_add(words: Words, target, source, lines, accumulate):  # type: ignore[no-untyped-def]
-    """target = source, or target += source if `accumulate` is 1.
-
-    target  (lines, lanes)     source  (lines, lanes)
-    """
-    for add in (0, 1):
-        with words.when(accumulate, "==", add):
-
-            def line(target, source, add=add):  # type: ignore[no-untyped-def]
-                value = words.load(source)
-                words.store(words.add(words.load(target), value) if add else value, target)
-                return [words.offset(target, LINE), words.offset(source, LINE)]
-
-            words.loop(lines, [target, source], line)
-
-
-add_lines = vector_kernel(_write_add)
 
 
 def _write_copy(words: Words, target, source, count, stride, size):  # type: ignore[no-untyped-def]

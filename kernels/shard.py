@@ -10,10 +10,11 @@ import numpy as np
 from fastae.kernels.compiler import ByAddress, callee, carray, inlined
 from fastae.kernels.job import JOB, MEMBER
 from fastae.kernels.layout import LAYER, LINE
+from fastae.kernels.lines import add_lines, zero_lines
 from fastae.kernels.load import load_input, load_target, load_weights
-from fastae.kernels.rows import add_lines, zero_lines
+from fastae.kernels.rounding import in_blocks, round_up
 from fastae.kernels.simd import array_at, record_at
-from fastae.kernels.split import SHARDS_MOST, epoch_of, in_blocks, round_up, step_of
+from fastae.kernels.split import SHARDS_MOST, epoch_of, step_of
 from fastae.kernels.tile import (
     backward_layers,
     forward_layers,

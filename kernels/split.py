@@ -22,6 +22,7 @@ from functools import lru_cache
 
 from fastae.kernels.compiler import callee
 from fastae.kernels.job import BY_WEIGHTS, CLIP, CODE, ROWS, TRANSPOSE, WEIGHTS
+from fastae.kernels.rounding import in_blocks, round_up
 
 STRETCH = 2048  # weights of a stretch at most
 SHARDS_MOST = 64
@@ -36,18 +37,6 @@ ROWS_ITEMS_MOST = max(SHARDS_MOST, BANDS_MOST)
 GROUP = 16  # items that are counted together: a single counter would be slow from about 100 threads on
 PATCH_BLOCKS = 3  # blocks of columns of a patch at most: the widest register tile
 PATCH_ROWS = 256  # rows of W in a patch at most
-
-
-@callee
-def round_up(count, multiple):  # type: ignore[no-untyped-def]
-    """The least multiple that is not below `count`."""
-    return (count + multiple - 1) // multiple * multiple
-
-
-@callee
-def in_blocks(columns, lanes):  # type: ignore[no-untyped-def]
-    """The number of blocks, of `lanes` columns each, that hold `columns` columns."""
-    return (columns + lanes - 1) // lanes
 
 
 # -- by rows: shards and stretches ------------------------------------------------------------------------------------

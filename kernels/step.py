@@ -103,6 +103,7 @@ from fastae.kernels.job import (
 )
 from fastae.kernels.load import load_tile
 from fastae.kernels.patch import patch_item
+from fastae.kernels.rounding import in_blocks
 from fastae.kernels.shard import shard_item
 from fastae.kernels.simd import (
     array_at,
@@ -120,7 +121,6 @@ from fastae.kernels.simd import (
 from fastae.kernels.split import (
     GROUP,
     group_of,
-    in_blocks,
     is_last_round,
     items_of,
     rows_of_item,

@@ -19,6 +19,7 @@ from fastae.kernels import fork, layout
 from fastae.kernels import job as fields
 from fastae.kernels.job import Job
 from fastae.kernels.layout import address
+from fastae.kernels.rounding import round_up
 from fastae.network import DType, Network, Parameters, check_dtype
 
 SMALL_JOB = 4e6  # FLOPs up to which a job stays on the calling thread
@@ -172,7 +173,7 @@ class Runner:
         """Have a job's steps cut by weights, in memory for a slab; returns the most bands of any slab."""
         split = self._split
         job.cut, job.slabs = fields.BY_WEIGHTS, -(-batch // split.SLAB)
-        job.slab = int(split.round_up(-(-batch // job.slabs), job.row_multiple))
+        job.slab = round_up(-(-batch // job.slabs), job.row_multiple)
         job.slab_height = split.slab_height(job.slab, job.row_multiple)
         bands = int(split.bands_of(job.slab, job.row_multiple))
         kept, deltas = self._tile_elements(job.slab_height), job.slab_height * int(self.plan[-1].output)

@@ -76,10 +76,10 @@ SPILLS_OF_ISA = {
     ("cost.row_errors", "avx2", "float64"): 12,
     ("cost.row_errors", "neon", "float32"): 73,
     ("cost.row_errors", "neon", "float64"): 29,
-    ("optimizer.transpose", "avx2", "float32"): 155,
-    ("optimizer.transpose", "avx2", "float64"): 30,
-    ("optimizer.transpose", "neon", "float32"): 75,
-    ("optimizer.transpose", "neon", "float64"): 2,
+    ("transpose.transpose", "avx2", "float32"): 155,
+    ("transpose.transpose", "avx2", "float64"): 30,
+    ("transpose.transpose", "neon", "float32"): 75,
+    ("transpose.transpose", "neon", "float64"): 2,
     ("rowlanes.from_rows", "avx512", "float32"): 8,  # addresses of rows
     ("rowlanes.from_rows", "avx2", "float32"): 170,  # not used there
     ("rowlanes.from_rows", "avx2", "float64"): 34,

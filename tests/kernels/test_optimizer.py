@@ -28,11 +28,6 @@ def add_squares(sums, values):
     optimizer.add_squares(sums.ctypes.data, values)
 
 
-@jitted
-def transpose_squares(target, source, fan_in, fan_out, first, last):
-    optimizer.transpose_squares(source, target.ctypes.data, source.ctypes.data, fan_in, fan_out, first, last)
-
-
 RNG = np.random.default_rng(0)
 TOLERANCE = {"float32": 4e-7, "float64": 1e-15}
 STRETCHES = [(0, 64), (0, 1), (16, 80), (5, 5), (7, 190), (32, 200)]
@@ -158,15 +153,3 @@ def test_the_penalty_is_on_weights_alone(dtype):
             after, g + 0.3 * p * inside, rtol=4 * np.finfo(dtype).eps, atol=np.finfo(dtype).eps
         )
         assert sums.sum() == pytest.approx(wanted, rel=1e-13)
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_squares_are_transposed(dtype):
-    lanes = layout.lanes(dtype)
-    W = RNG.normal(size=(2 * lanes, 3 * lanes)).astype(dtype)
-    source = layout.aligned_zeros(6 * lanes * lanes, dtype).reshape(3, 2 * lanes, lanes)
-    layout.pack(W, source)
-    target = layout.aligned_zeros(6 * lanes * lanes, dtype).reshape(2, 3 * lanes, lanes)
-    for first, last in [(0, 1), (1, 3), (3, 6)]:
-        transpose_squares(target, source, 2 * lanes, 3 * lanes, first, last)
-    assert np.array_equal(layout.unpack(target, W.T.shape), W.T)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fastae.kernels import job as fields
 from fastae.kernels import layout, split
+from fastae.kernels.rounding import round_up
 
 ROWS = st.integers(1, 200_000)
 SIZES = st.one_of(st.integers(8, 4000), st.integers(4000, 2_000_000))  # of the flat buffers
@@ -35,22 +36,6 @@ def a_job(rows, batch, *, n_parameters=800, multiple=16, stretches=5, epoch=0, s
 
 def steps_an_epoch(rows, batch):
     return -(-rows // batch)
-
-
-# -- rounding up ------------------------------------------------------------------------------------------------------
-
-
-@given(st.integers(0, 10**9), st.integers(1, 4096))
-def test_rounding_up_gives_the_least_multiple_that_is_enough(count, multiple):
-    rounded = split.round_up(count, multiple)
-    assert rounded % multiple == 0
-    assert count <= rounded < count + multiple
-
-
-@given(st.integers(0, 10**6), st.sampled_from([8, 16]))
-def test_blocks_hold_all_columns_and_none_is_empty(columns, lanes):
-    blocks = split.in_blocks(columns, lanes)
-    assert (blocks - 1) * lanes < columns <= blocks * lanes or columns == blocks == 0
 
 
 # -- shards -----------------------------------------------------------------------------------------------------------
@@ -201,7 +186,7 @@ def test_each_phase_has_its_items():
 
 def a_job_by_weights(rows, batch, *, multiple=16, **more):
     slabs = -(-batch // split.SLAB)
-    slab = split.round_up(-(-batch // slabs), multiple)
+    slab = round_up(-(-batch // slabs), multiple)
     by_weights = {"cut": fields.BY_WEIGHTS, "slabs": slabs, "slab": slab, "patches": 9}
     return a_job(rows, batch, multiple=multiple, **by_weights, **more)
 

@@ -33,7 +33,8 @@ CPUS = {
     "apple-m1": ("arm64-apple-macosx", []),
 }
 SCALARS = {"factor": 1, "constants": 7}  # arguments of kernels that are numbers of the dtype, not integers
-MODULES = "activations bfloat16 cost dense_layer gemm nearest noise optimizer rowlanes rows"
+# A module comes before those that import its kernels
+MODULES = "lines transpose rows activations bfloat16 cost dense_layer gemm nearest noise optimizer rowlanes"
 
 
 class Loop(NamedTuple):

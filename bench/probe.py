@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fastae.engine import thread_pool
-from fastae.kernels import activations
+from fastae.kernels import activations, elementary
 from fastae.kernels.compiler import jitted
 from fastae.kernels.layout import LINE
 from fastae.kernels.simd import vector_kernel
@@ -47,7 +47,7 @@ def _spin(out, count):
     _spin_words(out, (out.ctypes.data, count))
 
 
-_sigmoid_words = activations._elementwise(lambda words, z: (words.sigmoid(z),))
+_sigmoid_words = activations._elementwise(lambda words, z: (elementary.sigmoid(words, z),))
 
 
 @jitted

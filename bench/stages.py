@@ -20,7 +20,7 @@ from fastae.bench.probe import Probe
 from fastae.engine import thread_pool
 from fastae.kernels import forms, job, layout, optimizer, rows
 from fastae.kernels.compiler import ByAddress, jitted
-from fastae.kernels.simd import call_at, flush_subnormals, restore_float_state
+from fastae.kernels.intrinsics import call_at, flush_subnormals, restore_float_state
 from fastae.kernels.split import shards_of
 from fastae.kernels.transpose import transpose_squares
 

@@ -34,6 +34,8 @@ A map, from the call down:
     lines.py        sets lines to zero, adds lines to others
     transpose.py    transposes W
     simd.py         vector operations, the words that vector kernels are written in
+    elementary.py   exp, sigmoid, tanh and log of a line
+    intrinsics.py   for jitted code: memory at an address, atomic operations, the state of the processor
     tile_unit.py    the tile registers of AMX, their emulation, and permission to use them
     target.py       the CPU that kernels are compiled for, and its register tiles
     compiler.py     the decorators of jitted functions, and the boundary through which Python calls them

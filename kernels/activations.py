@@ -7,18 +7,20 @@ from typing import Any
 
 import numpy as np
 
+from fastae.kernels import elementary
 from fastae.kernels.array_header import HEADER, builtin, facts_of, is_output, returned, size_of
 from fastae.kernels.compiler import ByAddress, callee, carray, kernel
+from fastae.kernels.intrinsics import array_at, load_int64, record_at
 from fastae.kernels.layout import DTYPES, LINE, RELU, SIGMOID, TANH, address
-from fastae.kernels.simd import Value, Words, array_at, load_int64, record_at, vector_kernel
+from fastae.kernels.simd import Value, Words, vector_kernel
 
 
 def activate(words: Words, activation_id: int, z: Value, one: Value) -> Value:
     """g(z) of a line; 0 in padding lanes, where `one` and z are 0."""
     if activation_id == SIGMOID:
-        return words.sigmoid(z, one)
+        return elementary.sigmoid(words, z, one)
     if activation_id == TANH:
-        return words.tanh(z)
+        return elementary.tanh(words, z)
     return words.relu(z) if activation_id == RELU else z
 
 
@@ -59,13 +61,13 @@ def _elementwise(write_line):  # type: ignore[no-untyped-def]
 
 def _sigmoid_and_derivative(words: Words, z: Value) -> tuple[Value, Value]:
     """h = g(z) and h (1 - h) of a line."""
-    h = words.sigmoid(z)
+    h = elementary.sigmoid(words, z)
     return h, words.fma(words.negative(h), h, h)
 
 
 _sigmoid_with_derivative_words = _elementwise(_sigmoid_and_derivative)
-_exp_words = _elementwise(lambda words, x: (words.exp(x),))
-_tanh_words = _elementwise(lambda words, x: (words.tanh(x),))
+_exp_words = _elementwise(lambda words, x: (elementary.exp(words, x),))
+_tanh_words = _elementwise(lambda words, x: (elementary.tanh(words, x),))
 
 
 _OVERLAPS = ("", "h and dh overlap", "z and h overlap", "z and dh overlap", "x and out overlap")

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from fastae.kernels.compiler import callee
+from fastae.kernels.intrinsics import call_for_int64, load_int64, record_at
 from fastae.kernels.layout import DTYPES
-from fastae.kernels.simd import call_for_int64, load_int64, record_at
 
 HEAD = 16  # bytes of the head of an object, which ends with the address of its type
 HEADER = np.dtype(

@@ -6,12 +6,12 @@ The rows of a band are in split.py, the layers in tile.py. A band is part of a s
 import numpy as np
 
 from fastae.kernels.compiler import ByAddress, carray
+from fastae.kernels.intrinsics import array_at, record_at
 from fastae.kernels.job import JOB, MEMBER
 from fastae.kernels.layout import LAYER, LINE
 from fastae.kernels.lines import zero_lines
 from fastae.kernels.load import load_input, load_target, load_weights
 from fastae.kernels.rounding import round_up
-from fastae.kernels.simd import array_at, record_at
 from fastae.kernels.split import ROWS_ITEMS_MOST, epoch_of, rows_in_round, step_of
 from fastae.kernels.tile import (
     TileMap,

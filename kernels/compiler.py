@@ -147,7 +147,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 class ByAddress:
-    """A function that kernels call by its address (``simd.call_at``): compiled once per dtype, not into each caller.
+    """A function that kernels call by its address (``call_at``): compiled once per dtype, not into each caller.
 
     Its first argument is a pointer to elements of the dtype, the others are int64. Only if it is annotated ``-> int``,
     it returns an int64.

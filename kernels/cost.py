@@ -19,10 +19,12 @@ from llvmlite import ir
 
 from fastae.kernels.activations import times_derivative
 from fastae.kernels.compiler import ByAddress, callee, carray
+from fastae.kernels.elementary import sigmoid_and_log
+from fastae.kernels.intrinsics import array_at
 from fastae.kernels.job import BERNOULLI, BERNOULLI_SLACK, GIVEN, HUBER, LOSSES
 from fastae.kernels.layout import ACTIVATIONS, LAYER, LINE
 from fastae.kernels.rounding import in_blocks
-from fastae.kernels.simd import I64, Value, Words, array_at, vector_kernel
+from fastae.kernels.simd import I64, Value, Words, vector_kernel
 from fastae.kernels.split import ROWS_ITEMS_MOST, SHARDS_MOST
 
 # -- on one tile, blocked (products.py) -------------------------------------------------------------------------------
@@ -58,7 +60,7 @@ def _write_output_delta(
         return delta, words.fma(derivative, factor, total), farthest
 
     def bernoulli(mask, z, target, weight, total, farthest):  # type: ignore[no-untyped-def]
-        h, log = words.sigmoid_and_log(z)
+        h, log = sigmoid_and_log(words, z)
         masked = words.mul(weight, mask)
         known = b.select(words.is_nan(target), h, target)
         difference = words.sub(h, known)

@@ -7,12 +7,12 @@ is what a thread claims at a time: loop 3 is here.
 import numpy as np
 
 from fastae.kernels.compiler import ByAddress, callee, carray
+from fastae.kernels.intrinsics import array_at, call_at, fetch_add, load_acquire, record_at
 from fastae.kernels.job import CANCEL, ERRORS_TASK, INPUT, JOB, MEMBER, NEXT, OPEN
 from fastae.kernels.layout import LAYER
 from fastae.kernels.load import FETCHED_MOST, load_input, source_of
 from fastae.kernels.rounding import round_up
 from fastae.kernels.rows import ITEM_SIZES, prefetch_rows
-from fastae.kernels.simd import array_at, call_at, fetch_add, load_acquire, record_at
 from fastae.kernels.tile import forward_layers, output_at, tile_map
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastae.kernels.compiler import ByAddress, callee, carray, inlined
+from fastae.kernels.intrinsics import array_at, call_at, load_float64, load_int64, record_at
 from fastae.kernels.job import GIVEN, INPUT, JOB, NO_NOISE, STEPS_TASK, SWAP, TARGET
 from fastae.kernels.layout import LINE
 from fastae.kernels.lines import zero_lines
@@ -24,7 +25,6 @@ from fastae.kernels.rows import (
     prefetch_rows,
     row_number,
 )
-from fastae.kernels.simd import array_at, call_at, load_float64, load_int64, record_at
 
 
 class _Memory(NamedTuple):

@@ -24,10 +24,11 @@ from fastae.kernels.gemm import (
     register_tiles,
     rows_of,
 )
+from fastae.kernels.intrinsics import array_at, flush_subnormals, restore_float_state
 from fastae.kernels.layout import LINE
 from fastae.kernels.rounding import round_up
 from fastae.kernels.rows import copy_rows, write_rows
-from fastae.kernels.simd import Value, Words, array_at, flush_subnormals, restore_float_state, vector_kernel
+from fastae.kernels.simd import Value, Words, vector_kernel
 
 
 def _write_compare(words, least, groups, a, w, bias, numbers, own, rows, height, depth, blocks):  # type: ignore[no-untyped-def]

@@ -11,6 +11,7 @@ import numpy as np
 from llvmlite import ir
 
 from fastae.kernels.compiler import callee
+from fastae.kernels.elementary import log
 from fastae.kernels.job import GAUSSIAN, MASK
 from fastae.kernels.layout import LINE
 from fastae.kernels.rounding import in_blocks
@@ -72,7 +73,7 @@ def _gaussian(words: Words, bits: Value) -> Value:
     top = b.ashr(bits, ir.Constant(bits.type, [8] * words.lanes))
     u = words.mul(words.add(words.convert(top, True), words.constant(0.5)), words.constant(2.0**-23))
     one = words.constant(1.0)
-    w = words.negative(words.log(words.mul(words.sub(one, u), words.add(one, u))))
+    w = words.negative(log(words, words.mul(words.sub(one, u), words.add(one, u))))
     central = words.polynomial(words.sub(w, words.constant(2.5)), _ERFINV_CENTRAL)
     tail = words.polynomial(words.sub(words.sqrt(w), words.constant(3.0)), _ERFINV_TAIL)
     p = b.select(b.fcmp_ordered("<", w, words.constant(5.0)), central, tail)

@@ -10,9 +10,9 @@ import numpy as np
 
 from fastae.kernels.array_header import HEADER, builtin, facts_of, have_headers, returned
 from fastae.kernels.compiler import callee, kernel
+from fastae.kernels.intrinsics import any_nonzero, array_at, load_int64, record_at
 from fastae.kernels.layout import LAYER, LINE, address
 from fastae.kernels.rounding import in_blocks, round_up
-from fastae.kernels.simd import any_nonzero, array_at, load_int64, record_at
 
 
 @callee

@@ -6,12 +6,12 @@ What a patch covers is in split.py; the lowest patches of a layer include their 
 import numpy as np
 
 from fastae.kernels.compiler import ByAddress, callee, carray
+from fastae.kernels.intrinsics import array_at, call_at, record_at
 from fastae.kernels.job import JOB, NONE, ROWS
 from fastae.kernels.layout import LAYER, LINE
 from fastae.kernels.lines import add_lines, zero_lines
 from fastae.kernels.optimizer import add_up
 from fastae.kernels.rounding import in_blocks, round_up
-from fastae.kernels.simd import array_at, call_at, record_at
 from fastae.kernels.split import is_last_round, items_of, patch, rows_in_round, step_of
 from fastae.kernels.stretch import gradient_factor, penalise_and_update, prepare, zero_sums
 from fastae.kernels.tile import output_at

@@ -11,10 +11,11 @@ import numpy as np
 from llvmlite import ir
 
 from fastae.kernels.compiler import ByAddress, callee, carray
+from fastae.kernels.intrinsics import load_int64
 from fastae.kernels.job import SOURCE_DTYPES
 from fastae.kernels.layout import LINE
 from fastae.kernels.rounding import in_blocks
-from fastae.kernels.simd import F32, F64, I16, I64, Value, Words, load_int64, vector_kernel
+from fastae.kernels.simd import F32, F64, I16, I64, Value, Words, vector_kernel
 
 TOGETHER = 16  # rows of a block that are loaded one after the other, with the same shift and scale
 ITEM_SIZES = tuple(dtype.itemsize for dtype in SOURCE_DTYPES)

@@ -8,12 +8,12 @@ The rows of a shard are in split.py, the layers of a tile in tile.py. Loop 3 is 
 import numpy as np
 
 from fastae.kernels.compiler import ByAddress, callee, carray, inlined
+from fastae.kernels.intrinsics import array_at, record_at
 from fastae.kernels.job import JOB, MEMBER
 from fastae.kernels.layout import LAYER, LINE
 from fastae.kernels.lines import add_lines, zero_lines
 from fastae.kernels.load import load_input, load_target, load_weights
 from fastae.kernels.rounding import in_blocks, round_up
-from fastae.kernels.simd import array_at, record_at
 from fastae.kernels.split import SHARDS_MOST, epoch_of, step_of
 from fastae.kernels.tile import (
     backward_layers,

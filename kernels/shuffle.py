@@ -10,7 +10,7 @@ halves' exclusive or comes out, in two draws of 32 bits. An order is drawn by th
 import numpy as np
 
 from fastae.kernels.compiler import callee, kernel
-from fastae.kernels.simd import array_at, high_product
+from fastae.kernels.intrinsics import array_at, high_product
 
 # Elements of the state, uint64: the generator's and its increment, of 128 bits each; whether 32 bits are left of the
 # last number, and these

@@ -1,20 +1,15 @@
-"""Vector operations: load, store, fma, broadcast, exp, ... It knows no layers.
+"""Vector operations: load, store, fma, broadcast, shuffle, ... It knows no layers.
 
 A *word* is a method of ``Words``. It emits the instructions of one operation on a **line**: a vector of one cache line,
 16 lanes of float32 or 8 of float64. LLVM splits a line into 2 ymm or 4 xmm registers if the CPU has no zmm. Kernels in
 other files are written in words and, where they compute integers and masks, with ``words.builder``, the builder of LLVM
-IR that words use, too. Instructions of one kind of CPU are called here and in tile_unit.py alone.
+IR that words use, too. Instructions of one kind of CPU are called here, in intrinsics.py and in tile_unit.py alone.
+
 ``vector_kernel`` turns a function written in words into one that jitted functions call as ``f(like, (numbers...))``:
 `like` is an array whose dtype determines the lanes; the numbers are addresses, sizes in bytes or elements, and scalars
 of that dtype.
-
-exp: exp(x) = 2^n p(r), |r| <= ln2/2, by Cody and Waite's two-part ln2 (Software Manual for the Elementary Functions,
-1980) and a Chebyshev polynomial, relative error 1.0e-8 (float32, degree 6) and 1.7e-17 (float64, degree 11).
-sigmoid, tanh: 2^(n / 2^k) p(r), |r| <= ln2 / 2^(k+1), with the powers 2^(j / 2^k) in a table (Tang, ACM TOMS 15, 1989)
-that fits in a register: k = 4 and 3 (float32, degree 3, 1.6e-9 and 2.6e-8), k = 3 (float64, degree 7, 3.0e-18).
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,54 +25,6 @@ I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()
 Value = Any
 cgutils, types = of_numba("numba.core.cgutils"), of_numba("numba.core.types")
-populate_array = of_numba("numba.np.arrayobj.populate_array")
-
-# Tails (exp(r) - 1 - r) / r^2, lowest power first, on |r| <= ln2 / 2^(k+1), by k
-_EXP_TAILS_F32 = {
-    0: (0.5, 0.16666576666119928, 0.04166655421298415, 0.008363232883682618, 0.0013926250831497611),
-    3: (0.5000651589738431, 0.16667382574452358),
-    4: (0.500016290988424, 0.16666845815010387),
-}
-_EXP_TAILS_F64 = {
-    0: (
-        0.5,
-        0.16666666666666669,
-        0.041666666666623824,
-        0.008333333333330039,
-        0.0013888888917367081,
-        0.00019841269863171557,
-        2.4801521057868204e-05,
-        2.7557268276905696e-06,
-        2.7620201591031547e-07,
-        2.5100472505694996e-08,
-    ),
-    3: (
-        0.5000000000000308,
-        0.16666666666664828,
-        0.041666666568411816,
-        0.008333333355583908,
-        0.0013889786503821985,
-        0.0001984108896460563,
-    ),
-}
-# tanh(z) = z + z s P(s), s = z^2, |z| < 0.625 (Cephes, tanhf.c and tanh.c; P is a quotient in float64).
-_TANH_F32 = (-3.33332819422e-1, 1.33314422036e-1, -5.37397155531e-2, 2.06390887954e-2, -5.70498872745e-3)
-_TANH_F64_P = (-1.61468768441708447952e3, -9.92877231001918586564e1, -9.64399179425052238628e-1)
-_TANH_F64_Q = (4.84406305325125486048e3, 2.23548839060100448583e3, 1.12811678491632931402e2, 1.0)
-# atanh(s) / s by powers of s^2, s <= 1/3, within 1.6e-8 and 1.8e-17
-_ATANH_F32, _ATANH_F64 = (tuple(1 / (2 * k + 1) for k in range(terms)) for terms in (7, 16))
-# (log(1 + f) - f + f^2 / 2) / f^3 on sqrt(1/2) <= 1 + f < sqrt(2) (Cephes, logf.c), lowest power first.
-_LOG = (
-    3.3333331174e-1,
-    -2.4999993993e-1,
-    2.0000714765e-1,
-    -1.6668057665e-1,
-    1.4249322787e-1,
-    -1.2420140846e-1,
-    1.1676998740e-1,
-    -1.1514610310e-1,
-    7.0376836292e-2,
-)
 
 
 class Words:
@@ -324,6 +271,10 @@ class Words:
     def constant(self, x: float) -> Value:
         return ir.Constant(self.line, [x] * self.lanes)
 
+    def int_constant(self, value: int) -> Value:
+        """A line of integers as wide as the dtype."""
+        return ir.Constant(self.int_line, [value] * self.lanes)
+
     def fma(self, x: Value, y: Value, z: Value) -> Value:
         """x y + z, rounded once if the CPU has an instruction for it; a library call would be far too slow."""
         if TARGET.fma:
@@ -349,6 +300,10 @@ class Words:
 
     def magnitude(self, x: Value) -> Value:
         return self._same("fabs", x)
+
+    def with_sign(self, x: Value, y: Value) -> Value:
+        """|x| with the sign of y."""
+        return self._same("copysign", x, y)
 
     def clipped(self, x: Value, bound: Value) -> Value:
         """x between -bound and bound; NaN stays NaN."""
@@ -386,13 +341,6 @@ class Words:
             result = self.fma(result, x, self.constant(coefficient))
         return result
 
-    @property
-    def exp_table(self) -> int:
-        """The k of a table of 2^k powers, 2^(j / 2^k), that fits in a register; 0 if there is no such lookup."""
-        if TARGET.isa == "avx512":
-            return 3 if self.double else 4
-        return 3 if TARGET.isa == "avx2" and not self.double else 0
-
     def look_up(self, entries: list[int], index: Value) -> Value:
         """entries[index mod len(entries)], a line of integers; `entries` fill a register (vpermd, vpermq).
 
@@ -414,93 +362,6 @@ class Words:
         ]
         return b.shuffle_vector(*found, numbers(0, self.lanes))
 
-    def exp_parts(self, x: Value, sign: int, k: int) -> tuple[Value, Value]:
-        """exp(sign x) = p 2^(n / 2^k) as (p, bits), n in the low bits of the integer line `bits`; x finite and clamped.
-
-        k is ``exp_table``, with which the polynomial p is short, or 0, which is more exact: powers in a table are
-        rounded.
-        """
-        tail = (_EXP_TAILS_F64 if self.double else _EXP_TAILS_F32)[k]
-        high, low = (
-            (6.93145751953125e-1, 1.42860682030941723212e-6) if self.double else (0.693359375, -2.12194440e-4)
-        )
-        # Adding it rounds to a multiple of 2^-k, and leaves n in the low bits
-        magic = self.constant(1.5 * 2.0 ** (self.bits - k))
-        shifted = self.fma(x, self.constant(sign * math.log2(math.e)), magic)
-        n = self.sub(shifted, magic)
-        # s = sign r, so that no negation is needed
-        s = self.fma(n, self.constant(-sign * high), x)
-        s = self.fma(n, self.constant(-sign * low), s)
-        signed = (1.0, float(sign), *(c * sign**i for i, c in enumerate(tail, start=2)))
-        return self.polynomial(s, signed), self.builder.bitcast(shifted, self.int_line)
-
-    def power_of_two(self, bits: Value, plus: int, k: int) -> Value:
-        """2^(n / 2^k + plus), n in the low bits of `bits`; a normal number."""
-        b, shift, base = self.builder, self.bits - k, (self.bias + plus) << self.bits
-        shifted = b.shl(bits, self._int_line(shift))
-        if k == 0:
-            return b.bitcast(b.add(shifted, self._int_line(base)), self.line)
-        # What the shift leaves in the significand, j = n mod 2^k, gives way to the significand of 2^(j / 2^k)
-        significands = (math.ldexp(2.0 ** (j / 2**k) - 1.0, self.bits) for j in range(2**k))
-        entries = [base + round(value) - (j << shift) for j, value in enumerate(significands)]
-        return b.bitcast(b.add(shifted, self.look_up(entries, bits)), self.line)
-
-    def exp(self, x: Value) -> Value:
-        """exp(x), within 1 ulp, subnormal results included; overflow gives inf, underflow 0, and NaN stays NaN."""
-        low, high = (-746.0, 710.0) if self.double else (-104.0, 89.0)
-        p, bits = self.exp_parts(self.at_most(self.at_least(x, low), high), 1, 0)
-        b = self.builder
-        # 2^n as two factors, neither of which overflows or underflows unless the product does
-        signed = b.sub(bits, b.bitcast(self.constant(1.5 * 2.0**self.bits), self.int_line))
-        first = b.ashr(signed, self._int_line(1))
-        p = self.mul(p, self.power_of_two(first, 0, 0))
-        return self.mul(p, self.power_of_two(b.sub(signed, first), 0, 0))
-
-    def sigmoid(self, z: Value, one: Value | None = None) -> Value:
-        """`one` / (1 + exp(-z)); `one` is 1, or 0 in padding lanes. Subnormal results keep their relative accuracy.
-
-        1 + exp(-z) is computed as d = 2^-shift + 2^-shift exp(-z), so that exp(-z) never overflows; then 2^-shift / d.
-        """
-        shift, k = 512 if self.double else 64, self.exp_table
-        low, high = (-746.0, 40.0) if self.double else (-104.0, 40.0)
-        p, bits = self.exp_parts(self.at_most(self.at_least(z, low), high), -1, k)
-        scale = self.constant(2.0**-shift)
-        d = self.fma(p, self.power_of_two(bits, -shift, k), scale)
-        return self.builder.fdiv(scale if one is None else self.mul(one, scale), d)
-
-    def sigmoid_and_log(self, z: Value) -> tuple[Value, Value]:
-        """1 / (1 + exp(-z)), and log(1 + exp(-|z|)), each within a few ulp however large |z| is; z finite.
-
-        With e = exp(-|z|), 1 / (1 + e) and s = e / (2 + e) share a division, and log(1 + e) = 2 atanh(s), by Taylor's
-        series in s^2 <= 1/9: where e is far below 1, 1 + e is not used. |z| is limited so that e does not underflow.
-        """
-        b, one, k = self.builder, self.constant(1.0), self.exp_table
-        p, bits = self.exp_parts(self.at_most(self.magnitude(z), 708.0 if self.double else 87.0), -1, k)
-        e = self.mul(p, self.power_of_two(bits, 0, k))
-        one_more, two_more = self.add(e, one), self.add(e, self.constant(2.0))
-        shared = b.fdiv(one, self.mul(one_more, two_more))
-        numerator = b.select(b.fcmp_ordered("<", z, self.constant(0.0)), e, one)
-        s = self.mul(e, self.mul(shared, one_more))
-        series = self.polynomial(self.mul(s, s), _ATANH_F64 if self.double else _ATANH_F32)
-        return self.mul(numerator, self.mul(shared, two_more)), self.mul(self.add(s, s), series)
-
-    def tanh(self, z: Value) -> Value:
-        """tanh(z): a polynomial below 0.625, else sign(z) (1 - 2 / (exp(2|z|) + 1))."""
-        b = self.builder
-        size = self.magnitude(z)
-        s = self.mul(z, z)
-        if self.double:
-            series = b.fdiv(self.polynomial(s, _TANH_F64_P), self.polynomial(s, _TANH_F64_Q))
-        else:
-            series = self.polynomial(s, _TANH_F32)
-        small = self.fma(self.mul(z, s), series, z)
-        p, bits = self.exp_parts(self.at_most(self.add(size, size), 44.0), 1, self.exp_table)
-        d = self.fma(p, self.power_of_two(bits, 0, self.exp_table), self.constant(1.0))
-        large = self.sub(self.constant(1.0), b.fdiv(self.constant(2.0), d))
-        return b.select(
-            b.fcmp_unordered("<", size, self.constant(0.625)), small, self._same("copysign", large, z)
-        )
-
     def relu(self, z: Value) -> Value:
         return self.at_least(z, 0.0)
 
@@ -511,17 +372,6 @@ class Words:
 
     def sqrt(self, x: Value) -> Value:
         return self._same("sqrt", x)
-
-    def log(self, x: Value) -> Value:
-        """log(x) for normal positive x, to about 1e-7 in either dtype: Cephes' logf."""
-        b = self.builder
-        root_half = b.bitcast(self.constant(0.5**0.5), self.int_line)
-        exponent = b.ashr(b.sub(b.bitcast(x, self.int_line), root_half), self._int_line(self.bits))
-        mantissa = b.sub(b.bitcast(x, self.int_line), b.shl(exponent, self._int_line(self.bits)))
-        f = self.sub(b.bitcast(mantissa, self.line), self.constant(1.0))
-        square = self.mul(f, f)
-        tail = self.fma(self.mul(f, square), self.polynomial(f, _LOG), self.mul(square, self.constant(-0.5)))
-        return self.fma(b.sitofp(exponent, self.line), self.constant(math.log(2)), self.add(f, tail))
 
     def where(self, x: Value, comparison: str, y: Value, value: Value, other: Value) -> Value:
         """`value` in the lanes where x compares so with y; `other` where not, or where either is NaN."""
@@ -605,7 +455,7 @@ class Words:
         halves = ir.VectorType(I16, 2 * self.lanes)
         if not TARGET.bfloat16:
             b, half = self.builder, ir.VectorType(I16, self.lanes)
-            x, y = (b.trunc(b.lshr(self._rounded(x), self._int_line(16)), half) for x in (first, second))
+            x, y = (b.trunc(b.lshr(self._rounded(x), self.int_constant(16)), half) for x in (first, second))
             return b.bitcast(self.shuffle(x, y, list(range(2 * self.lanes))), self.line)
         line = self._call("llvm.x86.avx512bf16.cvtne2ps2bf16.512", halves, [second, first])
         return self.builder.bitcast(line, self.line)
@@ -613,20 +463,22 @@ class Words:
     def _rounded(self, x: Value) -> Value:
         """The bits of x whose upper halves are x in bfloat16. As vcvtne2ps2bf16 does, take subnormal x as zero."""
         b, bits = self.builder, self.builder.bitcast(x, self.int_line)
-        size = b.and_(bits, self._int_line(0x7FFFFFFF))
-        is_odd = b.and_(b.lshr(bits, self._int_line(16)), self._int_line(1))
-        near = b.add(b.add(bits, self._int_line(0x7FFF)), is_odd)
+        size = b.and_(bits, self.int_constant(0x7FFFFFFF))
+        is_odd = b.and_(b.lshr(bits, self.int_constant(16)), self.int_constant(1))
+        near = b.add(b.add(bits, self.int_constant(0x7FFF)), is_odd)
         near = b.select(
-            b.icmp_unsigned("<", size, self._int_line(1 << 23)), b.and_(bits, self._int_line(1 << 31)), near
+            b.icmp_unsigned("<", size, self.int_constant(1 << 23)),
+            b.and_(bits, self.int_constant(1 << 31)),
+            near,
         )
-        return b.select(self.is_nan(x), b.or_(bits, self._int_line(1 << 22)), near)
+        return b.select(self.is_nan(x), b.or_(bits, self.int_constant(1 << 22)), near)
 
     def load_bfloat16(self, address: Value) -> Value:
         """A line from (lanes,) bfloat16 of float32's lanes."""
         b = self.builder
         value = b.load(self.pointer(address, ir.VectorType(I16, self.lanes)))
         value.align = LINE // 2
-        return b.bitcast(b.shl(b.zext(value, self.int_line), self._int_line(16)), self.line)
+        return b.bitcast(b.shl(b.zext(value, self.int_line), self.int_constant(16)), self.line)
 
     def paired(self, line: Value) -> Value:
         """The result of ``to_bfloat16``, reordered: each lane of `first` beside the same lane of `second`."""
@@ -638,7 +490,7 @@ class Words:
         """The two lines, `first` and `second`, of the result of ``paired``, as rounded."""
         b = self.builder
         bits = b.bitcast(pairs, self.int_line)
-        first, second = b.shl(bits, self._int_line(16)), b.and_(bits, self._int_line(0xFFFF0000))
+        first, second = b.shl(bits, self.int_constant(16)), b.and_(bits, self.int_constant(0xFFFF0000))
         return b.bitcast(first, self.line), b.bitcast(second, self.line)
 
     # -- conversion -------------------------------------------------------------------------------------------
@@ -686,9 +538,6 @@ class Words:
         """The lanes with the numbers in `order`; those of y count on from those of x."""
         return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(order)), order))
 
-    def _int_line(self, value: int) -> Value:
-        return ir.Constant(self.int_line, [value] * self.lanes)
-
     def _same(self, name: str, *operands: Value) -> Value:
         return self._call(f"llvm.{name}.v{self.lanes}{_suffix(self.scalar)}", self.line, list(operands))
 
@@ -729,226 +578,3 @@ def vector_kernel(write: Callable[..., None]) -> Any:
 
     call.write = write  # for tests of the generated code
     return call
-
-
-# -- for jitted code: memory at an address, atomic operations, the state of the processor -----------------------------
-
-
-@intrinsic
-def load_int64(typingctx, address):  # type: ignore[no-untyped-def]
-    """The int64 at `address`."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.load(builder.inttoptr(arguments[0], I64.as_pointer()))
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic
-def load_float64(typingctx, address):  # type: ignore[no-untyped-def]
-    """The float64 at `address`."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.load(builder.inttoptr(arguments[0], F64.as_pointer()))
-
-    return types.float64(types.int64), generate
-
-
-@intrinsic
-def high_product(typingctx, x, y):  # type: ignore[no-untyped-def]
-    """The upper 64 bits of the product of two uint64 (x86: mul)."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        whole = ir.IntType(128)
-        product = builder.mul(*(builder.zext(argument, whole) for argument in arguments))
-        return builder.trunc(builder.lshr(product, ir.Constant(whole, 64)), I64)
-
-    return types.uint64(types.uint64, types.uint64), generate
-
-
-@intrinsic
-def fetch_add(typingctx, address, value):  # type: ignore[no-untyped-def]
-    """Atomically add to the int64 at `address`; return its value before (x86: lock xadd)."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        pointer = builder.inttoptr(arguments[0], I64.as_pointer())
-        return builder.atomic_rmw("add", pointer, arguments[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), generate
-
-
-@intrinsic
-def compare_and_swap(typingctx, address, expected, new):  # type: ignore[no-untyped-def]
-    """Atomically set the int64 at `address` to `new` if it is `expected`; return whether it was (x86: lock cmpxchg)."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        pointer = builder.inttoptr(arguments[0], I64.as_pointer())
-        pair = builder.cmpxchg(pointer, arguments[1], arguments[2], "seq_cst", "seq_cst")
-        return builder.extract_value(pair, 1)
-
-    return types.boolean(types.int64, types.int64, types.int64), generate
-
-
-@intrinsic
-def load_acquire(typingctx, address):  # type: ignore[no-untyped-def]
-    """Load the int64 at `address`; all that its writer wrote before it is visible afterwards."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        # sequentially consistent, so that it comes after an ``exchange`` before it; on x86 the same instruction
-        return builder.load_atomic(builder.inttoptr(arguments[0], I64.as_pointer()), "seq_cst", 8)
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic
-def store_release(typingctx, address, value):  # type: ignore[no-untyped-def]
-    """Store an int64; all that this thread wrote before it is visible to a thread that loads it by load_acquire."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        builder.store_atomic(arguments[1], builder.inttoptr(arguments[0], I64.as_pointer()), "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
-
-
-@intrinsic
-def exchange(typingctx, address, value):  # type: ignore[no-untyped-def]
-    """Store an int64; return its value before. Later loads wait until all threads can see the store (x86: xchg)."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        pointer = builder.inttoptr(arguments[0], I64.as_pointer())
-        return builder.atomic_rmw("xchg", pointer, arguments[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), generate
-
-
-@intrinsic
-def array_at(typingctx, address, shape, dtype):  # type: ignore[no-untyped-def]
-    """The C-contiguous array of `shape`, a tuple, at `address`; faster to compile than ``numba.carray``."""
-    array = types.Array(dtype.dtype, len(shape), "C")
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        struct = context.make_array(array)(context, builder)
-        item = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(array.dtype)))
-        sizes, strides = cgutils.unpack_tuple(builder, arguments[1]), [item]
-        for size in sizes[:0:-1]:
-            strides.insert(0, builder.mul(strides[0], size))
-        data = builder.inttoptr(arguments[0], struct.data.type)
-        populate_array(struct, data, sizes, strides, item, meminfo=None)
-        return struct._getvalue()
-
-    return array(types.int64, shape, dtype), generate
-
-
-@intrinsic
-def record_at(typingctx, address, dtype):  # type: ignore[no-untyped-def]
-    """The record of a structured `dtype` at `address`. Its fields are read and written in place."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return dtype.dtype(types.int64, dtype), generate
-
-
-@intrinsic
-def call_at(typingctx, address, integers):  # type: ignore[no-untyped-def]
-    """Call the ``compiler.ByAddress`` function at `address`; the first of `integers` becomes its pointer argument."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        values = cgutils.unpack_tuple(builder, arguments[1])
-        kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
-        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), values)
-        return context.get_dummy_value()
-
-    return types.void(address, integers), generate
-
-
-@intrinsic
-def any_nonzero(typingctx, like, numbers):  # type: ignore[no-untyped-def]
-    """any_nonzero(like, (lines_at, count, first)): 1 if `count` lines have a nonzero element in lane `first` or after.
-
-    NaN is not zero. `like` is an array of the lines' dtype.
-    """
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        words = Words(builder, F64 if like.dtype == types.float64 else F32)
-        lines_at, count, first = cgutils.unpack_tuple(builder, arguments[1])
-
-        def line(place: Value, found: Value) -> list[Value]:
-            nonzero = builder.fcmp_unordered("!=", words.load(place, aligned=False), words.constant(0.0))
-            return [words.offset(place, LINE), builder.or_(found, nonzero)]
-
-        none = words.first_lanes(words.count(0))
-        _, found = words.loop(count, [lines_at, none], line)
-        found = builder.and_(found, builder.not_(words.first_lanes(first)))
-        bits = ir.IntType(words.lanes)
-        return builder.zext(builder.icmp_unsigned("!=", builder.bitcast(found, bits), bits(0)), I64)
-
-    return types.int64(like, numbers), generate
-
-
-@intrinsic
-def call_for_int64(typingctx, address, integer):  # type: ignore[no-untyped-def]
-    """What the C function at `address` returns, given an int64: an int64, or an address."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        kind = ir.FunctionType(I64, [I64])
-        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [arguments[1]])
-
-    return types.int64(address, types.int64), generate
-
-
-@intrinsic
-def pause(typingctx):  # type: ignore[no-untyped-def]
-    """Tell the core that this thread waits in a loop (x86: pause; ARM: isb, since yield does nothing there)."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        name, operands = ("llvm.x86.sse2.pause", []) if TARGET.x86 else ("llvm.aarch64.isb", [I32(15)])
-        if TARGET.x86 or TARGET.isa == "neon":
-            kind = ir.FunctionType(ir.VoidType(), [operand.type for operand in operands])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), operands)
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-# The bit of MXCSR that flushes subnormal results to zero; subnormal operands keep their value
-_FLUSH = 0x8000
-
-
-@intrinsic
-def flush_subnormals(typingctx):  # type: ignore[no-untyped-def]
-    """Flush subnormal results to zero on this thread (x86: ldmxcsr); return the state for ``restore_float_state``."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        if not TARGET.x86:
-            return I64(0)
-        slot = cgutils.alloca_once(builder, I32)
-        _mxcsr(builder, "stmxcsr", slot)
-        before = builder.load(slot)
-        builder.store(builder.or_(before, I32(_FLUSH)), slot)
-        _mxcsr(builder, "ldmxcsr", slot)
-        return builder.zext(before, I64)
-
-    return types.int64(), generate
-
-
-@intrinsic
-def restore_float_state(typingctx, state):  # type: ignore[no-untyped-def]
-    """Undo ``flush_subnormals``: restore the whole control and status register."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        if TARGET.x86:
-            slot = cgutils.alloca_once(builder, I32)
-            builder.store(builder.trunc(arguments[0], I32), slot)
-            _mxcsr(builder, "ldmxcsr", slot)
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
-
-
-def _mxcsr(builder: ir.IRBuilder, name: str, slot: Value) -> None:
-    """Store the control and status register in `slot` ("stmxcsr"), or load it from there ("ldmxcsr")."""
-    pointer = builder.bitcast(slot, I8.as_pointer())
-    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer()])
-    builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.sse.{name}"), [pointer])

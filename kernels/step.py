@@ -70,6 +70,19 @@ from fastae.kernels.band import band_item
 from fastae.kernels.compiler import callee, expect, inlined, kernel
 from fastae.kernels.cost import add_penalties, close_codes, close_rows
 from fastae.kernels.infer import infer
+from fastae.kernels.intrinsics import (
+    array_at,
+    call_at,
+    compare_and_swap,
+    exchange,
+    fetch_add,
+    flush_subnormals,
+    load_acquire,
+    pause,
+    record_at,
+    restore_float_state,
+    store_release,
+)
 from fastae.kernels.job import (
     APART,
     BUSY,
@@ -105,19 +118,6 @@ from fastae.kernels.load import load_tile
 from fastae.kernels.patch import patch_item
 from fastae.kernels.rounding import in_blocks
 from fastae.kernels.shard import shard_item
-from fastae.kernels.simd import (
-    array_at,
-    call_at,
-    compare_and_swap,
-    exchange,
-    fetch_add,
-    flush_subnormals,
-    load_acquire,
-    pause,
-    record_at,
-    restore_float_state,
-    store_release,
-)
 from fastae.kernels.split import (
     GROUP,
     group_of,

@@ -6,12 +6,12 @@ What a stretch covers is in split.py; a layer's last stretch includes its bias. 
 import numpy as np
 
 from fastae.kernels.compiler import ByAddress, callee, carray, kernel
+from fastae.kernels.intrinsics import array_at, call_at, record_at
 from fastae.kernels.job import JOB, NONE, ROWS
 from fastae.kernels.layout import LAYER, LINE
 from fastae.kernels.lines import zero_lines
 from fastae.kernels.optimizer import add_penalty, add_squares, add_up, update
 from fastae.kernels.rounding import round_up
-from fastae.kernels.simd import array_at, call_at, record_at
 from fastae.kernels.split import items_of, step_of, stretch
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from fastae.kernels import cost
 from fastae.kernels.compiler import callee, inlined
+from fastae.kernels.intrinsics import call_at
 from fastae.kernels.job import BERNOULLI, GIVEN, GIVEN_CODE
 from fastae.kernels.layout import IDENTITY, LINE
 from fastae.kernels.rounding import in_blocks, round_up
-from fastae.kernels.simd import call_at
 
 SCRATCH = 5  # lines of scratch: TileMap.loss to TileMap.cell
 

@@ -18,7 +18,7 @@ from fastae.bench.rounds import Contender, recorded
 from fastae.bench.stages import Tile, load_times, repeats, source_of
 from fastae.kernels import job, optimizer
 from fastae.kernels.compiler import jitted
-from fastae.kernels.simd import flush_subnormals, record_at, restore_float_state
+from fastae.kernels.intrinsics import flush_subnormals, record_at, restore_float_state
 
 pytestmark = pytest.mark.benchmark(group="kernels")
 

@@ -62,12 +62,12 @@ def run(home, code=CALL, **environment):
 
 def double_the_sigmoid(home):
     """Change a callee that stands in another file than the kernel that is called; returns how to undo it."""
-    simd = home / "fastae" / "kernels" / "simd.py"
-    before = simd.read_text()
-    after = before.replace("scale if one is None else", "self.add(scale, scale) if one is None else")
+    file = home / "fastae" / "kernels" / "elementary.py"
+    before = file.read_text()
+    after = before.replace("scale if one is None else", "words.add(scale, scale) if one is None else")
     assert after != before
-    simd.write_text(after)
-    return lambda: simd.write_text(before)
+    file.write_text(after)
+    return lambda: file.write_text(before)
 
 
 def test_a_changed_callee_never_runs_stale(copy):
@@ -96,12 +96,12 @@ def test_sources_that_change_before_the_compilation_are_never_saved_as_another_v
         """
         import os
         import fastae.kernels
-        FILE = fastae.kernels.__path__[0] + "/simd.py"
+        FILE = fastae.kernels.__path__[0] + "/elementary.py"
         def replace(old, new):
             text = open(FILE).read()
             assert old in text
             open(FILE, "w").write(text.replace(old, new))
-        ONE, TWO = "scale if one is None else", "self.add(scale, scale) if one is None else"
+        ONE, TWO = "scale if one is None else", "words.add(scale, scale) if one is None else"
         """
     )
     pulled = double + "from fastae.kernels import activations\nreplace(ONE, TWO)\n"

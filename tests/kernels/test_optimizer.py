@@ -8,7 +8,7 @@ from guard import guarded
 
 from fastae.kernels import job, layout, optimizer
 from fastae.kernels.compiler import jitted
-from fastae.kernels.simd import record_at
+from fastae.kernels.intrinsics import record_at
 
 add_up = jitted(optimizer.add_up)
 

@@ -104,11 +104,11 @@ def test_the_bits_are_those_of_compiling_here_and_numba_is_not_imported(copy):
 @usable
 def test_edited_kernels_are_compiled(copy):
     kernels = copy / "fastae" / "kernels"
-    simd = kernels / "simd.py"
-    before, (bits, _, _) = simd.read_text(), steps(copy)
-    after = before.replace("scale if one is None else", "self.add(scale, scale) if one is None else")
+    file = kernels / "elementary.py"
+    before, (bits, _, _) = file.read_text(), steps(copy)
+    after = before.replace("scale if one is None else", "words.add(scale, scale) if one is None else")
     assert after != before
-    simd.write_text(after)
+    file.write_text(after)
     code = """
         import sys, numpy as np, fastae
         z = np.zeros(5, "f4")
@@ -118,7 +118,7 @@ def test_edited_kernels_are_compiled(copy):
     env = {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", textwrap.dedent(code)]
     assert run_to_its_end(command, cwd=copy, env=os.environ | env).stdout.split() == ["1.0", "True"]
-    simd.write_text(before)
+    file.write_text(before)
     assert run_to_its_end(command, cwd=copy, env=os.environ | env).stdout.split() == ["0.5", "False"]
     assert steps(copy)[:2] == (bits, False)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastae.engine.jobs import OutsideRange
+from fastae.engine.jobs import PreparedSteps
 from fastae.engine.runner import Runner
 from fastae.kernels import job as fields
 from fastae.kernels import layout
@@ -44,23 +44,15 @@ def check_names(names: Sequence[str], network: Network) -> list[str]:
     return checked
 
 
-class Held:
-    """In the place of a prepared call: what ``Engine.run_steps`` would run."""
-
-    def _hold(
-        self, job: Job, form: Any, batch: int, losses: np.ndarray, kept: list[Any], outside: OutsideRange
-    ) -> None:
-        self.job, self.form, self.rows, self.losses, self.kept = job, form, batch, losses, kept
-        self.outside = outside
-
-
-def read(engine: Runner, held: Held, names: list[str], params: Parameters) -> dict[str, np.ndarray]:
+def read(
+    engine: Runner, prepared: PreparedSteps, names: list[str], params: Parameters
+) -> dict[str, np.ndarray]:
     """The arrays of these names, each of shape (rows, columns of the layer) and the engine's dtype.
 
-    `held` is a step on all the rows, which is not in need of an optimizer.
+    `prepared` is one step on all the rows, without an optimizer; its job is changed.
     """
-    job, form, rows = held.job, engine._forms[0], held.rows
-    if held.form is not form:  # rows in lanes cannot be cut by weights
+    job, form, rows = prepared.job, engine._forms[0], prepared.batch
+    if prepared.form is not form:  # rows in lanes cannot be cut by weights
         blank = engine._new_job(form)
         for name, *_ in Job._fields_:
             if name in _OF_FORM or name.endswith("_at"):
@@ -84,7 +76,7 @@ def read(engine: Runner, held: Held, names: list[str], params: Parameters) -> di
             slab = _Slab(engine, job, form, params, count)
             for name, result in results.items():
                 result[first : first + count] = slab.read(name)
-    held.outside.refuse()
+    prepared.outside.refuse()
     total = losses[:, 1].sum()
     for name, result in results.items():
         if name.startswith("d"):

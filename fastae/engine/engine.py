@@ -5,7 +5,6 @@ Matrices of rows are (m, n), codes (m, k).
 """
 
 import ctypes
-import inspect
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,7 +27,7 @@ from fastae.checks import (
     refuse_target_scale,
 )
 from fastae.engine import jobs
-from fastae.engine.activations import Held, check_names, read
+from fastae.engine.activations import check_names, read
 from fastae.engine.prepared import PreparedCall
 from fastae.engine.runner import Runner
 from fastae.kernels import job as fields
@@ -40,6 +39,19 @@ from fastae.optimizers import Optimizer, State
 
 MOST_SEED = (1 << 63) - 1
 SMALL_TILE = 8  # least rows that a thread claims in inference, because each claim reads all weights
+# The options of ``loss_and_gradient``, but `out`: other methods take them as well
+OPTIONS = {
+    "Y",
+    "index",
+    "shift",
+    "scale",
+    "target_shift",
+    "target_scale",
+    "sample_weight",
+    "objective",
+    "seed",
+    "epoch",
+}
 
 
 class Engine(Runner):
@@ -144,7 +156,7 @@ class Engine(Runner):
             if out is params:
                 raise ValueError("out must not be params: the engine reads these while it writes it")
         gradient = Parameters(self.network, self.dtype) if out is None else out
-        losses = self.run_steps(
+        prepared = self._prepare_steps(
             params,
             X,
             Y=Y,
@@ -159,7 +171,7 @@ class Engine(Runner):
             target_scale=target_scale,
             sample_weight=sample_weight,
         )
-        return float(losses[0, 0]), gradient
+        return float(self._run_prepared(prepared)[0, 0]), gradient
 
     def prepare_loss_and_gradient(
         self, params: Parameters, X: np.ndarray, *, gradient: Parameters | None = None, **options: Any
@@ -193,18 +205,16 @@ class Engine(Runner):
         """
         if not isinstance(X, np.ndarray):
             raise TypeError(f"X must be a NumPy array, to be read again in each call, got {type(X).__name__}")
-        self._check_options("prepare_loss_and_gradient", options)
+        _check_options("prepare_loss_and_gradient", options)
         Y = options.get("Y")
         if Y is not None and not isinstance(Y, np.ndarray):
             raise TypeError(f"Y must be a NumPy array, to be read again in each call, got {type(Y).__name__}")
         if gradient is None:
             gradient = Parameters(self.network, self.dtype)
-        self._check_params(gradient, "gradient", written=True)
         if options.get("sample_weight") is not None:
             options["sample_weight"] = np.array(options["sample_weight"])
-        self._check_params(params)
-        call = PreparedCall(self, params, X, gradient)
-        self.run_steps(params, X, gradient=gradient, prepared=call, **options)
+        prepared = self._prepare_steps(params, X, gradient=gradient, **options)
+        call = PreparedCall(self, params, X, gradient, prepared)
         call()
         return call
 
@@ -238,11 +248,10 @@ class Engine(Runner):
         TypeError, ValueError
             An argument has the wrong type, dtype, shape or size, or a name is unknown. The message names it.
         """
-        self._check_options("activations", options)
-        checked, held = check_names(names, self.network), Held()
+        _check_options("activations", options)
+        checked = check_names(names, self.network)
         gradient = Parameters(self.network, self.dtype)
-        self.run_steps(params, X, gradient=gradient, prepared=held, **options)
-        return read(self, held, checked, params)
+        return read(self, self._prepare_steps(params, X, gradient=gradient, **options), checked, params)
 
     def vjp(
         self,
@@ -559,7 +568,6 @@ class Engine(Runner):
         epoch: int = 0,
         first_row: int = 0,
         sums: bool = False,
-        prepared: PreparedCall | Held | None = None,
     ) -> np.ndarray:
         """Take one step per learning rate in `rates`, over successive batches of the rows, in one job.
 
@@ -573,13 +581,107 @@ class Engine(Runner):
 
         If `X` is a part of a larger matrix, `first_row` is the number of its first row there. With `sums`, loss and
         gradient are sums over the rows of that part, for ``combine_sums``. The noise depends on `seed`, on the row and
-        on the epoch; `epoch` is the number of the first one. With `prepared`, the job is held there, not run.
+        on the epoch; `epoch` is the number of the first one.
 
         Returns an array of shape (steps, 2): the loss of each step before its update, and the sum of its rows' weights,
         which may be in another unit than `sample_weight`, the same for all steps, unless they are `sums`. If a loss is
         not finite, its step is not taken, and the array ends with it. A ValueError says that a target of the loss
         "bernoulli" is outside [0, 1], with an `optimizer` after the steps before it have been taken.
         """
+        prepared = self._prepare_steps(
+            params,
+            X,
+            gradient=gradient,
+            Y=Y,
+            index=index,
+            orders=orders,
+            shift=shift,
+            scale=scale,
+            target_shift=target_shift,
+            target_scale=target_scale,
+            sample_weight=sample_weight,
+            batch_size=batch_size,
+            optimizer=optimizer,
+            state=state,
+            rates=rates,
+            objective=objective,
+            seed=seed,
+            epoch=epoch,
+            first_row=first_row,
+            sums=sums,
+        )
+        losses = self._run_prepared(prepared)
+        if sums and prepared.unit != 1:
+            losses *= prepared.unit
+            gradient.flat *= gradient.dtype.type(prepared.unit)
+        return losses
+
+    def combine_sums(
+        self,
+        params: Parameters,
+        parts: np.ndarray,
+        weight: float,
+        *,
+        gradient: Parameters,
+        optimizer: Optimizer | None = None,
+        state: State | None = None,
+        rate: float = 0.0,
+        alpha: float = 0.0,
+    ) -> float:
+        """Take one step from the gradients of several sets of rows, each a sum over its rows.
+
+        `parts` (parts, size of the flat buffer) holds gradients of ``run_steps`` with `sums`. They are added in this
+        order and divided by `weight`, the sum of all rows' weights; then the penalty's gradient is added. `gradient`
+        receives the result. Returns what the penalty adds to the loss.
+        """
+        parts = np.ascontiguousarray(parts, self.dtype)
+        if parts.ndim != 2 or parts.shape[1] != self._size or not len(parts):
+            raise ValueError(f"parts must be of shape (parts, {self._size}), got {parts.shape}")
+        losses, rates = np.array([[0.0, float(weight)]]), np.array([float(rate)])
+        self._check_params(params, written=optimizer is not None)
+        self._check_params(gradient, "gradient", written=True)
+        job = self._new_job(self._form)
+        alive = jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
+        job.alpha, job.n_parts, job.gradients = alpha, len(parts), address(parts)
+        with self._turn.take():
+            self._run(job, fields.WEIGHTS, 1)
+        del alive
+        return float(losses[0, 0])
+
+    def stop_on(self, stop: threading.Event) -> None:
+        """From now on, end a call with ``side_by_side.Stopped`` within about 50 ms after `stop` has been set.
+
+        A step is never taken in part.
+        """
+        self._crew.stop = stop
+
+    # -- within -------------------------------------------------------------------------------------------------
+
+    def _prepare_steps(
+        self,
+        params: Parameters,
+        X: npt.ArrayLike,
+        *,
+        gradient: Parameters,
+        Y: npt.ArrayLike | None = None,
+        index: npt.ArrayLike | None = None,
+        orders: npt.NDArray[np.int64] | None = None,
+        shift: npt.ArrayLike | None = None,
+        scale: npt.ArrayLike | None = None,
+        target_shift: npt.ArrayLike | None = None,
+        target_scale: npt.ArrayLike | None = None,
+        sample_weight: npt.ArrayLike | None = None,
+        batch_size: int | None = None,
+        optimizer: Optimizer | None = None,
+        state: State | None = None,
+        rates: npt.ArrayLike = (0.0,),
+        objective: Objective = PLAIN,
+        seed: int = 0,
+        epoch: int = 0,
+        first_row: int = 0,
+        sums: bool = False,
+    ) -> jobs.PreparedSteps:
+        """Check the arguments of ``run_steps``, and describe its job."""
         X = check_matrix(X, self.network.widths[0], "X")
         outputs = self.network.widths[-1]
         if not isinstance(objective, Objective):
@@ -623,8 +725,9 @@ class Engine(Runner):
             raise ValueError("gradient must not be params: the engine reads these while it writes it")
         written = [gradient.flat] if optimizer is None else [gradient.flat, params.flat]
         for name, read_rows in ("X", X), ("Y", Y):
-            if read_rows is not None and any(np.may_share_memory(read_rows, array) for array in written):
-                raise ValueError(f"{name} overlaps the parameters or the gradient that the engine writes")
+            for array in written:
+                if read_rows is not None and np.may_share_memory(read_rows, array):
+                    raise ValueError(f"{name} overlaps the parameters or the gradient that the engine writes")
         if self._is_dirty(gradient.flat, self.plan):  # which not all kernels overwrite
             gradient.clear_padding()
         alive += jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
@@ -637,58 +740,17 @@ class Engine(Runner):
         job.weights = address(params.flat if self._weights is None else self._weights)
         outside = jobs.OutsideRange("X" if Y is None else "Y")
         if job.loss == fields.BERNOULLI:
-            job.out_of_range = address(outside.noted)
-        if prepared is not None:
-            prepared._hold(job, form, batch, losses, [alive, rates], outside)
-            return losses[:0]
+            job.out_of_range = outside.address
+        alive.append(rates)
+        return jobs.PreparedSteps(job, form, batch, losses, alive, outside, unit)
+
+    def _run_prepared(self, prepared: jobs.PreparedSteps) -> np.ndarray:
+        """Take prepared steps: the losses of those that were taken, and the one that is not finite."""
+        job, form, batch, losses, _, outside, _ = prepared
         with self._turn.take():
-            done, diverged = self._take_steps(job, form, batch, rates.size)
+            done, diverged = self._take_steps(job, form, batch, len(losses))
         outside.refuse()
-        if sums and unit != 1:
-            losses *= unit
-            gradient.flat *= gradient.dtype.type(unit)
         return losses[: done + diverged]
-
-    def combine_sums(
-        self,
-        params: Parameters,
-        parts: np.ndarray,
-        weight: float,
-        *,
-        gradient: Parameters,
-        optimizer: Optimizer | None = None,
-        state: State | None = None,
-        rate: float = 0.0,
-        alpha: float = 0.0,
-    ) -> float:
-        """Take one step from the gradients of several sets of rows, each a sum over its rows.
-
-        `parts` (parts, size of the flat buffer) holds gradients of ``run_steps`` with `sums`. They are added in this
-        order and divided by `weight`, the sum of all rows' weights; then the penalty's gradient is added. `gradient`
-        receives the result. Returns what the penalty adds to the loss.
-        """
-        parts = np.ascontiguousarray(parts, self.dtype)
-        if parts.ndim != 2 or parts.shape[1] != self._size or not len(parts):
-            raise ValueError(f"parts must be of shape (parts, {self._size}), got {parts.shape}")
-        losses, rates = np.array([[0.0, float(weight)]]), np.array([float(rate)])
-        self._check_params(params, written=optimizer is not None)
-        self._check_params(gradient, "gradient", written=True)
-        job = self._new_job(self._form)
-        alive = jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
-        job.alpha, job.n_parts, job.gradients = alpha, len(parts), address(parts)
-        with self._turn.take():
-            self._run(job, fields.WEIGHTS, 1)
-        del alive
-        return float(losses[0, 0])
-
-    def stop_on(self, stop: threading.Event) -> None:
-        """From now on, end a call with ``side_by_side.Stopped`` within about 50 ms after `stop` has been set.
-
-        A step is never taken in part.
-        """
-        self._crew.stop = stop
-
-    # -- within -------------------------------------------------------------------------------------------------
 
     def _infer(
         self,
@@ -748,8 +810,9 @@ class Engine(Runner):
             on_not_finite()
         return out
 
-    def _check_options(self, method: str, options: dict[str, Any]) -> None:
-        """Raise an error if the options of a method have a name that ``loss_and_gradient`` does not have."""
-        unknown = options.keys() - (inspect.signature(self.loss_and_gradient).parameters.keys() - {"out"})
-        if unknown:
-            raise TypeError(f"{method} has no option {', '.join(sorted(unknown))}")
+
+def _check_options(method: str, options: dict[str, Any]) -> None:
+    """Raise an error if the options of a method have a name that ``loss_and_gradient`` does not have."""
+    unknown = options.keys() - OPTIONS
+    if unknown:
+        raise TypeError(f"{method} has no option {', '.join(sorted(unknown))}")

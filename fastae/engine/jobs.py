@@ -3,7 +3,8 @@
 On the Python side, only this file knows the ids of optimizers and noises (``kernels/job.py``). No arithmetic is here.
 """
 
-from typing import Any
+import ctypes
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -203,12 +204,17 @@ class OutsideRange:
     """
 
     def __init__(self, name: str) -> None:
-        self._name, self.noted = name, np.zeros(1, np.int64)
+        self._name, self._noted = name, ctypes.c_int64()
+
+    @property
+    def address(self) -> int:
+        """Of the int64 that kernels set to 1."""
+        return ctypes.addressof(self._noted)
 
     def refuse(self) -> None:
         """Raise a ValueError if any was noted."""
-        if self.noted.item(0):
-            self.noted[0] = 0
+        if self._noted.value:
+            self._noted.value = 0
             raise outside_range(self._name)
 
 
@@ -217,6 +223,18 @@ def outside_range(name: str) -> ValueError:
     return ValueError(
         f"{name} has cells outside [0, 1], as they are scaled, but the loss 'bernoulli' needs targets in [0, 1]"
     )
+
+
+class PreparedSteps(NamedTuple):
+    """A job of steps that is ready to be run, any number of times."""
+
+    job: Job
+    form: Any  # of its products
+    batch: int  # rows of a step at most
+    losses: np.ndarray  # (steps, 2): what the job writes its losses to
+    alive: list[np.ndarray]  # other arrays that it points to
+    outside: OutsideRange
+    unit: float  # in which the weights of rows are measured
 
 
 def kind_of(job: Job, steps: int, rows: int) -> tuple[Any, ...]:

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from fastae.checks import check_ordinal
-from fastae.engine.jobs import OutsideRange
+from fastae.engine.jobs import PreparedSteps
 from fastae.engine.runner import Runner
 from fastae.kernels import job as fields
-from fastae.kernels.job import Job
 from fastae.network import Parameters
 
 
@@ -32,24 +31,19 @@ class PreparedCall:
         The rows that each call reads.
     gradient : Parameters
         What each call overwrites.
+    steps : PreparedSteps
+        The one step that each call takes.
     """
 
-    def __init__(self, engine: Runner, params: Parameters, X: np.ndarray, gradient: Parameters) -> None:
+    def __init__(
+        self, engine: Runner, params: Parameters, X: np.ndarray, gradient: Parameters, steps: PreparedSteps
+    ) -> None:
         self.engine, self.params, self.X, self.gradient = engine, params, X, gradient
         self._flat, self._gradient_flat = params.flat, gradient.flat
         self._plan, self._is_dirty = engine.plan, engine._is_dirty
-
-    def _hold(
-        self, job: Job, form: Any, batch: int, losses: np.ndarray, kept: list[Any], outside: OutsideRange
-    ) -> None:
-        """For ``Engine.run_steps``: the job to run in each call.
-
-        `losses` (1, 2) is where the job writes its loss, `outside` where it notes targets that it cannot use, `kept` is
-        all else that it points to.
-        """
-        self._outside = outside
-        self._job, self._form, self._batch, self._losses = job, form, batch, losses
-        self._kept, self._small = kept, self.engine._is_small(batch, 1)
+        self._job, self._form, self._batch, self._losses = steps.job, steps.form, steps.batch, steps.losses
+        self._alive, self._outside = steps.alive, steps.outside
+        self._small = engine._is_small(steps.batch, 1)
         # The engine's memory that the job points to, which other calls may replace
         self._gradients: Any = None
         self._slab: Any = None

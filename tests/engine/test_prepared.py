@@ -1,6 +1,7 @@
 """Prepared calls: the bits of ``loss_and_gradient`` on the numbers of the moment; threads, forks, memory; `out`."""
 
 import gc
+import inspect
 import multiprocessing
 import os
 import threading
@@ -12,6 +13,7 @@ import pytest
 from engines import autoencoder, problem
 
 import fastae
+from fastae.engine.engine import OPTIONS
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 # Small steps, steps that threads share, steps that are cut by weights; with rows in lanes, and with column blocks
@@ -73,6 +75,11 @@ def test_memory_that_another_batch_replaces_is_not_used_any_more():
             assert call._job.band_sums == engine._band_sums.ctypes.data
             assert call._job.kept == engine._kept.ctypes.data
             assert call._job.deltas == engine._deltas.ctypes.data
+
+
+def test_every_option_of_loss_and_gradient_but_out_is_one():
+    parameters = inspect.signature(fastae.Engine.loss_and_gradient).parameters
+    assert parameters.keys() - {"self", "params", "X", "out"} == OPTIONS
 
 
 def test_options_are_those_of_loss_and_gradient():

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import fastae
-from fastae.engine.engine import Engine
+from fastae.engine.runner import Runner
 from fastae.kernels import job as fields
 from fastae.kernels import split
 from fastae.kernels.job import Job
@@ -95,15 +95,15 @@ class Workload:
         steps: int = 2,
     ) -> None:
         hidden: list[Activation] = ["sigmoid" for _ in widths[2:]]
-        engine = Engine(fastae.Network(widths, (*hidden, "identity")), 1)
-        form = engine._form_for(batch, codes=False)
-        self.plan, self.adam, self.rate = engine.plan, adam, rate
-        self.job = Job.from_buffer_copy(engine._blanks[form])
+        runner = Runner(fastae.Network(widths, (*hidden, "identity")), 1)
+        form = runner.form_for_steps(batch, codes=False)
+        self.plan, self.adam, self.rate = runner.plan, adam, rate
+        self.job = Job.from_buffer_copy(runner.blanks[form])
         self.job.rows, self.job.batch, self.job.steps = rows or batch, batch, steps
         if by_weights is None:
-            by_weights = split.by_weights(engine._size)
+            by_weights = split.by_weights(runner.size)
         if by_weights and form.stored_row is not None:
-            engine._cut_by_weights(self.job, batch)
+            runner.cut_by_weights(self.job, batch)
         self.by_weights = self.job.cut == fields.BY_WEIGHTS
         self.pairs = list(pairwise(widths))
 

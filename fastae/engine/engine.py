@@ -1,13 +1,13 @@
 """Engine: losses and gradients, reconstructions and codes of one network, on all cores, in memory allocated once.
 
-Each call becomes a job (``jobs.py``), which is run in memory and on threads of ``runner.py``. No arithmetic is here.
+Each call becomes a job (``jobs.py``), which a ``Runner`` runs in its memory and on its threads. No arithmetic is here.
 Matrices of rows are (m, n), codes (m, k).
 """
 
 import ctypes
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ from fastae.engine.runner import Runner
 from fastae.kernels import job as fields
 from fastae.kernels import layout
 from fastae.kernels.layout import address
-from fastae.network import Parameters
+from fastae.network import DType, Network, Parameters
 from fastae.objective import PLAIN, Objective
 from fastae.optimizers import Optimizer, State
 
@@ -54,7 +54,7 @@ OPTIONS = {
 }
 
 
-class Engine(Runner):
+class Engine:
     """Computes losses, gradients, codes and reconstructions of one network, in memory that is allocated once.
 
     Parameters
@@ -84,6 +84,13 @@ class Engine(Runner):
     Several Python threads may use an engine; their calls run one after another. Calls of two engines run side by side.
     An engine still works in a forked child process. A fork waits for other threads that compile.
     """
+
+    def __init__(
+        self, network: Network, n_threads: int | None = None, dtype: DType | Literal["bfloat16"] = "float32"
+    ) -> None:
+        self._runner = runner = Runner(network, n_threads, dtype)
+        self.network, self.n_threads = runner.network, runner.n_threads
+        self.dtype, self.plan = runner.dtype, runner.plan
 
     def loss_and_gradient(
         self,
@@ -152,7 +159,7 @@ class Engine(Runner):
             The message names it.
         """
         if out is not None:
-            self._check_params(out, "out", written=True)
+            self._runner.check_params(out, "out", written=True)
             if out is params:
                 raise ValueError("out must not be params: the engine reads these while it writes it")
         gradient = Parameters(self.network, self.dtype) if out is None else out
@@ -214,7 +221,7 @@ class Engine(Runner):
         if options.get("sample_weight") is not None:
             options["sample_weight"] = np.array(options["sample_weight"])
         prepared = self._prepare_steps(params, X, gradient=gradient, **options)
-        call = PreparedCall(self, params, X, gradient, prepared)
+        call = PreparedCall(self, self._runner, params, X, gradient, prepared)
         call()
         return call
 
@@ -251,7 +258,8 @@ class Engine(Runner):
         _check_options("activations", options)
         checked = check_names(names, self.network)
         gradient = Parameters(self.network, self.dtype)
-        return read(self, self._prepare_steps(params, X, gradient=gradient, **options), checked, params)
+        prepared = self._prepare_steps(params, X, gradient=gradient, **options)
+        return read(self._runner, prepared, checked, params)
 
     def vjp(
         self,
@@ -307,12 +315,13 @@ class Engine(Runner):
                 )
             d_code = check_target(d_code, X, network.widths[network.code_layer], "d_code", "the code has")
         gradient, rows = Parameters(network, self.dtype), len(X)
-        form = self._form_for(rows, codes=d_code is not None)
-        job = self._steps_job(form, rows)
+        runner = self._runner
+        form = runner.form_for_steps(rows, codes=d_code is not None)
+        job = runner.steps_job(form, rows)
         alive = jobs.set_matrix(job, X, self.dtype, index=None, shift=None, scale=None)
         alive += jobs.set_given(job, d_xhat, d_code, self.dtype)
         losses, rates = np.zeros((1, 2)), np.zeros(1)
-        self._check_params(params)
+        runner.check_params(params)
         alive += jobs.set_steps(job, params, gradient, None, None, rates, losses)
         d_X = np.empty(X.shape if with_input else (0, 0), self.dtype)
         if with_input:
@@ -322,9 +331,9 @@ class Engine(Runner):
             alive += transposed, zeros
             job.first_transposed, job.zeros = address(transposed), address(zeros)
             job.input_delta, job.input_delta_stride = address(d_X), d_X.strides[0]
-        job.weights = address(params.flat if self._weights is None else self._weights)
-        with self._turn.take():
-            self._take_steps(job, form, rows, 1)
+        job.weights = runner.weights_at(params)
+        with runner.turn.take():
+            runner.take_steps(job, form, rows, 1)
         del alive
         return (gradient, d_X) if with_input else gradient
 
@@ -634,17 +643,18 @@ class Engine(Runner):
         order and divided by `weight`, the sum of all rows' weights; then the penalty's gradient is added. `gradient`
         receives the result. Returns what the penalty adds to the loss.
         """
+        runner = self._runner
         parts = np.ascontiguousarray(parts, self.dtype)
-        if parts.ndim != 2 or parts.shape[1] != self._size or not len(parts):
-            raise ValueError(f"parts must be of shape (parts, {self._size}), got {parts.shape}")
+        if parts.ndim != 2 or parts.shape[1] != runner.size or not len(parts):
+            raise ValueError(f"parts must be of shape (parts, {runner.size}), got {parts.shape}")
         losses, rates = np.array([[0.0, float(weight)]]), np.array([float(rate)])
-        self._check_params(params, written=optimizer is not None)
-        self._check_params(gradient, "gradient", written=True)
-        job = self._new_job(self._form)
+        runner.check_params(params, written=optimizer is not None)
+        runner.check_params(gradient, "gradient", written=True)
+        job = runner.job_for(runner.forms[0])
         alive = jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
         job.alpha, job.n_parts, job.gradients = alpha, len(parts), address(parts)
-        with self._turn.take():
-            self._run(job, fields.WEIGHTS, 1)
+        with runner.turn.take():
+            runner.run(job, fields.WEIGHTS, 1)
         del alive
         return float(losses[0, 0])
 
@@ -653,7 +663,7 @@ class Engine(Runner):
 
         A step is never taken in part.
         """
-        self._crew.stop = stop
+        self._runner.crew.stop = stop
 
     # -- within -------------------------------------------------------------------------------------------------
 
@@ -708,8 +718,9 @@ class Engine(Runner):
             raise ValueError(
                 f"index orders the rows of {len(chosen)} epochs, but rates are of {rates.size} steps of {batch} rows"
             )
-        form = self._form_for(batch, codes=objective.sparsity_weight > 0)
-        job = self._steps_job(form, batch)
+        runner = self._runner
+        form = runner.form_for_steps(batch, codes=objective.sparsity_weight > 0)
+        job = runner.steps_job(form, batch)
         alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
         if Y is not None:
             alive += jobs.set_target(job, Y, self.dtype, shift=target_shift, scale=target_scale)
@@ -719,8 +730,8 @@ class Engine(Runner):
             alive.append(weights)
             job.sample_weight = address(weights)
         losses = np.zeros((rates.size, 2))
-        self._check_params(params, written=optimizer is not None)
-        self._check_params(gradient, "gradient", written=True)
+        runner.check_params(params, written=optimizer is not None)
+        runner.check_params(gradient, "gradient", written=True)
         if gradient.flat is params.flat:
             raise ValueError("gradient must not be params: the engine reads these while it writes it")
         written = [gradient.flat] if optimizer is None else [gradient.flat, params.flat]
@@ -728,7 +739,7 @@ class Engine(Runner):
             for array in written:
                 if read_rows is not None and np.may_share_memory(read_rows, array):
                     raise ValueError(f"{name} overlaps the parameters or the gradient that the engine writes")
-        if self._is_dirty(gradient.flat, self.plan):  # which not all kernels overwrite
+        if runner.is_dirty(gradient.flat, self.plan):  # which not all kernels overwrite
             gradient.clear_padding()
         alive += jobs.set_steps(job, params, gradient, optimizer, state, rates, losses)
         alive += jobs.set_objective(job, objective, self.network, self.dtype, unit)
@@ -737,7 +748,7 @@ class Engine(Runner):
             check_ordinal(number, name)
         job.seed, job.epoch = seed, epoch
         job.first_row, job.as_sums = first_row, sums
-        job.weights = address(params.flat if self._weights is None else self._weights)
+        job.weights = runner.weights_at(params)
         outside = jobs.OutsideRange("X" if Y is None else "Y")
         if job.loss == fields.BERNOULLI:
             job.out_of_range = outside.address
@@ -747,8 +758,9 @@ class Engine(Runner):
     def _run_prepared(self, prepared: jobs.PreparedSteps) -> np.ndarray:
         """Take prepared steps: the losses of those that were taken, and the one that is not finite."""
         job, form, batch, losses, _, outside, _ = prepared
-        with self._turn.take():
-            done, diverged = self._take_steps(job, form, batch, len(losses))
+        runner = self._runner
+        with runner.turn.take():
+            done, diverged = runner.take_steps(job, form, batch, len(losses))
         outside.refuse()
         return losses[: done + diverged]
 
@@ -769,14 +781,15 @@ class Engine(Runner):
         out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Run rows through layers first .. last - 1: their outputs, or errors if there is a `column_weight`."""
-        self._check_params(params)
+        runner = self._runner
+        runner.check_params(params)
         if not isinstance(missing, (bool, np.bool_)):
             raise TypeError(f"missing must be True or False, got {missing!r}")
         columns = self.network.widths[first]
         X = check_matrix(X, columns, name, "the decoder takes" if first else "the network takes")
         chosen = None if index is None else check_index(index, X.shape[0])
         rows = X.shape[0] if chosen is None else chosen.shape[-1]
-        job = self._new_job(self._form_for_inference(rows, first, last))
+        job = runner.job_for(runner.form_for_inference(rows, first, last))
         alive = jobs.set_matrix(job, X, self.dtype, index=chosen, shift=shift, scale=scale)
         shape: tuple[int, ...] = (rows, self.network.widths[last])
         dtype: np.dtype[Any] = self.dtype
@@ -791,20 +804,18 @@ class Engine(Runner):
         else:
             job.task, job.column_weight = fields.ERRORS_TASK, address(column_weight)
         job.missing, job.parameters = missing, jobs.line_address(params)
-        job.weights = address(params.flat if self._weights is None else self._weights)
+        job.weights = runner.weights_at(params)
         job.out, job.out_stride = address(out), out.strides[0]
         job.first_layer, job.last_layer = first, last
         noted = ctypes.c_int64()
         if on_not_finite is not None:
             job.not_finite = ctypes.addressof(noted)
         # Tiles as equal as possible: as few per thread as can hold all rows, and the same number for each thread.
-        tiles = -(-rows // (self._most_threads * job.height))
-        tile = max(SMALL_TILE, -(-rows // (self._most_threads * tiles)))
+        tiles = -(-rows // (runner.most_threads * job.height))
+        tile = max(SMALL_TILE, -(-rows // (runner.most_threads * tiles)))
         job.batch = min(job.height, -(-tile // job.row_multiple) * job.row_multiple)
-        with self._turn.take():
-            if self._weights is not None:
-                self._prepare_weights(ctypes.addressof(job), self.dtype.itemsize)
-            self._share(job, 0, 2.0 * rows * self._size, 1, rows)
+        with runner.turn.take():
+            runner.run_inference(job, rows)
         del alive
         if on_not_finite is not None and noted.value:
             on_not_finite()

@@ -4,7 +4,7 @@ On a small network, a call spends more time in Python than in kernels: it checks
 kernels and allocates the results. A prepared call repeats a job that the engine has run, and does none of that again.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from fastae.engine.jobs import PreparedSteps
 from fastae.engine.runner import Runner
 from fastae.kernels import job as fields
 from fastae.network import Parameters
+
+if TYPE_CHECKING:
+    from fastae.engine.engine import Engine
 
 
 class PreparedCall:
@@ -24,9 +27,11 @@ class PreparedCall:
     Parameters
     ----------
     engine : Engine
-        What computes.
+        What computes. Like `params`, `X` and `gradient`, it is an attribute, too.
+    runner : Runner
+        That of the engine.
     params : Parameters
-        What each call reads. Like the others, it is an attribute, too.
+        What each call reads.
     X : ndarray of shape (m, n)
         The rows that each call reads.
     gradient : Parameters
@@ -36,18 +41,21 @@ class PreparedCall:
     """
 
     def __init__(
-        self, engine: Runner, params: Parameters, X: np.ndarray, gradient: Parameters, steps: PreparedSteps
+        self,
+        engine: "Engine",
+        runner: Runner,
+        params: Parameters,
+        X: np.ndarray,
+        gradient: Parameters,
+        steps: PreparedSteps,
     ) -> None:
         self.engine, self.params, self.X, self.gradient = engine, params, X, gradient
         self._flat, self._gradient_flat = params.flat, gradient.flat
-        self._plan, self._is_dirty = engine.plan, engine._is_dirty
+        self._runner, self._plan, self._is_dirty = runner, runner.plan, runner.is_dirty
         self._job, self._form, self._batch, self._losses = steps.job, steps.form, steps.batch, steps.losses
         self._alive, self._outside = steps.alive, steps.outside
-        self._small = engine._is_small(steps.batch, 1)
-        # The engine's memory that the job points to, which other calls may replace
-        self._gradients: Any = None
-        self._slab: Any = None
-        self._band_sums: Any = None
+        self._small = runner.is_small(steps.batch, 1)
+        self._version = -1  # of the runner's memory that the job points to, which other calls may replace
 
     def __call__(self, epoch: int | None = None) -> float:
         """Compute the loss and the gradient.
@@ -69,27 +77,22 @@ class PreparedCall:
             `epoch` is not an integer from 0 on, ``params.flat`` is not zero in its padding, or targets of the loss
             "bernoulli" are outside [0, 1].
         """
-        engine = self.engine
+        runner = self._runner
         if self._is_dirty(self._flat, self._plan):
             raise ValueError("params.flat is not zero in its padding: call params.clear_padding()")
         if self._is_dirty(self._gradient_flat, self._plan):  # which not all kernels overwrite
             self.gradient.clear_padding()
         if epoch is not None:
             check_ordinal(epoch, "epoch")
-        with engine._turn.take():
+        with runner.turn.take():
             if epoch is not None:
                 self._job.epoch = epoch
-            if not (
-                self._gradients is engine._gradients
-                and self._slab is engine._kept
-                and self._band_sums is engine._band_sums
-            ):
-                engine._cut(self._job, self._form, self._batch)
-                self._gradients, self._slab = engine._gradients, engine._kept
-                self._band_sums = engine._band_sums
+            if self._version != runner.memory_version:
+                runner.cut(self._job, self._form, self._batch)
+                self._version = runner.memory_version
             if self._small:
-                engine._crew.run_alone(self._job, fields.TRANSPOSE)
+                runner.crew.run_alone(self._job, fields.TRANSPOSE)
             else:
-                engine._take_steps(self._job, self._form, self._batch, 1)
+                runner.take_steps(self._job, self._form, self._batch, 1)
             self._outside.refuse()
             return float(self._losses.item(0))

@@ -222,11 +222,11 @@ def test_wide_networks_are_cut_by_weights_and_their_memory_does_not_grow_with_th
     engine = fastae.Engine(network, 2)
     parameters, X = problem(network, 5000)
     engine.loss_and_gradient(parameters, X[:2048])
-    kept = engine._kept.size
+    kept = engine._runner.kept.size
     assert kept > 0
-    assert engine._gradients.size == 0
+    assert engine._runner._gradients.size == 0
     wanted = bits(engine.loss_and_gradient(parameters, X))
-    assert engine._kept.size == kept
+    assert engine._runner.kept.size == kept
     assert bits(fastae.Engine(network, 1).loss_and_gradient(parameters, X)) == wanted
 
 

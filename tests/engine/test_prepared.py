@@ -72,9 +72,9 @@ def test_memory_that_another_batch_replaces_is_not_used_any_more():
         gc.collect()
         for call, (loss, gradient) in zip(calls, wanted, strict=True):
             assert not call_differs(call, loss, gradient)
-            assert call._job.band_sums == engine._band_sums.ctypes.data
-            assert call._job.kept == engine._kept.ctypes.data
-            assert call._job.deltas == engine._deltas.ctypes.data
+            assert call._job.band_sums == engine._runner._band_sums.ctypes.data
+            assert call._job.kept == engine._runner.kept.ctypes.data
+            assert call._job.deltas == engine._runner.deltas.ctypes.data
 
 
 def test_every_option_of_loss_and_gradient_but_out_is_one():
@@ -243,7 +243,7 @@ def test_a_call_from_within_a_call_of_the_engine_is_an_error():
     engine, params, X = autoencoder(30, 8, 20)
     call = engine.prepare_loss_and_gradient(params, X)
     with (
-        engine._turn.take(),
+        engine._runner.turn.take(),
         pytest.raises(RuntimeError, match="this engine is computing in the same thread"),
     ):
         call()

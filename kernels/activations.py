@@ -67,7 +67,6 @@ def _sigmoid_and_derivative(words: Words, z: Value) -> tuple[Value, Value]:
 
 _sigmoid_with_derivative_words = _elementwise(_sigmoid_and_derivative)
 _exp_words = _elementwise(lambda words, x: (elementary.exp(words, x),))
-_tanh_words = _elementwise(lambda words, x: (elementary.tanh(words, x),))
 
 
 _OVERLAPS = ("", "h and dh overlap", "z and h overlap", "z and dh overlap", "x and out overlap")
@@ -111,16 +110,6 @@ def _exp(x, out_at, size) -> int:  # type: ignore[no-untyped-def]
     wrong = overlap_of_one(x_at, out_at, size * like.itemsize)
     if wrong == 0:
         _exp_words(like, (out_at, x_at, size))
-    return wrong
-
-
-@ByAddress
-def _tanh(x, out_at, size) -> int:  # type: ignore[no-untyped-def]
-    like = carray(x, (1,))
-    x_at = np.int64(like.ctypes.data)
-    wrong = overlap_of_one(x_at, out_at, size * like.itemsize)
-    if wrong == 0:
-        _tanh_words(like, (out_at, x_at, size))
     return wrong
 
 
@@ -255,8 +244,3 @@ def exp(x: np.ndarray, out: np.ndarray) -> None:
     """
     if not _small_exp(x, out):
         _run(_exp, x=x, out=out)
-
-
-def tanh(x: np.ndarray, out: np.ndarray) -> None:
-    """Write tanh(x) into `out`, in place: shapes, dtypes and errors as ``exp``."""
-    _run(_tanh, x=x, out=out)

@@ -62,10 +62,6 @@ SPILLS = {  # of addresses
 SPILLS_OF_ISA = {
     ("activations.exp_words", "neon", "float32"): 3,
     ("activations.sigmoid_with_derivative_words", "avx2", "float64"): 1,
-    ("activations.tanh_words", "avx2", "float32"): 4,
-    ("activations.tanh_words", "avx2", "float64"): 2,
-    ("activations.tanh_words", "neon", "float32"): 12,
-    ("activations.tanh_words", "neon", "float64"): 31,
     ("cost.output_delta", "avx512", "float32"): 1,  # these: constants of the logarithm
     ("cost.output_delta", "avx512", "float64"): 1,
     ("cost.output_delta", "avx2", "float32"): 16,

@@ -21,6 +21,10 @@ __all__ = ["check_gradients", "check_network"]
 
 Array = npt.NDArray[np.float64]
 _Probe = tuple[float, list[npt.NDArray[np.bool_]]]  # the cost, and which units of each relu layer are on
+# Differences of fourth order: the factors of the cost at so many steps from 0, in twelfths of a step
+CENTRAL = {-2: 1, -1: -8, 1: 8, 2: -1}
+LEFT = {0: 25, -1: -48, -2: 36, -3: -16, -4: 3}
+RIGHT = {-place: -factor for place, factor in LEFT.items()}
 
 
 class _Engine(Protocol):
@@ -34,6 +38,7 @@ def check_gradients(
     X: npt.ArrayLike,
     *,
     engine: _Engine | None = None,
+    gradient: Mapping[str, npt.ArrayLike] | None = None,
     activations: Sequence[Activation] | None = None,
     sample_weight: npt.ArrayLike | None = None,
     Y: npt.ArrayLike | None = None,
@@ -54,6 +59,9 @@ def check_gradients(
     engine : Engine, optional
         Object whose ``loss_and_gradient(params, X, sample_weight=...)`` is tested, with `Y` and an `objective` if they
         are given here. Default: `fastae.reference.backward`.
+    gradient : mapping, optional
+        Instead of `engine`: your own gradient at these `params`, dense arrays under the names of the parameters, or
+        under these with a "d" before them ("dW1", "db1", ...).
     activations : sequence of "sigmoid", "tanh", "relu" or "identity", optional
         One activation per layer, as for `fastae.reference.forward`.
     sample_weight : array-like of shape (m,), optional
@@ -67,7 +75,8 @@ def check_gradients(
         The residual at which "huber" turns linear.
     step : float, default 1e-3
         Largest change of a pre-activation in the entry's own layer. With the default, float64 reaches about 1e-10.
-        If the step would cross the kink of a relu, it is divided by 10, at most three times.
+        If the step would cross the kink of a relu, the differences are one-sided, or it is divided by 10, at most three
+        times. Where a pre-activation of a relu is exactly 0, its slope is taken for 0, as `fastae.reference` does.
     n_samples : int, optional
         Number of entries to check in each parameter, drawn without replacement. Default: all.
     seed : int, default 0
@@ -85,12 +94,15 @@ def check_gradients(
     ------
     ValueError, TypeError
         As `fastae.reference.forward` and `fastae.reference.cost`, or `step` is not a positive number, `n_samples` is
-        not an integer of at least 1, or `seed` not one of at least 0.
+        not an integer of at least 1, or `seed` not one of at least 0; or `gradient` lacks an array, or `engine` has no
+        ``loss_and_gradient``.
 
     Notes
     -----
     Differences are of fourth order, (8 (S(s) - S(-s)) - (S(2s) - S(-2s))) / (12 s). Their truncation error is s^4/30
     times the fifth derivative, so s can be large enough to make the rounding error, eps |S| / s, negligible [1]_.
+    One-sided ones are (25 S(0) - 48 S(-s) + 36 S(-2s) - 16 S(-3s) + 3 S(-4s)) / (12 s), with 6 times the error, or
+    the same to the right.
 
     References
     ----------
@@ -110,6 +122,11 @@ def check_gradients(
     >>> max(errors.values()) < 1e-7
     True
     """
+    _check_is_mapping(params)
+    if engine is not None and not hasattr(engine, "loss_and_gradient"):
+        raise TypeError(
+            f"engine must have a method loss_and_gradient, got {type(engine).__name__}: pass arrays as `gradient`"
+        )
     check_seed(seed)
     check_number(step, "step")
     if not 0 < step < np.inf:
@@ -127,14 +144,17 @@ def check_gradients(
     inputs, last = _largest_inputs(x, t), [name for name in t if name.startswith("z")][-1]
     relu = [f"z{layer}" for layer, name in enumerate(activations or (), start=1) if name == "relu"]
 
-    if engine is None:
-        d = reference.backward(X, params, activations, sample_weight, Y=Y, **options)
-        gradient: Mapping[str, Any] = {name: d[f"d{name}"] for name in theta}
+    if gradient is not None:
+        if engine is not None:
+            raise ValueError("gradient and engine exclude each other")
+    elif engine is None:
+        gradient = reference.backward(X, params, activations, sample_weight, Y=Y, **options)
     else:
         more: dict[str, Any] = {} if Y is None else {"Y": Y}
         if loss != "squared_error":
             more["objective"] = Objective(loss=loss, huber_delta=huber_delta)
         _, gradient = engine.loss_and_gradient(params, X, sample_weight=sample_weight, **more)
+    tested = {name: _entry(gradient, name, array.shape) for name, array in theta.items()}
 
     def probe(array: Array, index: tuple[Any, ...], offset: float) -> _Probe:
         centre = array[index]
@@ -147,10 +167,6 @@ def check_gradients(
     rng = np.random.default_rng(seed)
     errors = {}
     for name, array in theta.items():
-        g = np.array(gradient[name], dtype=np.float64)
-        if g.shape != array.shape:
-            raise ValueError(f"the gradient of {name} has shape {g.shape}, but {array.shape} is needed")
-
         entries = np.arange(array.size)
         if n_samples is not None and n_samples < array.size:
             entries = rng.choice(array.size, n_samples, replace=False)
@@ -159,7 +175,7 @@ def check_gradients(
             index = np.unravel_index(entry, array.shape)
             reach = inputs[name][index[0]] if name.startswith("W") else 1.0  # z moves by reach * offset
             difference[i] = _derivative(partial(probe, array, index), step / (reach or 1.0))
-        errors[name] = _relative_error(g.ravel()[entries], difference)
+        errors[name] = _relative_error(tested[name].ravel()[entries], difference)
     return errors
 
 
@@ -189,19 +205,47 @@ def check_network(network: Network, seed: int = 0) -> dict[str, dict[str, float]
     return errors
 
 
+def _check_is_mapping(params: object) -> None:
+    if not isinstance(params, Mapping):
+        given = type(params).__name__
+        raise TypeError(
+            f"params must be a mapping of arrays, got {given}: the order is check_gradients(params, X)"
+        )
+
+
 def _largest_inputs(x: Array, t: Mapping[str, npt.NDArray[Any]]) -> dict[str, Array]:
     """For each W, the largest absolute value of each of its layer's inputs."""
     h = [x, *(t[name] for name in t if name.startswith("h"))]
     return {f"W{layer}": np.abs(h_in).max(axis=0) for layer, h_in in enumerate(h, start=1)}
 
 
+def _entry(gradient: Mapping[str, npt.ArrayLike], name: str, shape: tuple[int, ...]) -> Array:
+    """The gradient of the parameter of this name."""
+    if not isinstance(gradient, Mapping):
+        raise TypeError(f"gradient must be a mapping of arrays by name, got {type(gradient).__name__}")
+    found = next((gradient[key] for key in (f"d{name}", name) if key in gradient), None)
+    if found is None:
+        raise ValueError(f"gradient lacks {name}: arrays are named {name} or d{name}")
+    g = np.array(found, dtype=np.float64)
+    if g.shape != shape:
+        raise ValueError(f"the gradient of {name} has shape {g.shape}, but {shape} is needed")
+    return g
+
+
 def _derivative(probe: Callable[[float], _Probe], step: float) -> float:
     """The derivative at 0 of the cost that `probe` returns, between the kinks of the relus that it returns as well."""
     for s in (step, step / 10, step / 100, step / 1000):
-        (far_left, off), (left, _), (right, _), (far_right, on) = (probe(c * s) for c in (-2, -1, 1, 2))
-        if all(np.array_equal(a, b) for a, b in zip(off, on, strict=True)):
-            break
-    return (8 * (right - left) - (far_right - far_left)) / (12 * s)
+        for factors in (CENTRAL, LEFT, RIGHT):
+            costs, units = zip(*(probe(place * s) for place in factors), strict=True)
+            if all(np.array_equal(a, b) for a, b in zip(units[0], units[-1], strict=True)):
+                return _difference(factors, costs, s)
+    return _difference(CENTRAL, [probe(place * s)[0] for place in CENTRAL], s)
+
+
+def _difference(factors: Mapping[int, int], costs: Sequence[float], s: float) -> float:
+    """The derivative at 0, from the costs at the places that `factors` belong to; exactly 0 if all costs are equal."""
+    pairs = zip(factors.values(), costs, strict=True)
+    return sum(factor * (cost - costs[0]) for factor, cost in pairs) / (12 * s)
 
 
 def _relative_error(g: Array, d: Array) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastae import reference
-from fastae.gradient_check import check_gradients
+from fastae.gradient_check import CENTRAL, LEFT, RIGHT, _difference, check_gradients
 
 SIGMOID = ("sigmoid", "sigmoid", "identity")
 
@@ -85,6 +85,48 @@ def test_step_stays_between_the_kinks_of_a_relu():
     params = {"W1": np.array([[1.0]]), "b1": np.array([1e-4]), "W2": np.array([[1.0]]), "b2": np.array([0.0])}
     errors = check_gradients(params, np.zeros((1, 1)) + 1e-6, activations=("relu", "identity"))
     assert max(errors.values()) < 1e-7, errors
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_row_on_the_kink_of_a_relu_has_slope_zero(seed):
+    """Biases of 0, and a row that no unit of the first layer is on for: all its pre-activations of the second are 0."""
+    params, X = random_problem((12, 5, 12, 12), seed, m=40)
+    params["b1"][:] = params["b2"][:] = 0
+    X[3] = 0
+    errors = check_gradients(params, X, activations=("relu", "relu", "identity"))
+    assert max(errors.values()) < 1e-7, errors
+
+
+def test_one_sided_differences_are_as_exact():
+    for factors in (CENTRAL, LEFT, RIGHT):
+        for power in range(5):  # of fourth order: exact for these
+            costs = [(1 + place * 0.01) ** power for place in factors]
+            assert _difference(factors, costs, 0.01) == pytest.approx(power, abs=1e-11)
+
+
+def test_a_gradient_of_ones_own():
+    params, X = random_problem((5, 3, 5, 5))
+    d = reference.backward(X, params)
+    assert max(check_gradients(params, X, gradient=d).values()) < 1e-7
+    own = {name: d[f"d{name}"] for name in params}
+    assert max(check_gradients(params, X, gradient=own).values()) < 1e-7
+    own["b2"] = d["dz2"].mean(axis=0)
+    errors = check_gradients(params, X, gradient=own)
+    assert errors.pop("b2") == pytest.approx(1 - 1 / 7, rel=1e-6)
+    assert max(errors.values()) < 1e-7
+    del own["W3"]
+    with pytest.raises(ValueError, match="gradient lacks W3: arrays are named W3 or dW3"):
+        check_gradients(params, X, gradient=own)
+    with pytest.raises(TypeError, match="gradient must be a mapping of arrays by name, got list"):
+        check_gradients(params, X, gradient=[d["dW1"]])
+    with pytest.raises(ValueError, match="gradient and engine exclude each other"):
+        check_gradients(params, X, gradient=d, engine=BrokenEngine(lambda *_: None))
+    with pytest.raises(TypeError, match="engine must have a method loss_and_gradient, got function"):
+        check_gradients(params, X, engine=lambda params, X: d)
+    with pytest.raises(
+        TypeError, match=r"params must be a mapping.*the order is check_gradients\(params, X\)"
+    ):
+        check_gradients(X, params)
 
 
 def test_gradient_that_is_zero_has_no_error():

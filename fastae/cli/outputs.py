@@ -47,13 +47,12 @@ def save_chunks(path: Path, chunks: Iterable[np.ndarray], rows: int) -> tuple[tu
 def scores(model: Any, part: Rows, top: int) -> Columns:
     """Each row's error, whether it is an outlier, its p-value if there are several networks, and the `top` features.
 
-    `model` is a fitted AutoencoderDetector; the error is minus its score.
+    `model` is a StoredModel that detects; the error is minus its score.
     """
-    error = -model.score_samples(part)
+    error, features, shares = model.errors_and_explanation(part, top)
     columns = {"error": error, "outlier": -error < model.offset_}
     if len(model.all_params_) > 1:
         columns["p_value"] = model._calibration().p_values(error)
-    features, shares = model.explain(part, top=top)
     for i in range(features.shape[1]):
         columns |= {f"feature_{i + 1}": features[:, i], f"share_{i + 1}": shares[:, i]}
     return columns

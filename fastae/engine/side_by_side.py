@@ -90,3 +90,17 @@ class SideBySide:
             self._closed = True
             while self._inside:
                 self._changed.wait(0.05)  # seconds: on Windows, Ctrl-C is handled only in between
+
+
+def rows_side_by_side(
+    task: Callable[[slice], None], rows: int, n_threads: int, least: int, most: int
+) -> None:
+    """Call `task` with slices of `rows` rows, one after another, on up to `n_threads` threads.
+
+    A slice has `most` rows, or fewer, but not fewer than `least`, where all threads then have some.
+    """
+    size = min(most, max(least, -(-rows // n_threads)))
+    count = -(-rows // size)
+    SideBySide(
+        lambda number: task(slice(number * size, min((number + 1) * size, rows))), count, threading.Event()
+    ).run(min(n_threads, count))

@@ -428,4 +428,5 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
         TypeError, ValueError
             `top` is not an integer of at least 1.
         """
-        return self._explain(check_here(self, X), top)
+        _, features, shares = self._explain(check_here(self, X), top)
+        return features, shares

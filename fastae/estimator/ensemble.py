@@ -1,6 +1,6 @@
 """Ensemble: several trained networks, and training rows as these reconstruct them, that score rows together.
 
-The error of a row x is (E D R)^(1/3), in units of squared error per feature, in the scale of the network:
+The error of a row x is ((E D R)^(1/3) + M) / 2, in units of squared error per feature, in the scale of the network:
 
     E   the mean over the networks i of e_i c / c_i:  e_i is the mean squared error of x, and c_i the median of that of
         the training rows that network i left out; c is the geometric mean of the c_i
@@ -8,23 +8,38 @@ The error of a row x is (E D R)^(1/3), in units of squared error per feature, in
         divided by n
     R   the remoteness: the geometric mean, over 64 groups of four of those training rows, of the squared distance to
         the nearest of the group, divided by n
+    M   the mean over the networks of the squared Mahalanobis length of the residual xhat - x, divided by n: it counts a
+        direction the more, the smaller the residuals of rows that networks left out are in it. It is multiplied by a
+        constant, so that its median and that of (E D R)^(1/3) are equal out of bag
 
-The constants were chosen on development sets; docs/detection.md has the tables.
+The first part is large for rows that are unlike all training rows, the second for rows that break a relation between
+features that all training rows keep to, however little. The constants were chosen on development sets;
+docs/detection.md has the tables.
 """
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import numpy as np
 
 from fastae.engine.engine import Engine
+from fastae.engine.many import check_threads
+from fastae.engine.side_by_side import rows_side_by_side
 from fastae.estimator.inference import cells_of
+from fastae.estimator.linear import Linear
 from fastae.estimator.neighbours import FLOOR, Neighbours
-from fastae.network import Parameters
+from fastae.network import DType, Parameters
 
 CHUNK = 8192  # rows whose reconstructions are in memory together
+ROWS_LEAST, ROWS_MOST = 64, 512  # rows that a thread takes through all networks at a time
+# What is added to the mean square of residuals in each direction, as a share of the mean over the directions
+RIDGE = 0.01
+# Features up to which residuals are whitened by a matrix; beyond, each feature by itself
+WHITENED_MOST = 2048
+OUT_OF_RANGE = np.errstate(over="ignore", invalid="ignore")  # some rows are too large for float32
 
 
 @dataclass
@@ -40,12 +55,15 @@ class Ensemble:
         Training rows as the networks reconstruct them, in the scale of the network.
     represented : int
         The number of training rows that those of `kept` were drawn from.
+    whitening : ndarray of shape (n, n) or, of many features, (n,), float32
+        A: M is the mean over the networks of |r A|^2 / n, of residuals r.
     """
 
     networks: tuple[Parameters, ...]
     typical: np.ndarray
     kept: np.ndarray
     represented: int
+    whitening: np.ndarray
 
     @property
     def balance(self) -> np.ndarray:
@@ -61,6 +79,8 @@ class EnsembleModel:
     ensemble : Ensemble
     engine : Engine
         Of the networks.
+    dtype : "float32", "float64" or "bfloat16"
+        That of the engine.
     n_threads : int or None
     inputs : dict
         `shift`, `scale` and `missing`, as for the methods of ``Engine``.
@@ -72,12 +92,16 @@ class EnsembleModel:
         self,
         ensemble: Ensemble,
         engine: Engine,
+        dtype: DType | Literal["bfloat16"],
         n_threads: int | None,
         inputs: dict[str, Any],
         refuse: Callable[[np.ndarray], None],
     ) -> None:
         self.ensemble, self.engine, self.inputs, self._refuse = ensemble, engine, inputs, refuse
         self._neighbours = Neighbours(ensemble.kept, n_threads) if len(ensemble.kept) else None
+        self._dtype, self._threads = dtype, check_threads(n_threads)
+        self._own = threading.local()  # of each thread: its engine
+        self._whiten = Linear(ensemble.whitening, engine.dtype) if ensemble.whitening.ndim == 2 else None
 
     # -- rows through all networks --------------------------------------------------------------------------------
 
@@ -101,53 +125,140 @@ class EnsembleModel:
 
     # -- errors ---------------------------------------------------------------------------------------------------
 
-    def network_errors(self, X: np.ndarray) -> np.ndarray:
-        """(m, T), float64: e_i, the mean squared error over the cells that are there, plus a floor."""
-        cells, inputs = cells_of(X, self.inputs["missing"]), self._checked_inputs(X)
-        errors = [
-            self.engine.errors(params, X, **inputs) / cells + FLOOR for params in self.ensemble.networks
-        ]
-        return _or_infinity(np.stack(errors, axis=1))
+    def network_errors(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(m, T) each, float64: the mean over the cells that are there of r^2, plus a floor; and of (r A)^2."""
+        shape = len(X), len(self.ensemble.networks)
+        errors, whitened = np.empty(shape), np.empty(shape)
+
+        @OUT_OF_RANGE
+        def measure(here: slice) -> None:
+            cells = cells_of(X[here], self.inputs["missing"])
+            for i, residual in enumerate(self.residuals(X, here)):
+                errors[here, i] = _sums_of_squares(residual) / cells + FLOOR
+                whitened[here, i] = self._whitened(residual) / cells
+
+        rows_side_by_side(measure, len(X), self._threads, ROWS_LEAST, ROWS_MOST)
+        return _or_infinity(errors), _or_infinity(whitened)
+
+    def residuals(self, X: np.ndarray, here: slice) -> Iterator[np.ndarray]:
+        """xhat - x of some rows, (rows, n), network by network: one array that is used again; 0 in missing cells."""
+        shift, scale, missing = (self.inputs[name] for name in ("shift", "scale", "missing"))
+        if not hasattr(self._own, "engine"):
+            self._own.engine = Engine(self.engine.network, 1, self._dtype)
+        z = (X[here] if scale is None else (X[here] - shift) * scale).astype(self.engine.dtype)
+        holes, residual = np.isnan(z) if missing else None, np.empty_like(z, order="C")
+        for params in self.ensemble.networks:
+            self._own.engine.reconstruct(
+                params, z, missing=missing, on_not_finite=partial(self._refuse, X), out=residual
+            )
+            residual -= z
+            if holes is not None:
+                residual[holes] = 0
+            yield residual
+
+    def _whitened(self, residual: np.ndarray) -> np.ndarray:
+        """(rows,): |r A|^2."""
+        if self._whiten is None:
+            return _sums_of_squares(residual * self.ensemble.whitening)
+        return _sums_of_squares(self._whiten(residual))
 
     def distances(self, X: np.ndarray, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """D and R of each row, (m,) and (m,); with `own`, without the kept row of that number."""
         if self._neighbours is None or (own is not None and len(self.ensemble.kept) == 1):
             return np.ones(len(X)), np.ones(len(X))
-        with np.errstate(over="ignore"):
-            return self._neighbours.distances(X, own=own, **self.inputs)
+        return self._neighbours.distances(X, own=own, **self.inputs)
 
     def errors(self, X: np.ndarray) -> np.ndarray:
         """(m,), float64: the error of each row."""
-        mean = self.network_errors(X) @ self.ensemble.balance / len(self.ensemble.networks)
-        return combined(mean, *self.distances(X))
+        errors, whitened = self.network_errors(X)
+        return combined(self._mean(errors), *self.distances(X), whitened.mean(axis=1))
 
-    def shares(self, X: np.ndarray) -> np.ndarray:
-        """(m, n), float64: each feature's share of the row's error, which add up to 1, or are all 0."""
-        parts = [self._shares(X[first : first + CHUNK]) for first in range(0, len(X), CHUNK)]
-        return np.concatenate(parts)
+    def _mean(self, errors: np.ndarray) -> np.ndarray:
+        """E, from the errors of each network."""
+        return np.asarray(errors @ self.ensemble.balance / len(self.ensemble.networks))
 
-    def _shares(self, X: np.ndarray) -> np.ndarray:
-        shift, scale, missing = (self.inputs[name] for name in ("shift", "scale", "missing"))
-        z, inputs = X.astype(np.float64) if scale is None else (X - shift) * scale, self._checked_inputs(X)
-        balance = iter(self.ensemble.balance)
+    def errors_and_shares(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The error of each row, (m,), and each feature's share of it, (m, n), float64.
 
-        def residuals(params: Parameters) -> np.ndarray:
-            residual = np.square(self.engine.reconstruct(params, X, **inputs) - z) * next(balance)
-            return np.where(np.isnan(X), 0.0, residual) if missing else residual
+        The shares of a row add up to 1, or are all 0. Those of E, D and R add up to that of (E D R)^(1/3) in equal
+        parts. A feature's share of M is what M would fall by if its residual were what the others lead to expect.
+        """
+        parts = [self._errors_and_shares(X[first : first + CHUNK]) for first in range(0, len(X), CHUNK)]
+        errors, shares = zip(*parts, strict=True)
+        return np.concatenate(errors), np.concatenate(shares)
 
-        with np.errstate(over="ignore"):
-            parts = [_or_infinity(sum_over(self.ensemble.networks, residuals))]
-            if self._neighbours is not None:
-                parts += self._neighbours.shares(X, **self.inputs)
-        return _normed(np.sum([_normed(part) for part in parts], axis=0))
+    def _errors_and_shares(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        networks, balance = len(self.ensemble.networks), self.ensemble.balance
+        errors, whitened = np.empty((len(X), networks)), np.empty((len(X), networks))
+        squares, mean = np.zeros(X.shape), np.zeros(X.shape)
+
+        @OUT_OF_RANGE
+        def measure(here: slice) -> None:
+            cells = cells_of(X[here], self.inputs["missing"])
+            for i, residual in enumerate(self.residuals(X, here)):
+                errors[here, i] = _sums_of_squares(residual) / cells + FLOOR
+                whitened[here, i] = self._whitened(residual) / cells
+                squares[here] += np.square(residual, dtype=np.float64) * balance[i]
+                mean[here] += residual
+
+        rows_side_by_side(measure, len(X), self._threads, ROWS_LEAST, ROWS_MOST)
+        error, length = self._mean(_or_infinity(errors)), _or_infinity(whitened).mean(axis=1)
+        nearest, remoteness, parts = np.ones(len(X)), np.ones(len(X)), [_or_infinity(squares)]
+        if self._neighbours is not None:
+            nearest, remoteness, *shares = self._neighbours.distances_and_shares(X, **self.inputs)
+            parts += shares
+        with OUT_OF_RANGE:
+            of_first = _normed(np.sum([_normed(part) for part in parts], axis=0))
+            of_second = _normed(_or_infinity(self._falls(mean / networks)))
+            first = np.nan_to_num(geometric_mean(error, nearest, remoteness), posinf=np.finfo(float).max)
+            weight = (first / (first + np.minimum(length, np.finfo(float).max)))[:, None]
+            weight = np.where(np.isfinite(weight), weight, 0.5)
+        total = combined(error, nearest, remoteness, length)
+        return total, _normed(weight * of_first + (1 - weight) * of_second)
+
+    def _falls(self, residual: np.ndarray) -> np.ndarray:
+        """(m, n): what |r A|^2 falls by if one feature's residual is what minimises it: (r P)_j^2 / P_jj, P = A A'."""
+        if self._whiten is None:
+            return np.asarray(np.square(residual * self.ensemble.whitening))
+        of_precision, diagonal = self._precision
+        return np.asarray(np.square(of_precision(residual)) / diagonal)
+
+    @cached_property
+    def _precision(self) -> tuple[Linear, np.ndarray]:
+        """P = A A', and its diagonal."""
+        whitening = self.ensemble.whitening.astype(np.float64)
+        precision = whitening @ whitening.T
+        return Linear(precision, "float64"), np.diag(precision).copy()
 
     def _checked_inputs(self, X: np.ndarray) -> dict[str, Any]:
         return {**self.inputs, "on_not_finite": partial(self._refuse, X)}
 
 
-def combined(error: np.ndarray, distance: np.ndarray, remoteness: np.ndarray) -> np.ndarray:
+def geometric_mean(error: np.ndarray, distance: np.ndarray, remoteness: np.ndarray) -> np.ndarray:
     """(E D R)^(1/3)."""
     return np.asarray(np.cbrt(error) * np.cbrt(distance) * np.cbrt(remoteness))
+
+
+def combined(
+    error: np.ndarray, distance: np.ndarray, remoteness: np.ndarray, length: np.ndarray
+) -> np.ndarray:
+    """((E D R)^(1/3) + M) / 2."""
+    return np.asarray((geometric_mean(error, distance, remoteness) + length) / 2)
+
+
+def whitening_shape(columns: int) -> tuple[int, ...]:
+    """The shape of A for so many features."""
+    return (columns, columns) if columns <= WHITENED_MOST else (columns,)
+
+
+def whitening_of(second_moments: np.ndarray) -> np.ndarray:
+    """A: |r A|^2 is r' C^-1 r, where C is the second moments of residuals, (n, n) or their diagonal, plus a ridge."""
+    squares = second_moments if second_moments.ndim == 1 else np.diag(second_moments)
+    ridge = RIDGE * max(float(squares.mean()), FLOOR)
+    if second_moments.ndim == 1:
+        return np.asarray(1 / np.sqrt(squares + ridge), np.float32)
+    factor = np.linalg.cholesky(second_moments + ridge * np.eye(len(squares)))
+    return np.asarray(np.linalg.inv(factor).T, np.float32)
 
 
 def sum_over(networks: Sequence[Parameters], function: Callable[[Parameters], np.ndarray]) -> np.ndarray:
@@ -156,6 +267,11 @@ def sum_over(networks: Sequence[Parameters], function: Callable[[Parameters], np
     for params in networks:
         total = total + function(params).astype(np.float64, copy=False)
     return np.asarray(total)
+
+
+def _sums_of_squares(x: np.ndarray) -> np.ndarray:
+    """(rows,): of each row."""
+    return np.asarray(np.einsum("ij,ij->i", x, x))
 
 
 def _or_infinity(errors: np.ndarray) -> np.ndarray:

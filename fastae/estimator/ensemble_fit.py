@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +13,7 @@ from fastae.distributed.spread import train_spread
 from fastae.engine import thread_pool
 from fastae.estimator.automatic import patience
 from fastae.estimator.callbacks import callbacks
-from fastae.estimator.ensemble import Ensemble, combined
+from fastae.estimator.ensemble import Ensemble, geometric_mean, whitening_of
 from fastae.estimator.ensemble_checkpoint import EnsembleCheckpoint
 from fastae.estimator.ensemble_methods import EnsembleMethods
 from fastae.estimator.ensemble_training import (
@@ -22,8 +23,11 @@ from fastae.estimator.ensemble_training import (
     can_start_from,
     options_of,
     out_of_bag_mean,
+    ratio_of_medians,
+    residual_moments,
     rows_to_keep,
     start_networks,
+    times_left_out,
     train_alone,
     train_here,
     training_array,
@@ -206,30 +210,48 @@ class EnsembleFit(EnsembleMethods):
         self._n_features_out = self.network_.widths[self.network_.code_layer] * len(trainees)
         self.params_, self._state = trainees[0].params, trainees[0].state
 
-        nobody = np.empty((0, rows.shape[1]), np.float32)
+        columns = rows.shape[1]
+        nobody, no_whitening = np.empty((0, columns), np.float32), np.ones(columns, np.float32)
         networks = tuple(trainee.params for trainee in trainees)
-        self._ensemble = Ensemble(networks, np.ones(len(networks)), nobody, 0)
-        errors = rows.map_rows(_ErrorsOfNetworks(self._model_for(rows)))
+        self._ensemble = Ensemble(networks, np.ones(len(networks)), nobody, 0, no_whitening)
+        counts = times_left_out(bags, len(networks))
+        chosen, old = rows_to_keep(counts > 0, weight, KEPT_MOST, seed), nobody
+        own = cast(Any, rows).take(chosen).resident() if len(chosen) else np.empty(nobody.shape)
+        moments, of_chosen = residual_moments(self._ensemble_model(), own, chosen, bags, weight)
+        self._ensemble = replace(self._ensemble, whitening=whitening_of(moments))
+
+        errors, whitened = np.split(rows.map_rows(_ErrorsOfNetworks(self._model_for(rows))), 2, axis=1)
         typical = typical_errors(errors, bags)
-        balance = Ensemble(networks, typical, nobody, 0).balance
+        balance = replace(self._ensemble, typical=typical).balance
         error = out_of_bag_mean(errors, bags, balance)
-        plain = out_of_bag_mean(errors, bags, np.ones(len(networks))) - FLOOR
-        del errors
-        chosen, old = rows_to_keep(error, weight, KEPT_MOST, seed), nobody
+        ones = np.ones(len(networks))
+        plain = out_of_bag_mean(errors, bags, ones) - FLOOR
+        length = out_of_bag_mean(whitened, bags, ones)
+        length[chosen] /= np.maximum(1 - of_chosen * counts[chosen] * columns * length[chosen], FLOOR)
+        del errors, whitened
+        finite = np.isfinite(error[chosen])
+        chosen, own = chosen[finite], own[finite]
         represented = len(rows)
         if before is not None:
             chosen, old, represented = _merged(chosen, before, len(rows), seed)
-        kept, own = nobody, np.empty(nobody.shape)
-        if len(chosen):
             own = cast(Any, rows).take(chosen).resident()
+        kept = nobody
+        if len(chosen):
             kept = self._ensemble_model().reconstruct(own).astype(np.float32)
-        self._ensemble = Ensemble(networks, typical, np.concatenate([kept, old]), represented)
+        self._ensemble = replace(
+            self._ensemble, typical=typical, kept=np.concatenate([kept, old]), represented=represented
+        )
         distances = rows.map_rows(_Distances(self._model_for(rows)))
         if len(chosen):
             distances[chosen] = np.stack(
                 self._ensemble_model().distances(own, np.arange(len(chosen))), axis=1
             )
-        self.oob_scores_, self._oob_weight = -combined(error, *distances.T), weight
+        first = geometric_mean(error, *distances.T)
+        factor = ratio_of_medians(first, length)
+        self._ensemble = replace(
+            self._ensemble, whitening=self._ensemble.whitening * np.float32(np.sqrt(factor))
+        )
+        self.oob_scores_, self._oob_weight = -(first + factor * length) / 2, weight
         vars(self).pop("_kept_calibration", None)
         self.offset_ = -self._calibration().threshold(self.contamination)
         self._compare_with_mean(plain, rows, weight)
@@ -284,14 +306,14 @@ class EnsembleFit(EnsembleMethods):
 
 
 class _ErrorsOfNetworks:
-    """The errors of each network, as a function of rows that can be sent to workers."""
+    """The errors of each network, then the whitened ones, (m, 2 T), as a function that can be sent to workers."""
 
     def __init__(self, model: EnsembleFit) -> None:
         self.model = model
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):  # in float32, as there are m T of them
-            return self.model._ensemble_model().network_errors(X).astype(np.float32)
+            return np.hstack(self.model._ensemble_model().network_errors(X)).astype(np.float32)
 
 
 class _Distances(_ErrorsOfNetworks):

@@ -1,11 +1,11 @@
 """EnsembleInference: inference by several networks where a model has them. It imports no scikit-learn."""
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from fastae.estimator.alarms import Calibration
-from fastae.estimator.ensemble import CHUNK, Ensemble, EnsembleModel
+from fastae.estimator.ensemble import CHUNK, Ensemble, EnsembleModel, whitening_shape
 from fastae.estimator.inference import Inference, cells_of
 from fastae.network import Parameters
 from fastae.storage import Stored, check_like
@@ -28,8 +28,9 @@ class EnsembleInference(Inference):
         key = id(self._ensemble), id(self.shift_), self.n_threads, self.missing, self._in_bfloat16
         if getattr(self, "_ensemble_key", None) != key:
             ensemble = cast(Ensemble, self._ensemble)
+            dtype: Any = "bfloat16" if self._in_bfloat16 else self.params_.dtype
             self._kept_model = EnsembleModel(
-                ensemble, self._engine(), self.n_threads, self._in(), self._refuse_not_finite
+                ensemble, self._engine(), dtype, self.n_threads, self._in(), self._refuse_not_finite
             )
             self._ensemble_key = key
         return self._kept_model
@@ -59,9 +60,10 @@ class EnsembleInference(Inference):
         """(m,): minus the scores."""
         return super()._detection_errors(X) if self._ensemble is None else self._ensemble_model().errors(X)
 
-    def _detection_shares(self, X: np.ndarray) -> np.ndarray:
-        """(m, n): each feature's share of the error."""
-        return super()._detection_shares(X) if self._ensemble is None else self._ensemble_model().shares(X)
+    def _errors_and_shares(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self._ensemble is None:
+            return super()._errors_and_shares(X)
+        return self._ensemble_model().errors_and_shares(X)
 
     def _restore_ensemble(self, stored: Stored) -> None:
         if "ensemble" not in stored.about:
@@ -86,6 +88,7 @@ class EnsembleInference(Inference):
             stored.tensor("typical", (len(trainees),), np.float64),
             stored.tensor("kept", (kept, network.widths[0]), np.float32),
             about["represented"],
+            stored.tensor("whitening", whitening_shape(network.widths[0]), np.float32),
         )
         self.oob_scores_ = stored.tensor("oob_scores", (rows,), np.float64)
         weighted = "oob_weight" in stored.tensors

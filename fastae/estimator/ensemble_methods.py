@@ -50,7 +50,12 @@ class EnsembleMethods(EnsembleInference, Autoencoder):
         for i, params in enumerate(self._all_params[1:], start=1):
             tensors.update({f"{i}.{name}": array for name, array in params.items()})
         about["ensemble"] = {"networks": len(self._all_params), "represented": self._ensemble.represented}
-        tensors.update(typical=self._ensemble.typical, kept=self._ensemble.kept, oob_scores=self.oob_scores_)
+        tensors.update(
+            typical=self._ensemble.typical,
+            kept=self._ensemble.kept,
+            whitening=self._ensemble.whitening,
+            oob_scores=self.oob_scores_,
+        )
         if self._oob_weight is not None:
             tensors["oob_weight"] = self._oob_weight
 

@@ -13,6 +13,8 @@ from fastae import optimizers
 from fastae.data.row_source import ArrayRows, RowSource
 from fastae.engine.engine import Engine
 from fastae.estimator.automatic import ENSEMBLE_UNITS_MOST, Budget, ensemble_budget_of
+from fastae.estimator.ensemble import CHUNK, OUT_OF_RANGE, EnsembleModel, whitening_shape
+from fastae.estimator.neighbours import FLOOR
 from fastae.network import Parameters
 from fastae.training import lbfgs
 from fastae.training.gradient_descent import train
@@ -224,9 +226,53 @@ def out_of_bag_mean(errors: np.ndarray, bags: Bags, factors: np.ndarray) -> np.n
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def rows_to_keep(error: np.ndarray, weight: np.ndarray | None, most: int, seed: list[int]) -> np.ndarray:
-    """The numbers of the rows to measure distances from, in order: drawn at random by their weights."""
-    counts = np.isfinite(error) if weight is None else np.isfinite(error) & (weight > 0)
+def times_left_out(bags: Bags, networks: int) -> np.ndarray:
+    """(m,): how many of the networks left each row out."""
+    return np.asarray(sum(bags.left_out(i).astype(np.int64) for i in range(networks)))
+
+
+def residual_moments(
+    model: EnsembleModel, X: np.ndarray, numbers: np.ndarray, bags: Bags, weight: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The second moments of residuals out of bag, and what share of their weight one residual of each row has.
+
+    Parameters
+    ----------
+    X : ndarray of shape (rows, n)
+        Some of the training rows; their `numbers` are (rows,).
+
+    Returns
+    -------
+    moments : ndarray of shape (n, n), or (n,) if there are more than WHITENED_MOST features
+    share : ndarray of shape (rows,)
+    """
+    moments = np.zeros(whitening_shape(X.shape[1]))
+    weights = np.ones(len(X)) if weight is None else weight[numbers] / weight[numbers].max(initial=0)
+    total = 0.0
+    for first in range(0, len(X), CHUNK):
+        here = slice(first, first + CHUNK)
+        with OUT_OF_RANGE:
+            for i, residual in enumerate(model.residuals(X, here)):
+                known = bags.left_out(i)[numbers[here]] & np.isfinite(residual).all(axis=1)
+                r, w = residual[known].astype(np.float64), weights[here][known]
+                moments += (r * w[:, None]).T @ r if moments.ndim == 2 else np.square(r).T @ w
+                total += w.sum()
+    total = max(total, FLOOR)
+    return moments / total, weights / total
+
+
+def ratio_of_medians(first: np.ndarray, second: np.ndarray) -> float:
+    """What makes the median of `second`, times it, that of `first`; 1 where there is none."""
+    known = np.isfinite(first) & np.isfinite(second)
+    if not known.any():
+        return 1.0
+    wanted, has = np.median(first[known]), np.median(second[known])
+    return float(wanted / has) if has > 0 and wanted > 0 else 1.0
+
+
+def rows_to_keep(known: np.ndarray, weight: np.ndarray | None, most: int, seed: list[int]) -> np.ndarray:
+    """The numbers of the rows to measure distances from, in order: drawn, of those `known`, by their weights."""
+    counts = known if weight is None else known & (weight > 0)
     chosen = np.flatnonzero(counts)
     if len(chosen) > most:
         share = None if weight is None else weight[chosen] / weight[chosen].max()

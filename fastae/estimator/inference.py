@@ -104,26 +104,26 @@ class Inference:
         """(m,): minus the scores."""
         return self._mean_errors_of(X)
 
-    def _detection_shares(self, X: np.ndarray) -> np.ndarray:
-        """(m, n): each feature's share of the error."""
+    def _errors_and_shares(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(m,): minus the scores; (m, n): each feature's share of the error."""
         error = self._cell_errors(X)
         total = error.sum(axis=1, keepdims=True)
-        return np.asarray(error / np.where(total > 0, total, 1))
+        return self._detection_errors(X), np.asarray(error / np.where(total > 0, total, 1))
 
-    def _explain(self, rows: Rows, top: int) -> tuple[np.ndarray, np.ndarray]:
-        """See ``AutoencoderDetector.explain``."""
+    def _explain(self, rows: Rows, top: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Minus the scores, (m,); then see ``AutoencoderDetector.explain``."""
         check_count(top, "top")
         shape = (len(rows), min(int(top), rows.shape[1]))
-        features, shares, first = np.empty(shape, np.intp), np.empty(shape), 0
+        errors, features, shares, first = np.empty(len(rows)), np.empty(shape, np.intp), np.empty(shape), 0
         for part in rows.slices():
-            share = self._detection_shares(part)
-            worst = np.argsort(-share, axis=1, kind="stable")[:, : int(top)]
             here = slice(first, first + len(part))
+            errors[here], share = self._errors_and_shares(part)
+            worst = np.argsort(-share, axis=1, kind="stable")[:, : int(top)]
             features[here] = worst
             shares[here] = np.take_along_axis(share, worst, axis=1)
             first += len(part)
         names = getattr(self, "feature_names_in_", None)
-        return (features if names is None else np.asarray(names, object)[features]), shares
+        return errors, features if names is None else np.asarray(names, object)[features], shares
 
 
 def cells_of(X: np.ndarray, missing: bool) -> Any:

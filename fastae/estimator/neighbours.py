@@ -5,18 +5,16 @@ compared in float32 (engine/nearest.py). For the nearest point, they only select
 exactly.
 """
 
-import threading
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastae.engine.engine import Engine
 from fastae.engine.many import check_threads
 from fastae.engine.nearest import Units
-from fastae.engine.side_by_side import SideBySide
-from fastae.network import Network, Parameters
+from fastae.engine.side_by_side import rows_side_by_side
+from fastae.estimator.linear import Linear
 
 ROWS_LEAST, ROWS_MOST = 64, 256  # that a thread processes at a time
 FLOOR = 1e-4  # added to squared distances per feature: smaller ones are all alike
@@ -67,11 +65,11 @@ class Neighbours:
         return Units(weights, np.zeros(len(self.points), np.float32), self._size, self._groups)
 
     @cached_property
-    def _grouped(self) -> tuple["_Linear", "_Linear"]:
+    def _grouped(self) -> tuple["Linear", "Linear"]:
         """Of all points p in groups: (z, cells) to -2 z'p + cells' p^2, and weights to their sums of p and of p^2."""
         points = self.points[: self._size * self._groups].astype(np.float64)
         weights = np.vstack([-2 * points.T, np.square(points.T)]), np.hstack([points, np.square(points)])
-        to_points, from_points = map(_Linear, weights)
+        to_points, from_points = (Linear(weight, "float64") for weight in weights)
         return to_points, from_points
 
     def distances(
@@ -102,36 +100,34 @@ class Neighbours:
 
         def measure(here: slice) -> None:
             part = self._part(X[here], shift, scale, missing, None if own is None else own[here])
-            nearest[here] = np.square(part.differences).mean(axis=1) + FLOOR
-            squares = np.square(_seen(part.z, part.there)).sum(axis=1, keepdims=True)
-            of_groups = part.of_groups if part.there is None else part.of_groups / _share(part.there)
-            distances = _per_feature(squares + of_groups, part.z.shape[1])
-            remoteness[here] = np.exp(np.log(distances).mean(axis=1))
+            nearest[here], remoteness[here] = _measured(part)
 
         self._side_by_side(measure, X, missing)
         return nearest, remoteness
 
-    def shares(
+    def distances_and_shares(
         self,
         X: np.ndarray,
         *,
         shift: np.ndarray | None,
         scale: np.ndarray | None,
         missing: bool = False,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """What each feature adds to the distances, up to a factor for each row: two arrays of shape (m, n).
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What ``distances`` returns; and what each feature adds to both, up to a factor for each row: (m, n) each.
 
-        Parameters are those of ``distances``, and distances are in float64. A feature adds to the logarithm of the
-        remoteness its share of the distances d_g to the nearest points p of the groups: the sum over the groups of
-        (z - p)^2 / d_g, which is z^2 times the sum of 1 / d_g, less 2 z times that of p / d_g, plus that of p^2 / d_g.
-        Points of a group that are equally near count as one.
+        Shares are of distances in float64. A feature adds to the logarithm of the remoteness its share of the distances
+        d_g to the nearest points p of the groups: the sum over the groups of (z - p)^2 / d_g, which is z^2 times the
+        sum of 1 / d_g, less 2 z times that of p / d_g, plus that of p^2 / d_g. Points of a group that are equally near
+        count as one.
         """
-        nearest, remoteness = np.empty(X.shape), np.empty(X.shape)
+        distance, remoteness = np.empty(len(X)), np.empty(len(X))
+        of_distance, of_remoteness = np.empty(X.shape), np.empty(X.shape)
         to_points, from_points = self._grouped
 
         def share(here: slice) -> None:
             part = self._part(X[here], shift, scale, missing, None)
-            nearest[here] = np.square(part.differences)
+            distance[here], remoteness[here] = _measured(part)
+            of_distance[here] = np.square(part.differences)
             z = part.z
             cells = np.ones_like(z) if part.there is None else part.there / _share(part.there)
             endless = np.isinf(np.square(z))
@@ -148,24 +144,21 @@ class Neighbours:
             of_points, of_squares = np.split(from_points(weights), 2, axis=1)
             total = weights.sum(axis=1, keepdims=True)
             sums = cells * np.maximum(np.square(z) * total - 2 * z * of_points + of_squares, 0)
-            remoteness[here] = np.where(is_finite, sums, endless)
+            of_remoteness[here] = np.where(is_finite, sums, endless)
 
         self._side_by_side(share, X, missing)
-        return nearest, remoteness
+        return distance, remoteness, of_distance, of_remoteness
 
     def _side_by_side(self, task: Callable[[slice], None], X: np.ndarray, missing: bool) -> None:
         """Call `task` with some rows of `X` after others, on all threads."""
         if missing and np.isnan(X).any():
             self._units_of_seen  # noqa: B018  which is made here, by one thread
 
-        rows = min(ROWS_MOST, max(ROWS_LEAST, -(-len(X) // self._threads)))
-        count = -(-len(X) // rows)
-
-        def task_of(number: int) -> None:
+        def with_numbers_out_of_range(here: slice) -> None:
             with np.errstate(over="ignore", invalid="ignore"):  # of this thread
-                task(slice(number * rows, (number + 1) * rows))
+                task(here)
 
-        SideBySide(task_of, count, threading.Event()).run(min(self._threads, count))
+        rows_side_by_side(with_numbers_out_of_range, len(X), self._threads, ROWS_LEAST, ROWS_MOST)
 
     def _part(self, X: np.ndarray, shift: Any, scale: Any, missing: bool, own: np.ndarray | None) -> _Part:
         z, there = _scaled(X, shift, scale, missing)
@@ -178,20 +171,12 @@ class Neighbours:
         return _Part(z, there, _seen(z - self.points[index], there), of_groups)
 
 
-class _Linear:
-    """A linear layer in float64, X @ weight, that an engine of each thread runs."""
-
-    def __init__(self, weight: np.ndarray) -> None:
-        self._network = Network((weight.shape[0], weight.shape[1]), ("identity",), 1)
-        arrays = {"W1": weight, "b1": np.zeros(weight.shape[1])}
-        self._params = Parameters.from_arrays(self._network, arrays, "float64")
-        self._own = threading.local()
-
-    def __call__(self, X: np.ndarray) -> np.ndarray:
-        if not hasattr(self._own, "engine"):
-            self._own.engine = Engine(self._network, 1, "float64")
-        result: np.ndarray = self._own.engine.reconstruct(self._params, X)
-        return result
+def _measured(part: _Part) -> tuple[np.ndarray, np.ndarray]:
+    """What ``distances`` returns for these rows."""
+    squares = np.square(_seen(part.z, part.there)).sum(axis=1, keepdims=True)
+    of_groups = part.of_groups if part.there is None else part.of_groups / _share(part.there)
+    distances = _per_feature(squares + of_groups, part.z.shape[1])
+    return np.square(part.differences).mean(axis=1) + FLOOR, np.exp(np.log(distances).mean(axis=1))
 
 
 def _scaled(X: np.ndarray, shift: Any, scale: Any, missing: bool) -> tuple[np.ndarray, np.ndarray | None]:

@@ -83,6 +83,13 @@ def build(model: Any, dtype: Any = None) -> Any:
             square = node("Where", hole, zero, square)
         return node("Div", node("ReduceSum", square, columns, keepdims=0), count)
 
+    def whitened(residual: str, whitening: np.ndarray) -> str:
+        """|r A|^2 over the number of cells that are there."""
+        if missing:
+            residual = node("Where", hole, zero, residual)
+        product = node("MatMul" if whitening.ndim == 2 else "Mul", residual, constant(whitening))
+        return node("Div", node("ReduceSum", node("Mul", product, product), columns, keepdims=0), count)
+
     def products(points: np.ndarray) -> str:
         """(rows, points): the squared distances over the cells that are there, less the sum of x^2."""
         square = np.square(points)
@@ -95,7 +102,8 @@ def build(model: Any, dtype: Any = None) -> Any:
             count = node("Max", node("ReduceSum", there, columns, keepdims=0), constant(1))
         else:
             count = constant(network.widths[0])
-        errors = [mean_square(node("Sub", output, x)) for output in outputs]
+        residuals = [node("Sub", output, x) for output in outputs]
+        errors = [mean_square(residual) for residual in residuals]
         total = errors[0]
         if ensemble is not None:
             floor = constant(FLOOR)
@@ -123,6 +131,9 @@ def build(model: Any, dtype: Any = None) -> Any:
                 logarithm = node("ReduceMean", node("Log", node("Add", squares, floor)), axes=[1], keepdims=0)
                 total = node("Mul", total, node("Mul", distance, node("Exp", logarithm)))
             total = node("Pow", total, constant(1 / 3))
+            lengths = [whitened(residual, ensemble.whitening) for residual in residuals]
+            lengths_mean = node("Mul", node("Sum", *lengths), share)
+            total = node("Mul", node("Add", total, lengths_mean), constant(0.5))
         node("Neg", total, output="score")
         node("Sub", "score", constant(model.offset_), output="decision")
         shapes |= {"score": ["rows"], "decision": ["rows"]}

@@ -99,4 +99,9 @@ class StoredModel(EnsembleInference):
 
     def explain(self, X: Rows, top: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """The features (m, top) that cause each row's error, and their shares of it (m, top)."""
+        _, features, shares = self.errors_and_explanation(X, top)
+        return features, shares
+
+    def errors_and_explanation(self, X: Rows, top: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Minus the scores of rows, (m,), and what ``explain`` returns, in one pass."""
         return self._explain(self._rows(X), top)

@@ -39,7 +39,6 @@ ROWS_LEAST, ROWS_MOST = 64, 512  # rows that a thread takes through all networks
 RIDGE = 0.01
 # Features up to which residuals are whitened by a matrix; beyond, each feature by itself
 WHITENED_MOST = 2048
-OUT_OF_RANGE = np.errstate(over="ignore", invalid="ignore")  # some rows are too large for float32
 
 
 @dataclass
@@ -130,12 +129,12 @@ class EnsembleModel:
         shape = len(X), len(self.ensemble.networks)
         errors, whitened = np.empty(shape), np.empty(shape)
 
-        @OUT_OF_RANGE
         def measure(here: slice) -> None:
             cells = cells_of(X[here], self.inputs["missing"])
-            for i, residual in enumerate(self.residuals(X, here)):
-                errors[here, i] = _sums_of_squares(residual) / cells + FLOOR
-                whitened[here, i] = self._whitened(residual) / cells
+            with out_of_range():
+                for i, residual in enumerate(self.residuals(X, here)):
+                    errors[here, i] = _sums_of_squares(residual) / cells + FLOOR
+                    whitened[here, i] = self._whitened(residual) / cells
 
         rows_side_by_side(measure, len(X), self._threads, ROWS_LEAST, ROWS_MOST)
         return _or_infinity(errors), _or_infinity(whitened)
@@ -192,14 +191,14 @@ class EnsembleModel:
         errors, whitened = np.empty((len(X), networks)), np.empty((len(X), networks))
         squares, mean = np.zeros(X.shape), np.zeros(X.shape)
 
-        @OUT_OF_RANGE
         def measure(here: slice) -> None:
             cells = cells_of(X[here], self.inputs["missing"])
-            for i, residual in enumerate(self.residuals(X, here)):
-                errors[here, i] = _sums_of_squares(residual) / cells + FLOOR
-                whitened[here, i] = self._whitened(residual) / cells
-                squares[here] += np.square(residual, dtype=np.float64) * balance[i]
-                mean[here] += residual
+            with out_of_range():
+                for i, residual in enumerate(self.residuals(X, here)):
+                    errors[here, i] = _sums_of_squares(residual) / cells + FLOOR
+                    whitened[here, i] = self._whitened(residual) / cells
+                    squares[here] += np.square(residual, dtype=np.float64) * balance[i]
+                    mean[here] += residual
 
         rows_side_by_side(measure, len(X), self._threads, ROWS_LEAST, ROWS_MOST)
         error, length = self._mean(_or_infinity(errors)), _or_infinity(whitened).mean(axis=1)
@@ -207,7 +206,7 @@ class EnsembleModel:
         if self._neighbours is not None:
             nearest, remoteness, *shares = self._neighbours.distances_and_shares(X, **self.inputs)
             parts += shares
-        with OUT_OF_RANGE:
+        with out_of_range():
             of_first = _normed(np.sum([_normed(part) for part in parts], axis=0))
             of_second = _normed(_or_infinity(self._falls(mean / networks)))
             first = np.nan_to_num(geometric_mean(error, nearest, remoteness), posinf=np.finfo(float).max)
@@ -232,6 +231,11 @@ class EnsembleModel:
 
     def _checked_inputs(self, X: np.ndarray) -> dict[str, Any]:
         return {**self.inputs, "on_not_finite": partial(self._refuse, X)}
+
+
+def out_of_range() -> Any:
+    """A context without warnings, for rows that are too large for float32."""
+    return np.errstate(over="ignore", invalid="ignore")
 
 
 def geometric_mean(error: np.ndarray, distance: np.ndarray, remoteness: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from fastae import optimizers
 from fastae.data.row_source import ArrayRows, RowSource
 from fastae.engine.engine import Engine
 from fastae.estimator.automatic import ENSEMBLE_UNITS_MOST, Budget, ensemble_budget_of
-from fastae.estimator.ensemble import CHUNK, OUT_OF_RANGE, EnsembleModel, whitening_shape
+from fastae.estimator.ensemble import CHUNK, EnsembleModel, out_of_range, whitening_shape
 from fastae.estimator.neighbours import FLOOR
 from fastae.network import Parameters
 from fastae.training import lbfgs
@@ -251,7 +251,7 @@ def residual_moments(
     total = 0.0
     for first in range(0, len(X), CHUNK):
         here = slice(first, first + CHUNK)
-        with OUT_OF_RANGE:
+        with out_of_range():
             for i, residual in enumerate(model.residuals(X, here)):
                 known = bags.left_out(i)[numbers[here]] & np.isfinite(residual).all(axis=1)
                 r, w = residual[known].astype(np.float64), weights[here][known]

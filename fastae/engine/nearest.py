@@ -55,11 +55,11 @@ class Units:
 
         Parameters
         ----------
-        X : ndarray of shape (m, n), float32, C-contiguous
+        X : ndarray of shape (m, n), of any dtype and order
         own : ndarray of shape (m,), int, optional
             A unit that does not count for the row.
         """
-        rows = len(X)
+        X, rows = np.ascontiguousarray(X, np.float32), len(X)
         found, of_groups = np.empty(rows, np.int64), np.empty((rows, self._groups), np.float32)
         excluded = aligned_zeros(-(-rows // self._row_multiple) * self._row_multiple, "float32")
         excluded[:rows] = -1 if own is None else own

@@ -36,12 +36,14 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
     """Flags outliers: rows that an ensemble of denoising autoencoders reconstructs poorly, far from the training rows.
 
     Each of `n_estimators` networks is trained on four fifths of the rows, with a part of the input set to 0. A row's
-    error is (E D R)^(1/3). E is the mean over the networks of the row's mean squared error over the features, each
-    network's divided by what is typical of rows that it left out. D is the squared distance to the nearest of up to
-    4096 training rows, as the ensemble reconstructs them, divided by n. R, the remoteness, is the geometric mean, over
-    64 random groups of four of these rows, of the squared distance to the nearest of the group, divided by n. All are
-    in the network's scale, so that all features count alike. The score is minus the error. docs/detection.md says how
-    all this was chosen, and how well it works.
+    error is ((E D R)^(1/3) + M) / 2. E is the mean over the networks of the row's mean squared error over the features,
+    each network's divided by what is typical of rows that it left out. D is the squared distance to the nearest of up
+    to 4096 training rows, as the ensemble reconstructs them, divided by n. R, the remoteness, is the geometric mean,
+    over 64 random groups of four of these rows, of the squared distance to the nearest of the group, divided by n. M is
+    the squared Mahalanobis length of the residuals, by those of rows that networks left out: a relation between
+    features that the training rows keep to counts much, however little it is broken. All are in the network's scale, so
+    that all features count alike. The score is minus the error. docs/detection.md says how all this was chosen, and
+    how well it works.
 
     With ``n_estimators=1``, there is one network, which is trained on all rows as ``Autoencoder`` is, and the error
     is its mean squared error over the features.
@@ -405,9 +407,10 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
     def explain(self, X: Any, top: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """Report which features cause each row's error, the worst first.
 
-        Of several networks, a third of the shares are those of the networks' squared residuals, a third those of the
-        squared distance to the nearest kept row, and a third those of the distances that the remoteness is averaged
-        over. All n shares of a row add up to 1; times its error, they add up to the error.
+        Of several networks, the shares of the error's two parts count as the parts do. Of those of the first, a third
+        are those of the networks' squared residuals, a third those of the squared distance to the nearest kept row, and
+        a third those of the distances that the remoteness is averaged over. A feature's share of the second part is
+        what that would fall by if its residual were what the others lead to expect. All n shares of a row add up to 1.
 
         Parameters
         ----------

@@ -34,7 +34,7 @@ from fastae.estimator.neighbours import FLOOR, Neighbours
 from fastae.network import DType, Parameters
 
 CHUNK = 8192  # rows whose reconstructions are in memory together
-ROWS_LEAST, ROWS_MOST = 64, 512  # rows that a thread takes through all networks at a time
+ROWS_LEAST, ROWS_MOST = 64, 2048  # rows that a thread takes through all networks at a time
 # What is added to the mean square of residuals in each direction, as a share of the mean over the directions
 RIDGE = 0.01
 # Features up to which residuals are whitened by a matrix; beyond, each feature by itself

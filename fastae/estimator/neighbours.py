@@ -164,7 +164,7 @@ class Neighbours:
         z, there = _scaled(X, shift, scale, missing)
         units = self._units if there is None else self._units_of_seen
         inputs = z if there is None else np.hstack([z, there])
-        index, of_groups = units.least(inputs.astype(np.float32), None if own is None else self._place[own])
+        index, of_groups = units.least(inputs, None if own is None else self._place[own])
         # A row that is too far for float32 has a neighbour, whichever, at its exact distance; and products that are
         # too large for it say nothing, because |z|^2 is larger still
         of_groups = np.where(np.isfinite(of_groups), of_groups, 0.0).astype(np.float64)

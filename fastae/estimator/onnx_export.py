@@ -38,6 +38,9 @@ def build(model: Any, dtype: Any = None) -> Any:
         nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
+    def mean_of(values: list[str]) -> str:
+        return node("Mul", node("Sum", *values), constant(1 / len(values)))
+
     x, scaled = "X", model.scale_ is not None
     if scaled:  # in float64, rounded once, as in the engine
         shift, scale = constant(model.shift_, np.float64), constant(model.scale_, np.float64)
@@ -64,8 +67,7 @@ def build(model: Any, dtype: Any = None) -> Any:
         node("Concat", *codes, axis=1, output="code")
     else:
         node("Identity", codes[0], output="code")
-    share = constant(1 / len(networks))
-    reconstruction = node("Mul", node("Sum", *outputs), share) if several else outputs[0]
+    reconstruction = mean_of(outputs) if several else outputs[0]
     if scaled:
         reconstruction = node(
             "Add", node("Div", reconstruction, constant(model.scale_)), constant(model.shift_)
@@ -111,7 +113,7 @@ def build(model: Any, dtype: Any = None) -> Any:
                 node("Mul", node("Add", each, floor), constant(factor))
                 for each, factor in zip(errors, ensemble.balance, strict=True)
             ]
-            total = node("Mul", node("Sum", *weighted), share)
+            total = mean_of(weighted)
             if len(ensemble.kept):
                 # As in Neighbours: products select the nearest kept row, and the difference from it is computed anew
                 points = np.asarray(ensemble.kept, np.float64)
@@ -131,9 +133,8 @@ def build(model: Any, dtype: Any = None) -> Any:
                 logarithm = node("ReduceMean", node("Log", node("Add", squares, floor)), axes=[1], keepdims=0)
                 total = node("Mul", total, node("Mul", distance, node("Exp", logarithm)))
             total = node("Pow", total, constant(1 / 3))
-            lengths = [whitened(residual, ensemble.whitening) for residual in residuals]
-            lengths_mean = node("Mul", node("Sum", *lengths), share)
-            total = node("Mul", node("Add", total, lengths_mean), constant(0.5))
+            length = mean_of([whitened(residual, ensemble.whitening) for residual in residuals])
+            total = node("Mul", node("Add", total, length), constant(0.5))
         node("Neg", total, output="score")
         node("Sub", "score", constant(model.offset_), output="decision")
         shapes |= {"score": ["rows"], "decision": ["rows"]}

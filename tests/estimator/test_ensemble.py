@@ -388,6 +388,16 @@ def test_the_nearest_point_is_found_exactly():
     assert found[0] == FLOOR
 
 
+def test_distances_do_not_depend_on_the_order_of_memory():
+    points, rows = RNG.normal(size=(300, 6)).astype("f4"), RNG.normal(size=(700, 6))
+    near = Neighbours(points, 2)
+    for scaled in ({"shift": None, "scale": None}, {"shift": np.ones(6), "scale": np.full(6, 0.5)}):
+        for found, wanted in zip(
+            near.distances(np.asfortranarray(rows), **scaled), near.distances(rows, **scaled), strict=True
+        ):
+            assert np.array_equal(found, wanted)
+
+
 def remoteness(z, points, without=None):
     """The geometric mean over the groups of the squared distance to the nearest member, per feature."""
     size = min(4, len(points))

@@ -86,6 +86,16 @@ def test_a_row_has_the_same_bits_whatever_the_rows_beside():
         assert np.array_equal(alone[1][0], of_groups[first])
 
 
+def test_rows_of_any_order_and_dtype():
+    X, W, b = draw(200, 11, 150)
+    units = Units(W, b, 4, 30)
+    found, of_groups = units.least(X)
+    for same in (np.asfortranarray(X), X.astype("f8"), np.repeat(X, 2, axis=1)[:, ::2], X[::-1][::-1]):
+        again = units.least(same)
+        assert np.array_equal(again[0], found)
+        assert np.array_equal(again[1], of_groups)
+
+
 def test_outputs_that_are_not_numbers_do_not_count():
     X, W, b = draw(4, 3, 40)
     X[0, 0], X[1, 0], X[2, 0] = np.nan, np.inf, -np.inf

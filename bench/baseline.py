@@ -7,6 +7,7 @@ Run as ``pytest bench -m baseline`` or by hand:
     python -m fastae.bench.baseline --keep FIGURES  store the ratios of ``fastae bench --out FIGURES`` for its CPU
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -88,11 +89,19 @@ def check(cases: list[Case], tell: Callable[[str], Any] = lambda words: None) ->
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status: 1 if a ratio has fallen, 2 without a baseline of this machine or a case."""
-    if arguments[:1] == ["--keep"]:
-        keep(Report.from_json(Path(arguments[1]).read_text(encoding="utf-8")))
+    parser = argparse.ArgumentParser(
+        prog="python -m fastae.bench.baseline", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("cases", nargs="*", help="parts of the names of cases, such as n=30; default: all")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FILE", help="store a report of fastae bench --out instead"
+    )
+    asked = parser.parse_args(arguments)
+    if asked.keep is not None:
+        keep(Report.from_json(asked.keep.read_text(encoding="utf-8")))
         return 0
     try:
-        cases = chosen(CASES, arguments)
+        cases = chosen(CASES, asked.cases)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

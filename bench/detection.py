@@ -220,7 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--sets", help="names, separated by commas; default: all")
     parser.add_argument(
-        "--methods", help=f"separated by semicolons, of: {'; '.join(METHODS)}; default: all installed"
+        "--methods",
+        help=f"separated by semicolons, of: {'; '.join(METHODS)}; default: all installed".replace("%", "%%"),
     )
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds; default: 1")
     parser.add_argument("--out", type=Path, help="write the results to this file as JSON")

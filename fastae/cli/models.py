@@ -13,6 +13,10 @@ from fastae.cli.train import automatic, how_it_ended
 CHUNK_BYTES = 1 << 24  # of rows that encode, reconstruct and score hold at a time
 
 
+# The mean p-value of new rows is 1/2. Above this, and by so many standard errors, they are the rows of the training
+ORDINARY, STANDARD_ERRORS = 0.6, 6
+
+
 def _open_model(path: Path) -> Any:
     from fastae.estimator.stored import StoredModel
 
@@ -180,18 +184,26 @@ def score(
     rows = _open_data(data, drop, header, detector, kept if label is None else (*kept, label))
     labels = None if label is None else labels_of(rows.kept[label], label, rows.name)
     errors: list[Any] = []
-    outliers = 0
+    outliers, p_values = 0, 0.0
 
     def columns(part: Any) -> outputs.Columns:
-        nonlocal outliers
+        nonlocal outliers, p_values
         scores = outputs.scores(detector, part, top)
         outliers += int(scores["outlier"].sum())
+        if "p_value" in scores:
+            p_values += float(scores["p_value"].sum())
         if labels is not None:
             errors.append(scores["error"])
         return scores
 
     as_text = not as_json if str(out) == "-" else out.suffix.lower() not in outputs.PARQUET
     outputs.save_tables(out, outputs.tables(rows, columns, kept, as_text=as_text), as_json=as_json)
+    mean = p_values / max(len(rows), 1)
+    if mean > ORDINARY and (mean - 0.5) * (12 * len(rows)) ** 0.5 > STANDARD_ERRORS:
+        notice(
+            f"{rows.name}: these errors are smaller than those of new rows. Was the model trained on these rows? "
+            "`fastae train --scores` writes their errors by networks that have not seen them"
+        )
     quality = {} if labels is None else detection_quality(labels, errors)
     if plot is not None:
         from fastae.estimator import AutoencoderDetector

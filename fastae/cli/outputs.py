@@ -58,6 +58,21 @@ def scores(model: Any, part: Rows, top: int) -> Columns:
     return columns
 
 
+def scores_of_training(model: Any, rows: Any) -> Any:
+    """A pyarrow table of the training rows, as ``fit_predict`` sees them: by out-of-bag scores, if there are any.
+
+    `model` is an AutoencoderDetector that was fitted to these rows.
+    """
+    import pyarrow
+
+    several = len(model.all_params_) > 1
+    score = model.oob_scores_ if several else model.score_samples(rows)
+    columns = {"error": -score, "outlier": score < model.offset_}
+    if several:
+        columns["p_value"] = model._calibration().p_values(-score)
+    return pyarrow.table({name: arrow(column) for name, column in columns.items()})
+
+
 def tables(
     rows: Rows, columns_of: Callable[[Rows], Columns], keep: Sequence[str] = (), *, as_text: bool
 ) -> Iterator[Any]:

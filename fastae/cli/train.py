@@ -23,6 +23,7 @@ OPTIONS = {
 @command(
     "fastae train data.csv --hidden 8 --out model.safetensors",
     "fastae train 'part-*.parquet' --drop id --hidden 64,16 --early-stopping --out model.safetensors",
+    "fastae train data.csv --scores scores.csv --contamination 0.01 --out model.safetensors",
     "fastae train data.csv --checkpoint run --resume --out model.safetensors",
 )
 def train(
@@ -132,6 +133,13 @@ def train(
     contamination: Annotated[
         float, typer.Option(help="Share to flag as outliers: of new rows; with --estimators 1, of the rows.")
     ] = 0.1,
+    scores: Annotated[
+        Path | None,
+        typer.Option(
+            help=".csv or .parquet file to write, with the error of each training row, whether it is an outlier and "
+            "its p-value, by networks that were not trained on it; with --estimators 1, by the one that was."
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Seed of the weights, the batches and the noise.")
     ] = 0,
@@ -176,10 +184,19 @@ def train(
         raise typer.BadParameter("a model is written to a file, not to standard output", param_hint="--out")
     storage.check_place(out)
     files = paths_of(data)
-    for hint, path in (("--out", out), ("--checkpoint", checkpoint), ("--plot", plot)):
+    places = {"--out": out, "--checkpoint": checkpoint, "--plot": plot, "--scores": scores}
+    for hint, path in places.items():
         if path is not None:
             outputs.check_not_input(hint, path, files)
-    outputs.check_distinct({"--out": out, "--checkpoint": checkpoint, "--plot": plot})
+    outputs.check_distinct(places)
+    if scores is not None:
+        outputs.check_suffix(scores, outputs.TABLES)
+        storage.check_place(scores)
+        if dask or mpi or not detector:
+            raise typer.BadParameter(
+                "needs a detector, trained on this machine: leave out --dask, --mpi and --no-detector",
+                param_hint="--scores",
+            )
     if plot is not None:
         figures.check(plot)
     if plot is not None and (dask or mpi):
@@ -231,6 +248,8 @@ def train(
         if not first:
             return
         model.save(out)
+        if scores is not None:
+            outputs.save_tables(scores, [outputs.scores_of_training(model, rows)])
         if plot is not None:
             figures.save_training(plot, model, rows)
         facts = {

@@ -82,15 +82,20 @@ class Engine:
     Notes
     -----
     Several Python threads may use an engine; their calls run one after another. Calls of two engines run side by side.
-    An engine still works in a forked child process. A fork waits for other threads that compile.
+    An engine still works in a forked child process. A fork waits for other threads that compile. A copy of an engine,
+    also from a pickle, is a new engine with the same arguments.
     """
 
     def __init__(
         self, network: Network, n_threads: int | None = None, dtype: DType | Literal["bfloat16"] = "float32"
     ) -> None:
         self._runner = runner = Runner(network, n_threads, dtype)
+        self._arguments = network, n_threads, dtype
         self.network, self.n_threads = runner.network, runner.n_threads
         self.dtype, self.plan = runner.dtype, runner.plan
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Engine, self._arguments
 
     def loss_and_gradient(
         self,

@@ -36,14 +36,14 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
     """Flags outliers: rows that an ensemble of denoising autoencoders reconstructs poorly, far from the training rows.
 
     Each of `n_estimators` networks is trained on four fifths of the rows, with a part of the input set to 0. A row's
-    error is ((E D R)^(1/3) + M) / 2. E is the mean over the networks of the row's mean squared error over the features,
-    each network's divided by what is typical of rows that it left out. D is the squared distance to the nearest of up
-    to 4096 training rows, as the ensemble reconstructs them, divided by n. R, the remoteness, is the geometric mean,
-    over 64 random groups of four of these rows, of the squared distance to the nearest of the group, divided by n. M is
-    the squared Mahalanobis length of the residuals, by those of rows that networks left out: a relation between
-    features that the training rows keep to counts much, however little it is broken. All are in the network's scale, so
-    that all features count alike. The score is minus the error. docs/detection.md says how all this was chosen, and
-    how well it works.
+    error is the larger of (E D R)^(1/3) and M. E is the mean over the networks of the row's mean squared error over the
+    features, each network's divided by what is typical of rows that it left out. D is the squared distance to the
+    nearest of up to 4096 training rows, as the ensemble reconstructs them, divided by n. R, the remoteness, is the
+    geometric mean, over 64 random groups of four of these rows, of the squared distance to the nearest of the group,
+    divided by n. M is the squared Mahalanobis length of the residuals, by those of rows that networks left out: a
+    relation between features that the training rows keep to counts much, however little it is broken. All are in the
+    network's scale, so that all features count alike. The score is minus the error. docs/detection.md says how all this
+    was chosen, and how well it works.
 
     With ``n_estimators=1``, there is one network, which is trained on all rows as ``Autoencoder`` is, and the error
     is its mean squared error over the features.
@@ -261,7 +261,8 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
         """
         check_is_fitted(self)
         if (error is None) == (contamination is None):
-            raise ValueError("set_threshold needs either error, or contamination with X")
+            wanted = "contamination with X" if self._ensemble is None else "contamination, with or without X"
+            raise ValueError(f"set_threshold needs either error, or {wanted}")
         name, given = ("error", error) if contamination is None else ("contamination", contamination)
         if not isinstance(given, (int, float, np.number)):
             raise TypeError(f"{name} must be a number, got {given!r}")
@@ -270,8 +271,10 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
                 raise ValueError(f"error must not be negative, and cannot be combined with X, got {error!r}")
             self.offset_ = -float(error)
             return self
-        if not 0 < given <= 0.5 or (X is None and self._ensemble is None):
-            raise ValueError(f"contamination must be in (0, 0.5], and needs X, got {contamination!r}")
+        if not 0 < given <= 0.5:
+            raise ValueError(f"contamination must be in (0, 0.5], got {contamination!r}")
+        if X is None and self._ensemble is None:
+            raise ValueError("contamination needs X, because one network has no out-of-bag errors")
         if X is None:
             self.offset_ = -self._calibration().threshold(float(given))
             return self
@@ -407,10 +410,10 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
     def explain(self, X: Any, top: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """Report which features cause each row's error, the worst first.
 
-        Of several networks, the shares of the error's two parts count as the parts do. Of those of the first, a third
-        are those of the networks' squared residuals, a third those of the squared distance to the nearest kept row, and
-        a third those of the distances that the remoteness is averaged over. A feature's share of the second part is
-        what that would fall by if its residual were what the others lead to expect. All n shares of a row add up to 1.
+        Of several networks, the shares are those of the larger of the two errors. Of (E D R)^(1/3), a third is of the
+        networks' squared residuals, a third of the squared distance to the nearest kept row, and a third of the
+        distances that the remoteness is averaged over. A feature's share of M is what M would fall by if its residual
+        were what the others lead to expect. All n shares of a row add up to 1.
 
         Parameters
         ----------

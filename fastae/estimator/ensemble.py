@@ -1,6 +1,7 @@
 """Ensemble: several trained networks, and training rows as these reconstruct them, that score rows together.
 
-The error of a row x is ((E D R)^(1/3) + M) / 2, in units of squared error per feature, in the scale of the network:
+The error of a row x is the larger of (E D R)^(1/3) and M, in units of squared error per feature, in the scale of the
+network:
 
     E   the mean over the networks i of e_i c / c_i:  e_i is the mean squared error of x, and c_i the median of that of
         the training rows that network i left out; c is the geometric mean of the c_i
@@ -10,9 +11,9 @@ The error of a row x is ((E D R)^(1/3) + M) / 2, in units of squared error per f
         the nearest of the group, divided by n
     M   the mean over the networks of the squared Mahalanobis length of the residual xhat - x, divided by n: it counts a
         direction the more, the smaller the residuals of rows that networks left out are in it. It is multiplied by a
-        constant, so that its median and that of (E D R)^(1/3) are equal out of bag
+        constant, so that out of bag, a share SHARE of the rows is beyond the same error by each of the two
 
-The first part is large for rows that are unlike all training rows, the second for rows that break a relation between
+The first is large for rows that are unlike all training rows, the second for rows that break a relation between
 features that all training rows keep to, however little. The constants were chosen on development sets;
 docs/detection.md has the tables.
 """
@@ -35,6 +36,7 @@ from fastae.network import DType, Parameters
 
 CHUNK = 8192  # rows whose reconstructions are in memory together
 ROWS_LEAST, ROWS_MOST = 64, 2048  # rows that a thread takes through all networks at a time
+SHARE = 0.05  # of rows like those of the training, beyond an error that (E D R)^(1/3) and M have in common
 # What is added to the mean square of residuals in each direction, as a share of the mean over the directions
 RIDGE = 0.01
 # Features up to which residuals are whitened by a matrix; beyond, each feature by itself
@@ -179,8 +181,8 @@ class EnsembleModel:
     def errors_and_shares(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The error of each row, (m,), and each feature's share of it, (m, n), float64.
 
-        The shares of a row add up to 1, or are all 0. Those of E, D and R add up to that of (E D R)^(1/3) in equal
-        parts. A feature's share of M is what M would fall by if its residual were what the others lead to expect.
+        The shares of a row add up to 1, or are all 0. Those of (E D R)^(1/3) are a third each of those of E, D and R. A
+        feature's share of M is what M would fall by if its residual were what the others lead to expect.
         """
         parts = [self._errors_and_shares(X[first : first + CHUNK]) for first in range(0, len(X), CHUNK)]
         errors, shares = zip(*parts, strict=True)
@@ -206,14 +208,11 @@ class EnsembleModel:
         if self._neighbours is not None:
             nearest, remoteness, *shares = self._neighbours.distances_and_shares(X, **self.inputs)
             parts += shares
+        first = geometric_mean(error, nearest, remoteness)
         with out_of_range():
             of_first = _normed(np.sum([_normed(part) for part in parts], axis=0))
             of_second = _normed(_or_infinity(self._falls(mean / networks)))
-            first = np.nan_to_num(geometric_mean(error, nearest, remoteness), posinf=np.finfo(float).max)
-            weight = (first / (first + np.minimum(length, np.finfo(float).max)))[:, None]
-            weight = np.where(np.isfinite(weight), weight, 0.5)
-        total = combined(error, nearest, remoteness, length)
-        return total, _normed(weight * of_first + (1 - weight) * of_second)
+        return np.maximum(first, length), np.where((first >= length)[:, None], of_first, of_second)
 
     def _falls(self, residual: np.ndarray) -> np.ndarray:
         """(m, n): what |r A|^2 falls by if one feature's residual is what minimises it: (r P)_j^2 / P_jj, P = A A'."""
@@ -246,8 +245,8 @@ def geometric_mean(error: np.ndarray, distance: np.ndarray, remoteness: np.ndarr
 def combined(
     error: np.ndarray, distance: np.ndarray, remoteness: np.ndarray, length: np.ndarray
 ) -> np.ndarray:
-    """((E D R)^(1/3) + M) / 2."""
-    return np.asarray((geometric_mean(error, distance, remoteness) + length) / 2)
+    """The larger of (E D R)^(1/3) and M."""
+    return np.asarray(np.maximum(geometric_mean(error, distance, remoteness), length))
 
 
 def whitening_shape(columns: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from fastae.distributed.spread import train_spread
 from fastae.engine import thread_pool
 from fastae.estimator.automatic import patience
 from fastae.estimator.callbacks import callbacks
-from fastae.estimator.ensemble import Ensemble, geometric_mean, whitening_of
+from fastae.estimator.ensemble import SHARE, Ensemble, geometric_mean, whitening_of
 from fastae.estimator.ensemble_checkpoint import EnsembleCheckpoint
 from fastae.estimator.ensemble_methods import EnsembleMethods
 from fastae.estimator.ensemble_training import (
@@ -23,7 +23,7 @@ from fastae.estimator.ensemble_training import (
     can_start_from,
     options_of,
     out_of_bag_mean,
-    ratio_of_medians,
+    ratio_of_quantiles,
     residual_moments,
     rows_to_keep,
     start_networks,
@@ -247,11 +247,11 @@ class EnsembleFit(EnsembleMethods):
                 self._ensemble_model().distances(own, np.arange(len(chosen))), axis=1
             )
         first = geometric_mean(error, *distances.T)
-        factor = ratio_of_medians(first, length)
+        factor = ratio_of_quantiles(first, length, 1 - SHARE)
         self._ensemble = replace(
             self._ensemble, whitening=self._ensemble.whitening * np.float32(np.sqrt(factor))
         )
-        self.oob_scores_, self._oob_weight = -(first + factor * length) / 2, weight
+        self.oob_scores_, self._oob_weight = -np.maximum(first, factor * length), weight
         vars(self).pop("_kept_calibration", None)
         self.offset_ = -self._calibration().threshold(self.contamination)
         self._compare_with_mean(plain, rows, weight)

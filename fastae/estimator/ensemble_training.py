@@ -261,12 +261,12 @@ def residual_moments(
     return moments / total, weights / total
 
 
-def ratio_of_medians(first: np.ndarray, second: np.ndarray) -> float:
-    """What makes the median of `second`, times it, that of `first`; 1 where there is none."""
+def ratio_of_quantiles(first: np.ndarray, second: np.ndarray, level: float) -> float:
+    """What makes the quantile of `second`, times it, that of `first`; 1 where there is none."""
     known = np.isfinite(first) & np.isfinite(second)
     if not known.any():
         return 1.0
-    wanted, has = np.median(first[known]), np.median(second[known])
+    wanted, has = np.quantile(first[known], level), np.quantile(second[known], level)
     return float(wanted / has) if has > 0 and wanted > 0 else 1.0
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fastae.bench import detection
+from fastae.bench import baseline, detection
 from fastae.bench.detection import METHODS, Method, Result, markdown, measure, split, summary
 
 RNG = np.random.default_rng(0)
@@ -94,3 +94,11 @@ def test_wrong_arguments_are_named(folder, capsys, words, said):
     with pytest.raises(SystemExit):
         detection.main(["--data", str(folder), *words])
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", [detection, baseline])
+def test_commands_explain_themselves(module, capsys):
+    with pytest.raises(SystemExit) as ended:
+        module.main(["--help"])
+    assert ended.value.code == 0
+    assert f"python -m {module.__name__}" in capsys.readouterr().out

@@ -200,3 +200,49 @@ def test_compressed_text_is_trained_on(place, tmp_path):
     for name in ("x.tsv.gz", "x.csv"):
         good("train", tmp_path / name, "--epochs", 2, "--hidden", 4, "--out", tmp_path / f"{name}.model")
     assert (tmp_path / "x.tsv.gz.model").read_bytes() == (tmp_path / "x.csv.model").read_bytes()
+
+
+def test_scores_of_the_training_rows_are_out_of_bag(place, tmp_path):
+    data, out, scores = place / "x.csv", tmp_path / "model", tmp_path / "scores.csv"
+    words = (
+        "train",
+        data,
+        "--drop",
+        "id",
+        "--epochs",
+        30,
+        "--estimators",
+        5,
+        "--contamination",
+        0.05,
+        "--out",
+        out,
+    )
+    good(*words, "--scores", scores)
+    table = pd.read_csv(scores)
+    assert list(table) == ["error", "outlier", "p_value"]
+    model = fastae.AutoencoderDetector.load(out)
+    np.testing.assert_allclose(table.error, -model.oob_scores_, rtol=1e-12)
+    assert np.array_equal(table.outlier, model.oob_scores_ < model.offset_)
+    assert table.outlier.sum() == 28
+    assert np.array_equal(table.p_value < 0.05, table.error > np.quantile(table.error, 0.953))
+    # The same rows, by networks that know them
+    output = good("score", out, data, "--drop", "id", "--out", tmp_path / "again.csv").output
+    again = pd.read_csv(tmp_path / "again.csv")
+    assert again.outlier.sum() < 28
+    assert ("Was the model trained on these rows?" in output.replace("\n", " ")) == (
+        again.p_value.mean() > 0.6
+    )
+    assert again.p_value.mean() > 0.6
+    one = good(*words[:-4], "--estimators", 1, "--out", out, "--scores", tmp_path / "one.parquet")
+    assert one.exit_code == 0
+    assert list(pd.read_parquet(tmp_path / "one.parquet")) == ["error", "outlier"]
+    for wrong, said in (
+        (("--scores", data), "same file as the input"),
+        (("--scores", out), "is also the file of --out"),
+        (("--scores", tmp_path / "x.npy"), "suffix must be"),
+        (("--scores", scores, "--no-detector"), "needs a detector"),
+    ):
+        ran = call("train", data, "--out", out, *wrong)
+        assert ran.exit_code != 0
+        assert said in " ".join(ran.output.split()).replace("│ ", "")

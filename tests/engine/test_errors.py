@@ -1,6 +1,8 @@
 """Errors name the argument, what came and what was wanted; the engine goes on afterwards."""
 
+import copy
 import os
+import pickle
 import sys
 
 import numpy as np
@@ -16,6 +18,18 @@ from fastae.kernels import layout, step
 
 def with_dtype(dtype):
     return lambda X: X.astype(dtype)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda engine: pickle.loads(pickle.dumps(engine))]
+)
+def test_a_copy_is_a_new_engine_with_the_same_arguments(copied):
+    engine, parameters, X = autoencoder(30, 8, 10)
+    engine.reconstruct(parameters, X)
+    other = copied(engine)
+    assert other is not engine
+    assert (other.network, other.n_threads, other.dtype) == (engine.network, engine.n_threads, engine.dtype)
+    assert np.array_equal(other.reconstruct(parameters, X), engine.reconstruct(parameters, X))
 
 
 @pytest.mark.parametrize("method", ["loss_and_gradient", "reconstruct", "encode", "decode"])

@@ -410,10 +410,10 @@ class AutoencoderDetector(OutlierMixin, EnsembleFit):
     def explain(self, X: Any, top: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """Report which features cause each row's error, the worst first.
 
-        Of several networks, the shares are those of the larger of the two errors. Of (E D R)^(1/3), a third is of the
-        networks' squared residuals, a third of the squared distance to the nearest kept row, and a third of the
-        distances that the remoteness is averaged over. A feature's share of M is what M would fall by if its residual
-        were what the others lead to expect. All n shares of a row add up to 1.
+        Of several networks, the shares are those of (E D R)^(1/3) and those of M, each counted by its size. Of the
+        former, a third is of the networks' squared residuals, a third of the squared distance to the nearest kept row,
+        and a third of the distances that the remoteness is averaged over. A feature's share of M is what M would fall
+        by if its residual were what the others lead to expect. All n shares of a row add up to 1.
 
         Parameters
         ----------

@@ -181,8 +181,9 @@ class EnsembleModel:
     def errors_and_shares(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The error of each row, (m,), and each feature's share of it, (m, n), float64.
 
-        The shares of a row add up to 1, or are all 0. Those of (E D R)^(1/3) are a third each of those of E, D and R. A
-        feature's share of M is what M would fall by if its residual were what the others lead to expect.
+        The shares of a row add up to 1, or are all 0. They are those of (E D R)^(1/3), a third each of E, D and R, and
+        those of M, what it would fall by if a feature's residual were what the others lead to expect; each counts by
+        its size.
         """
         parts = [self._errors_and_shares(X[first : first + CHUNK]) for first in range(0, len(X), CHUNK)]
         errors, shares = zip(*parts, strict=True)
@@ -212,7 +213,8 @@ class EnsembleModel:
         with out_of_range():
             of_first = _normed(np.sum([_normed(part) for part in parts], axis=0))
             of_second = _normed(_or_infinity(self._falls(mean / networks)))
-        return np.maximum(first, length), np.where((first >= length)[:, None], of_first, of_second)
+            weight = 1 / (1 + np.nan_to_num(length / first, nan=1.0)[:, None])
+        return np.maximum(first, length), _normed(weight * of_first + (1 - weight) * of_second)
 
     def _falls(self, residual: np.ndarray) -> np.ndarray:
         """(m, n): what |r A|^2 falls by if one feature's residual is what minimises it: (r P)_j^2 / P_jj, P = A A'."""

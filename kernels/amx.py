@@ -33,7 +33,7 @@ from fastae.kernels.products import Form, Widths
 from fastae.kernels.rounding import in_blocks
 from fastae.kernels.simd import Value, Words, vector_kernel
 from fastae.kernels.target import TARGET
-from fastae.kernels.tile_unit import TILE, Amx, Emulation
+from fastae.kernels.tile_unit import TILE, Amx, Emulation, granted
 
 TileUnit = Amx if TARGET.amx else Emulation
 STRIP = 32  # rows
@@ -639,4 +639,5 @@ AMX = Form(
     own_weights=True,
     stored_row=ROW,
     on_tile_registers=True,
+    available=not TARGET.amx or granted(),
 )

@@ -32,7 +32,9 @@ _ARCH_PRCTL, _GET_PERMISSION, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1022, 0x1
 def granted() -> bool:
     """Request AMX for this process; return whether it may be used. Threads and forked children may use it, too.
 
-    Only on Linux, and only where ``TARGET.amx`` says that the CPU has it: other systems are not asked.
+    Only on Linux, and only where ``TARGET.amx`` says that the CPU has it: other systems are not asked. Linux refuses
+    if a thread has a signal stack (sigaltstack) that is too small to hold the tile registers, about 12 KB, and refuses
+    such stacks from then on.
     """
     if sys.platform != "linux":
         return False

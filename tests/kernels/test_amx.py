@@ -160,6 +160,7 @@ def test_no_warning_where_tile_registers_are_used(monkeypatch):
 # -- steps that are cut by weights ------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not amx.AMX.available, reason="the system does not grant AMX")
 @pytest.mark.parametrize("last", ["identity", "sigmoid"])
 @pytest.mark.parametrize("name", [None, *OBJECTIVES])
 def test_a_gradient_by_weights_is_that_by_rows(name, last, monkeypatch):

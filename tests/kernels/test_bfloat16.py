@@ -25,6 +25,9 @@ from fastae.kernels.target import TARGET
 needs_bfloat16 = pytest.mark.skipif(not TARGET.bfloat16, reason="needs AVX512_BF16")
 
 
+needs_tiles = pytest.mark.skipif(not AMX.available, reason="the system does not grant AMX")
+
+
 @pytest.fixture
 def form(request, monkeypatch):
     """Has engines compute in this form of products: in that of AMX, with tile registers emulated on other CPUs."""
@@ -36,7 +39,10 @@ def form(request, monkeypatch):
 
 def every_form(test):
     """Run a test in each form of products in bfloat16."""
-    cases = pytest.param(BFLOAT16, id="bfloat16", marks=needs_bfloat16), pytest.param(AMX, id="amx")
+    cases = (
+        pytest.param(BFLOAT16, id="bfloat16", marks=needs_bfloat16),
+        pytest.param(AMX, id="amx", marks=needs_tiles),
+    )
     return pytest.mark.usefixtures("form")(pytest.mark.parametrize("form", cases, indirect=True)(test))
 
 

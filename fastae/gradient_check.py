@@ -76,7 +76,8 @@ def check_gradients(
     step : float, default 1e-3
         Largest change of a pre-activation in the entry's own layer. With the default, float64 reaches about 1e-10.
         If the step would cross the kink of a relu, the differences are one-sided, or it is divided by 10, at most three
-        times. Where a pre-activation of a relu is exactly 0, its slope is taken for 0, as `fastae.reference` does.
+        times. Where a pre-activation of a relu is exactly 0, its slope is taken for 0, as `fastae.reference` does, if
+        the entry moves all such rows to the same side: those of a bias always are.
     n_samples : int, optional
         Number of entries to check in each parameter, drawn without replacement. Default: all.
     seed : int, default 0

@@ -11,7 +11,8 @@ network:
         the nearest of the group, divided by n
     M   the mean over the networks of the squared Mahalanobis length of the residual xhat - x, divided by n: it counts a
         direction the more, the smaller the residuals of rows that networks left out are in it. It is multiplied by a
-        constant, so that out of bag, a share SHARE of the rows is beyond the same error by each of the two
+        constant, so that out of bag, a share SHARE of the rows is beyond the same error by each of the two. Of a row
+        with missing cells, it is 0
 
 The first is large for rows that are unlike all training rows, the second for rows that break a relation between
 features that all training rows keep to, however little. The constants were chosen on development sets;
@@ -35,7 +36,9 @@ from fastae.estimator.neighbours import FLOOR, Neighbours
 from fastae.network import DType, Parameters
 
 CHUNK = 8192  # rows whose reconstructions are in memory together
-ROWS_LEAST, ROWS_MOST = 64, 2048  # rows that a thread takes through all networks at a time
+# Rows that a thread takes through all networks at a time: at least so many, or the rows of so many FLOPs, for which it
+# is worth to wake another thread
+ROWS_LEAST, FLOPS_LEAST, ROWS_MOST = 512, 50_000_000, 2048
 SHARE = 0.05  # of rows like those of the training, beyond an error that (E D R)^(1/3) and M have in common
 # What is added to the mean square of residuals in each direction, as a share of the mean over the directions
 RIDGE = 0.01
@@ -56,20 +59,27 @@ class Ensemble:
         Training rows as the networks reconstruct them, in the scale of the network.
     represented : int
         The number of training rows that those of `kept` were drawn from.
-    whitening : ndarray of shape (n, n) or, of many features, (n,), float32
-        A: M is the mean over the networks of |r A|^2 / n, of residuals r.
+    moments : ndarray of shape (n, n) or, of many features, (n,), float32
+        The second moments of residuals out of bag, or their diagonal; zero where no row had all cells.
+    factor : float
+        What the squared Mahalanobis length is multiplied by.
     """
 
     networks: tuple[Parameters, ...]
     typical: np.ndarray
     kept: np.ndarray
     represented: int
-    whitening: np.ndarray
+    moments: np.ndarray
+    factor: float
 
     @property
     def balance(self) -> np.ndarray:
         """c / c_i, by network."""
         return np.asarray(np.exp(np.log(self.typical).mean()) / self.typical)
+
+    def whitening(self) -> np.ndarray:
+        """A, (n, n) or (n,), float32: M is the mean over the networks of |r A|^2 / n, of residuals r."""
+        return np.asarray(np.sqrt(self.factor) * whitening_of(self.moments), np.float32)
 
 
 class EnsembleModel:
@@ -102,7 +112,8 @@ class EnsembleModel:
         self._neighbours = Neighbours(ensemble.kept, n_threads) if len(ensemble.kept) else None
         self._dtype, self._threads = dtype, check_threads(n_threads)
         self._own = threading.local()  # of each thread: its engine
-        self._whiten = Linear(ensemble.whitening, engine.dtype) if ensemble.whitening.ndim == 2 else None
+        self._whitening = ensemble.whitening()
+        self._linear = Linear(self._whitening, engine.dtype) if self._whitening.ndim == 2 else None
 
     # -- rows through all networks --------------------------------------------------------------------------------
 
@@ -127,27 +138,45 @@ class EnsembleModel:
     # -- errors ---------------------------------------------------------------------------------------------------
 
     def network_errors(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(m, T) each, float64: the mean over the cells that are there of r^2, plus a floor; and of (r A)^2."""
+        """(m, T) each, float32: the mean over the cells that are there of r^2, plus a floor; and of (r A)^2."""
         shape = len(X), len(self.ensemble.networks)
-        errors, whitened = np.empty(shape), np.empty(shape)
+        errors, lengths = np.empty(shape, np.float32), np.empty(shape, np.float32)
 
         def measure(here: slice) -> None:
-            cells = cells_of(X[here], self.inputs["missing"])
             with out_of_range():
-                for i, residual in enumerate(self.residuals(X, here)):
-                    errors[here, i] = _sums_of_squares(residual) / cells + FLOOR
-                    whitened[here, i] = self._whitened(residual) / cells
+                errors[here], lengths[here] = self._network_errors(X, here)
 
-        rows_side_by_side(measure, len(X), self._threads, ROWS_LEAST, ROWS_MOST)
-        return _or_infinity(errors), _or_infinity(whitened)
+        self._side_by_side(measure, X)
+        return errors, lengths
+
+    def _network_errors(
+        self, X: np.ndarray, here: slice, look: Callable[[int, np.ndarray], None] = lambda *_: None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``network_errors`` of some rows, float64; each network's residuals are looked at by the way."""
+        missing = self.inputs["missing"]
+        cells, whole = cells_of(X[here], missing), ~np.isnan(X[here]).any(axis=1) if missing else True
+        shape = len(X[here]), len(self.ensemble.networks)
+        errors, lengths = np.empty(shape), np.empty(shape)
+        for i, residual in enumerate(self.residuals(X, here)):
+            errors[:, i] = _sums_of_squares(residual) / cells + FLOOR
+            lengths[:, i] = np.where(whole, _sums_of_squares(self.whitened(residual)) / X.shape[1], 0)
+            look(i, residual)
+        return _or_infinity(errors), _or_infinity(lengths)
+
+    def _side_by_side(self, task: Callable[[slice], None], X: np.ndarray) -> None:
+        """Call `task` with some rows of `X` after others, on all threads."""
+        flops = 2 * self.ensemble.networks[0].flat.size * len(self.ensemble.networks)  # of a row
+        least = max(1, min(ROWS_LEAST, FLOPS_LEAST // flops))
+        rows_side_by_side(task, len(X), self._threads, least, ROWS_MOST)
 
     def residuals(self, X: np.ndarray, here: slice) -> Iterator[np.ndarray]:
         """xhat - x of some rows, (rows, n), network by network: one array that is used again; 0 in missing cells."""
         shift, scale, missing = (self.inputs[name] for name in ("shift", "scale", "missing"))
         if not hasattr(self._own, "engine"):
             self._own.engine = Engine(self.engine.network, 1, self._dtype)
-        z = (X[here] if scale is None else (X[here] - shift) * scale).astype(self.engine.dtype)
-        holes, residual = np.isnan(z) if missing else None, np.empty_like(z, order="C")
+        scaled = X[here] if scale is None else (X[here] - shift) * scale
+        z = np.ascontiguousarray(scaled, self.engine.dtype)
+        holes, residual = np.isnan(z) if missing else None, np.empty_like(z)
         for params in self.ensemble.networks:
             self._own.engine.reconstruct(
                 params, z, missing=missing, on_not_finite=partial(self._refuse, X), out=residual
@@ -157,11 +186,9 @@ class EnsembleModel:
                 residual[holes] = 0
             yield residual
 
-    def _whitened(self, residual: np.ndarray) -> np.ndarray:
-        """(rows,): |r A|^2."""
-        if self._whiten is None:
-            return _sums_of_squares(residual * self.ensemble.whitening)
-        return _sums_of_squares(self._whiten(residual))
+    def whitened(self, residual: np.ndarray) -> np.ndarray:
+        """(rows, n): r A."""
+        return residual * self._whitening if self._linear is None else self._linear(residual)
 
     def distances(self, X: np.ndarray, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """D and R of each row, (m,) and (m,); with `own`, without the kept row of that number."""
@@ -171,19 +198,26 @@ class EnsembleModel:
 
     def errors(self, X: np.ndarray) -> np.ndarray:
         """(m,), float64: the error of each row."""
-        errors, whitened = self.network_errors(X)
-        return combined(self._mean(errors), *self.distances(X), whitened.mean(axis=1))
+        error, length = np.empty(len(X)), np.empty(len(X))
+
+        def measure(here: slice) -> None:
+            with out_of_range():
+                errors, lengths = self._network_errors(X, here)
+                error[here], length[here] = self._mean(errors), lengths.mean(axis=1)
+
+        self._side_by_side(measure, X)
+        return combined(error, *self.distances(X), length)
 
     def _mean(self, errors: np.ndarray) -> np.ndarray:
-        """E, from the errors of each network."""
-        return np.asarray(errors @ self.ensemble.balance / len(self.ensemble.networks))
+        """E, from the errors of each network; without BLAS, whose last bits would depend on the rows beside."""
+        return np.asarray(np.einsum("ij,j->i", errors, self.ensemble.balance) / len(self.ensemble.networks))
 
     def errors_and_shares(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The error of each row, (m,), and each feature's share of it, (m, n), float64.
 
         The shares of a row add up to 1, or are all 0. They are those of (E D R)^(1/3), a third each of E, D and R, and
-        those of M, what it would fall by if a feature's residual were what the others lead to expect; each counts by
-        its size.
+        those of M, what it would fall by if a feature's mean residual were what the others lead to expect; each counts
+        by its size.
         """
         parts = [self._errors_and_shares(X[first : first + CHUNK]) for first in range(0, len(X), CHUNK)]
         errors, shares = zip(*parts, strict=True)
@@ -191,20 +225,19 @@ class EnsembleModel:
 
     def _errors_and_shares(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         networks, balance = len(self.ensemble.networks), self.ensemble.balance
-        errors, whitened = np.empty((len(X), networks)), np.empty((len(X), networks))
+        error, length = np.empty(len(X)), np.empty(len(X))
         squares, mean = np.zeros(X.shape), np.zeros(X.shape)
 
         def measure(here: slice) -> None:
-            cells = cells_of(X[here], self.inputs["missing"])
-            with out_of_range():
-                for i, residual in enumerate(self.residuals(X, here)):
-                    errors[here, i] = _sums_of_squares(residual) / cells + FLOOR
-                    whitened[here, i] = self._whitened(residual) / cells
-                    squares[here] += np.square(residual, dtype=np.float64) * balance[i]
-                    mean[here] += residual
+            def look(i: int, residual: np.ndarray) -> None:
+                squares[here] += np.square(residual, dtype=np.float64) * balance[i]
+                mean[here] += residual
 
-        rows_side_by_side(measure, len(X), self._threads, ROWS_LEAST, ROWS_MOST)
-        error, length = self._mean(_or_infinity(errors)), _or_infinity(whitened).mean(axis=1)
+            with out_of_range():
+                errors, lengths = self._network_errors(X, here, look)
+                error[here], length[here] = self._mean(errors), lengths.mean(axis=1)
+
+        self._side_by_side(measure, X)
         nearest, remoteness, parts = np.ones(len(X)), np.ones(len(X)), [_or_infinity(squares)]
         if self._neighbours is not None:
             nearest, remoteness, *shares = self._neighbours.distances_and_shares(X, **self.inputs)
@@ -218,17 +251,17 @@ class EnsembleModel:
 
     def _falls(self, residual: np.ndarray) -> np.ndarray:
         """(m, n): what |r A|^2 falls by if one feature's residual is what minimises it: (r P)_j^2 / P_jj, P = A A'."""
-        if self._whiten is None:
-            return np.asarray(np.square(residual * self.ensemble.whitening))
+        if self._linear is None:
+            return np.asarray(np.square(residual * self._whitening))
         of_precision, diagonal = self._precision
         return np.asarray(np.square(of_precision(residual)) / diagonal)
 
     @cached_property
     def _precision(self) -> tuple[Linear, np.ndarray]:
         """P = A A', and its diagonal."""
-        whitening = self.ensemble.whitening.astype(np.float64)
+        whitening = self._whitening.astype(np.float64)
         precision = whitening @ whitening.T
-        return Linear(precision, "float64"), np.diag(precision).copy()
+        return Linear(precision, "float64"), np.maximum(np.diag(precision), np.finfo(float).tiny)
 
     def _checked_inputs(self, X: np.ndarray) -> dict[str, Any]:
         return {**self.inputs, "on_not_finite": partial(self._refuse, X)}
@@ -251,19 +284,25 @@ def combined(
     return np.asarray(np.maximum(geometric_mean(error, distance, remoteness), length))
 
 
-def whitening_shape(columns: int) -> tuple[int, ...]:
-    """The shape of A for so many features."""
+def moments_shape(columns: int) -> tuple[int, ...]:
+    """The shape of the second moments of so many features."""
     return (columns, columns) if columns <= WHITENED_MOST else (columns,)
 
 
 def whitening_of(second_moments: np.ndarray) -> np.ndarray:
-    """A: |r A|^2 is r' C^-1 r, where C is the second moments of residuals, (n, n) or their diagonal, plus a ridge."""
+    """A: |r A|^2 is r' C^-1 r, where C is the second moments of residuals, (n, n) or their diagonal, plus a ridge.
+
+    Zero where all moments are.
+    """
+    second_moments = second_moments.astype(np.float64)
     squares = second_moments if second_moments.ndim == 1 else np.diag(second_moments)
+    if not squares.any():
+        return np.zeros(second_moments.shape)
     ridge = RIDGE * max(float(squares.mean()), FLOOR)
     if second_moments.ndim == 1:
-        return np.asarray(1 / np.sqrt(squares + ridge), np.float32)
+        return np.asarray(1 / np.sqrt(squares + ridge))
     factor = np.linalg.cholesky(second_moments + ridge * np.eye(len(squares)))
-    return np.asarray(np.linalg.inv(factor).T, np.float32)
+    return np.asarray(np.linalg.inv(factor).T)
 
 
 def sum_over(networks: Sequence[Parameters], function: Callable[[Parameters], np.ndarray]) -> np.ndarray:

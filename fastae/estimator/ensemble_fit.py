@@ -13,7 +13,7 @@ from fastae.distributed.spread import train_spread
 from fastae.engine import thread_pool
 from fastae.estimator.automatic import patience
 from fastae.estimator.callbacks import callbacks
-from fastae.estimator.ensemble import SHARE, Ensemble, geometric_mean, whitening_of
+from fastae.estimator.ensemble import SHARE, Ensemble, geometric_mean
 from fastae.estimator.ensemble_checkpoint import EnsembleCheckpoint
 from fastae.estimator.ensemble_methods import EnsembleMethods
 from fastae.estimator.ensemble_training import (
@@ -21,13 +21,13 @@ from fastae.estimator.ensemble_training import (
     Bags,
     Trainee,
     can_start_from,
+    lengths_without,
     options_of,
     out_of_bag_mean,
     ratio_of_quantiles,
     residual_moments,
     rows_to_keep,
     start_networks,
-    times_left_out,
     train_alone,
     train_here,
     training_array,
@@ -210,25 +210,31 @@ class EnsembleFit(EnsembleMethods):
         self._n_features_out = self.network_.widths[self.network_.code_layer] * len(trainees)
         self.params_, self._state = trainees[0].params, trainees[0].state
 
-        columns = rows.shape[1]
-        nobody, no_whitening = np.empty((0, columns), np.float32), np.ones(columns, np.float32)
+        nobody = np.empty((0, rows.shape[1]), np.float32)
         networks = tuple(trainee.params for trainee in trainees)
-        self._ensemble = Ensemble(networks, np.ones(len(networks)), nobody, 0, no_whitening)
-        counts = times_left_out(bags, len(networks))
-        chosen, old = rows_to_keep(counts > 0, weight, KEPT_MOST, seed), nobody
+        self._ensemble = Ensemble(networks, np.ones(len(networks)), nobody, 0, np.ones(rows.shape[1]), 1.0)
+        left_out = np.stack([bags.left_out(i) for i in range(len(networks))], axis=1)
+        chosen, old = rows_to_keep(np.asarray(left_out.any(axis=1)), weight, KEPT_MOST, seed), nobody
         own = cast(Any, rows).take(chosen).resident() if len(chosen) else np.empty(nobody.shape)
-        moments, of_chosen = residual_moments(self._ensemble_model(), own, chosen, bags, weight)
-        self._ensemble = replace(self._ensemble, whitening=whitening_of(moments))
+        weight_of_own = None if weight is None else weight[chosen]
+        moments, share = residual_moments(self._ensemble_model(), own, left_out[chosen], weight_of_own)
+        new = 1.0 if before is None else len(rows) / (len(rows) + min(before.represented, KEPT_MOST))
+        if before is not None:
+            moments, share = new * moments + (1 - new) * before.moments, new * share
+        self._ensemble = replace(self._ensemble, moments=moments.astype(np.float32))
 
-        errors, whitened = np.split(rows.map_rows(_ErrorsOfNetworks(self._model_for(rows))), 2, axis=1)
+        errors, lengths = np.split(rows.map_rows(_ErrorsOfNetworks(self._model_for(rows))), 2, axis=1)
         typical = typical_errors(errors, bags)
         balance = replace(self._ensemble, typical=typical).balance
         error = out_of_bag_mean(errors, bags, balance)
         ones = np.ones(len(networks))
         plain = out_of_bag_mean(errors, bags, ones) - FLOOR
-        length = out_of_bag_mean(whitened, bags, ones)
-        length[chosen] /= np.maximum(1 - of_chosen * counts[chosen] * columns * length[chosen], FLOOR)
-        del errors, whitened
+        length = out_of_bag_mean(lengths, bags, ones)
+        whole = np.flatnonzero(length[chosen] > 0)
+        length[chosen[whole]] = lengths_without(
+            self._ensemble_model(), own[whole], left_out[chosen[whole]], share[whole]
+        )
+        del errors, lengths
         finite = np.isfinite(error[chosen])
         chosen, own = chosen[finite], own[finite]
         represented = len(rows)
@@ -247,10 +253,11 @@ class EnsembleFit(EnsembleMethods):
                 self._ensemble_model().distances(own, np.arange(len(chosen))), axis=1
             )
         first = geometric_mean(error, *distances.T)
-        factor = ratio_of_quantiles(first, length, 1 - SHARE)
-        self._ensemble = replace(
-            self._ensemble, whitening=self._ensemble.whitening * np.float32(np.sqrt(factor))
-        )
+        factor = ratio_of_quantiles(first, length, 1 - SHARE, weight)
+        if before is not None:
+            factor = factor**new * before.factor ** (1 - new)
+        self._ensemble = replace(self._ensemble, factor=factor)
+        self._ensemble_model()  # here, so that to predict changes no attribute
         self.oob_scores_, self._oob_weight = -np.maximum(first, factor * length), weight
         vars(self).pop("_kept_calibration", None)
         self.offset_ = -self._calibration().threshold(self.contamination)
@@ -313,7 +320,7 @@ class _ErrorsOfNetworks:
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):  # in float32, as there are m T of them
-            return np.hstack(self.model._ensemble_model().network_errors(X)).astype(np.float32)
+            return np.hstack(self.model._ensemble_model().network_errors(X))
 
 
 class _Distances(_ErrorsOfNetworks):

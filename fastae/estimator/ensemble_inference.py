@@ -5,7 +5,7 @@ from typing import Any, cast
 import numpy as np
 
 from fastae.estimator.alarms import Calibration
-from fastae.estimator.ensemble import CHUNK, Ensemble, EnsembleModel, whitening_shape
+from fastae.estimator.ensemble import CHUNK, Ensemble, EnsembleModel, moments_shape
 from fastae.estimator.inference import Inference, cells_of
 from fastae.network import Parameters
 from fastae.storage import Stored, check_like
@@ -70,7 +70,7 @@ class EnsembleInference(Inference):
             return
         with stored.blamed():
             about = stored.about["ensemble"]
-            check_like("ensemble", about, {"networks": 0, "represented": 0})
+            check_like("ensemble", about, {"networks": 0, "represented": 0, "factor": 1.0})
             kept, rows = len(stored.tensors["kept"]), len(stored.tensors["oob_scores"])
             network, dtype = self.params_.network, self.params_.dtype
             others = []
@@ -88,7 +88,8 @@ class EnsembleInference(Inference):
             stored.tensor("typical", (len(trainees),), np.float64),
             stored.tensor("kept", (kept, network.widths[0]), np.float32),
             about["represented"],
-            stored.tensor("whitening", whitening_shape(network.widths[0]), np.float32),
+            stored.tensor("moments", moments_shape(network.widths[0]), np.float32),
+            about["factor"],
         )
         self.oob_scores_ = stored.tensor("oob_scores", (rows,), np.float64)
         weighted = "oob_weight" in stored.tensors

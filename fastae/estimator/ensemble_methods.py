@@ -49,11 +49,15 @@ class EnsembleMethods(EnsembleInference, Autoencoder):
             return
         for i, params in enumerate(self._all_params[1:], start=1):
             tensors.update({f"{i}.{name}": array for name, array in params.items()})
-        about["ensemble"] = {"networks": len(self._all_params), "represented": self._ensemble.represented}
+        about["ensemble"] = {
+            "networks": len(self._all_params),
+            "represented": self._ensemble.represented,
+            "factor": self._ensemble.factor,
+        }
         tensors.update(
             typical=self._ensemble.typical,
             kept=self._ensemble.kept,
-            whitening=self._ensemble.whitening,
+            moments=self._ensemble.moments,
             oob_scores=self.oob_scores_,
         )
         if self._oob_weight is not None:

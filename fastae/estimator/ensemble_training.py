@@ -13,7 +13,7 @@ from fastae import optimizers
 from fastae.data.row_source import ArrayRows, RowSource
 from fastae.engine.engine import Engine
 from fastae.estimator.automatic import ENSEMBLE_UNITS_MOST, Budget, ensemble_budget_of
-from fastae.estimator.ensemble import CHUNK, EnsembleModel, out_of_range, whitening_shape
+from fastae.estimator.ensemble import CHUNK, EnsembleModel, moments_shape, out_of_range
 from fastae.estimator.neighbours import FLOOR
 from fastae.network import Parameters
 from fastae.training import lbfgs
@@ -26,6 +26,8 @@ from fastae.training.pca import principal_components, start_at_pca
 FOLDS = 5
 SAMPLE_BYTES = 1 << 27  # of rows that are not in the memory of this process: as many are trained on
 KEPT_MOST = 4096
+LENGTHS_AT_ONCE = 1 << 22  # numbers that residuals of some rows are held in, where each is left out in turn
+FAR = 1e300  # for products that are infinite
 
 
 @dataclass
@@ -226,48 +228,87 @@ def out_of_bag_mean(errors: np.ndarray, bags: Bags, factors: np.ndarray) -> np.n
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def times_left_out(bags: Bags, networks: int) -> np.ndarray:
-    """(m,): how many of the networks left each row out."""
-    return np.asarray(sum(bags.left_out(i).astype(np.int64) for i in range(networks)))
-
-
 def residual_moments(
-    model: EnsembleModel, X: np.ndarray, numbers: np.ndarray, bags: Bags, weight: np.ndarray | None
+    model: EnsembleModel, X: np.ndarray, left_out: np.ndarray, weight: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The second moments of residuals out of bag, and what share of their weight one residual of each row has.
 
     Parameters
     ----------
     X : ndarray of shape (rows, n)
-        Some of the training rows; their `numbers` are (rows,).
+        Training rows, of which those with missing cells do not count.
+    left_out : ndarray of shape (rows, T), bool
+        Which networks left a row out.
+    weight : ndarray of shape (rows,) or None
 
     Returns
     -------
     moments : ndarray of shape (n, n), or (n,) if there are more than WHITENED_MOST features
     share : ndarray of shape (rows,)
     """
-    moments = np.zeros(whitening_shape(X.shape[1]))
-    weights = np.ones(len(X)) if weight is None else weight[numbers] / weight[numbers].max(initial=0)
-    total = 0.0
+    moments, total = np.zeros(moments_shape(X.shape[1])), 0.0
+    weights = np.ones(len(X)) if weight is None else weight / weight.max(initial=0)
+    whole = ~np.isnan(X).any(axis=1)
     for first in range(0, len(X), CHUNK):
         here = slice(first, first + CHUNK)
         with out_of_range():
             for i, residual in enumerate(model.residuals(X, here)):
-                known = bags.left_out(i)[numbers[here]] & np.isfinite(residual).all(axis=1)
+                known = left_out[here, i] & whole[here] & np.isfinite(residual).all(axis=1)
                 r, w = residual[known].astype(np.float64), weights[here][known]
                 moments += (r * w[:, None]).T @ r if moments.ndim == 2 else np.square(r).T @ w
                 total += w.sum()
-    total = max(total, FLOOR)
+    total = total or 1.0
     return moments / total, weights / total
 
 
-def ratio_of_quantiles(first: np.ndarray, second: np.ndarray, level: float) -> float:
-    """What makes the quantile of `second`, times it, that of `first`; 1 where there is none."""
-    known = np.isfinite(first) & np.isfinite(second)
+def lengths_without(
+    model: EnsembleModel, X: np.ndarray, left_out: np.ndarray, share: np.ndarray
+) -> np.ndarray:
+    """(rows,): the mean over the networks that left it out of a row's |r A|^2 / n, with A from the other rows.
+
+    With Y the row's residuals times A, (networks, n), of which each has a share w of the second moments that A is made
+    of, and G = Y Y': tr((I - w G)^-1 G) / n / networks (Woodbury). The ridge is that of all rows.
+    """
+    result, columns = np.empty(len(X)), X.shape[1]
+    networks = max(int(left_out.sum(axis=1).max(initial=0)), 1)
+    size = max(1, LENGTHS_AT_ONCE // (networks * columns))
+    for first in range(0, len(X), size):
+        here = slice(first, first + size)
+        those = left_out[here]
+        place = np.cumsum(those, axis=1) - 1
+        y = np.zeros((len(those), networks, columns))
+        with out_of_range():
+            for i, residual in enumerate(model.residuals(X, here)):
+                out = those[:, i]
+                y[out, place[out, i]] = model.whitened(residual)[out]
+            products = np.nan_to_num(y @ y.transpose(0, 2, 1), posinf=FAR, neginf=-FAR)
+        values = np.maximum(np.linalg.eigvalsh(products), 0)
+        values /= np.maximum(1 - share[here, None] * values, FLOOR)
+        result[here] = values.sum(axis=1) / columns / np.maximum(those.sum(axis=1), 1)
+    return result
+
+
+def ratio_of_quantiles(
+    first: np.ndarray, second: np.ndarray, level: float, weight: np.ndarray | None
+) -> float:
+    """What makes the quantile of `second`, times it, that of `first`, where both are positive; 1 where none is."""
+    known = np.isfinite(first) & np.isfinite(second) & (second > 0)
+    if weight is not None:
+        known &= weight > 0
     if not known.any():
         return 1.0
-    wanted, has = np.quantile(first[known], level), np.quantile(second[known], level)
-    return float(wanted / has) if has > 0 and wanted > 0 else 1.0
+    shares = None if weight is None else weight[known]
+    wanted, has = (quantile(values[known], level, shares) for values in (first, second))
+    return float(wanted / has)
+
+
+def quantile(values: np.ndarray, level: float, weight: np.ndarray | None) -> float:
+    """The quantile of values, each of which counts by its weight."""
+    if weight is None:
+        return float(np.quantile(values, level))
+    order = np.argsort(values)
+    reached = np.cumsum(weight[order] / weight.max())
+    return float(values[order][np.searchsorted(reached, level * reached[-1])])
 
 
 def rows_to_keep(known: np.ndarray, weight: np.ndarray | None, most: int, seed: list[int]) -> np.ndarray:

@@ -52,7 +52,7 @@ class ModelFiles:
 
         The tensors are the dense, row-major W1, b1, ... and, if the data are scaled, `shift` and `scale`. Those of an
         ensemble's other networks are 1.W1, 1.b1, ..., 2.W1, ...; there are also `typical`, the typical error of each
-        network, `kept`, the reconstructions of up to 4096 training rows, `whitening`, which residuals are measured by,
+        network, `kept`, the reconstructions of up to 4096 training rows, `moments`, which residuals are measured by,
         and `oob_scores`. Settings and fitted attributes are stored as JSON in the metadata. A `callback`, and a
         `random_state` that is not an integer, are not stored: both are None in the loaded model. The optimizer's state
         is not stored either, so that further training starts without it.

@@ -181,7 +181,7 @@ def _measured(part: _Part) -> tuple[np.ndarray, np.ndarray]:
 
 def _scaled(X: np.ndarray, shift: Any, scale: Any, missing: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """(rows, n) each: rows in the scale of the network, 0 in missing cells; and which cells are there, or None: all."""
-    z = X.astype(np.float64) if scale is None else (X - shift) * scale
+    z = np.ascontiguousarray(X if scale is None else (X - shift) * scale, np.float64)
     there = ~np.isnan(X) if missing else None
     if there is None or there.all():
         return z, None

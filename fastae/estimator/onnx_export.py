@@ -86,11 +86,9 @@ def build(model: Any, dtype: Any = None) -> Any:
         return node("Div", node("ReduceSum", square, columns, keepdims=0), count)
 
     def whitened(residual: str, whitening: np.ndarray) -> str:
-        """|r A|^2 over the number of cells that are there."""
-        if missing:
-            residual = node("Where", hole, zero, residual)
+        """|r A|^2 / n."""
         product = node("MatMul" if whitening.ndim == 2 else "Mul", residual, constant(whitening))
-        return node("Div", node("ReduceSum", node("Mul", product, product), columns, keepdims=0), count)
+        return node("ReduceMean", node("Mul", product, product), axes=[1], keepdims=0)
 
     def products(points: np.ndarray) -> str:
         """(rows, points): the squared distances over the cells that are there, less the sum of x^2."""
@@ -133,7 +131,13 @@ def build(model: Any, dtype: Any = None) -> Any:
                 logarithm = node("ReduceMean", node("Log", node("Add", squares, floor)), axes=[1], keepdims=0)
                 total = node("Mul", total, node("Mul", distance, node("Exp", logarithm)))
             total = node("Pow", total, constant(1 / 3))
-            length = mean_of([whitened(residual, ensemble.whitening) for residual in residuals])
+            whitening = ensemble.whitening()
+            length = mean_of([whitened(residual, whitening) for residual in residuals])
+            if missing:  # 0, where a cell is
+                whole = node(
+                    "Equal", node("ReduceSum", there, columns, keepdims=0), constant(network.widths[0])
+                )
+                length = node("Where", whole, length, zero)
             total = node("Max", total, length)
         node("Neg", total, output="score")
         node("Sub", "score", constant(model.offset_), output="decision")

@@ -97,9 +97,9 @@ def rows_side_by_side(
 ) -> None:
     """Call `task` with slices of `rows` rows, one after another, on up to `n_threads` threads.
 
-    A slice has `most` rows, or fewer, but not fewer than `least`, where all threads then have some.
+    A slice has `most` rows or, where all threads then have some, fewer; only the last has fewer than `least`.
     """
-    size = min(most, max(least, -(-rows // n_threads)))
+    size = min(most, -(-rows // max(1, min(n_threads, rows // least))))
     count = -(-rows // size)
     SideBySide(
         lambda number: task(slice(number * size, min((number + 1) * size, rows))), count, threading.Event()

@@ -38,7 +38,7 @@ from fastae.network import DType, Parameters
 CHUNK = 8192  # rows whose reconstructions are in memory together
 # Rows that a thread takes through all networks at a time: at least so many, or the rows of so many FLOPs, for which it
 # is worth to wake another thread
-ROWS_LEAST, FLOPS_LEAST, ROWS_MOST = 512, 50_000_000, 2048
+ROWS_LEAST, FLOPS_LEAST, ROWS_MOST = 1024, 100_000_000, 2048
 SHARE = 0.05  # of rows like those of the training, beyond an error that (E D R)^(1/3) and M have in common
 # What is added to the mean square of residuals in each direction, as a share of the mean over the directions
 RIDGE = 0.01

@@ -20,7 +20,12 @@ ORDINARY, STANDARD_ERRORS = 0.6, 6
 def _open_model(path: Path) -> Any:
     from fastae.estimator.stored import StoredModel
 
-    return StoredModel(path)
+    try:
+        return StoredModel(path)
+    except ValueError as error:
+        if path.suffix.lower() not in (".csv", ".tsv", ".gz", ".npy", ".npz", ".parquet", ".pq"):
+            raise
+        raise ValueError(f"{error}. It seems to be data: the model comes first, then the data") from None
 
 
 def _open_data(

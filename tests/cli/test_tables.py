@@ -246,3 +246,15 @@ def test_scores_of_the_training_rows_are_out_of_bag(place, tmp_path):
         ran = call("train", data, "--out", out, *wrong)
         assert ran.exit_code != 0
         assert said in " ".join(ran.output.split()).replace("│ ", "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("inspect", "x.csv"), ("score", "x.csv", "model"), ("encode", "x.parquet", "x.csv", "--out", "c.npy")],
+)
+def test_data_in_the_place_of_a_model_is_named(words, place, monkeypatch):
+    monkeypatch.chdir(place)
+    ran = call(*words)
+    assert ran.exit_code == 1
+    assert "It seems to be data: the model comes first" in " ".join(ran.output.split())
+    assert not (place / "c.npy").exists()

@@ -89,7 +89,7 @@ SPILLS_OF_ISA = {
     ("rowlanes.store_rows", "avx2", "float64"): 30,
     ("rows.load_lines", "avx2", "float32"): 12,
     ("rows.load_lines", "avx2", "float64"): 2,
-    ("rows.store_rows", "neon", "float64"): 3,
+    ("rows.write_rows", "neon", "float64"): 3,
 }
 read = functools.cache(assembly.read)
 

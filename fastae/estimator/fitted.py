@@ -117,7 +117,9 @@ class FittedModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Inference, 
         Returns
         -------
         float
-            1 for a perfect reconstruction; 0 for one no better than each feature's mean.
+            1 for a perfect reconstruction; 0 for one no better than each feature's mean. A feature that is constant in
+            `X` counts as 1 if it is reconstructed exactly and as 0 otherwise, as in scikit-learn's ``r2_score``; by
+            1 - `error_over_mean_`, features count by their variance.
         """
         rows = check_here(self, X)
         statistics, error = ColumnStatistics(rows.shape[1]), np.zeros(rows.shape[1])

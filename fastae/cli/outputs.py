@@ -50,9 +50,7 @@ def scores(model: Any, part: Rows, top: int) -> Columns:
     `model` is a StoredModel that detects; the error is minus its score.
     """
     error, features, shares = model.errors_and_explanation(part, top)
-    columns = {"error": error, "outlier": -error < model.offset_}
-    if len(model.all_params_) > 1:
-        columns["p_value"] = model._calibration().p_values(error)
+    columns = _judged(model, error)
     for i in range(features.shape[1]):
         columns |= {f"feature_{i + 1}": features[:, i], f"share_{i + 1}": shares[:, i]}
     return columns
@@ -65,12 +63,16 @@ def scores_of_training(model: Any, rows: Any) -> Any:
     """
     import pyarrow
 
-    several = len(model.all_params_) > 1
-    score = model.oob_scores_ if several else model.score_samples(rows)
-    columns = {"error": -score, "outlier": score < model.offset_}
-    if several:
-        columns["p_value"] = model._calibration().p_values(-score)
-    return pyarrow.table({name: arrow(column) for name, column in columns.items()})
+    score = model.oob_scores_ if len(model.all_params_) > 1 else model.score_samples(rows)
+    return pyarrow.table({name: arrow(column) for name, column in _judged(model, -score).items()})
+
+
+def _judged(model: Any, error: np.ndarray) -> Columns:
+    """Errors, which of them are outliers', and their p-values if there are several networks."""
+    columns = {"error": error, "outlier": -error < model.offset_}
+    if len(model.all_params_) > 1:
+        columns["p_value"] = model._calibration().p_values(error)
+    return columns
 
 
 def tables(

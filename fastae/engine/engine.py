@@ -701,14 +701,15 @@ class Engine:
         outputs = self.network.widths[-1]
         if not isinstance(objective, Objective):
             raise TypeError(f"objective must be an Objective, got {objective!r}")
-        if Y is None:
-            refuse_target_scale(target_shift, target_scale)
         if Y is not None:
             Y = check_target(Y, X, outputs)
-        elif outputs != X.shape[1]:
-            raise ValueError(
-                f"network puts out {outputs} features, but X has {X.shape[1]}: pass targets of {outputs} features as Y"
-            )
+        else:
+            refuse_target_scale(target_shift, target_scale)
+            if outputs != X.shape[1]:
+                raise ValueError(
+                    f"network puts out {outputs} features, but X has {X.shape[1]}: pass targets of {outputs} features "
+                    "as Y"
+                )
         if sums and (objective.alpha or objective.sparsity_weight):
             raise ValueError("sums are of rows: objective must have neither alpha nor sparsity_weight")
         if batch_size is not None:

@@ -18,7 +18,7 @@ ensemble_fit.py   fitting the networks of a detector; the files beside it hold t
     ensemble_inference.py   the part of it that needs no scikit-learn: codes, reconstructions, errors
     ensemble.py             several networks and the rows that distances are measured from: errors and shares
     neighbours.py           the nearest of those rows
-    linear.py               a linear layer that several threads may call
+    linear.py               engines of single threads, and a linear layer by them
     ensemble_training.py    which rows each network leaves out; training side by side
     ensemble_checkpoint.py  the networks that are trained, in a file
     alarms.py               p-values, thresholds, false discoveries

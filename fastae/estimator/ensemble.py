@@ -19,7 +19,6 @@ features that all training rows keep to, however little. The constants were chos
 docs/detection.md has the tables.
 """
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -31,8 +30,8 @@ from fastae.engine.engine import Engine
 from fastae.engine.many import check_threads
 from fastae.engine.side_by_side import rows_side_by_side
 from fastae.estimator.inference import cells_of
-from fastae.estimator.linear import Linear
-from fastae.estimator.neighbours import FLOOR, Neighbours
+from fastae.estimator.linear import Linear, OwnEngine
+from fastae.estimator.neighbours import FLOOR, Neighbours, out_of_range
 from fastae.network import DType, Parameters
 
 CHUNK = 8192  # rows whose reconstructions are in memory together
@@ -110,8 +109,7 @@ class EnsembleModel:
     ) -> None:
         self.ensemble, self.engine, self.inputs, self._refuse = ensemble, engine, inputs, refuse
         self._neighbours = Neighbours(ensemble.kept, n_threads) if len(ensemble.kept) else None
-        self._dtype, self._threads = dtype, check_threads(n_threads)
-        self._own = threading.local()  # of each thread: its engine
+        self._own_engine, self._threads = OwnEngine(engine.network, dtype), check_threads(n_threads)
         self._whitening = ensemble.whitening()
         self._linear = Linear(self._whitening, engine.dtype) if self._whitening.ndim == 2 else None
 
@@ -153,13 +151,14 @@ class EnsembleModel:
         self, X: np.ndarray, here: slice, look: Callable[[int, np.ndarray], None] = lambda *_: None
     ) -> tuple[np.ndarray, np.ndarray]:
         """``network_errors`` of some rows, float64; each network's residuals are looked at by the way."""
-        missing = self.inputs["missing"]
-        cells, whole = cells_of(X[here], missing), ~np.isnan(X[here]).any(axis=1) if missing else True
+        cells = cells_of(X[here], self.inputs["missing"])
         shape = len(X[here]), len(self.ensemble.networks)
         errors, lengths = np.empty(shape), np.empty(shape)
         for i, residual in enumerate(self.residuals(X, here)):
             errors[:, i] = _sums_of_squares(residual) / cells + FLOOR
-            lengths[:, i] = np.where(whole, _sums_of_squares(self.whitened(residual)) / X.shape[1], 0)
+            lengths[:, i] = np.where(
+                cells == X.shape[1], _sums_of_squares(self.whitened(residual)) / X.shape[1], 0
+            )
             look(i, residual)
         return _or_infinity(errors), _or_infinity(lengths)
 
@@ -172,13 +171,12 @@ class EnsembleModel:
     def residuals(self, X: np.ndarray, here: slice) -> Iterator[np.ndarray]:
         """xhat - x of some rows, (rows, n), network by network: one array that is used again; 0 in missing cells."""
         shift, scale, missing = (self.inputs[name] for name in ("shift", "scale", "missing"))
-        if not hasattr(self._own, "engine"):
-            self._own.engine = Engine(self.engine.network, 1, self._dtype)
+        engine = self._own_engine.get()
         scaled = X[here] if scale is None else (X[here] - shift) * scale
         z = np.ascontiguousarray(scaled, self.engine.dtype)
         holes, residual = np.isnan(z) if missing else None, np.empty_like(z)
         for params in self.ensemble.networks:
-            self._own.engine.reconstruct(
+            engine.reconstruct(
                 params, z, missing=missing, on_not_finite=partial(self._refuse, X), out=residual
             )
             residual -= z
@@ -198,19 +196,25 @@ class EnsembleModel:
 
     def errors(self, X: np.ndarray) -> np.ndarray:
         """(m,), float64: the error of each row."""
+        error, length = self._means(X)
+        return combined(error, *self.distances(X), length)
+
+    def _means(
+        self, X: np.ndarray, look: Callable[[slice, int, np.ndarray], None] = lambda *_: None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """E and M of each row, (m,) each; `look` is called with rows, the number of a network and its residuals."""
         error, length = np.empty(len(X)), np.empty(len(X))
+        balance, networks = self.ensemble.balance, len(self.ensemble.networks)
 
         def measure(here: slice) -> None:
             with out_of_range():
-                errors, lengths = self._network_errors(X, here)
-                error[here], length[here] = self._mean(errors), lengths.mean(axis=1)
+                errors, lengths = self._network_errors(X, here, partial(look, here))
+            # Without BLAS, whose last bits would depend on the rows beside
+            error[here] = np.einsum("ij,j->i", errors, balance) / networks
+            length[here] = lengths.mean(axis=1)
 
         self._side_by_side(measure, X)
-        return combined(error, *self.distances(X), length)
-
-    def _mean(self, errors: np.ndarray) -> np.ndarray:
-        """E, from the errors of each network; without BLAS, whose last bits would depend on the rows beside."""
-        return np.asarray(np.einsum("ij,j->i", errors, self.ensemble.balance) / len(self.ensemble.networks))
+        return error, length
 
     def errors_and_shares(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The error of each row, (m,), and each feature's share of it, (m, n), float64.
@@ -225,19 +229,13 @@ class EnsembleModel:
 
     def _errors_and_shares(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         networks, balance = len(self.ensemble.networks), self.ensemble.balance
-        error, length = np.empty(len(X)), np.empty(len(X))
         squares, mean = np.zeros(X.shape), np.zeros(X.shape)
 
-        def measure(here: slice) -> None:
-            def look(i: int, residual: np.ndarray) -> None:
-                squares[here] += np.square(residual, dtype=np.float64) * balance[i]
-                mean[here] += residual
+        def look(here: slice, i: int, residual: np.ndarray) -> None:
+            squares[here] += np.square(residual, dtype=np.float64) * balance[i]
+            mean[here] += residual
 
-            with out_of_range():
-                errors, lengths = self._network_errors(X, here, look)
-                error[here], length[here] = self._mean(errors), lengths.mean(axis=1)
-
-        self._side_by_side(measure, X)
+        error, length = self._means(X, look)
         nearest, remoteness, parts = np.ones(len(X)), np.ones(len(X)), [_or_infinity(squares)]
         if self._neighbours is not None:
             nearest, remoteness, *shares = self._neighbours.distances_and_shares(X, **self.inputs)
@@ -265,11 +263,6 @@ class EnsembleModel:
 
     def _checked_inputs(self, X: np.ndarray) -> dict[str, Any]:
         return {**self.inputs, "on_not_finite": partial(self._refuse, X)}
-
-
-def out_of_range() -> Any:
-    """A context without warnings, for rows that are too large for float32."""
-    return np.errstate(over="ignore", invalid="ignore")
 
 
 def geometric_mean(error: np.ndarray, distance: np.ndarray, remoteness: np.ndarray) -> np.ndarray:

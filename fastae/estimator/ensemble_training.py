@@ -13,8 +13,8 @@ from fastae import optimizers
 from fastae.data.row_source import ArrayRows, RowSource
 from fastae.engine.engine import Engine
 from fastae.estimator.automatic import ENSEMBLE_UNITS_MOST, Budget, ensemble_budget_of
-from fastae.estimator.ensemble import CHUNK, EnsembleModel, moments_shape, out_of_range
-from fastae.estimator.neighbours import FLOOR
+from fastae.estimator.ensemble import CHUNK, EnsembleModel, moments_shape
+from fastae.estimator.neighbours import FLOOR, out_of_range
 from fastae.network import Parameters
 from fastae.training import lbfgs
 from fastae.training.gradient_descent import train

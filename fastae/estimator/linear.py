@@ -1,11 +1,33 @@
-"""Linear: a linear layer that several threads may call at the same time."""
+"""Engines that several threads compute with at the same time, each with its own; and a linear layer by them."""
 
 import threading
+from typing import Literal
 
 import numpy as np
 
 from fastae.engine.engine import Engine
 from fastae.network import DType, Network, Parameters
+
+
+class OwnEngine:
+    """For each thread that asks, an engine of its own, which computes on this thread alone.
+
+    Parameters
+    ----------
+    network, dtype
+        As for ``Engine``.
+    """
+
+    def __init__(self, network: Network, dtype: DType | Literal["bfloat16"]) -> None:
+        self._network, self._dtype = network, dtype
+        self._of_thread = threading.local()
+
+    def get(self) -> Engine:
+        """The engine of the thread that calls this."""
+        if not hasattr(self._of_thread, "engine"):
+            self._of_thread.engine = Engine(self._network, 1, self._dtype)
+        engine: Engine = self._of_thread.engine
+        return engine
 
 
 class Linear:
@@ -19,14 +41,11 @@ class Linear:
     """
 
     def __init__(self, weight: np.ndarray, dtype: DType) -> None:
-        self._network, self._dtype = Network(weight.shape, ("identity",), 1), dtype
+        network = Network(weight.shape, ("identity",), 1)
         arrays = {"W1": weight, "b1": np.zeros(weight.shape[1])}
-        self._params = Parameters.from_arrays(self._network, arrays, dtype)
-        self._own = threading.local()
+        self._params = Parameters.from_arrays(network, arrays, dtype)
+        self._engine = OwnEngine(network, dtype)
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
         """(m, q), of X (m, n)."""
-        if not hasattr(self._own, "engine"):
-            self._own.engine = Engine(self._network, 1, self._dtype)
-        result: np.ndarray = self._own.engine.reconstruct(self._params, X)
-        return result
+        return self._engine.get().reconstruct(self._params, X)

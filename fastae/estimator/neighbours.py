@@ -155,7 +155,7 @@ class Neighbours:
             self._units_of_seen  # noqa: B018  which is made here, by one thread
 
         def with_numbers_out_of_range(here: slice) -> None:
-            with np.errstate(over="ignore", invalid="ignore"):  # of this thread
+            with out_of_range():
                 task(here)
 
         rows_side_by_side(with_numbers_out_of_range, len(X), self._threads, ROWS_LEAST, ROWS_MOST)
@@ -169,6 +169,11 @@ class Neighbours:
         # too large for it say nothing, because |z|^2 is larger still
         of_groups = np.where(np.isfinite(of_groups), of_groups, 0.0).astype(np.float64)
         return _Part(z, there, _seen(z - self.points[index], there), of_groups)
+
+
+def out_of_range() -> Any:
+    """A context without warnings in this thread, for rows that are too large for float32."""
+    return np.errstate(over="ignore", invalid="ignore")
 
 
 def _measured(part: _Part) -> tuple[np.ndarray, np.ndarray]:
